@@ -1,0 +1,86 @@
+//! The sizes of a model, from which the width of every site follows.
+
+use crate::site::{Component, Site};
+
+/// The sizes of a model.
+///
+/// Query heads and key-value heads differ in grouped-query attention, and `d_head` is not always
+/// `d_model / heads`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelDims {
+    /// Number of blocks.
+    pub layers: usize,
+    /// Number of query heads.
+    pub heads: usize,
+    /// Number of key-value heads; `heads` is a multiple of it.
+    pub kv_heads: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Width of one head.
+    pub d_head: usize,
+    /// Width of the MLP's hidden layer.
+    pub d_mlp: usize,
+    /// Number of logits per position.
+    pub vocab: usize,
+    /// Longest sequence the model can read; `None` where it has no limit.
+    pub max_positions: Option<usize>,
+    /// Whether queries and keys are rotated by their position (RoPE).
+    pub rotary: bool,
+}
+
+/// The shape of one activation, without its batch and position axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteDims {
+    /// Number of heads; 1 for an activation that has no heads.
+    pub heads: usize,
+    /// What the last axis holds.
+    pub width: SiteWidth,
+}
+
+/// What the last axis of an activation holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SiteWidth {
+    /// A vector of that many features.
+    Features(usize),
+    /// One number per key position (attention scores and weights).
+    KeyPositions,
+}
+
+impl ModelDims {
+    /// The shape of the activation at `site` of a transformer with these sizes; `None` if there
+    /// is no such site: a layer past the end, or rotary queries without rotary embeddings.
+    pub fn site(&self, site: Site) -> Option<SiteDims> {
+        let features = |heads, width| SiteDims {
+            heads,
+            width: SiteWidth::Features(width),
+        };
+        let (layer, component) = match site {
+            Site::Embedding | Site::FinalNorm => return Some(features(1, self.d_model)),
+            Site::Block(layer, component) => (layer, component),
+        };
+        if layer >= self.layers {
+            return None;
+        }
+        Some(match component {
+            Component::BlockInput
+            | Component::AttentionInput
+            | Component::AttentionOutput
+            | Component::ResidualMid
+            | Component::MlpInput
+            | Component::MlpOutput
+            | Component::BlockOutput => features(1, self.d_model),
+            Component::QueryOutput | Component::AttentionValueOutput => {
+                features(self.heads, self.d_head)
+            }
+            Component::KeyOutput | Component::ValueOutput => features(self.kv_heads, self.d_head),
+            Component::RotaryQuery if self.rotary => features(self.heads, self.d_head),
+            Component::RotaryKey if self.rotary => features(self.kv_heads, self.d_head),
+            Component::RotaryQuery | Component::RotaryKey => return None,
+            Component::AttentionScores | Component::AttentionWeights => SiteDims {
+                heads: self.heads,
+                width: SiteWidth::KeyPositions,
+            },
+            Component::MlpActivation => features(1, self.d_mlp),
+        })
+    }
+}

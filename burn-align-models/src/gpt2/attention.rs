@@ -1,0 +1,74 @@
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::Gpt2Config;
+use crate::nn::{Attend, CausalPass, ParamInit, attend, merge_heads, project, split_heads};
+use crate::site::{Component, Site};
+use crate::tap::Tap;
+
+/// Multi-head causal attention.
+#[derive(Module, Debug)]
+pub struct Gpt2Attention<B: Backend> {
+    /// Queries, keys and values in one product, `[d_model, 3 * d_model]`.
+    pub c_attn: Linear<B>,
+    /// Output projection, `[d_model, d_model]`.
+    pub c_proj: Linear<B>,
+    heads: usize,
+    scale: f64,
+}
+
+impl<B: Backend> Gpt2Attention<B> {
+    pub(super) fn new(config: &Gpt2Config, layer: usize, init: &mut ParamInit<'_, B>) -> Self {
+        let d_model = config.n_embd;
+        let d_head = d_model / config.n_head;
+        let mut scale = 1.0;
+        if config.scale_attn_weights {
+            scale /= (d_head as f64).sqrt();
+        }
+        if config.scale_attn_by_inverse_layer_idx {
+            scale /= (layer + 1) as f64;
+        }
+        Self {
+            c_attn: init.linear(d_model, 3 * d_model, true),
+            c_proj: init.scaled_linear(d_model, d_model, true, residual_scale(config)),
+            heads: config.n_head,
+            scale,
+        }
+    }
+
+    /// # Shapes
+    /// - x, output: `[batch, pos, d_model]`
+    pub(super) fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        let site = |component| Site::Block(layer, component);
+        let [_batch, _pos, d_model] = x.dims();
+
+        let qkv = project(&self.c_attn, x); // [batch, pos, 3 * d_model]
+        let part = |i| split_heads(qkv.clone().narrow(2, i * d_model, d_model), self.heads);
+        let q = tap.heads(site(Component::QueryOutput), part(0)); // [batch, head, pos, d_head]
+        let k = tap.heads(site(Component::KeyOutput), part(1)); // [batch, head, pos, d_head]
+        let v = tap.heads(site(Component::ValueOutput), part(2)); // [batch, head, pos, d_head]
+
+        let how = Attend {
+            layer,
+            scale: self.scale,
+            windowed: false,
+            pass,
+        };
+        let mixed = attend(q, k, v, &how, tap);
+        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
+        project(&self.c_proj, merge_heads(mixed))
+    }
+}
+
+/// Projections into the residual stream start smaller, so that its variance does not grow with
+/// depth: `1 / √(number of projections)` (Radford et al. 2019, §2.3).
+pub(super) fn residual_scale(config: &Gpt2Config) -> f64 {
+    1.0 / ((2 * config.n_layer) as f64).sqrt()
+}

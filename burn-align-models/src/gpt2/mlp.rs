@@ -1,0 +1,44 @@
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::Gpt2Config;
+use super::attention::residual_scale;
+use crate::nn::{Activation, ParamInit, project};
+use crate::site::{Component, Site};
+use crate::tap::Tap;
+
+/// `c_proj(activation(c_fc(x)))`.
+#[derive(Module, Debug)]
+pub struct Gpt2Mlp<B: Backend> {
+    /// Into the hidden layer, `[d_model, d_mlp]`.
+    pub c_fc: Linear<B>,
+    /// Back into the residual stream, `[d_mlp, d_model]`.
+    pub c_proj: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: Backend> Gpt2Mlp<B> {
+    pub(super) fn new(config: &Gpt2Config, init: &mut ParamInit<'_, B>) -> Self {
+        let (d_model, d_mlp) = (config.n_embd, config.dims().d_mlp);
+        Self {
+            c_fc: init.linear(d_model, d_mlp, true),
+            c_proj: init.scaled_linear(d_mlp, d_model, true, residual_scale(config)),
+            activation: config.activation,
+        }
+    }
+
+    /// # Shapes
+    /// - x, output: `[batch, pos, d_model]`
+    pub(super) fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        let hidden = self.activation.forward(project(&self.c_fc, x)); // [batch, pos, d_mlp]
+        let hidden = tap.stream(Site::Block(layer, Component::MlpActivation), hidden);
+        project(&self.c_proj, hidden)
+    }
+}

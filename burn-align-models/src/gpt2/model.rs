@@ -1,0 +1,88 @@
+use burn::module::Module;
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::{Gpt2Block, Gpt2Config};
+use crate::dims::ModelDims;
+use crate::model::{AlignableTransformer, ModelInput};
+use crate::nn::{CausalPass, LayerNorm, ParamInit, unembed};
+use crate::site::Site;
+use crate::tap::Tap;
+
+/// GPT-2 with a language-modelling head.
+#[derive(Module, Debug)]
+pub struct Gpt2<B: Backend> {
+    /// Token embedding, `[vocab, d_model]`.
+    pub wte: Embedding<B>,
+    /// Position embedding, `[max_positions, d_model]`.
+    pub wpe: Embedding<B>,
+    /// The blocks.
+    pub h: Vec<Gpt2Block<B>>,
+    /// Norm before the unembedding.
+    pub ln_f: LayerNorm<B>,
+    /// Unembedding, `[d_model, vocab]`; `None` where it is tied to `wte`.
+    pub lm_head: Option<Linear<B>>,
+    dims: ModelDims,
+}
+
+impl<B: Backend> Gpt2<B> {
+    pub(crate) fn new(config: &Gpt2Config, init: &mut ParamInit<'_, B>) -> Self {
+        let dims = config.dims();
+        assert_eq!(
+            dims.heads * dims.d_head,
+            dims.d_model,
+            "n_head must divide n_embd"
+        );
+        Self {
+            wte: init.embedding(dims.vocab, dims.d_model),
+            wpe: init.embedding(config.n_positions, dims.d_model),
+            h: (0..dims.layers)
+                .map(|layer| Gpt2Block::new(config, layer, init))
+                .collect(),
+            ln_f: LayerNorm::new(dims.d_model, config.layer_norm_epsilon, init),
+            lm_head: (!config.tie_word_embeddings)
+                .then(|| init.linear(dims.d_model, dims.vocab, false)),
+            dims,
+        }
+    }
+}
+
+impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
+    type Pass = CausalPass<B>;
+
+    fn dims(&self) -> &ModelDims {
+        &self.dims
+    }
+
+    fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
+        CausalPass::new(pos, None, None, device)
+    }
+
+    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let [_batch, pos] = input.dims();
+        let tokens = match input {
+            ModelInput::Tokens(tokens) => self.wte.forward(tokens),
+            ModelInput::Features(features) => features,
+        };
+        let positions = self.wpe.weight.val().narrow(0, 0, pos).unsqueeze();
+        tap.stream(Site::Embedding, tokens + positions)
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        self.h[layer].forward(layer, x, pass, tap)
+    }
+
+    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        tap.stream(Site::FinalNorm, self.ln_f.forward(x))
+    }
+
+    fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        unembed(self.lm_head.as_ref(), self.wte.weight.val(), x)
+    }
+}

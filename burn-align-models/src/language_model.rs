@@ -1,0 +1,106 @@
+//! A language model of whichever family a checkpoint holds.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::dims::ModelDims;
+use crate::gpt2::{Gpt2, Gpt2Config};
+use crate::llama::{Llama, LlamaConfig};
+use crate::model::{AlignableTransformer, ModelInput};
+use crate::nn::CausalPass;
+use crate::pretrained::{
+    ConfigError, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
+};
+use crate::tap::Tap;
+
+/// A language model of any family, chosen by the `model_type` of its `config.json`.
+#[derive(Module, Debug)]
+pub enum LanguageModel<B: Backend> {
+    /// GPT-2.
+    Gpt2(Gpt2<B>),
+    /// LLaMA, Mistral or Qwen2.
+    Llama(Llama<B>),
+}
+
+/// The configuration of a [`LanguageModel`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum LanguageModelConfig {
+    /// Of a GPT-2.
+    Gpt2(Gpt2Config),
+    /// Of a LLaMA, Mistral or Qwen2.
+    Llama(LlamaConfig),
+}
+
+/// Calls the same method of the family's own model.
+macro_rules! of_any_family {
+    ($self:ident, $model:ident => $call:expr) => {
+        match $self {
+            LanguageModel::Gpt2($model) => $call,
+            LanguageModel::Llama($model) => $call,
+        }
+    };
+}
+
+impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
+    type Pass = CausalPass<B>;
+
+    fn dims(&self) -> &ModelDims {
+        of_any_family!(self, model => model.dims())
+    }
+
+    fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
+        of_any_family!(self, model => model.begin(pos, device))
+    }
+
+    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        of_any_family!(self, model => model.embed(input, tap))
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        of_any_family!(self, model => model.block(layer, x, pass, tap))
+    }
+
+    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        of_any_family!(self, model => model.final_norm(x, tap))
+    }
+
+    fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        of_any_family!(self, model => model.unembed(x))
+    }
+}
+
+impl<B: Backend> FromPretrained<B> for LanguageModel<B> {
+    type Config = LanguageModelConfig;
+
+    fn from_repository(
+        repository: &Repository,
+        mut fields: Fields,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Pretrained<Self, LanguageModelConfig>, LoadError> {
+        let model_type = fields
+            .optional_text("model_type")
+            .map_err(|error| repository.config_error(error))?;
+        match model_type.as_deref() {
+            Some("gpt2") => {
+                let loaded = Gpt2::from_repository(repository, fields, options, device)?;
+                Ok(loaded.map(Self::Gpt2, LanguageModelConfig::Gpt2))
+            }
+            Some("llama" | "mistral" | "qwen2") => {
+                let loaded = Llama::from_repository(repository, fields, options, device)?;
+                Ok(loaded.map(Self::Llama, LanguageModelConfig::Llama))
+            }
+            found => Err(repository.config_error(ConfigError::Unsupported {
+                key: "model_type".to_owned(),
+                found: found.map_or("nothing".to_owned(), |found| format!("`{found}`")),
+                reason: "expected gpt2, llama, mistral or qwen2".to_owned(),
+            })),
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! GPT-2 and LLaMA for Burn, with a tap at every named activation.
+//!
+//! # Axes
+//! One glossary for all shapes in this crate and in `burn-align`:
+//!
+//! | axis | meaning |
+//! | --- | --- |
+//! | `batch` | examples |
+//! | `pos` | token positions; `q_pos` and `k_pos` where queries meet keys |
+//! | `head`, `kv_head` | query heads; key-value heads |
+//! | `d_model` | residual stream |
+//! | `d_head` | one head |
+//! | `d_mlp` | hidden layer of the MLP |
+//! | `vocab` | tokens |
+
+mod dims;
+mod language_model;
+mod model;
+mod site;
+mod tap;
+mod tokens;
+
+pub mod gpt2;
+pub mod llama;
+pub mod nn;
+pub mod pretrained;
+
+pub use dims::{ModelDims, SiteDims, SiteWidth};
+pub use gpt2::{Gpt2, Gpt2Config};
+pub use language_model::{LanguageModel, LanguageModelConfig};
+pub use llama::{Llama, LlamaConfig};
+pub use model::{AlignableTransformer, ModelInput};
+pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained};
+pub use site::{Component, Site, UnknownComponent};
+pub use tap::{NoTap, Tap};
+pub use tokens::{TokenBatch, Tokenizer, TokensError};

@@ -1,0 +1,79 @@
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::LlamaConfig;
+use crate::nn::{Attend, CausalPass, ParamInit, attend, merge_heads, project, split_heads};
+use crate::site::{Component, Site};
+use crate::tap::Tap;
+
+/// Grouped-query causal attention with rotary embeddings.
+#[derive(Module, Debug)]
+pub struct LlamaAttention<B: Backend> {
+    /// Queries, `[d_model, head * d_head]`.
+    pub q_proj: Linear<B>,
+    /// Keys, `[d_model, kv_head * d_head]`.
+    pub k_proj: Linear<B>,
+    /// Values, `[d_model, kv_head * d_head]`.
+    pub v_proj: Linear<B>,
+    /// Output projection, `[head * d_head, d_model]`.
+    pub o_proj: Linear<B>,
+    heads: usize,
+    kv_heads: usize,
+    scale: f64,
+    windowed: bool,
+}
+
+impl<B: Backend> LlamaAttention<B> {
+    pub(super) fn new(config: &LlamaConfig, layer: usize, init: &mut ParamInit<'_, B>) -> Self {
+        let dims = &config.dims;
+        let (q_width, kv_width) = (dims.heads * dims.d_head, dims.kv_heads * dims.d_head);
+        let window = config.sliding_window.as_ref();
+        Self {
+            q_proj: init.linear(dims.d_model, q_width, config.qkv_bias),
+            k_proj: init.linear(dims.d_model, kv_width, config.qkv_bias),
+            v_proj: init.linear(dims.d_model, kv_width, config.qkv_bias),
+            o_proj: init.linear(q_width, dims.d_model, config.output_bias),
+            heads: dims.heads,
+            kv_heads: dims.kv_heads,
+            scale: 1.0 / (dims.d_head as f64).sqrt(),
+            windowed: window.is_some_and(|window| window.layers[layer]),
+        }
+    }
+
+    /// # Shapes
+    /// - x, output: `[batch, pos, d_model]`
+    pub(super) fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        let site = |component| Site::Block(layer, component);
+
+        let q = split_heads(project(&self.q_proj, x.clone()), self.heads);
+        let q = tap.heads(site(Component::QueryOutput), q); // [batch, head, pos, d_head]
+        let k = split_heads(project(&self.k_proj, x.clone()), self.kv_heads);
+        let k = tap.heads(site(Component::KeyOutput), k); // [batch, kv_head, pos, d_head]
+        let v = split_heads(project(&self.v_proj, x), self.kv_heads);
+        let v = tap.heads(site(Component::ValueOutput), v); // [batch, kv_head, pos, d_head]
+
+        let rotary = pass
+            .rotary
+            .as_ref()
+            .expect("a LLaMA pass has rotary tables");
+        let q = tap.heads(site(Component::RotaryQuery), rotary.rotate(q));
+        let k = tap.heads(site(Component::RotaryKey), rotary.rotate(k));
+
+        let how = Attend {
+            layer,
+            scale: self.scale,
+            windowed: self.windowed,
+            pass,
+        };
+        let mixed = attend(q, k, v, &how, tap);
+        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
+        project(&self.o_proj, merge_heads(mixed))
+    }
+}

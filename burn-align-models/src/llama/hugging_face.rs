@@ -1,0 +1,350 @@
+//! LLaMA, Mistral and Qwen2 in the Hugging Face layout.
+
+use burn::tensor::{DType, backend::Backend};
+use serde_json::{Value, json};
+
+use super::{Llama, LlamaConfig, SlidingWindow};
+use crate::dims::ModelDims;
+use crate::nn::{Activation, RotaryConfig, RotaryScaling, Yarn};
+use crate::pretrained::{
+    ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
+    WeightLayout, load_family,
+};
+
+/// Which of the families that share LLaMA's block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    Llama,
+    Mistral,
+    Qwen2,
+}
+
+impl Variant {
+    fn read(fields: &mut Fields) -> Result<Self, ConfigError> {
+        let model_type = fields.optional_text("model_type")?;
+        match model_type.as_deref() {
+            Some("llama") | None => Ok(Self::Llama),
+            Some("mistral") => Ok(Self::Mistral),
+            Some("qwen2") => Ok(Self::Qwen2),
+            Some(other) => Err(ConfigError::Unsupported {
+                key: "model_type".to_owned(),
+                found: format!("`{other}`"),
+                reason: "expected llama, mistral or qwen2".to_owned(),
+            }),
+        }
+    }
+}
+
+impl<B: Backend> FromPretrained<B> for Llama<B> {
+    type Config = LlamaConfig;
+
+    fn from_repository(
+        repository: &Repository,
+        fields: Fields,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Pretrained<Self, LlamaConfig>, LoadError> {
+        load_family(repository, fields, options, device)
+    }
+}
+
+impl<B: Backend> Family<B> for Llama<B> {
+    type Config = LlamaConfig;
+
+    fn read_config(fields: &mut Fields) -> Result<LlamaConfig, ConfigError> {
+        let variant = Variant::read(fields)?;
+        fields.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
+
+        let (d_model, heads) = (
+            fields.size("hidden_size")?,
+            fields.size("num_attention_heads")?,
+        );
+        let default_kv_heads = match variant {
+            Variant::Mistral if !fields.has("num_key_value_heads") => 8,
+            _ => heads,
+        };
+        let kv_heads = fields
+            .optional_size("num_key_value_heads")?
+            .unwrap_or(default_kv_heads);
+        if heads % kv_heads != 0 {
+            return Err(ConfigError::Invalid {
+                key: "num_key_value_heads".to_owned(),
+                expected: format!("a divisor of num_attention_heads = {heads}"),
+                found: kv_heads.to_string(),
+            });
+        }
+        let d_head = match fields.optional_size("head_dim")? {
+            Some(d_head) => d_head,
+            None if d_model % heads == 0 => d_model / heads,
+            None => {
+                return Err(ConfigError::Invalid {
+                    key: "num_attention_heads".to_owned(),
+                    expected: format!("a divisor of hidden_size = {d_model}, or a head_dim"),
+                    found: heads.to_string(),
+                });
+            }
+        };
+        if d_head % 2 != 0 {
+            return Err(ConfigError::Invalid {
+                key: "head_dim".to_owned(),
+                expected: "an even number, for the rotary embedding".to_owned(),
+                found: d_head.to_string(),
+            });
+        }
+
+        let layers = fields.layers("num_hidden_layers")?;
+        let max_positions = fields.size("max_position_embeddings")?;
+        let scaling = read_scaling(fields, max_positions)?;
+        let attention_bias = match variant {
+            Variant::Llama => fields.flag("attention_bias", false)?,
+            Variant::Mistral | Variant::Qwen2 => false,
+        };
+        Ok(LlamaConfig {
+            dims: ModelDims {
+                layers,
+                heads,
+                kv_heads,
+                d_model,
+                d_head,
+                d_mlp: fields.size("intermediate_size")?,
+                vocab: fields.size("vocab_size")?,
+                max_positions: match scaling {
+                    // Meant for sequences of any length.
+                    RotaryScaling::Dynamic { .. } => None,
+                    _ => Some(max_positions),
+                },
+                rotary: true,
+            },
+            activation: Activation::read(fields, "hidden_act", Activation::Silu)?,
+            rms_norm_eps: fields.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
+            rotary: RotaryConfig {
+                d_head,
+                theta: fields.optional_number("rope_theta")?.unwrap_or(10000.0),
+                max_positions,
+                scaling,
+            },
+            qkv_bias: attention_bias || variant == Variant::Qwen2,
+            output_bias: attention_bias,
+            mlp_bias: match variant {
+                Variant::Llama => fields.flag("mlp_bias", false)?,
+                Variant::Mistral | Variant::Qwen2 => false,
+            },
+            tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+            sliding_window: read_window(fields, variant, layers)?,
+            initializer_range: fields.optional_number("initializer_range")?.unwrap_or(0.02),
+        })
+    }
+
+    fn write_config(config: &LlamaConfig) -> Value {
+        let dims = &config.dims;
+        let qwen2 = config.qkv_bias && !config.output_bias;
+        let mut json = json!({
+            "vocab_size": dims.vocab,
+            "hidden_size": dims.d_model,
+            "intermediate_size": dims.d_mlp,
+            "num_hidden_layers": dims.layers,
+            "num_attention_heads": dims.heads,
+            "num_key_value_heads": dims.kv_heads,
+            "hidden_act": config.activation.to_string(),
+            "max_position_embeddings": config.rotary.max_positions,
+            "rms_norm_eps": config.rms_norm_eps,
+            "rope_theta": config.rotary.theta,
+            "tie_word_embeddings": config.tie_word_embeddings,
+            "initializer_range": config.initializer_range,
+        });
+        let (architecture, model_type) = if qwen2 {
+            json["use_sliding_window"] = config.sliding_window.is_some().into();
+            ("Qwen2ForCausalLM", "qwen2")
+        } else if config.sliding_window.is_some() {
+            ("MistralForCausalLM", "mistral")
+        } else {
+            json["attention_bias"] = config.qkv_bias.into();
+            json["mlp_bias"] = config.mlp_bias.into();
+            ("LlamaForCausalLM", "llama")
+        };
+        json["architectures"] = json!([architecture]);
+        json["model_type"] = model_type.into();
+        if model_type != "qwen2" {
+            json["head_dim"] = dims.d_head.into();
+        }
+        if let Some(window) = &config.sliding_window {
+            json["sliding_window"] = window.size.into();
+            if qwen2 {
+                let kind = |windowed: &bool| match windowed {
+                    true => "sliding_attention",
+                    false => "full_attention",
+                };
+                json["layer_types"] = window.layers.iter().map(kind).collect();
+            }
+        }
+        if let Some(scaling) = write_scaling(&config.rotary.scaling) {
+            json["rope_scaling"] = scaling;
+        }
+        json
+    }
+
+    fn skeleton(config: &LlamaConfig, dtype: DType, device: &B::Device) -> Self {
+        config.init_seeded(0, dtype, device)
+    }
+
+    fn layout(config: &LlamaConfig) -> WeightLayout {
+        WeightLayout {
+            prefix: "model.",
+            is_transposed: |path| path.ends_with("_proj.weight") || path == "lm_head.weight",
+            // A table that old versions stored with the weights.
+            is_ignored: |path| path.ends_with(".rotary_emb.inv_freq"),
+            tied_head: config.tie_word_embeddings,
+        }
+    }
+}
+
+/// Reads `rope_scaling`.
+fn read_scaling(fields: &mut Fields, max_positions: usize) -> Result<RotaryScaling, ConfigError> {
+    let Some(mut scaling) = fields.optional_object("rope_scaling")? else {
+        return Ok(RotaryScaling::Default);
+    };
+    let old = scaling.optional_text("rope_scaling.type")?;
+    let new = scaling.optional_text("rope_scaling.rope_type")?;
+    let scaling_type = old.or(new).unwrap_or_else(|| "default".to_owned());
+    let original = scaling
+        .optional_size("rope_scaling.original_max_position_embeddings")?
+        .unwrap_or(max_positions);
+    let parsed = match scaling_type.as_str() {
+        "default" => RotaryScaling::Default,
+        "linear" => RotaryScaling::Linear {
+            factor: scaling.number("rope_scaling.factor")?,
+        },
+        "dynamic" => RotaryScaling::Dynamic {
+            factor: scaling.number("rope_scaling.factor")?,
+        },
+        "llama3" => RotaryScaling::Llama3 {
+            factor: scaling.number("rope_scaling.factor")?,
+            low_freq_factor: scaling.number("rope_scaling.low_freq_factor")?,
+            high_freq_factor: scaling.number("rope_scaling.high_freq_factor")?,
+            original,
+        },
+        "yarn" => RotaryScaling::Yarn(read_yarn(&mut scaling, original)?),
+        other => {
+            return Err(ConfigError::Unsupported {
+                key: "rope_scaling.rope_type".to_owned(),
+                found: format!("`{other}`"),
+                reason: "expected default, linear, dynamic, llama3 or yarn".to_owned(),
+            });
+        }
+    };
+    scaling.finish()?;
+    Ok(parsed)
+}
+
+fn read_yarn(scaling: &mut Fields, original: usize) -> Result<Yarn, ConfigError> {
+    let factor = scaling.number("rope_scaling.factor")?;
+    let mscale = scaling.optional_number("rope_scaling.mscale")?;
+    let mscale_all_dim = scaling.optional_number("rope_scaling.mscale_all_dim")?;
+    // Equation 22 of the paper, generalised as in DeepSeek's models.
+    let magnitude = |mscale: f64| match factor > 1.0 {
+        true => 0.1 * mscale * factor.ln() + 1.0,
+        false => 1.0,
+    };
+    let default_attention_factor = match (mscale, mscale_all_dim) {
+        (Some(one), Some(all)) if one != 0.0 && all != 0.0 => magnitude(one) / magnitude(all),
+        _ => magnitude(1.0),
+    };
+    let nonzero = |value: Option<f64>, default: f64| value.filter(|v| *v != 0.0).unwrap_or(default);
+    Ok(Yarn {
+        factor,
+        original,
+        attention_factor: scaling
+            .optional_number("rope_scaling.attention_factor")?
+            .unwrap_or(default_attention_factor),
+        beta_fast: nonzero(scaling.optional_number("rope_scaling.beta_fast")?, 32.0),
+        beta_slow: nonzero(scaling.optional_number("rope_scaling.beta_slow")?, 1.0),
+        truncate: scaling.flag("rope_scaling.truncate", true)?,
+    })
+}
+
+fn write_scaling(scaling: &RotaryScaling) -> Option<Value> {
+    Some(match scaling {
+        RotaryScaling::Default => return None,
+        RotaryScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RotaryScaling::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": factor}),
+        RotaryScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original,
+        }),
+        RotaryScaling::Yarn(yarn) => json!({
+            "rope_type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original,
+            "attention_factor": yarn.attention_factor,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "truncate": yarn.truncate,
+        }),
+    })
+}
+
+/// Reads which layers look through a sliding window, and its size.
+fn read_window(
+    fields: &mut Fields,
+    variant: Variant,
+    layers: usize,
+) -> Result<Option<SlidingWindow>, ConfigError> {
+    match variant {
+        Variant::Llama => Ok(None),
+        Variant::Mistral => {
+            let default = (!fields.has("sliding_window")).then_some(4096);
+            let size = fields.optional_size("sliding_window")?.or(default);
+            Ok(size.map(|size| SlidingWindow {
+                size,
+                layers: vec![true; layers],
+            }))
+        }
+        Variant::Qwen2 => {
+            let used = fields.flag("use_sliding_window", false)?;
+            let default = (!fields.has("sliding_window")).then_some(4096);
+            let size = fields.optional_size("sliding_window")?.or(default);
+            let first = fields.optional_index("max_window_layers")?.unwrap_or(28);
+            let types = fields.optional_texts("layer_types")?;
+            let Some(size) = size.filter(|_| used) else {
+                return Ok(None);
+            };
+            let windowed = match types {
+                None => (0..layers).map(|layer| layer >= first).collect(),
+                Some(types) => read_layer_types(&types, layers)?,
+            };
+            Ok(Some(SlidingWindow {
+                size,
+                layers: windowed,
+            }))
+        }
+    }
+}
+
+fn read_layer_types(types: &[String], layers: usize) -> Result<Vec<bool>, ConfigError> {
+    let invalid = |expected: String, found: String| ConfigError::Invalid {
+        key: "layer_types".to_owned(),
+        expected,
+        found,
+    };
+    if types.len() != layers {
+        let expected = format!("{layers} entries, one for each layer");
+        return Err(invalid(expected, types.len().to_string()));
+    }
+    let windowed = |kind: &String| match kind.as_str() {
+        "full_attention" => Ok(false),
+        "sliding_attention" => Ok(true),
+        other => Err(invalid(
+            "full_attention or sliding_attention".to_owned(),
+            format!("`{other}`"),
+        )),
+    };
+    types.iter().map(windowed).collect()
+}

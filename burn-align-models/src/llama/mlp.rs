@@ -1,0 +1,46 @@
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::LlamaConfig;
+use crate::nn::{Activation, ParamInit, project};
+use crate::site::{Component, Site};
+use crate::tap::Tap;
+
+/// `down(activation(gate(x)) · up(x))`.
+#[derive(Module, Debug)]
+pub struct LlamaMlp<B: Backend> {
+    /// Gate, `[d_model, d_mlp]`.
+    pub gate_proj: Linear<B>,
+    /// What the gate multiplies, `[d_model, d_mlp]`.
+    pub up_proj: Linear<B>,
+    /// Back into the residual stream, `[d_mlp, d_model]`.
+    pub down_proj: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: Backend> LlamaMlp<B> {
+    pub(super) fn new(config: &LlamaConfig, init: &mut ParamInit<'_, B>) -> Self {
+        let (d_model, d_mlp, bias) = (config.dims.d_model, config.dims.d_mlp, config.mlp_bias);
+        Self {
+            gate_proj: init.linear(d_model, d_mlp, bias),
+            up_proj: init.linear(d_model, d_mlp, bias),
+            down_proj: init.linear(d_mlp, d_model, bias),
+            activation: config.activation,
+        }
+    }
+
+    /// # Shapes
+    /// - x, output: `[batch, pos, d_model]`
+    pub(super) fn forward(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        let gate = self.activation.forward(project(&self.gate_proj, x.clone())); // [batch, pos, d_mlp]
+        let gate = tap.stream(Site::Block(layer, Component::MlpActivation), gate);
+        project(&self.down_proj, gate * project(&self.up_proj, x))
+    }
+}

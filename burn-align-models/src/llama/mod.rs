@@ -1,0 +1,15 @@
+//! LLaMA 1, 2 and 3 (arXiv 2302.13971), and the models whose blocks are the same but for biases
+//! and a sliding window: Mistral (arXiv 2310.06825) and Qwen2 (arXiv 2407.10671).
+
+mod attention;
+mod block;
+mod config;
+mod hugging_face;
+mod mlp;
+mod model;
+
+pub use attention::LlamaAttention;
+pub use block::LlamaBlock;
+pub use config::{LlamaConfig, SlidingWindow};
+pub use mlp::LlamaMlp;
+pub use model::Llama;

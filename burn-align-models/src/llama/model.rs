@@ -1,0 +1,87 @@
+use burn::module::Module;
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::{LlamaBlock, LlamaConfig};
+use crate::dims::ModelDims;
+use crate::model::{AlignableTransformer, ModelInput};
+use crate::nn::{CausalPass, ParamInit, RmsNorm, RotaryConfig, unembed};
+use crate::site::Site;
+use crate::tap::Tap;
+
+/// LLaMA with a language-modelling head.
+#[derive(Module, Debug)]
+pub struct Llama<B: Backend> {
+    /// Token embedding, `[vocab, d_model]`.
+    pub embed_tokens: Embedding<B>,
+    /// The blocks.
+    pub layers: Vec<LlamaBlock<B>>,
+    /// Norm before the unembedding.
+    pub norm: RmsNorm<B>,
+    /// Unembedding, `[d_model, vocab]`; `None` where it is tied to the embedding.
+    pub lm_head: Option<Linear<B>>,
+    #[module(skip)]
+    dims: ModelDims,
+    #[module(skip)]
+    rotary: RotaryConfig,
+    #[module(skip)]
+    window: Option<usize>,
+}
+
+impl<B: Backend> Llama<B> {
+    pub(crate) fn new(config: &LlamaConfig, init: &mut ParamInit<'_, B>) -> Self {
+        let dims = config.dims.clone();
+        Self {
+            embed_tokens: init.embedding(dims.vocab, dims.d_model),
+            layers: (0..dims.layers)
+                .map(|layer| LlamaBlock::new(config, layer, init))
+                .collect(),
+            norm: RmsNorm::new(dims.d_model, config.rms_norm_eps, init),
+            lm_head: (!config.tie_word_embeddings)
+                .then(|| init.linear(dims.d_model, dims.vocab, false)),
+            dims,
+            rotary: config.rotary.clone(),
+            window: config.sliding_window.as_ref().map(|window| window.size),
+        }
+    }
+}
+
+impl<B: Backend> AlignableTransformer<B> for Llama<B> {
+    type Pass = CausalPass<B>;
+
+    fn dims(&self) -> &ModelDims {
+        &self.dims
+    }
+
+    fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
+        let tables = self.rotary.tables(pos, device);
+        let tables = tables.cast(self.embed_tokens.weight.val().dtype());
+        CausalPass::new(pos, self.window, Some(tables), device)
+    }
+
+    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let x = match input {
+            ModelInput::Tokens(tokens) => self.embed_tokens.forward(tokens),
+            ModelInput::Features(features) => features,
+        };
+        tap.stream(Site::Embedding, x)
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        self.layers[layer].forward(layer, x, pass, tap)
+    }
+
+    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        tap.stream(Site::FinalNorm, self.norm.forward(x))
+    }
+
+    fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        unembed(self.lm_head.as_ref(), self.embed_tokens.weight.val(), x)
+    }
+}

@@ -1,0 +1,110 @@
+//! The interface between a model and the engine.
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, backend::Backend};
+
+use crate::dims::{ModelDims, SiteDims};
+use crate::site::Site;
+use crate::tap::{NoTap, Tap};
+
+/// What a model reads.
+#[derive(Clone, Debug)]
+pub enum ModelInput<B: Backend> {
+    /// Token ids, `[batch, pos]`.
+    Tokens(Tensor<B, 2, Int>),
+    /// Vectors, `[batch, pos, feature]`: the inputs of a model that is no language model, or a
+    /// language model's token embeddings.
+    Features(Tensor<B, 3>),
+}
+
+impl<B: Backend> ModelInput<B> {
+    /// Batch and position sizes.
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Tokens(tokens) => tokens.dims(),
+            Self::Features(features) => {
+                let [batch, pos, _feature] = features.dims();
+                [batch, pos]
+            }
+        }
+    }
+
+    /// Where the input lives.
+    pub fn device(&self) -> B::Device {
+        match self {
+            Self::Tokens(tokens) => tokens.device(),
+            Self::Features(features) => features.device(),
+        }
+    }
+}
+
+/// A model whose stages the engine drives one by one.
+///
+/// The model does not run itself from end to end. The engine owns the loop, so it can start from
+/// stored residuals, stop early, and change the batch between layers:
+///
+/// ```text
+/// begin → embed → block(0) → … → block(layers - 1) → final_norm → unembed
+/// ```
+///
+/// At each named activation a stage hands it to the tap, see [`Tap`].
+pub trait AlignableTransformer<B: Backend>: Module<B> {
+    /// What the blocks of one pass share and need not compute again: masks, rotary tables.
+    type Pass: Clone;
+
+    /// The model's sizes.
+    fn dims(&self) -> &ModelDims;
+
+    /// The shape of the activation at `site`; `None` where the model has no such site.
+    fn site(&self, site: Site) -> Option<SiteDims> {
+        self.dims().site(site)
+    }
+
+    /// Prepares a pass over sequences of `pos` positions.
+    fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass;
+
+    /// The residual stream that enters the first block, `[batch, pos, d_model]`.
+    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
+
+    /// Runs one block.
+    ///
+    /// # Shapes
+    /// - x, output: `[batch, pos, d_model]`
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &Self::Pass,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3>;
+
+    /// Normalises the residual stream that leaves the last block.
+    ///
+    /// # Shapes
+    /// - x, output: `[batch, pos, d_model]`
+    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
+
+    /// Turns normalised residuals into logits; any selection of positions may be given.
+    ///
+    /// # Shapes
+    /// - x: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, vocab]`
+    fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// The plain forward pass: logits `[batch, pos, vocab]`.
+    fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+        self.forward_tapped(input, &mut NoTap)
+    }
+
+    /// The forward pass under a tap: logits `[batch, pos, vocab]`.
+    fn forward_tapped(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let [_batch, pos] = input.dims();
+        let pass = self.begin(pos, &input.device());
+        let mut x = self.embed(input, tap);
+        for layer in 0..self.dims().layers {
+            x = self.block(layer, x, &pass, tap);
+        }
+        let x = self.final_norm(x, tap);
+        self.unembed(x)
+    }
+}

@@ -1,0 +1,103 @@
+//! Parameters that come into being when they are first read, from a seed of their own.
+
+use burn::module::{Param, ParamId};
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{DType, Distribution, Shape, Tensor, backend::Backend};
+
+/// Makes the parameters of one model.
+///
+/// Parameters are lazy: a model that is about to be loaded from a checkpoint allocates nothing
+/// for them. Each draws from its own seed, so their values do not depend on which is read first.
+pub(crate) struct ParamInit<'a, B: Backend> {
+    device: &'a B::Device,
+    dtype: DType,
+    seed: u64,
+    std: f64,
+}
+
+impl<'a, B: Backend> ParamInit<'a, B> {
+    /// Weights are drawn from a normal distribution with standard deviation `std`.
+    pub(crate) fn new(device: &'a B::Device, dtype: DType, seed: u64, std: f64) -> Self {
+        Self {
+            device,
+            dtype,
+            // Leaves room for the parameters of one model between two seeds.
+            seed: seed << 20,
+            std,
+        }
+    }
+
+    pub(crate) fn constant<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        value: f64,
+    ) -> Param<Tensor<B, D>> {
+        let dtype = self.dtype;
+        self.param(shape, move |device| {
+            Tensor::full(Shape::new(shape), value, (device, dtype))
+        })
+    }
+
+    pub(crate) fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<B, D>> {
+        self.scaled_normal(shape, 1.0)
+    }
+
+    fn scaled_normal<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        scale: f64,
+    ) -> Param<Tensor<B, D>> {
+        let (dtype, seed) = (self.dtype, self.seed);
+        self.seed += 1;
+        let distribution = Distribution::Normal(0.0, self.std * scale);
+        self.param(shape, move |device| {
+            B::seed(device, seed);
+            Tensor::random(Shape::new(shape), distribution, (device, dtype))
+        })
+    }
+
+    pub(crate) fn embedding(&mut self, rows: usize, d_model: usize) -> Embedding<B> {
+        Embedding {
+            weight: self.normal([rows, d_model]),
+        }
+    }
+
+    pub(crate) fn linear(&mut self, d_input: usize, d_output: usize, bias: bool) -> Linear<B> {
+        self.scaled_linear(d_input, d_output, bias, 1.0)
+    }
+
+    /// A linear layer whose initial weights are `scale` times the usual size.
+    pub(crate) fn scaled_linear(
+        &mut self,
+        d_input: usize,
+        d_output: usize,
+        bias: bool,
+        scale: f64,
+    ) -> Linear<B> {
+        Linear {
+            weight: self.scaled_normal([d_input, d_output], scale),
+            bias: bias.then(|| self.constant([d_output], 0.0)),
+        }
+    }
+
+    fn param<const D: usize>(
+        &self,
+        shape: [usize; D],
+        value: impl Fn(&B::Device) -> Tensor<B, D> + Send + Sync + 'static,
+    ) -> Param<Tensor<B, D>> {
+        Param::uninitialized(
+            ParamId::new(),
+            move |device, require_grad| {
+                let tensor = value(device);
+                if require_grad {
+                    tensor.require_grad()
+                } else {
+                    tensor
+                }
+            },
+            self.device.clone(),
+            true,
+            Shape::new(shape),
+        )
+    }
+}

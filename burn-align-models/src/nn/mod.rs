@@ -1,0 +1,17 @@
+//! The parts that the model families share.
+
+mod activation;
+mod attention;
+mod init;
+mod norm;
+mod projection;
+mod rotary;
+
+pub use activation::{Activation, UnknownActivation};
+pub use attention::{CausalPass, Heads};
+pub use norm::{LayerNorm, RmsNorm};
+pub use rotary::{Rotary, RotaryConfig, RotaryScaling, Yarn};
+
+pub(crate) use attention::{Attend, attend, merge_heads, split_heads};
+pub(crate) use init::ParamInit;
+pub(crate) use projection::{project, unembed};

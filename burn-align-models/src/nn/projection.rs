@@ -1,0 +1,39 @@
+//! Matrix products with the model's weights.
+
+use burn::nn::Linear;
+use burn::tensor::{Tensor, backend::Backend};
+
+/// `x W + b` as one matrix product over all positions of all rows, so that the weight is read
+/// once and not once per row.
+///
+/// # Shapes
+/// - x: `[batch, pos, d_input]`
+/// - output: `[batch, pos, d_output]`
+pub(crate) fn project<B: Backend>(linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [batch, pos, d_input] = x.dims();
+    let [_d_input, d_output] = linear.weight.dims();
+    linear
+        .forward(x.reshape([batch * pos, d_input]))
+        .reshape([batch, pos, d_output])
+}
+
+/// Logits by an untied head, or by the transposed token embedding `[vocab, d_model]` where the
+/// head is tied to it.
+///
+/// # Shapes
+/// - x: `[batch, pos, d_model]`
+/// - output: `[batch, pos, vocab]`
+pub(crate) fn unembed<B: Backend>(
+    head: Option<&Linear<B>>,
+    embedding: Tensor<B, 2>,
+    x: Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    if let Some(head) = head {
+        return project(head, x);
+    }
+    let [batch, pos, d_model] = x.dims();
+    let [vocab, _d_model] = embedding.dims();
+    x.reshape([batch * pos, d_model])
+        .matmul(embedding.transpose())
+        .reshape([batch, pos, vocab])
+}

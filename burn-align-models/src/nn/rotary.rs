@@ -1,0 +1,194 @@
+//! Rotary position embeddings (RoPE, arXiv 2104.09864) and their scalings.
+//!
+//! Formulas as in `modeling_rope_utils.py` of Hugging Face `transformers`.
+
+use std::f64::consts::PI;
+
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+
+/// How positions become angles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RotaryConfig {
+    /// Width of one head; must be even.
+    pub d_head: usize,
+    /// Base of the frequencies, `rope_theta`.
+    pub theta: f64,
+    /// Longest sequence, `max_position_embeddings`.
+    pub max_positions: usize,
+    /// Change of the frequencies that lets a model read longer sequences.
+    pub scaling: RotaryScaling,
+}
+
+/// A change of the rotary frequencies that lets a model read longer sequences than it was
+/// trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RotaryScaling {
+    /// None.
+    Default,
+    /// Positions divided by `factor`.
+    Linear {
+        /// Ratio of new to old length.
+        factor: f64,
+    },
+    /// A larger base for sequences past `max_positions` ("dynamic NTK").
+    Dynamic {
+        /// Ratio of new to old length.
+        factor: f64,
+    },
+    /// LLaMA 3.1: low frequencies are divided by `factor`, high ones kept.
+    Llama3 {
+        /// Divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original / low_freq_factor` are low-frequency.
+        low_freq_factor: f64,
+        /// Wavelengths below `original / high_freq_factor` are high-frequency.
+        high_freq_factor: f64,
+        /// Length that the model was first trained on.
+        original: usize,
+    },
+    /// YaRN (arXiv 2309.00071).
+    Yarn(Yarn),
+}
+
+/// Parameters of YaRN (arXiv 2309.00071).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Yarn {
+    /// Ratio of new to old length.
+    pub factor: f64,
+    /// Length that the model was first trained on.
+    pub original: usize,
+    /// Factor on queries' and keys' rotations.
+    pub attention_factor: f64,
+    /// Rotations over the original length above which a frequency is kept.
+    pub beta_fast: f64,
+    /// Rotations over the original length below which a frequency is interpolated.
+    pub beta_slow: f64,
+    /// Whether the bounds between the two are rounded to whole frequencies.
+    pub truncate: bool,
+}
+
+impl RotaryConfig {
+    /// Tables for sequences of `pos` positions.
+    pub fn tables<B: Backend>(&self, pos: usize, device: &B::Device) -> Rotary<B> {
+        let frequencies = self.frequencies(pos);
+        let factor = match &self.scaling {
+            RotaryScaling::Yarn(yarn) => yarn.attention_factor,
+            _ => 1.0,
+        };
+        // The reference multiplies in f32; the same here keeps long sequences in step with it.
+        let angles = (0..pos).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
+        let table = |f: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.clone().map(|a| f(a) * factor as f32).collect();
+            let data = TensorData::new(values, [1, 1, pos, frequencies.len()]);
+            Tensor::from_data(data, (device, DType::F32))
+        };
+        Rotary {
+            cos: table(f32::cos),
+            sin: table(f32::sin),
+        }
+    }
+
+    /// Radians per position of each pair of features, `d_head / 2` of them.
+    fn frequencies(&self, pos: usize) -> Vec<f32> {
+        let plain = |theta: f64| -> Vec<f64> {
+            (0..self.d_head)
+                .step_by(2)
+                .map(|i| theta.powf(-(i as f64) / self.d_head as f64))
+                .collect()
+        };
+        let frequencies = match &self.scaling {
+            RotaryScaling::Default => plain(self.theta),
+            RotaryScaling::Linear { factor } => {
+                plain(self.theta).iter().map(|f| f / factor).collect()
+            }
+            RotaryScaling::Dynamic { factor } => {
+                let ratio = pos.max(self.max_positions) as f64 / self.max_positions as f64;
+                let d_head = self.d_head as f64;
+                let stretch = factor * ratio - (factor - 1.0);
+                plain(self.theta * stretch.powf(d_head / (d_head - 2.0)))
+            }
+            RotaryScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original,
+            } => plain(self.theta)
+                .into_iter()
+                .map(|f| {
+                    let rotations = *original as f64 * f / (2.0 * PI);
+                    // 0 for low frequencies, 1 for high ones.
+                    let keep = ((rotations - low_freq_factor)
+                        / (high_freq_factor - low_freq_factor))
+                        .clamp(0.0, 1.0);
+                    (1.0 - keep) * f / factor + keep * f
+                })
+                .collect(),
+            RotaryScaling::Yarn(yarn) => {
+                let (low, high) = self.yarn_bounds(yarn);
+                plain(self.theta)
+                    .into_iter()
+                    .enumerate()
+                    .map(|(i, f)| {
+                        let interpolate = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                        interpolate * f / yarn.factor + (1.0 - interpolate) * f
+                    })
+                    .collect()
+            }
+        };
+        frequencies.into_iter().map(|f: f64| f as f32).collect()
+    }
+
+    /// Between which frequency indices YaRN goes from keeping to interpolating.
+    fn yarn_bounds(&self, yarn: &Yarn) -> (f64, f64) {
+        let d_head = self.d_head as f64;
+        // The index whose frequency makes that many rotations over the original length.
+        let index = |rotations: f64| {
+            d_head * (yarn.original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+        };
+        let (mut low, mut high) = (index(yarn.beta_fast), index(yarn.beta_slow));
+        if yarn.truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        let (low, high) = (low.max(0.0), high.min(d_head - 1.0));
+        // As in the reference, which avoids a division by zero this way.
+        (low, if low == high { high + 0.001 } else { high })
+    }
+}
+
+/// Tables of a rotary embedding, in f32.
+#[derive(Clone, Debug)]
+pub struct Rotary<B: Backend> {
+    /// `[1, 1, pos, d_head / 2]`
+    cos: Tensor<B, 4>,
+    /// `[1, 1, pos, d_head / 2]`
+    sin: Tensor<B, 4>,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// The same tables in another dtype.
+    pub fn cast(self, dtype: DType) -> Self {
+        Self {
+            cos: self.cos.cast(dtype),
+            sin: self.sin.cast(dtype),
+        }
+    }
+
+    /// Rotates the pairs `(x[i], x[i + d_head / 2])` by their position's angles.
+    ///
+    /// # Shapes
+    /// - x, output: `[batch, head, pos, d_head]`
+    pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [_batch, _head, _pos, d_head] = x.dims();
+        let half = d_head / 2;
+        let first = x.clone().narrow(3, 0, half);
+        let second = x.narrow(3, half, half);
+        let (cos, sin) = (&self.cos, &self.sin);
+        Tensor::cat(
+            vec![
+                first.clone() * cos.clone() - second.clone() * sin.clone(),
+                second * cos.clone() + first * sin.clone(),
+            ],
+            3,
+        )
+    }
+}

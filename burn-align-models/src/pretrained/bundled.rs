@@ -1,0 +1,54 @@
+use std::fmt;
+use std::str::FromStr;
+
+use super::LoadError;
+
+/// A small trained model that is part of this crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Bundled {
+    /// A GPT-2 that knows capitals, languages, continents, currencies and demonyms of countries:
+    /// `bundled:capitals`. The example `train_capitals` makes it.
+    Capitals,
+}
+
+impl Bundled {
+    pub(super) fn text(self, file: &str) -> Option<&'static str> {
+        match (self, file) {
+            (Self::Capitals, "config.json") => {
+                Some(include_str!("../../capitals-gpt2/config.json"))
+            }
+            (Self::Capitals, "tokenizer.json") => {
+                Some(include_str!("../../capitals-gpt2/tokenizer.json"))
+            }
+            _ => None,
+        }
+    }
+
+    pub(super) fn weights(self) -> &'static [u8] {
+        match self {
+            Self::Capitals => include_bytes!("../../capitals-gpt2/model.safetensors"),
+        }
+    }
+}
+
+impl fmt::Display for Bundled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Capitals => f.write_str("capitals"),
+        }
+    }
+}
+
+impl FromStr for Bundled {
+    type Err = LoadError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "capitals" => Ok(Self::Capitals),
+            name => Err(LoadError::UnknownBundled {
+                name: name.to_owned(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+use std::io;
+use std::path::PathBuf;
+
+use crate::tokens::TokensError;
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The source is neither a folder nor a hub id.
+    #[error(
+        "no model at `{source_text}`: expected a folder with config.json and model.safetensors, \
+         `bundled:capitals`, or a hub id such as `gpt2`"
+    )]
+    NoSuchModel {
+        /// The source.
+        source_text: String,
+    },
+    /// The source is a hub id, but the crate was built without the hub.
+    #[error(
+        "`{id}` is no local folder, and this build cannot reach the hub: \
+         enable the feature `hub`, or give a folder"
+    )]
+    HubDisabled {
+        /// The hub id.
+        id: String,
+    },
+    /// A file could not be had from the hub.
+    #[error("hub: {id} ({revision}): {file}: {reason}")]
+    Hub {
+        /// The hub id.
+        id: String,
+        /// Branch, tag or commit.
+        revision: String,
+        /// The file.
+        file: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A bundled model of this name does not exist.
+    #[error("no bundled model `{name}`; expected `capitals`")]
+    UnknownBundled {
+        /// The name.
+        name: String,
+    },
+    /// A file could not be read.
+    #[error("{}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// `config.json` cannot be used.
+    #[error("{}: {source}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: ConfigError,
+    },
+    /// `tokenizer.json` cannot be used.
+    #[error("{}: {source}", file.display())]
+    Tokenizer {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: TokensError,
+    },
+    /// A text was to be read, but the checkpoint has no `tokenizer.json`.
+    #[error(
+        "the checkpoint has no tokenizer.json: give token ids instead of text, or add the file"
+    )]
+    NoTokenizer,
+    /// The weights cannot be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+}
+
+/// What is wrong with a `config.json`.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Not JSON, or not an object.
+    #[error("not a JSON object: {reason}")]
+    NotAnObject {
+        /// What the parser says.
+        reason: String,
+    },
+    /// A required key is absent.
+    #[error("`{key}` is missing")]
+    Missing {
+        /// The key.
+        key: String,
+    },
+    /// A value of the wrong kind or out of range.
+    #[error("`{key}`: expected {expected}, found {found}")]
+    Invalid {
+        /// The key.
+        key: String,
+        /// What was expected.
+        expected: String,
+        /// The value.
+        found: String,
+    },
+    /// A value that changes the computation in a way that is not implemented.
+    #[error("`{key}` = {found} is not supported: {reason}")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// The value.
+        found: String,
+        /// What is supported.
+        reason: String,
+    },
+    /// Keys that may change the computation and are not known.
+    #[error(
+        "unknown keys {}: they may change the computation; if they do not, name them in \
+         `LoadOptions::ignored_config_keys`",
+        keys.join(", ")
+    )]
+    Unknown {
+        /// The keys.
+        keys: Vec<String>,
+    },
+}
+
+/// What is wrong with a checkpoint's weights.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The folder holds no safetensors.
+    #[error(
+        "{}: neither model.safetensors nor model.safetensors.index.json; a checkpoint in another \
+         format can be converted with `save_pretrained(dir, safe_serialization=True)` of \
+         `transformers`",
+        folder.display()
+    )]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file is damaged.
+    #[error("{}: not a readable safetensors file: {reason}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the parser says.
+        reason: String,
+    },
+    /// The index of the shards is damaged.
+    #[error("{}: {reason}", file.display())]
+    BadIndex {
+        /// The index.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A shard that the index names is absent.
+    #[error("{}: named in model.safetensors.index.json, but not there", file.display())]
+    MissingShard {
+        /// The shard.
+        file: PathBuf,
+    },
+    /// Parameters without a tensor.
+    #[error("the checkpoint lacks {}", listed(tensors))]
+    MissingTensors {
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// Tensors without a parameter.
+    #[error(
+        "the checkpoint has tensors that the model does not use: {}",
+        listed(tensors)
+    )]
+    UnusedTensors {
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// A tensor of another shape than the configuration says.
+    #[error("tensor `{tensor}`: expected shape {expected:?} from config.json, found {found:?}")]
+    WrongShape {
+        /// Its name.
+        tensor: String,
+        /// The shape by the configuration.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor that does not hold floats.
+    #[error("tensor `{tensor}`: expected f32, f16 or bf16, found {found}")]
+    WrongDType {
+        /// Its name.
+        tensor: String,
+        /// The dtype in the file.
+        found: String,
+    },
+}
+
+/// Why a model could not be saved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SaveError {
+    /// A file could not be written.
+    #[error("{}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The weights could not be written.
+    #[error("{}: {reason}", file.display())]
+    Weights {
+        /// The file.
+        file: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
+}
+
+/// The first few names, and how many more there are.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

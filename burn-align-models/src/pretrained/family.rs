@@ -1,0 +1,52 @@
+use burn::tensor::{DType, backend::Backend};
+use serde_json::Value;
+
+use super::{ConfigError, Fields};
+use crate::model::AlignableTransformer;
+
+/// How a model family is stored in the Hugging Face layout.
+pub trait Family<B: Backend>: AlignableTransformer<B> {
+    /// The family's configuration.
+    type Config;
+
+    /// Reads `config.json`.
+    fn read_config(fields: &mut Fields) -> Result<Self::Config, ConfigError>;
+
+    /// Writes `config.json`.
+    fn write_config(config: &Self::Config) -> Value;
+
+    /// The model without weights.
+    fn skeleton(config: &Self::Config, dtype: DType, device: &B::Device) -> Self;
+
+    /// How the weights are stored.
+    fn layout(config: &Self::Config) -> WeightLayout;
+}
+
+/// How a family's tensors are named and laid out in a checkpoint.
+///
+/// Without the prefix, tensors have the names of the module's parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightLayout {
+    /// What stands before the names of all parameters but the head's; a checkpoint may lack it.
+    pub prefix: &'static str,
+    /// Which matrices are stored transposed, `[d_output, d_input]`.
+    pub is_transposed: fn(&str) -> bool,
+    /// Which tensors are not parameters: masks and tables that old versions stored.
+    pub is_ignored: fn(&str) -> bool,
+    /// Whether the head is tied to the embedding, so that a stored copy is not needed.
+    pub tied_head: bool,
+}
+
+impl WeightLayout {
+    /// The unembedding, which stands outside the prefixed part.
+    pub(super) const HEAD: &'static str = "lm_head.weight";
+
+    /// The checkpoint's name of the parameter at `path` in the module.
+    pub(super) fn name(&self, path: &str) -> String {
+        if path == Self::HEAD {
+            path.to_owned()
+        } else {
+            format!("{}{path}", self.prefix)
+        }
+    }
+}

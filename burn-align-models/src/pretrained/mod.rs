@@ -1,0 +1,207 @@
+//! Models, their configuration and their tokenizer, from Hugging Face checkpoints.
+//!
+//! [`FromPretrained::from_pretrained`] reads a folder in the Hugging Face layout (`config.json`,
+//! `model.safetensors` or an index with shards, `tokenizer.json`), a model bundled with this
+//! crate (`bundled:capitals`) or, with the feature `hub`, a model on the Hugging Face hub.
+//!
+//! Loading is strict both ways. A tensor that is missing, not used or of another shape is an
+//! error, and so is a configuration value that would change the computation in a way that is not
+//! implemented.
+
+mod bundled;
+mod checkpoint;
+mod error;
+mod family;
+mod fields;
+#[cfg(feature = "hub")]
+mod hub;
+mod repository;
+mod save;
+mod weights;
+
+use burn::tensor::{DType, backend::Backend};
+
+pub use bundled::Bundled;
+pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
+pub use repository::ModelSource;
+pub use save::save_pretrained;
+
+pub(crate) use family::{Family, WeightLayout};
+pub(crate) use fields::Fields;
+
+use crate::tokens::Tokenizer;
+use checkpoint::Checkpoint;
+pub(crate) use repository::Repository;
+
+/// A loaded model with what belongs to it.
+#[derive(Debug)]
+pub struct Pretrained<M, C> {
+    /// The model's configuration.
+    pub config: C,
+    /// The tokenizer; `None` where the checkpoint has no `tokenizer.json`.
+    pub tokenizer: Option<Tokenizer>,
+    /// The model.
+    pub model: M,
+}
+
+impl<M, C> Pretrained<M, C> {
+    /// The same with the model and the configuration wrapped.
+    pub(crate) fn map<N, D>(
+        self,
+        model: impl FnOnce(M) -> N,
+        config: impl FnOnce(C) -> D,
+    ) -> Pretrained<N, D> {
+        Pretrained {
+            config: config(self.config),
+            tokenizer: self.tokenizer,
+            model: model(self.model),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// If the checkpoint has none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, LoadError> {
+        self.tokenizer.as_ref().ok_or(LoadError::NoTokenizer)
+    }
+}
+
+/// How far loading has come.
+#[derive(Clone, Debug)]
+pub struct LoadProgress<'a> {
+    /// The tensor that is about to be read.
+    pub tensor: &'a str,
+    /// Number of tensors read before it.
+    pub tensors_done: usize,
+    /// Number of tensors in all.
+    pub tensors_total: usize,
+    /// Bytes read before it.
+    pub bytes_done: usize,
+    /// Bytes in all.
+    pub bytes_total: usize,
+}
+
+/// Called before each tensor is read.
+pub type ProgressCallback = std::rc::Rc<dyn Fn(LoadProgress<'_>)>;
+
+/// How to load a model.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    /// Dtype of the loaded parameters, whatever the checkpoint's. Default: f32.
+    pub dtype: DType,
+    /// Called before each tensor is read.
+    pub progress: Option<ProgressCallback>,
+    /// Keys of `config.json` that are known not to matter, beyond those that this crate knows.
+    pub ignored_config_keys: Vec<String>,
+    /// Branch, tag or commit on the hub. Default: `main`.
+    pub revision: String,
+    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` is set to
+    /// something other than `0`.
+    pub offline: bool,
+    /// Address of the hub. Default: `HF_ENDPOINT`, else the public hub.
+    pub hub_endpoint: Option<String>,
+    /// Folder of the hub cache. Default: `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+    pub hub_cache: Option<std::path::PathBuf>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            dtype: DType::F32,
+            progress: None,
+            ignored_config_keys: Vec::new(),
+            revision: "main".to_owned(),
+            offline: std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !v.is_empty() && v != "0"),
+            hub_endpoint: None,
+            hub_cache: None,
+        }
+    }
+}
+
+impl LoadOptions {
+    /// Loads into this dtype.
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Reports progress.
+    pub fn with_progress(mut self, callback: impl Fn(LoadProgress<'_>) + 'static) -> Self {
+        self.progress = Some(std::rc::Rc::new(callback));
+        self
+    }
+}
+
+impl std::fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("dtype", &self.dtype)
+            .field("revision", &self.revision)
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Models that can be loaded from a Hugging Face checkpoint.
+pub trait FromPretrained<B: Backend>: Sized {
+    /// The model's configuration.
+    type Config;
+
+    /// Loads the model at `source`: a folder, a hub id or a bundled model.
+    ///
+    /// # Errors
+    /// If the source cannot be read, is of another model family, or is not exactly what its
+    /// configuration says. See [`LoadError`].
+    fn from_pretrained(
+        source: impl Into<ModelSource>,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Pretrained<Self, Self::Config>, LoadError> {
+        let repository = Repository::open(&source.into(), options)?;
+        let config = Fields::parse(
+            &repository.text("config.json")?,
+            &options.ignored_config_keys,
+        )
+        .map_err(|source| repository.config_error(source))?;
+        Self::from_repository(&repository, config, options, device)
+    }
+
+    #[doc(hidden)]
+    fn from_repository(
+        repository: &Repository,
+        config: Fields,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Pretrained<Self, Self::Config>, LoadError>;
+}
+
+/// Loads a model of one family.
+pub(crate) fn load_family<B: Backend, M: Family<B>>(
+    repository: &Repository,
+    mut fields: Fields,
+    options: &LoadOptions,
+    device: &B::Device,
+) -> Result<Pretrained<M, M::Config>, LoadError> {
+    let config = M::read_config(&mut fields)
+        .and_then(|config| fields.finish().map(|()| config))
+        .map_err(|source| repository.config_error(source))?;
+    let tokenizer = match repository.optional_text("tokenizer.json")? {
+        Some(json) => Some(
+            Tokenizer::from_json(&json).map_err(|source| LoadError::Tokenizer {
+                file: repository.describe("tokenizer.json"),
+                source,
+            })?,
+        ),
+        None => None,
+    };
+    let checkpoint = Checkpoint::open(repository)?;
+    let model = M::skeleton(&config, options.dtype, device);
+    let model = weights::load(model, M::layout(&config), checkpoint, options)?;
+    Ok(Pretrained {
+        config,
+        tokenizer,
+        model,
+    })
+}

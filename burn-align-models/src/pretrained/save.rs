@@ -1,0 +1,87 @@
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::rc::Rc;
+
+use burn::tensor::backend::Backend;
+use burn_store::{ModuleAdapter, ModuleStore, SafetensorsStore, TensorSnapshot};
+
+use super::{Family, SaveError, WeightLayout, weights};
+use crate::tokens::Tokenizer;
+
+/// Saves a model in the Hugging Face layout: `config.json`, `model.safetensors` and, if given,
+/// `tokenizer.json`. Python's `transformers` loads the folder.
+///
+/// # Errors
+/// If the folder cannot be made or written to.
+pub fn save_pretrained<B: Backend, M: Family<B>>(
+    model: &M,
+    config: &M::Config,
+    tokenizer: Option<&Tokenizer>,
+    folder: &Path,
+) -> Result<(), SaveError> {
+    let io_error = |file: &Path| {
+        let file = file.to_owned();
+        move |source: io::Error| SaveError::Io { file, source }
+    };
+    fs::create_dir_all(folder).map_err(io_error(folder))?;
+
+    let json = format!("{:#}\n", M::write_config(config));
+    let file = folder.join("config.json");
+    fs::write(&file, json).map_err(io_error(&file))?;
+
+    if let Some(tokenizer) = tokenizer {
+        let file = folder.join("tokenizer.json");
+        fs::write(&file, tokenizer.to_json()).map_err(io_error(&file))?;
+    }
+
+    let layout = M::layout(config);
+    let file = folder.join("model.safetensors");
+    let mut store = SafetensorsStore::from_file(&file)
+        .overwrite(true)
+        .clear_metadata()
+        .metadata("format", "pt")
+        .with_to_adapter(ToHuggingFace(layout));
+    store
+        .collect_from(model)
+        .map_err(|error| SaveError::Weights {
+            file,
+            reason: error.to_string(),
+        })
+}
+
+/// Gives tensors the names and the layout of the checkpoint format.
+#[derive(Clone)]
+struct ToHuggingFace(WeightLayout);
+
+impl ModuleAdapter for ToHuggingFace {
+    fn adapt(&self, snapshot: &TensorSnapshot) -> TensorSnapshot {
+        let path = snapshot.full_path();
+        let name = self.0.name(&path);
+        let read = snapshot.clone_data_fn();
+        let mut shape = snapshot.shape.clone();
+        let transposed = (self.0.is_transposed)(&path);
+        if transposed {
+            shape = shape.iter().rev().copied().collect::<Vec<_>>().into();
+        }
+        TensorSnapshot::from_closure(
+            Rc::new(move || {
+                let data = read()?;
+                Ok(if transposed {
+                    weights::transpose(data)
+                } else {
+                    data
+                })
+            }),
+            snapshot.dtype,
+            shape,
+            name.split('.').map(str::to_owned).collect(),
+            snapshot.container_stack.clone().unwrap_or_default(),
+            snapshot.tensor_id.unwrap_or_default(),
+        )
+    }
+
+    fn clone_box(&self) -> Box<dyn ModuleAdapter> {
+        Box::new(self.clone())
+    }
+}

@@ -1,0 +1,209 @@
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Bytes, Shape, Tensor, TensorData, backend::Backend};
+use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
+
+use super::checkpoint::Checkpoint;
+use super::{CheckpointError, LoadOptions, LoadProgress, WeightLayout};
+
+/// Fills a model without weights from a checkpoint.
+///
+/// Names and shapes are all checked before the first tensor is read; then one tensor is read,
+/// converted and put in place at a time.
+pub(super) fn load<B: Backend, M: Module<B>>(
+    mut model: M,
+    layout: WeightLayout,
+    checkpoint: Checkpoint,
+    options: &LoadOptions,
+) -> Result<M, CheckpointError> {
+    let names = match_names(&shapes(&model), layout, &checkpoint)?;
+
+    let total = |f: fn(&super::checkpoint::Stored) -> usize| -> usize {
+        names
+            .values()
+            .map(|name| f(&checkpoint.tensors[name]))
+            .sum()
+    };
+    let (tensors_total, bytes_total) = (names.len(), total(|stored| stored.bytes));
+    let reader = Rc::new(Reader {
+        checkpoint,
+        layout,
+        options: options.clone(),
+        tensors_total,
+        bytes_total,
+        tensors_done: Cell::new(0),
+        bytes_done: Cell::new(0),
+        error: RefCell::new(None),
+    });
+    let snapshots = names.into_iter().map(|(path, name)| {
+        let reader = Rc::clone(&reader);
+        let shape = Shape::from(reader.checkpoint.tensors[&name].shape.clone());
+        let path_stack = path.split('.').map(str::to_owned).collect();
+        TensorSnapshot::from_closure(
+            Rc::new(move || reader.read(&path, &name)),
+            options.dtype,
+            shape,
+            path_stack,
+            Vec::new(),
+            ParamId::new(),
+        )
+    });
+    let result = model.apply(snapshots.collect(), None, None, false);
+    if let Some(error) = reader.error.borrow_mut().take() {
+        return Err(error);
+    }
+    assert!(
+        result.errors.is_empty() && result.missing.is_empty() && result.unused.is_empty(),
+        "names and shapes were checked before: {result}"
+    );
+    Ok(model)
+}
+
+/// Finds the tensor of every parameter: path in the module → name in the checkpoint.
+fn match_names(
+    shapes: &BTreeMap<String, Vec<usize>>,
+    layout: WeightLayout,
+    checkpoint: &Checkpoint,
+) -> Result<BTreeMap<String, String>, CheckpointError> {
+    let mut names = BTreeMap::new();
+    let mut unused = Vec::new();
+    for name in checkpoint.tensors.keys() {
+        let path = name.strip_prefix(layout.prefix).unwrap_or(name);
+        if shapes.contains_key(path) && !names.contains_key(path) {
+            names.insert(path.to_owned(), name.clone());
+        } else if !(layout.is_ignored)(path) && !(layout.tied_head && path == WeightLayout::HEAD) {
+            unused.push(name.clone());
+        }
+    }
+    let missing: Vec<String> = shapes
+        .keys()
+        .filter(|path| !names.contains_key(*path))
+        .map(|path| layout.name(path))
+        .collect();
+    if !missing.is_empty() {
+        return Err(CheckpointError::MissingTensors { tensors: missing });
+    }
+    if !unused.is_empty() {
+        return Err(CheckpointError::UnusedTensors { tensors: unused });
+    }
+    for (path, name) in &names {
+        let mut expected = shapes[path].clone();
+        if (layout.is_transposed)(path) {
+            expected.reverse();
+        }
+        let found = &checkpoint.tensors[name].shape;
+        if *found != expected {
+            return Err(CheckpointError::WrongShape {
+                tensor: name.clone(),
+                expected,
+                found: found.clone(),
+            });
+        }
+    }
+    Ok(names)
+}
+
+/// Reads tensors one after another, in the layout and dtype that the model wants.
+struct Reader {
+    checkpoint: Checkpoint,
+    layout: WeightLayout,
+    options: LoadOptions,
+    tensors_total: usize,
+    bytes_total: usize,
+    tensors_done: Cell<usize>,
+    bytes_done: Cell<usize>,
+    /// The first error; `burn-store` passes on only its text.
+    error: RefCell<Option<CheckpointError>>,
+}
+
+impl Reader {
+    fn read(&self, path: &str, name: &str) -> Result<TensorData, TensorSnapshotError> {
+        if let Some(progress) = &self.options.progress {
+            progress(LoadProgress {
+                tensor: name,
+                tensors_done: self.tensors_done.get(),
+                tensors_total: self.tensors_total,
+                bytes_done: self.bytes_done.get(),
+                bytes_total: self.bytes_total,
+            });
+        }
+        let data = self.checkpoint.read(name).map_err(|error| {
+            let text = error.to_string();
+            self.error.borrow_mut().get_or_insert(error);
+            TensorSnapshotError::DataError(text)
+        })?;
+        self.tensors_done.update(|n| n + 1);
+        self.bytes_done.update(|n| n + data.bytes.len());
+        let data = data.convert_dtype(self.options.dtype);
+        Ok(if (self.layout.is_transposed)(path) {
+            transpose(data)
+        } else {
+            data
+        })
+    }
+}
+
+/// Lays a matrix out anew, `[rows, cols]` → `[cols, rows]`.
+pub(super) fn transpose(data: TensorData) -> TensorData {
+    let [rows, cols] = data.shape[..] else {
+        panic!("only matrices are stored transposed");
+    };
+    let bytes = match data.dtype.size() {
+        2 => transpose_elements::<2>(&data.bytes, rows, cols),
+        4 => transpose_elements::<4>(&data.bytes, rows, cols),
+        8 => transpose_elements::<8>(&data.bytes, rows, cols),
+        size => panic!("no float has {size} bytes"),
+    };
+    TensorData {
+        bytes: Bytes::from_bytes_vec(bytes),
+        shape: Shape::from(vec![cols, rows]),
+        dtype: data.dtype,
+    }
+}
+
+/// In tiles, so that both the rows read and the rows written stay in the cache.
+fn transpose_elements<const SIZE: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
+    const TILE: usize = 32;
+    let (source, _) = bytes.as_chunks::<SIZE>();
+    let mut out = vec![0; bytes.len()];
+    let (target, _) = out.as_chunks_mut::<SIZE>();
+    for row_start in (0..rows).step_by(TILE) {
+        for col_start in (0..cols).step_by(TILE) {
+            for row in row_start..(row_start + TILE).min(rows) {
+                for col in col_start..(col_start + TILE).min(cols) {
+                    target[col * rows + row] = source[row * cols + col];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The shape of every parameter, by its path in the module. Nothing is initialised.
+pub(super) fn shapes<B: Backend, M: Module<B>>(model: &M) -> BTreeMap<String, Vec<usize>> {
+    #[derive(Default)]
+    struct Shapes {
+        path: Vec<String>,
+        shapes: BTreeMap<String, Vec<usize>>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Shapes {
+        fn enter_module(&mut self, name: &str, _container_type: &str) {
+            self.path.push(name.to_owned());
+        }
+
+        fn exit_module(&mut self, _name: &str, _container_type: &str) {
+            self.path.pop();
+        }
+
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            let shape = param.lazy_shape().to_vec();
+            self.shapes.insert(self.path.join("."), shape);
+        }
+    }
+    let mut visitor = Shapes::default();
+    model.visit(&mut visitor);
+    visitor.shapes
+}

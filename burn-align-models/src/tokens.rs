@@ -1,0 +1,307 @@
+//! From text to token ids and back.
+
+use std::ops::Range;
+
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+
+use crate::dims::ModelDims;
+
+/// What can be wrong with tokens.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokensError {
+    /// The tokenizer cannot be built or fails on a text.
+    #[error("tokenizer: {reason}")]
+    Tokenizer {
+        /// What it says.
+        reason: String,
+    },
+    /// A batch without examples.
+    #[error("the batch is empty: expected at least one example")]
+    EmptyBatch,
+    /// An example without tokens.
+    #[error("example {example} is empty: expected at least one token")]
+    EmptyExample {
+        /// Its index in the batch.
+        example: usize,
+    },
+    /// A token id that the model does not have.
+    #[error("example {example}, position {pos}: expected a token id below {vocab}, found {found}")]
+    UnknownToken {
+        /// Index in the batch.
+        example: usize,
+        /// Position in the example.
+        pos: usize,
+        /// The id.
+        found: u32,
+        /// Number of tokens.
+        vocab: usize,
+    },
+    /// An example that is longer than the model can read.
+    #[error("example {example}: expected at most {max_positions} tokens, found {found}")]
+    TooLong {
+        /// Index in the batch.
+        example: usize,
+        /// Its length.
+        found: usize,
+        /// The model's limit.
+        max_positions: usize,
+    },
+    /// A word that does not stand in a prompt.
+    #[error("`{word}` does not occur in `{prompt}`")]
+    WordNotFound {
+        /// The word.
+        word: String,
+        /// The prompt.
+        prompt: String,
+    },
+    /// A word that stands in a prompt more than once.
+    #[error("`{word}` occurs {count} times in `{prompt}`: give the position itself")]
+    WordAmbiguous {
+        /// The word.
+        word: String,
+        /// The prompt.
+        prompt: String,
+        /// How often it occurs.
+        count: usize,
+    },
+    /// A text that was to be one token.
+    #[error("expected `{text}` to be one token, found {found}: {tokens:?}")]
+    NotOneToken {
+        /// The text.
+        text: String,
+        /// Number of tokens.
+        found: usize,
+        /// The tokens.
+        tokens: Vec<String>,
+    },
+}
+
+/// Token ids of a batch of examples, each with its own length.
+///
+/// As a tensor the batch is padded on the right. Under a causal mask the padding cannot reach the
+/// real positions, so it changes nothing there; what a model computes *at* padding is meaningless.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenBatch {
+    ids: Vec<Vec<u32>>,
+}
+
+impl TokenBatch {
+    /// A batch of examples.
+    ///
+    /// # Errors
+    /// If there is no example, or an example has no token.
+    pub fn new(ids: Vec<Vec<u32>>) -> Result<Self, TokensError> {
+        if ids.is_empty() {
+            return Err(TokensError::EmptyBatch);
+        }
+        if let Some(example) = ids.iter().position(Vec::is_empty) {
+            return Err(TokensError::EmptyExample { example });
+        }
+        Ok(Self { ids })
+    }
+
+    /// The ids of each example.
+    pub fn ids(&self) -> &[Vec<u32>] {
+        &self.ids
+    }
+
+    /// Number of examples.
+    pub fn batch(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Number of positions of the longest example.
+    pub fn pos(&self) -> usize {
+        self.ids.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Number of real tokens of each example.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.ids.iter().map(Vec::len).collect()
+    }
+
+    /// Checks that a model of these sizes can read the batch.
+    ///
+    /// # Errors
+    /// If a token is unknown to the model or an example is too long for it.
+    pub fn check(&self, dims: &ModelDims) -> Result<(), TokensError> {
+        for (example, ids) in self.ids.iter().enumerate() {
+            if let Some(max_positions) = dims.max_positions.filter(|max| ids.len() > *max) {
+                return Err(TokensError::TooLong {
+                    example,
+                    found: ids.len(),
+                    max_positions,
+                });
+            }
+            if let Some(pos) = ids.iter().position(|id| *id as usize >= dims.vocab) {
+                return Err(TokensError::UnknownToken {
+                    example,
+                    pos,
+                    found: ids[pos],
+                    vocab: dims.vocab,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids, padded on the right with 0.
+    ///
+    /// # Shapes
+    /// - output: `[batch, pos]`
+    pub fn to_tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
+        let (batch, pos) = (self.batch(), self.pos());
+        let mut padded = vec![0_i64; batch * pos];
+        for (row, ids) in padded.chunks_mut(pos).zip(&self.ids) {
+            for (slot, id) in row.iter_mut().zip(ids) {
+                *slot = i64::from(*id);
+            }
+        }
+        Tensor::from_data(TensorData::new(padded, [batch, pos]), device)
+    }
+}
+
+/// Splits text into tokens, from a `tokenizer.json`.
+#[derive(Clone, Debug)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+}
+
+impl Tokenizer {
+    /// Reads the text of a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If it is not a tokenizer.
+    pub fn from_json(json: &str) -> Result<Self, TokensError> {
+        let mut inner: tokenizers::Tokenizer = json.parse().map_err(tokenizer_error)?;
+        // Batches are padded here, and prompts are never cut silently.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(tokenizer_error)?;
+        Ok(Self { inner })
+    }
+
+    /// The text of a `tokenizer.json`.
+    pub fn to_json(&self) -> String {
+        self.inner
+            .to_string(true)
+            .expect("a tokenizer that was read can be written")
+    }
+
+    /// Token ids of one text, with the special tokens that the tokenizer adds.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokensError> {
+        Ok(self.encoding(text)?.get_ids().to_vec())
+    }
+
+    /// Token ids of several texts.
+    ///
+    /// # Errors
+    /// If there is no text, a text has no token, or the tokenizer fails.
+    pub fn encode_batch<T: AsRef<str>>(
+        &self,
+        texts: impl IntoIterator<Item = T>,
+    ) -> Result<TokenBatch, TokensError> {
+        let ids = texts.into_iter().map(|text| self.encode(text.as_ref()));
+        TokenBatch::new(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// The text of token ids.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokensError> {
+        self.inner.decode(ids, false).map_err(tokenizer_error)
+    }
+
+    /// Each token as readable text, including any space before it.
+    pub fn token_strings(&self, ids: &[u32]) -> Vec<String> {
+        ids.iter()
+            .map(|id| match self.inner.decode(&[*id], false) {
+                Ok(text) if !text.is_empty() => text,
+                // A special token, or a part of a character.
+                _ => self
+                    .inner
+                    .id_to_token(*id)
+                    .unwrap_or_else(|| format!("#{id}")),
+            })
+            .collect()
+    }
+
+    /// The id of a text that is one token, such as `" Rome"` for GPT-2.
+    ///
+    /// # Errors
+    /// If the text is not exactly one token.
+    pub fn single_token(&self, text: &str) -> Result<u32, TokensError> {
+        let encoding = self.inner.encode(text, false).map_err(tokenizer_error)?;
+        match encoding.get_ids() {
+            [id] => Ok(*id),
+            ids => Err(TokensError::NotOneToken {
+                text: text.to_owned(),
+                found: ids.len(),
+                tokens: encoding.get_tokens().to_vec(),
+            }),
+        }
+    }
+
+    /// The token positions of a word in a prompt, so that nobody needs to count them.
+    ///
+    /// The word may be any part of the prompt; all tokens that touch it are meant.
+    ///
+    /// # Errors
+    /// If the word does not occur in the prompt, or occurs more than once.
+    pub fn positions_of(&self, prompt: &str, word: &str) -> Result<Range<usize>, TokensError> {
+        let wanted = word.trim();
+        let starts: Vec<usize> = prompt
+            .match_indices(wanted)
+            .map(|(start, _)| start)
+            .filter(|start| is_whole_word(prompt, *start..*start + wanted.len()))
+            .collect();
+        let not_found = || TokensError::WordNotFound {
+            word: word.to_owned(),
+            prompt: prompt.to_owned(),
+        };
+        let start = match starts[..] {
+            [start] if !wanted.is_empty() => start,
+            [] => return Err(not_found()),
+            _ => {
+                return Err(TokensError::WordAmbiguous {
+                    word: word.to_owned(),
+                    prompt: prompt.to_owned(),
+                    count: starts.len(),
+                });
+            }
+        };
+        let end = start + wanted.len();
+        let encoding = self.encoding(prompt)?;
+        let touches = |(from, to): &(usize, usize)| *from < end && start < *to;
+        let offsets = encoding.get_offsets();
+        let first = offsets.iter().position(touches).ok_or_else(not_found)?;
+        let last = offsets.iter().rposition(touches).ok_or_else(not_found)?;
+        Ok(first..last + 1)
+    }
+
+    fn encoding(&self, text: &str) -> Result<tokenizers::Encoding, TokensError> {
+        self.inner.encode(text, true).map_err(tokenizer_error)
+    }
+}
+
+/// Whether the part of the text is not embedded in a longer word.
+fn is_whole_word(text: &str, part: Range<usize>) -> bool {
+    let before = text[..part.start].chars().next_back();
+    let after = text[part.end..].chars().next();
+    let first = text[part.clone()].chars().next();
+    let last = text[part].chars().next_back();
+    let joined = |a: Option<char>, b: Option<char>| {
+        a.is_some_and(char::is_alphanumeric) && b.is_some_and(char::is_alphanumeric)
+    };
+    !joined(before, first) && !joined(last, after)
+}
+
+fn tokenizer_error(error: tokenizers::Error) -> TokensError {
+    TokensError::Tokenizer {
+        reason: error.to_string(),
+    }
+}

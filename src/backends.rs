@@ -1,0 +1,354 @@
+//! Backends, chosen at run time among those compiled in.
+
+use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{DType, Tensor, backend::Backend};
+use clap::{Args, ValueEnum};
+
+/// A backend that this program was compiled with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// Pure Rust on the CPU, with SIMD and threads.
+    #[cfg(feature = "flex")]
+    Flex,
+    /// Pure Rust on the CPU, through `ndarray`.
+    #[cfg(feature = "ndarray")]
+    Ndarray,
+    /// GPU through wgpu, with the shader language that the build allows (WGSL, SPIR-V, MSL).
+    #[cfg(feature = "wgpu")]
+    Wgpu,
+    /// GPU through Vulkan, with SPIR-V shaders.
+    #[cfg(feature = "vulkan")]
+    Vulkan,
+    /// GPU through Metal.
+    #[cfg(feature = "metal")]
+    Metal,
+    /// NVIDIA GPU through CUDA.
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// AMD GPU through ROCm.
+    #[cfg(feature = "rocm")]
+    Rocm,
+}
+
+#[cfg(not(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "wgpu",
+    feature = "cuda",
+    feature = "rocm",
+)))]
+compile_error!(
+    "no backend: enable at least one of the features flex, ndarray, wgpu, vulkan, metal, cuda, rocm"
+);
+
+/// Runs an expression with the backend type and the device of a [`BackendChoice`].
+///
+/// ```ignore
+/// on_backend!(choice, |B, device| story::<B>(&args, &device))
+/// ```
+#[macro_export]
+macro_rules! on_backend {
+    (@run $backend:ty, $B:ident, $device:ident, $body:expr) => {{
+        type $B = $backend;
+        let $device = burn::tensor::Device::<$B>::default();
+        $body
+    }};
+    ($choice:expr, |$B:ident, $device:ident| $body:expr) => {
+        match $choice {
+            #[cfg(feature = "flex")]
+            $crate::BackendChoice::Flex => {
+                $crate::on_backend!(@run burn::backend::Flex, $B, $device, $body)
+            }
+            #[cfg(feature = "ndarray")]
+            $crate::BackendChoice::Ndarray => {
+                $crate::on_backend!(@run burn::backend::NdArray, $B, $device, $body)
+            }
+            #[cfg(feature = "wgpu")]
+            $crate::BackendChoice::Wgpu => {
+                $crate::on_backend!(@run burn::backend::Wgpu, $B, $device, $body)
+            }
+            #[cfg(feature = "vulkan")]
+            $crate::BackendChoice::Vulkan => {
+                $crate::on_backend!(@run burn::backend::Vulkan, $B, $device, $body)
+            }
+            #[cfg(feature = "metal")]
+            $crate::BackendChoice::Metal => {
+                $crate::on_backend!(@run burn::backend::Metal, $B, $device, $body)
+            }
+            #[cfg(feature = "cuda")]
+            $crate::BackendChoice::Cuda => {
+                $crate::on_backend!(@run burn::backend::Cuda, $B, $device, $body)
+            }
+            #[cfg(feature = "rocm")]
+            $crate::BackendChoice::Rocm => {
+                $crate::on_backend!(@run burn::backend::Rocm, $B, $device, $body)
+            }
+        }
+    };
+}
+
+/// Every backend that there is, compiled in or not, by its name on the command line.
+pub const ALL_BACKENDS: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm"];
+
+impl BackendChoice {
+    /// The backend's name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .expect("no backend is hidden")
+    }
+
+    /// The compiled backend with this name.
+    pub fn compiled(name: &str) -> Option<Self> {
+        Self::from_str(name, false).ok()
+    }
+
+    /// Whether the backend needs a driver that may be missing.
+    fn needs_driver(self) -> bool {
+        !matches!(self.name().as_str(), "flex" | "ndarray")
+    }
+}
+
+impl fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// A floating-point type for a model's parameters and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DTypeChoice {
+    /// 32 bits.
+    F32,
+    /// 16 bits, with the range of f32.
+    Bf16,
+    /// 16 bits (IEEE half precision).
+    F16,
+}
+
+impl DTypeChoice {
+    /// The same in Burn's words.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+            Self::F16 => DType::F16,
+        }
+    }
+}
+
+impl fmt::Display for DTypeChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+        })
+    }
+}
+
+/// The choice of backend and dtype, as arguments of every example.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct BackendArgs {
+    /// Where to compute; only backends that this build contains are offered.
+    #[arg(long, value_enum, default_value_t = BackendChoice::value_variants()[0])]
+    pub backend: BackendChoice,
+    /// Dtype of the model.
+    #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
+    pub dtype: DTypeChoice,
+}
+
+impl BackendArgs {
+    /// Checks that the backend works on this machine and computes in the dtype.
+    ///
+    /// # Errors
+    /// If it does not, with what it can do and what else there is.
+    pub fn check(&self) -> Result<()> {
+        let probe = probe(self.backend);
+        let device = match probe {
+            Ok(device) => device,
+            Err(reason) => bail!(
+                "backend `{}` cannot be used here: {reason}\n\
+                 try one of: {} (`cargo run --release --example backends` tells more)",
+                self.backend,
+                BackendChoice::value_variants()
+                    .iter()
+                    .filter(|other| **other != self.backend)
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+        };
+        if !device.dtypes.contains(&self.dtype.to_string()) {
+            bail!(
+                "backend `{}` on {} does not compute in {}; it does in {}",
+                self.backend,
+                device.name,
+                self.dtype,
+                device.dtypes.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What a backend runs on.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceInfo {
+    /// The device's name.
+    pub name: String,
+    /// The dtypes it computes in, by their names on the command line.
+    pub dtypes: Vec<String>,
+}
+
+/// The environment variable by which a process is asked to probe a backend and end.
+const PROBE_VARIABLE: &str = "BURN_ALIGN_PROBE";
+
+/// Finds out what a backend runs on, by using it.
+///
+/// A missing driver makes Burn panic in a worker thread, or end the process. So a backend that
+/// needs a driver is tried in a second process of this program, which [`answer_probe`] serves.
+///
+/// # Errors
+/// If the backend cannot be used, with the reason.
+pub fn probe(backend: BackendChoice) -> Result<DeviceInfo, String> {
+    if !backend.needs_driver() {
+        return Ok(on_backend!(backend, |B, device| use_device::<B>(
+            backend, &device
+        )));
+    }
+    let attempt = || -> Result<std::process::Output> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        std::process::Command::new(program)
+            .env(PROBE_VARIABLE, backend.name())
+            .output()
+            .context("cannot start a second process")
+    };
+    let output = attempt().map_err(|error| format!("{error:#}"))?;
+    if output.status.success()
+        && let Ok(info) = serde_json::from_slice(&output.stdout)
+    {
+        return Ok(info);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    Err(last_words(&stderr).unwrap_or_else(|| format!("it ended with {}", output.status)))
+}
+
+/// Answers if this process was started to probe a backend. Called first in every program.
+pub fn answer_probe() {
+    let Ok(name) = std::env::var(PROBE_VARIABLE) else {
+        return;
+    };
+    let answer = panic::catch_unwind(AssertUnwindSafe(|| {
+        let backend = BackendChoice::compiled(&name)?;
+        Some(on_backend!(backend, |B, device| use_device::<B>(
+            backend, &device
+        )))
+    }));
+    if let Ok(Some(info)) = answer {
+        let json = serde_json::to_string(&info).expect("plain data can be written");
+        #[expect(clippy::print_stdout, reason = "the answer to the other process")]
+        {
+            println!("{json}");
+        }
+        std::process::exit(0);
+    }
+    std::process::exit(1);
+}
+
+/// Computes something small on the device and says what it is.
+fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceInfo {
+    let name = device_name(backend);
+    let x = Tensor::<B, 2>::ones([8, 8], device);
+    let sum: f32 = x
+        .clone()
+        .matmul(x)
+        .sum()
+        .into_data()
+        .convert::<f32>()
+        .to_vec::<f32>()
+        .expect("converted to f32")[0];
+    assert_eq!(sum, 512.0, "a matrix product came out wrong");
+    let dtypes = DTypeChoice::value_variants()
+        .iter()
+        .filter(|choice| B::supports_dtype(device, choice.dtype()))
+        .map(ToString::to_string)
+        .collect();
+    DeviceInfo { name, dtypes }
+}
+
+/// The name of the device that the backend uses.
+fn device_name(backend: BackendChoice) -> String {
+    match backend {
+        #[cfg(feature = "wgpu")]
+        BackendChoice::Wgpu => wgpu_adapter_name(),
+        #[cfg(feature = "vulkan")]
+        BackendChoice::Vulkan => wgpu_adapter_name(),
+        #[cfg(feature = "metal")]
+        BackendChoice::Metal => wgpu_adapter_name(),
+        #[cfg(feature = "cuda")]
+        BackendChoice::Cuda => nvidia_name().unwrap_or_else(|| "CUDA device 0".to_owned()),
+        #[cfg(feature = "rocm")]
+        BackendChoice::Rocm => "ROCm device 0".to_owned(),
+        #[allow(
+            unreachable_patterns,
+            reason = "which backends there are is a matter of features"
+        )]
+        _ => cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+    }
+}
+
+/// The adapter that wgpu picks. Must be called before the device is used otherwise.
+#[cfg(feature = "wgpu")]
+fn wgpu_adapter_name() -> String {
+    use burn::backend::wgpu::{RuntimeOptions, graphics::AutoGraphicsApi, init_setup};
+    let setup = init_setup::<AutoGraphicsApi>(&Default::default(), RuntimeOptions::default());
+    let info = setup.adapter.get_info();
+    format!("{} ({:?})", info.name, info.backend)
+}
+
+/// The first NVIDIA GPU's name, from the Linux driver.
+#[cfg(feature = "cuda")]
+fn nvidia_name() -> Option<String> {
+    let gpu = std::fs::read_dir("/proc/driver/nvidia/gpus")
+        .ok()?
+        .next()?
+        .ok()?;
+    let information = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+    field(&information, "Model")
+}
+
+/// The processor's name, from Linux.
+fn cpu_name() -> Option<String> {
+    field(
+        &std::fs::read_to_string("/proc/cpuinfo").ok()?,
+        "model name",
+    )
+}
+
+/// The value behind `key:` in a text with one entry a line.
+fn field(text: &str, key: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let (found, value) = line.split_once(':')?;
+        (found.trim() == key).then(|| value.trim().to_owned())
+    })
+}
+
+/// The most telling line of what a failed process wrote.
+fn last_words(stderr: &str) -> Option<String> {
+    let lines: Vec<&str> = stderr
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    // Of a panic, the line behind `panicked at FILE:` is the message.
+    let panic = lines.iter().position(|line| line.contains("panicked at"));
+    let line = match panic {
+        Some(index) => lines.get(index + 1),
+        None => lines.last(),
+    };
+    line.map(|line| (*line).to_owned())
+}

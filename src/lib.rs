@@ -1,0 +1,31 @@
+//! What the examples, benchmarks and tests of burn-align share: the choice of the backend,
+//! tables, pictures and progress bars.
+
+pub mod backends;
+pub mod progress;
+pub mod table;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+pub use backends::{BackendArgs, BackendChoice};
+
+/// Runs a program: reads its arguments, and reports an error in one place.
+///
+/// Exit status: 0, or 1 after an error, or 2 after wrong arguments.
+pub fn run<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
+    backends::answer_probe();
+    let args = A::parse();
+    match program(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            #[expect(clippy::print_stderr, reason = "the program's last words")]
+            {
+                eprintln!("error: {error:#}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

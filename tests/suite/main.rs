@@ -1,0 +1,13 @@
+//! All integration tests of the workspace, in one program.
+//!
+//! A test that computes is written once, generic over the backend, and listed in
+//! [`on_every_backend!`]; it then runs on each backend that was compiled in:
+//! `cargo test --release` for flex, `cargo test --release --features ndarray ndarray::` for one
+//! more.
+
+#[macro_use]
+mod support;
+
+mod activations;
+mod loading;
+mod parity;

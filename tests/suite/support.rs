@@ -1,0 +1,99 @@
+//! What tests share.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use safetensors::{Dtype, SafeTensors};
+
+/// Declares each test once for every backend compiled in, as `flex::NAME`, `ndarray::NAME`, ….
+macro_rules! on_every_backend {
+    ($($test:ident),+ $(,)?) => {
+        on_every_backend!(@one flex, "flex", burn::backend::Flex, $($test),+);
+        on_every_backend!(@one ndarray, "ndarray", burn::backend::NdArray, $($test),+);
+        on_every_backend!(@one wgpu, "wgpu", burn::backend::Wgpu, $($test),+);
+        on_every_backend!(@one vulkan, "vulkan", burn::backend::Vulkan, $($test),+);
+        on_every_backend!(@one metal, "metal", burn::backend::Metal, $($test),+);
+        on_every_backend!(@one cuda, "cuda", burn::backend::Cuda, $($test),+);
+        on_every_backend!(@one rocm, "rocm", burn::backend::Rocm, $($test),+);
+    };
+    (@one $module:ident, $feature:literal, $backend:ty, $($test:ident),+) => {
+        #[cfg(feature = $feature)]
+        mod $module {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test::<$backend>(&Default::default());
+                }
+            )+
+        }
+    };
+}
+
+/// The folder of the fixtures.
+pub(crate) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// Every checkpoint among the fixtures, by name.
+pub(crate) fn checkpoints() -> BTreeMap<String, PathBuf> {
+    let folder = fixtures().join("checkpoints");
+    let entries = folder.read_dir().expect("the fixtures are there");
+    entries
+        .map(|entry| {
+            let entry = entry.expect("the folder can be read");
+            (
+                entry.file_name().into_string().expect("ASCII"),
+                entry.path(),
+            )
+        })
+        .collect()
+}
+
+/// The tensors of a safetensors file, floats as f32 and integers as i64.
+pub(crate) fn read_tensors(file: &Path) -> BTreeMap<String, TensorData> {
+    let bytes = std::fs::read(file).expect("the fixture can be read");
+    let tensors = SafeTensors::deserialize(&bytes).expect("the fixture is safetensors");
+    tensors
+        .iter()
+        .map(|(name, view)| {
+            let shape = view.shape().to_vec();
+            let data = match view.dtype() {
+                Dtype::F32 => {
+                    let (values, _) = view.data().as_chunks::<4>();
+                    let values: Vec<f32> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
+                    TensorData::new(values, shape)
+                }
+                Dtype::I64 => {
+                    let (values, _) = view.data().as_chunks::<8>();
+                    let values: Vec<i64> = values.iter().map(|b| i64::from_le_bytes(*b)).collect();
+                    TensorData::new(values, shape)
+                }
+                dtype => panic!("no fixture holds {dtype:?}"),
+            };
+            (name.to_owned(), data)
+        })
+        .collect()
+}
+
+/// The values of a tensor, in f32.
+pub(crate) fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor
+        .cast(DType::F32)
+        .into_data()
+        .to_vec()
+        .expect("f32 values")
+}
+
+/// The largest absolute difference between a tensor and what it should be.
+pub(crate) fn max_difference<B: Backend, const D: usize>(
+    found: Tensor<B, D>,
+    expected: &TensorData,
+) -> f32 {
+    assert_eq!(found.dims()[..], expected.shape[..], "shapes differ");
+    let expected: Vec<f32> = expected.to_vec().expect("f32 values");
+    let found = values(found);
+    let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+    // A NaN must not pass as a small difference.
+    differences.fold(0.0, |max, d| if d <= max { max } else { d })
+}
