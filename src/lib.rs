@@ -2,6 +2,7 @@
 //! tables, pictures and progress bars.
 
 pub mod backends;
+pub mod plot;
 pub mod progress;
 pub mod table;
 

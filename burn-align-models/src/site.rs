@@ -175,6 +175,16 @@ pub enum Site {
     FinalNorm,
 }
 
+impl Site {
+    /// Whether the activation's last axis is the key positions: attention scores and weights.
+    pub fn is_attention_pattern(self) -> bool {
+        matches!(
+            self,
+            Self::Block(_, Component::AttentionScores | Component::AttentionWeights)
+        )
+    }
+}
+
 impl fmt::Display for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

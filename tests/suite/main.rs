@@ -9,5 +9,6 @@
 mod support;
 
 mod activations;
+mod engine;
 mod loading;
 mod parity;

@@ -1,0 +1,103 @@
+//! Moving vectors out of activations and back into them.
+//!
+//! A *cell* is the vector of one head at one position of one row. An activation
+//! `[row, head, pos, width]` is a list of cells, and cells are addressed by their index in it.
+
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+
+use super::Units;
+
+/// Cells of one or several worlds, in the order in which an intervention sees them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Cells {
+    indices: Vec<i64>,
+}
+
+impl Cells {
+    /// The cells of some units of a world whose rows begin at `first_row`.
+    ///
+    /// - `pos`: the world's own number of positions, at most that of the activation
+    /// - `[heads, row_pos]`: sizes of the activation
+    pub(super) fn of_units(
+        units: &Units,
+        batch: usize,
+        pos: usize,
+        first_row: usize,
+        [heads, row_pos]: [usize; 2],
+    ) -> Self {
+        let mut indices = Vec::new();
+        for example in 0..batch {
+            let row = first_row + example;
+            let chosen = units.heads.of(example, heads);
+            for position in units.positions.of(example, pos) {
+                for head in &chosen {
+                    indices.push(((row * heads + head) * row_pos + position) as i64);
+                }
+            }
+        }
+        Self { indices }
+    }
+
+    /// The same cells and more behind them.
+    pub(super) fn append(&mut self, mut other: Self) {
+        self.indices.append(&mut other.indices);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.indices.is_empty()
+    }
+
+    fn to_tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 1, Int> {
+        let data = TensorData::new(self.indices.clone(), [self.indices.len()]);
+        Tensor::from_data(data, device)
+    }
+
+    /// Whether these are all cells of an activation, in order.
+    fn are_all(&self, count: usize) -> bool {
+        self.indices.len() == count && self.indices.iter().zip(0..).all(|(a, b)| *a == b)
+    }
+}
+
+/// Takes cells out of an activation.
+///
+/// # Shapes
+/// - activation: `[row, head, pos, width]`
+/// - output: `[cell, width]`
+pub(super) fn gather<B: Backend>(activation: &Tensor<B, 4>, cells: &Cells) -> Tensor<B, 2> {
+    let [rows, heads, pos, width] = activation.dims();
+    let count = rows * heads * pos;
+    let flat = activation.clone().reshape([count, width]);
+    if cells.are_all(count) {
+        return flat;
+    }
+    let device = flat.device();
+    flat.select(0, cells.to_tensor(&device))
+}
+
+/// Puts values into cells of an activation. The values go in as they are, bit by bit.
+///
+/// # Shapes
+/// - activation, output: `[row, head, pos, width]`
+/// - values: `[cell, width]`
+pub(super) fn scatter<B: Backend>(
+    activation: Tensor<B, 4>,
+    cells: &Cells,
+    values: Tensor<B, 2>,
+) -> Tensor<B, 4> {
+    let shape = activation.dims();
+    let [rows, heads, pos, width] = shape;
+    let count = rows * heads * pos;
+    if cells.are_all(count) {
+        return values.reshape(shape);
+    }
+    // Each cell comes from its old place, or from the new values behind the old ones.
+    let mut sources: Vec<i64> = (0..count as i64).collect();
+    for (place, source) in cells.indices.iter().zip(count as i64..) {
+        sources[*place as usize] = source;
+    }
+    let device = values.device();
+    let sources = Tensor::<B, 1, Int>::from_data(TensorData::new(sources, [count]), &device);
+    Tensor::cat(vec![activation.reshape([count, width]), values], 0)
+        .select(0, sources)
+        .reshape(shape)
+}

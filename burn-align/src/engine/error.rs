@@ -1,0 +1,140 @@
+use burn_align_models::{Site, TokensError};
+
+/// Why a plan cannot be run. Found before anything is computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// An input that the model cannot read.
+    #[error("input {input}: {source}")]
+    Input {
+        /// Index of the input.
+        input: usize,
+        /// What is wrong.
+        source: TokensError,
+    },
+    /// Token ids and vectors in one plan.
+    #[error("expected all inputs to be token ids, or all to be vectors; found both")]
+    MixedInputs,
+    /// An id that belongs to another plan.
+    #[error("{what} {found}: this plan has {count}; ids are valid only in the plan that gave them")]
+    UnknownId {
+        /// What it is an id of.
+        what: &'static str,
+        /// Its index.
+        found: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A site that the model does not have.
+    #[error("{site}: the model has no such site; it has {layers} layers{}", rotary_hint(*rotary))]
+    NoSuchSite {
+        /// The site.
+        site: Site,
+        /// Number of the model's layers.
+        layers: usize,
+        /// Whether the model has rotary embeddings.
+        rotary: bool,
+    },
+    /// A head that the site does not have.
+    #[error("{site}: expected a head below {heads}, found {found}")]
+    HeadOutOfRange {
+        /// The site.
+        site: Site,
+        /// The head.
+        found: usize,
+        /// Number of the site's heads.
+        heads: usize,
+    },
+    /// A position past an example's end.
+    #[error(
+        "{at}: example {example} has {length} tokens; expected a position below that, found {found}"
+    )]
+    PositionOutOfRange {
+        /// Where.
+        at: String,
+        /// Index of the example.
+        example: usize,
+        /// The position.
+        found: usize,
+        /// The example's length.
+        length: usize,
+    },
+    /// Per-example indices for another number of examples.
+    #[error("{at}: expected indices for {batch} examples, found {found}")]
+    WrongBatch {
+        /// Where.
+        at: String,
+        /// Number of examples.
+        batch: usize,
+        /// Number of entries.
+        found: usize,
+    },
+    /// A different number of units in different examples.
+    #[error(
+        "{at}: example {example} has {found} units, the first has {expected}; \
+         every example needs the same number"
+    )]
+    RaggedUnits {
+        /// Where.
+        at: String,
+        /// Index of the example.
+        example: usize,
+        /// Number of units of the first example.
+        expected: usize,
+        /// Number of units of this example.
+        found: usize,
+    },
+    /// No units at all.
+    #[error("{at}: expected at least one unit, found none")]
+    NoUnits {
+        /// Where.
+        at: String,
+    },
+    /// The same unit twice in one edit.
+    #[error("{at}: example {example} names {found} twice")]
+    RepeatedUnit {
+        /// Where.
+        at: String,
+        /// Index of the example.
+        example: usize,
+        /// The index.
+        found: usize,
+    },
+    /// An operand of another shape than what is changed.
+    #[error(
+        "{site}: the intervention changes {expected:?} [batch, unit, d_site], but its operand is \
+         {found:?}; choose as many units of the same width, from as many examples"
+    )]
+    OperandShape {
+        /// The edit's site.
+        site: Site,
+        /// Shape of what is changed.
+        expected: [usize; 3],
+        /// Shape of the operand.
+        found: [usize; 3],
+    },
+    /// An intervention that was not given.
+    #[error("{site}: intervention {found}, but only {count} are given")]
+    NoSuchIntervention {
+        /// The edit's site.
+        site: Site,
+        /// Its index.
+        found: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// Edits that wait for one another.
+    #[error("{site}: the operand of this edit depends on the edit itself")]
+    Circular {
+        /// The edit's site.
+        site: Site,
+    },
+}
+
+fn rotary_hint(rotary: bool) -> &'static str {
+    if rotary {
+        ""
+    } else {
+        " and no rotary embedding"
+    }
+}

@@ -1,0 +1,30 @@
+//! One pass, many worlds.
+//!
+//! A [`Plan`] says what is to be computed: *worlds*, each a run of the model on a batch of
+//! examples under a list of edits, and *reads*, the activations and logits that are wanted. All
+//! worlds go through the network together, stacked along the batch axis, one layer at a time
+//! ([`Plan::run`]). What they have in common is computed once:
+//!
+//! 1. equal inputs are embedded once, and a world is forked from the others only at the layer of
+//!    its first edit;
+//! 2. a world ends at the last layer at which somebody reads it;
+//! 3. only the wanted positions are unembedded.
+//!
+//! [`Plan::run_naively`] runs every world alone from start to end. It is the definition of what a
+//! plan means.
+
+mod cells;
+mod error;
+mod execute;
+mod naive;
+mod plan;
+mod schedule;
+mod units;
+mod validate;
+
+pub use error::PlanError;
+pub use execute::Results;
+pub use plan::{
+    ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, WorldId, WorldInput,
+};
+pub use units::{Indices, Units};

@@ -1,0 +1,142 @@
+//! The definition of what a plan means: every world alone, from start to end.
+
+use std::collections::HashMap;
+
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, Site, Tap};
+
+use super::cells::{Cells, gather, scatter};
+use super::execute::{logit_units, stack_inputs};
+use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
+use super::validate::validate;
+use super::{PlanError, Results, Units};
+use crate::interventions::{Intervention, Operands};
+
+impl<B: Backend> Plan<B> {
+    /// Runs every world alone, and every source anew for each edit that takes from it.
+    ///
+    /// Gives the same as [`run`](Self::run), much slower. It shares no code with it but moving
+    /// vectors in and out of an activation.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_naively<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+        device: &B::Device,
+    ) -> Result<Results<B>, PlanError> {
+        validate(self, model, interventions.len())?;
+        let naive = Naive {
+            plan: self,
+            model,
+            interventions,
+            device,
+        };
+        let values = self.reads.iter().map(|read| match read {
+            Read::Activation { world, site, units } => naive.activation(*world, *site, units),
+            Read::Logits { world, positions } => {
+                let input = self.input_of(*world);
+                let units = logit_units(positions, input);
+                let (logits, _) = naive.world(*world, None);
+                let [batch, pos, vocab] = logits.dims();
+                take(&logits.reshape([batch, 1, pos, vocab]), &units, input)
+            }
+        });
+        Ok(Results {
+            values: values.collect(),
+        })
+    }
+}
+
+struct Naive<'a, B: Backend, M, I> {
+    plan: &'a Plan<B>,
+    model: &'a M,
+    interventions: &'a [I],
+    device: &'a B::Device,
+}
+
+impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M, I> {
+    fn activation(&self, world: WorldId, site: Site, units: &Units) -> Tensor<B, 3> {
+        let (_, seen) = self.world(world, Some(site));
+        let seen = seen.expect("the site was checked");
+        take(&seen, units, self.plan.input_of(world))
+    }
+
+    /// Runs one world: its logits at all positions and, if asked for, one of its activations.
+    ///
+    /// Edits past the site that is asked for are left out: they cannot change it, and their
+    /// operands may depend on it.
+    fn world(&self, world: WorldId, until: Option<Site>) -> (Tensor<B, 3>, Option<Tensor<B, 4>>) {
+        let edits = self.plan.worlds[world.0]
+            .edits
+            .iter()
+            .filter(|edit| until.is_none_or(|until| edit.site <= until));
+        let mut edits_at: HashMap<Site, Vec<(&Edit, Option<Tensor<B, 3>>)>> = HashMap::new();
+        for edit in edits {
+            let source = match &edit.operand {
+                Operand::None => None,
+                Operand::Activation { world, site, units } => {
+                    Some(self.activation(*world, *site, units))
+                }
+                Operand::Constant(id) => Some(self.plan.constants[id.0].clone()),
+            };
+            edits_at.entry(edit.site).or_default().push((edit, source));
+        }
+        let input = self.plan.input_of(world);
+        let mut tap = WorldTap {
+            input,
+            interventions: self.interventions,
+            edits_at,
+            until,
+            seen: None,
+        };
+        let input = stack_inputs([input].into_iter(), input.pos(), self.device);
+        let logits = self.model.forward_tapped(input, &mut tap);
+        (logits, tap.seen)
+    }
+}
+
+/// Units of an activation of one world, `[batch, unit, d_site]`.
+fn take<B: Backend>(
+    activation: &Tensor<B, 4>,
+    units: &Units,
+    input: &WorldInput<B>,
+) -> Tensor<B, 3> {
+    let [batch, heads, pos, width] = activation.dims();
+    let cells = Cells::of_units(units, batch, input.pos(), 0, [heads, pos]);
+    let width = units.heads.count(heads) * width;
+    gather(activation, &cells).reshape([batch, units.positions.count(input.pos()), width])
+}
+
+struct WorldTap<'a, B: Backend, I> {
+    input: &'a WorldInput<B>,
+    interventions: &'a [I],
+    edits_at: HashMap<Site, Vec<(&'a Edit, Option<Tensor<B, 3>>)>>,
+    until: Option<Site>,
+    seen: Option<Tensor<B, 4>>,
+}
+
+impl<B: Backend, I: Intervention<B>> Tap<B> for WorldTap<'_, B, I> {
+    fn wants(&self, site: Site) -> bool {
+        self.edits_at.contains_key(&site) || self.until == Some(site)
+    }
+
+    fn visit(&mut self, site: Site, mut activation: Tensor<B, 4>) -> Tensor<B, 4> {
+        for (edit, source) in self.edits_at.remove(&site).into_iter().flatten() {
+            let base = take(&activation, &edit.units, self.input);
+            let source = source.map(|source| source.expand(base.shape()));
+            let changed = self.interventions[edit.intervention]
+                .apply(base, Operands::new(source))
+                .cast(activation.dtype());
+            let [batch, heads, pos, width] = activation.dims();
+            let cells = Cells::of_units(&edit.units, batch, self.input.pos(), 0, [heads, pos]);
+            let count = changed.shape().num_elements() / width;
+            activation = scatter(activation, &cells, changed.reshape([count, width]));
+        }
+        if self.until == Some(site) {
+            self.seen = Some(activation.clone());
+        }
+        activation
+    }
+}

@@ -1,0 +1,207 @@
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{Site, TokenBatch};
+
+use super::Units;
+
+/// A world of a [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WorldId(pub(super) usize);
+
+/// An input of a [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InputId(pub(super) usize);
+
+/// A constant operand of a [`Plan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConstantId(pub(super) usize);
+
+/// Something that a [`Plan`] reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReadId(pub(super) usize);
+
+/// What a world's model reads.
+#[derive(Clone, Debug)]
+pub enum WorldInput<B: Backend> {
+    /// Token ids.
+    Tokens(TokenBatch),
+    /// Vectors, `[batch, pos, feature]`.
+    Features(Tensor<B, 3>),
+}
+
+impl<B: Backend> WorldInput<B> {
+    /// Number of examples.
+    pub fn batch(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.batch(),
+            Self::Features(features) => features.dims()[0],
+        }
+    }
+
+    /// Number of positions of the longest example.
+    pub fn pos(&self) -> usize {
+        match self {
+            Self::Tokens(tokens) => tokens.pos(),
+            Self::Features(features) => features.dims()[1],
+        }
+    }
+
+    /// Number of positions of each example.
+    pub fn lengths(&self) -> Vec<usize> {
+        match self {
+            Self::Tokens(tokens) => tokens.lengths(),
+            Self::Features(_) => vec![self.pos(); self.batch()],
+        }
+    }
+}
+
+/// What an intervention takes besides the activation it changes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Operand {
+    /// Nothing.
+    None,
+    /// Another world's activation, as it flows on from there: after that world's own edits.
+    Activation {
+        /// Whose.
+        world: WorldId,
+        /// Where. A site deeper than the edit's costs another pass.
+        site: Site,
+        /// Which part; as many units of the same width as the edit changes.
+        units: Units,
+    },
+    /// Given values.
+    Constant(ConstantId),
+}
+
+/// At a site, on some units, the activation becomes `intervention(activation, operand)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Edit {
+    /// Where.
+    pub site: Site,
+    /// Which part.
+    pub units: Units,
+    /// Which of the interventions given to [`Plan::run`].
+    pub intervention: usize,
+    /// What the intervention takes.
+    pub operand: Operand,
+}
+
+/// A run of the model on one input under edits.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub(super) input: InputId,
+    pub(super) edits: Vec<Edit>,
+}
+
+/// Positions at which logits are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogitPositions {
+    /// Every position, padding included.
+    All,
+    /// The last token of each example.
+    Last,
+    /// `[batch][unit]`: each example its own; all examples have the same number.
+    Each(Vec<Vec<usize>>),
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Read {
+    Activation {
+        world: WorldId,
+        site: Site,
+        units: Units,
+    },
+    Logits {
+        world: WorldId,
+        positions: LogitPositions,
+    },
+}
+
+impl Read {
+    pub(super) fn world(&self) -> WorldId {
+        match self {
+            Self::Activation { world, .. } | Self::Logits { world, .. } => *world,
+        }
+    }
+}
+
+/// Worlds to run and what to read of them.
+#[derive(Clone, Debug)]
+pub struct Plan<B: Backend> {
+    pub(super) inputs: Vec<WorldInput<B>>,
+    pub(super) constants: Vec<Tensor<B, 3>>,
+    pub(super) worlds: Vec<World>,
+    pub(super) reads: Vec<Read>,
+}
+
+impl<B: Backend> Default for Plan<B> {
+    fn default() -> Self {
+        Self {
+            inputs: Vec::new(),
+            constants: Vec::new(),
+            worlds: Vec::new(),
+            reads: Vec::new(),
+        }
+    }
+}
+
+impl<B: Backend> Plan<B> {
+    /// A plan without worlds.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an input. Equal token batches are one input, and what worlds on the same input have in
+    /// common is computed once.
+    pub fn input(&mut self, input: WorldInput<B>) -> InputId {
+        let same = self.inputs.iter().position(|other| match (other, &input) {
+            (WorldInput::Tokens(other), WorldInput::Tokens(tokens)) => other == tokens,
+            _ => false,
+        });
+        InputId(same.unwrap_or_else(|| {
+            self.inputs.push(input);
+            self.inputs.len() - 1
+        }))
+    }
+
+    /// Adds a batch of token ids as an input.
+    pub fn tokens(&mut self, tokens: &TokenBatch) -> InputId {
+        self.input(WorldInput::Tokens(tokens.clone()))
+    }
+
+    /// Adds values that edits may take as their operand.
+    ///
+    /// # Shapes
+    /// - values: `[batch, unit, d_site]`; batch and unit may be 1, for the same values everywhere
+    pub fn constant(&mut self, values: Tensor<B, 3>) -> ConstantId {
+        self.constants.push(values);
+        ConstantId(self.constants.len() - 1)
+    }
+
+    /// Adds a world: a run on an input under edits, in the order given where they share a site.
+    pub fn world(&mut self, input: InputId, edits: impl IntoIterator<Item = Edit>) -> WorldId {
+        self.worlds.push(World {
+            input,
+            edits: edits.into_iter().collect(),
+        });
+        WorldId(self.worlds.len() - 1)
+    }
+
+    /// Asks for a world's activation at a site, after the world's own edits there.
+    pub fn read(&mut self, world: WorldId, site: Site, units: Units) -> ReadId {
+        self.add_read(Read::Activation { world, site, units })
+    }
+
+    /// Asks for a world's logits.
+    pub fn read_logits(&mut self, world: WorldId, positions: LogitPositions) -> ReadId {
+        self.add_read(Read::Logits { world, positions })
+    }
+
+    fn add_read(&mut self, read: Read) -> ReadId {
+        self.reads.push(read);
+        ReadId(self.reads.len() - 1)
+    }
+
+    pub(super) fn input_of(&self, world: WorldId) -> &WorldInput<B> {
+        &self.inputs[self.worlds[world.0].input.0]
+    }
+}

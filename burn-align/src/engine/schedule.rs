@@ -1,0 +1,280 @@
+//! Which worlds share rows in which layer.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::backend::Backend;
+use burn_align_models::Site;
+
+use super::plan::{Edit, Operand, Plan, Read, WorldId};
+
+/// A step of a pass: the batch can change only between stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    Embed,
+    Block(usize),
+    FinalNorm,
+    Unembed,
+}
+
+impl Stage {
+    pub(super) fn of(site: Site) -> Self {
+        match site {
+            Site::Embedding => Self::Embed,
+            Site::Block(layer, _) => Self::Block(layer),
+            Site::FinalNorm => Self::FinalNorm,
+        }
+    }
+
+    /// Every stage of a model with that many layers.
+    pub(super) fn all(layers: usize) -> impl Iterator<Item = Self> {
+        [Self::Embed]
+            .into_iter()
+            .chain((0..layers).map(Self::Block))
+            .chain([Self::FinalNorm, Self::Unembed])
+    }
+}
+
+/// How far a world must be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Need {
+    UpTo(Site),
+    Logits,
+}
+
+impl Need {
+    fn stage(self) -> Stage {
+        match self {
+            Self::UpTo(site) => Stage::of(site),
+            Self::Logits => Stage::Unembed,
+        }
+    }
+
+    fn reaches(self, site: Site) -> bool {
+        self >= Self::UpTo(site)
+    }
+}
+
+/// Worlds that are the same so far and so share rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    /// Never empty.
+    pub(super) worlds: Vec<WorldId>,
+    /// The group of the stage before whose rows these are copies of.
+    pub(super) parent: usize,
+}
+
+/// The groups of one stage.
+#[derive(Clone, Debug)]
+pub(super) struct StageGroups {
+    pub(super) stage: Stage,
+    pub(super) groups: Vec<Group>,
+}
+
+/// One walk through the network: stages, as far as somebody needs them.
+#[derive(Clone, Debug)]
+pub(super) struct Pass {
+    pub(super) stages: Vec<StageGroups>,
+}
+
+/// Everything that a plan runs, in order.
+#[derive(Clone, Debug)]
+pub(super) struct Schedule {
+    pub(super) passes: Vec<Pass>,
+    /// In which pass each world runs; `None` if nobody needs it.
+    pub(super) pass_of: Vec<Option<usize>>,
+    /// How far each world is run.
+    pub(super) needs: Vec<Option<Need>>,
+}
+
+impl Schedule {
+    /// Plans the passes, or says at which site an edit depends on itself.
+    pub(super) fn new<B: Backend>(plan: &Plan<B>, layers: usize) -> Result<Self, Site> {
+        let needs = needs(plan);
+        let pass_of = passes(plan, &needs)?;
+        let count = pass_of.iter().flatten().max().map_or(0, |last| last + 1);
+        let passes = (0..count)
+            .map(|pass| {
+                let worlds: Vec<WorldId> = (0..plan.worlds.len())
+                    .filter(|world| pass_of[*world] == Some(pass))
+                    .map(WorldId)
+                    .collect();
+                Pass::new(plan, &worlds, &needs, layers)
+            })
+            .collect();
+        Ok(Self {
+            passes,
+            pass_of,
+            needs,
+        })
+    }
+
+    /// The edits of a world that are made: those before its last use.
+    pub(super) fn edits<'p, B: Backend>(
+        &'p self,
+        plan: &'p Plan<B>,
+        world: WorldId,
+    ) -> impl Iterator<Item = &'p Edit> {
+        made_edits(plan, &self.needs, world)
+    }
+}
+
+fn made_edits<'p, B: Backend>(
+    plan: &'p Plan<B>,
+    needs: &'p [Option<Need>],
+    world: WorldId,
+) -> impl Iterator<Item = &'p Edit> {
+    let need = needs[world.0];
+    plan.worlds[world.0]
+        .edits
+        .iter()
+        .filter(move |edit| need.is_some_and(|need| need.reaches(edit.site)))
+}
+
+/// How far each world must be run, for the reads and for the operands of worlds that are run.
+fn needs<B: Backend>(plan: &Plan<B>) -> Vec<Option<Need>> {
+    let mut needs = vec![None; plan.worlds.len()];
+    let mut changed: BTreeSet<WorldId> = BTreeSet::new();
+    for read in &plan.reads {
+        let need = match read {
+            Read::Activation { site, .. } => Need::UpTo(*site),
+            Read::Logits { .. } => Need::Logits,
+        };
+        let world = read.world();
+        needs[world.0] = needs[world.0].max(Some(need));
+        changed.insert(world);
+    }
+    while let Some(world) = changed.pop_first() {
+        let operands: Vec<(WorldId, Site)> = made_edits(plan, &needs, world)
+            .filter_map(|edit| match &edit.operand {
+                Operand::Activation { world, site, .. } => Some((*world, *site)),
+                Operand::None | Operand::Constant(_) => None,
+            })
+            .collect();
+        for (source, site) in operands {
+            if needs[source.0] < Some(Need::UpTo(site)) {
+                needs[source.0] = Some(Need::UpTo(site));
+                changed.insert(source);
+            }
+        }
+    }
+    needs
+}
+
+/// In which pass each world runs.
+///
+/// An operand from a deeper site than the edit's must come from an earlier pass. Fails at an edit
+/// that would have to wait for itself.
+fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Option<usize>>, Site> {
+    let count = plan.worlds.len();
+    let mut pass_of: Vec<Option<usize>> = needs.iter().map(|need| need.map(|_| 0)).collect();
+    loop {
+        let mut changed = None;
+        for world in 0..count {
+            for edit in made_edits(plan, needs, WorldId(world)) {
+                let Operand::Activation {
+                    world: source,
+                    site,
+                    ..
+                } = &edit.operand
+                else {
+                    continue;
+                };
+                let later = usize::from(*site > edit.site);
+                let earliest = pass_of[source.0].map(|pass| pass + later);
+                if pass_of[world] < earliest {
+                    pass_of[world] = earliest;
+                    changed = Some(edit.site);
+                }
+            }
+        }
+        match changed {
+            None => break,
+            // No chain of worlds is longer than their number.
+            Some(site) if pass_of.iter().flatten().any(|pass| *pass > count) => return Err(site),
+            Some(_) => {}
+        }
+    }
+    check_same_site_order(plan, needs)?;
+    Ok(pass_of)
+}
+
+/// Edits at one site that take one another's results must not go round in a circle.
+fn check_same_site_order<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<(), Site> {
+    let edges = |world: usize, at: Site| {
+        made_edits(plan, needs, WorldId(world)).filter_map(move |edit| match &edit.operand {
+            Operand::Activation { world, site, .. } if edit.site == at && *site == at => {
+                Some(world.0)
+            }
+            _ => None,
+        })
+    };
+    let sites: BTreeSet<Site> = (0..plan.worlds.len())
+        .flat_map(|world| made_edits(plan, needs, WorldId(world)).map(|edit| edit.site))
+        .collect();
+    for site in sites {
+        // Worlds that can be done because all they wait for is done.
+        let mut waiting: BTreeSet<usize> = (0..plan.worlds.len()).collect();
+        loop {
+            let ready: Vec<usize> = waiting
+                .iter()
+                .copied()
+                .filter(|world| edges(*world, site).all(|source| !waiting.contains(&source)))
+                .collect();
+            if ready.is_empty() {
+                break;
+            }
+            for world in ready {
+                waiting.remove(&world);
+            }
+        }
+        if !waiting.is_empty() {
+            return Err(site);
+        }
+    }
+    Ok(())
+}
+
+impl Pass {
+    fn new<B: Backend>(
+        plan: &Plan<B>,
+        worlds: &[WorldId],
+        needs: &[Option<Need>],
+        layers: usize,
+    ) -> Self {
+        let mut stages: Vec<StageGroups> = Vec::new();
+        // Before the first stage, worlds on the same input are the same.
+        let mut before: Vec<Vec<WorldId>> = vec![Vec::new(); plan.inputs.len()];
+        for world in worlds {
+            before[plan.worlds[world.0].input.0].push(*world);
+        }
+        for stage in Stage::all(layers) {
+            let mut groups: Vec<Group> = Vec::new();
+            for (parent, members) in before.iter().enumerate() {
+                let mut split: Vec<(Vec<&Edit>, Vec<WorldId>)> = Vec::new();
+                for world in members {
+                    if needs[world.0].is_none_or(|need| need.stage() < stage) {
+                        continue;
+                    }
+                    let edits: Vec<&Edit> = made_edits(plan, needs, *world)
+                        .filter(|edit| Stage::of(edit.site) == stage)
+                        .collect();
+                    match split.iter_mut().find(|(others, _)| *others == edits) {
+                        Some((_, worlds)) => worlds.push(*world),
+                        None => split.push((edits, vec![*world])),
+                    }
+                }
+                groups.extend(
+                    split
+                        .into_iter()
+                        .map(|(_, worlds)| Group { worlds, parent }),
+                );
+            }
+            if groups.is_empty() {
+                break;
+            }
+            before = groups.iter().map(|group| group.worlds.clone()).collect();
+            stages.push(StageGroups { stage, groups });
+        }
+        Self { stages }
+    }
+}

@@ -1,0 +1,210 @@
+//! Checks of a plan before anything is computed.
+
+use burn::tensor::backend::Backend;
+use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth};
+
+use super::plan::{LogitPositions, Operand, Plan, Read, WorldId};
+use super::schedule::Schedule;
+use super::{Indices, PlanError, Units};
+
+/// Checks the plan and lays out its passes.
+pub(super) fn validate<B: Backend, M: AlignableTransformer<B>>(
+    plan: &Plan<B>,
+    model: &M,
+    interventions: usize,
+) -> Result<Schedule, PlanError> {
+    check_inputs(plan, model.dims())?;
+    let checker = Checker { plan, model };
+    for (world, edits) in plan.worlds.iter().map(|world| &world.edits).enumerate() {
+        check_id("input", plan.worlds[world].input.0, plan.inputs.len())?;
+        for edit in edits {
+            if edit.intervention >= interventions {
+                return Err(PlanError::NoSuchIntervention {
+                    site: edit.site,
+                    found: edit.intervention,
+                    count: interventions,
+                });
+            }
+            let expected = checker.shape(WorldId(world), edit.site, &edit.units)?;
+            let found = match &edit.operand {
+                Operand::None => continue,
+                Operand::Activation { world, site, units } => {
+                    check_id("world", world.0, plan.worlds.len())?;
+                    checker.shape(*world, *site, units)?
+                }
+                Operand::Constant(id) => {
+                    check_id("constant", id.0, plan.constants.len())?;
+                    broadcast(plan.constants[id.0].dims(), expected)
+                }
+            };
+            if found != expected {
+                return Err(PlanError::OperandShape {
+                    site: edit.site,
+                    expected,
+                    found,
+                });
+            }
+        }
+    }
+    for read in &plan.reads {
+        check_id("world", read.world().0, plan.worlds.len())?;
+        match read {
+            Read::Activation { world, site, units } => {
+                checker.shape(*world, *site, units)?;
+            }
+            Read::Logits { world, positions } => {
+                if let LogitPositions::Each(examples) = positions {
+                    let positions = Indices::Each(examples.clone());
+                    checker.positions(*world, &positions, "logits")?;
+                }
+            }
+        }
+    }
+    Schedule::new(plan, model.dims().layers).map_err(|site| PlanError::Circular { site })
+}
+
+fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), PlanError> {
+    let mut tokens = 0;
+    for (index, input) in plan.inputs.iter().enumerate() {
+        if let super::WorldInput::Tokens(batch) = input {
+            tokens += 1;
+            batch.check(dims).map_err(|source| PlanError::Input {
+                input: index,
+                source,
+            })?;
+        }
+    }
+    if tokens != 0 && tokens != plan.inputs.len() {
+        return Err(PlanError::MixedInputs);
+    }
+    Ok(())
+}
+
+fn check_id(what: &'static str, found: usize, count: usize) -> Result<(), PlanError> {
+    if found < count {
+        Ok(())
+    } else {
+        Err(PlanError::UnknownId { what, found, count })
+    }
+}
+
+/// Axes of size 1 stand for any number of batch entries and units.
+fn broadcast(found: [usize; 3], expected: [usize; 3]) -> [usize; 3] {
+    let stretch = |axis: usize| match found[axis] {
+        1 => expected[axis],
+        size => size,
+    };
+    [stretch(0), stretch(1), found[2]]
+}
+
+struct Checker<'a, B: Backend, M> {
+    plan: &'a Plan<B>,
+    model: &'a M,
+}
+
+impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
+    /// What an intervention sees of these units: `[batch, unit, d_site]`.
+    fn shape(&self, world: WorldId, site: Site, units: &Units) -> Result<[usize; 3], PlanError> {
+        let dims = self.model.dims();
+        let SiteDims { heads, width } = self.model.site(site).ok_or(PlanError::NoSuchSite {
+            site,
+            layers: dims.layers,
+            rotary: dims.rotary,
+        })?;
+        let at = site.to_string();
+        let head_count = self.heads(world, &units.heads, heads, site)?;
+        let unit_count = self.positions(world, &units.positions, &at)?;
+        let input = self.plan.input_of(world);
+        let width = match width {
+            SiteWidth::Features(width) => width,
+            SiteWidth::KeyPositions => input.pos(),
+        };
+        Ok([input.batch(), unit_count, head_count * width])
+    }
+
+    fn heads(
+        &self,
+        world: WorldId,
+        heads: &Indices,
+        size: usize,
+        site: Site,
+    ) -> Result<usize, PlanError> {
+        let at = format!("heads at {site}");
+        let batch = self.plan.input_of(world).batch();
+        check_lists(heads, batch, &at, |_example, head| {
+            if head < size {
+                return Ok(());
+            }
+            Err(PlanError::HeadOutOfRange {
+                site,
+                found: head,
+                heads: size,
+            })
+        })?;
+        Ok(heads.count(size))
+    }
+
+    fn positions(&self, world: WorldId, positions: &Indices, at: &str) -> Result<usize, PlanError> {
+        let input = self.plan.input_of(world);
+        let lengths = input.lengths();
+        check_lists(positions, input.batch(), at, |example, position| {
+            if position < lengths[example] {
+                return Ok(());
+            }
+            Err(PlanError::PositionOutOfRange {
+                at: at.to_owned(),
+                example,
+                found: position,
+                length: lengths[example],
+            })
+        })?;
+        Ok(positions.count(input.pos()))
+    }
+}
+
+/// Checks the indices of every example: as many as of the first, none twice, each allowed.
+fn check_lists(
+    indices: &Indices,
+    batch: usize,
+    at: &str,
+    allowed: impl Fn(usize, usize) -> Result<(), PlanError>,
+) -> Result<(), PlanError> {
+    if *indices == Indices::All {
+        return Ok(());
+    }
+    if let Indices::Each(examples) = indices
+        && examples.len() != batch
+    {
+        return Err(PlanError::WrongBatch {
+            at: at.to_owned(),
+            batch,
+            found: examples.len(),
+        });
+    }
+    let expected = indices.count(0);
+    if expected == 0 {
+        return Err(PlanError::NoUnits { at: at.to_owned() });
+    }
+    for example in 0..batch {
+        let list = indices.of(example, 0);
+        if list.len() != expected {
+            return Err(PlanError::RaggedUnits {
+                at: at.to_owned(),
+                example,
+                expected,
+                found: list.len(),
+            });
+        }
+        for (i, index) in list.iter().enumerate() {
+            allowed(example, *index)?;
+            if list[..i].contains(index) {
+                return Err(PlanError::RepeatedUnit {
+                    at: at.to_owned(),
+                    example,
+                    found: *index,
+                });
+            }
+        }
+    }
+    Ok(())
+}

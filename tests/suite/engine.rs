@@ -1,0 +1,423 @@
+//! The lockstep executor against the naive one, and identities that any plan obeys.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, PlanError, Units, WorldId};
+use burn_align::interventions::{Intervention, Operands, VanillaIntervention};
+use burn_align_models::{
+    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput, Site,
+    TokenBatch,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::support::{checkpoints, max_difference, values};
+
+on_every_backend!(
+    random_plans_run_as_their_definition_says,
+    empty_plan_is_the_plain_forward,
+    source_equal_to_base_changes_nothing,
+    whole_residual_brings_the_source_logits,
+    worlds_do_not_disturb_each_other,
+);
+
+fn load<B: Backend>(name: &str, device: &B::Device) -> LanguageModel<B> {
+    LanguageModel::from_pretrained(
+        checkpoints()[name].as_path(),
+        &LoadOptions::default(),
+        device,
+    )
+    .expect("the fixture loads")
+    .model
+}
+
+fn tokens(rows: &[&[u32]]) -> TokenBatch {
+    TokenBatch::new(rows.iter().map(|row| row.to_vec()).collect()).expect("a batch")
+}
+
+/// Interventions whose order matters, so that a wrong order shows.
+#[derive(Module, Debug)]
+enum Mixed<B: Backend> {
+    Swap(VanillaIntervention<B>),
+    /// `1.5 base + 0.5 source`
+    Blend(VanillaIntervention<B>),
+    /// `-0.8 base`, without a source
+    Negate(VanillaIntervention<B>),
+}
+
+impl<B: Backend> Intervention<B> for Mixed<B> {
+    fn needs_source(&self) -> bool {
+        !matches!(self, Self::Negate(_))
+    }
+
+    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
+        match (self, operands.source) {
+            (Self::Swap(_), Some(source)) => source,
+            (Self::Blend(_), Some(source)) => base * 1.5 + source * 0.5,
+            (_, None) => base * -0.8,
+            (Self::Negate(_), Some(_)) => panic!("negation takes no source"),
+        }
+    }
+}
+
+fn mixed<B: Backend>() -> [Mixed<B>; 3] {
+    [
+        Mixed::Swap(VanillaIntervention::new()),
+        Mixed::Blend(VanillaIntervention::new()),
+        Mixed::Negate(VanillaIntervention::new()),
+    ]
+}
+
+/// An edit before its numbers are fitted to a model: each counts modulo what there is.
+#[derive(Clone, Debug)]
+struct RawEdit {
+    site: usize,
+    intervention: usize,
+    units: RawUnits,
+    source_world: usize,
+    /// How many sites before (or, if negative, behind) the edit its source is taken.
+    source_distance: isize,
+    source_units: RawUnits,
+}
+
+#[derive(Clone, Debug)]
+struct RawUnits {
+    all_heads: bool,
+    first_head: usize,
+    positions: Vec<usize>,
+}
+
+#[derive(Clone, Debug)]
+struct RawPlan {
+    batch: usize,
+    inputs: Vec<Vec<Vec<u32>>>,
+    worlds: Vec<(usize, Vec<RawEdit>)>,
+    read_site: usize,
+}
+
+fn raw_units() -> impl Strategy<Value = RawUnits> {
+    (
+        any::<bool>(),
+        0..4_usize,
+        prop::collection::vec(0..8_usize, 3),
+    )
+        .prop_map(|(all_heads, first_head, positions)| RawUnits {
+            all_heads,
+            first_head,
+            positions,
+        })
+}
+
+fn raw_edit() -> impl Strategy<Value = RawEdit> {
+    (
+        0..100_usize,
+        0..3_usize,
+        raw_units(),
+        0..8_usize,
+        -2..6_isize,
+        raw_units(),
+    )
+        .prop_map(
+            |(site, intervention, units, source_world, source_distance, source_units)| RawEdit {
+                site,
+                intervention,
+                units,
+                source_world,
+                source_distance,
+                source_units,
+            },
+        )
+}
+
+fn raw_plan() -> impl Strategy<Value = RawPlan> {
+    (1..=3_usize).prop_flat_map(|batch| {
+        let example = prop::collection::vec(0..41_u32, 1..7);
+        let input = prop::collection::vec(example, batch);
+        let world = (0..3_usize, prop::collection::vec(raw_edit(), 0..4));
+        (
+            prop::collection::vec(input, 1..4),
+            prop::collection::vec(world, 1..7),
+            0..100_usize,
+        )
+            .prop_map(move |(inputs, worlds, read_site)| RawPlan {
+                batch,
+                inputs,
+                worlds,
+                read_site,
+            })
+    })
+}
+
+/// Every site of a model, in order.
+fn sites<B: Backend>(model: &LanguageModel<B>) -> Vec<Site> {
+    let blocks = (0..model.dims().layers)
+        .flat_map(|layer| Component::ALL.map(|component| Site::Block(layer, component)));
+    [Site::Embedding]
+        .into_iter()
+        .chain(blocks)
+        .chain([Site::FinalNorm])
+        .filter(|site| model.site(*site).is_some())
+        .collect()
+}
+
+fn fit_units(raw: &RawUnits, heads: usize, batch: &[Vec<u32>]) -> Units {
+    let positions = batch
+        .iter()
+        .zip(&raw.positions)
+        .map(|(ids, position)| vec![position % ids.len()]);
+    Units {
+        heads: match raw.all_heads {
+            true => Indices::All,
+            false => Indices::Same(vec![raw.first_head % heads]),
+        },
+        positions: Indices::Each(positions.collect()),
+    }
+}
+
+/// Fits a raw plan to a model. Its operands may have another width than what they replace, or
+/// depend on themselves; such plans are refused when they are run.
+fn fit<B: Backend>(raw: &RawPlan, model: &LanguageModel<B>) -> Plan<B> {
+    let sites = sites(model);
+    let heads = |site: Site| model.site(site).expect("it is there").heads;
+    let mut plan = Plan::new();
+    let inputs: Vec<_> = raw
+        .inputs
+        .iter()
+        .map(|rows| plan.tokens(&TokenBatch::new(rows.clone()).expect("a batch")))
+        .collect();
+    // Ids are handed out in order, so worlds can refer to later ones.
+    let ids: Vec<WorldId> = {
+        let mut scratch = Plan::<B>::new();
+        let input = scratch.tokens(&tokens(&[&[0]]));
+        raw.worlds
+            .iter()
+            .map(|_| scratch.world(input, []))
+            .collect()
+    };
+    for (input, edits) in &raw.worlds {
+        let input = input % raw.inputs.len();
+        let edits = edits.iter().map(|edit| {
+            let place = edit.site % sites.len();
+            let site = sites[place];
+            let source_place = place
+                .saturating_add_signed(-edit.source_distance)
+                .min(sites.len() - 1);
+            let mut source_site = sites[source_place];
+            // Mostly the same component, so that widths agree.
+            if model.site(source_site) != model.site(site) {
+                source_site = site;
+            }
+            let source = edit.source_world % raw.worlds.len();
+            let source_rows = &raw.inputs[raw.worlds[source].0 % raw.inputs.len()];
+            let mut source_units = fit_units(&edit.source_units, heads(source_site), source_rows);
+            let units = fit_units(&edit.units, heads(site), &raw.inputs[input]);
+            if units.heads == Indices::All || source_units.heads == Indices::All {
+                source_units.heads = units.heads.clone();
+            }
+            Edit {
+                site,
+                units,
+                intervention: edit.intervention,
+                operand: match edit.intervention {
+                    2 => Operand::None,
+                    _ => Operand::Activation {
+                        world: ids[source],
+                        site: source_site,
+                        units: source_units,
+                    },
+                },
+            }
+        });
+        plan.world(inputs[input], edits);
+    }
+    let read_site = sites[raw.read_site % sites.len()];
+    for world in ids {
+        plan.read_logits(world, LogitPositions::All);
+        plan.read(world, read_site, Units::ALL);
+    }
+    plan
+}
+
+fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
+    for name in ["gpt2_plain", "llama_gqa"] {
+        let model = load::<B>(name, device);
+        let interventions = mixed::<B>();
+        let cases = std::env::var("PROPTEST_CASES")
+            .ok()
+            .and_then(|n| n.parse().ok());
+        let config = Config {
+            cases: cases.unwrap_or(400),
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let compared = std::cell::Cell::new(0);
+        let result = TestRunner::new_with_rng(
+            config,
+            proptest::test_runner::TestRng::deterministic_rng(
+                proptest::test_runner::RngAlgorithm::ChaCha,
+            ),
+        )
+        .run(&raw_plan(), |raw| {
+            let plan = fit(&raw, &model);
+            let lockstep = match plan.run(&model, &interventions, device) {
+                Err(PlanError::Circular { .. } | PlanError::OperandShape { .. }) => return Ok(()),
+                other => other.expect("the plan is right"),
+            };
+            compared.set(compared.get() + 1);
+            let naive = plan
+                .run_naively(&model, &interventions, device)
+                .expect("valid");
+            for (index, (lockstep, naive)) in lockstep.iter().zip(naive.iter()).enumerate() {
+                let scale = values(naive.clone())
+                    .iter()
+                    .fold(1.0_f32, |m, v| m.max(v.abs()));
+                let difference = max_difference(lockstep.clone(), &naive.to_data());
+                prop_assert!(
+                    difference <= 1e-5 * scale,
+                    "{name}, batch {}: read {index} differs by {difference}",
+                    raw.batch
+                );
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            panic!("{name}: {error}");
+        }
+        assert!(
+            compared.get() >= 100,
+            "{name}: only {} plans were valid",
+            compared.get()
+        );
+    }
+}
+
+fn empty_plan_is_the_plain_forward<B: Backend>(device: &B::Device) {
+    for name in ["gpt2_plain", "llama_gqa"] {
+        let model = load::<B>(name, device);
+        let batch = tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6, 5, 3]]);
+        let mut plan = Plan::new();
+        let input = plan.tokens(&batch);
+        let world = plan.world(input, []);
+        let read = plan.read_logits(world, LogitPositions::All);
+        let logits = plan.run(&model, &mixed(), device).expect("valid").get(read);
+        let plain = model.forward(ModelInput::Tokens(batch.to_tensor(device)));
+        assert_eq!(values(logits), values(plain), "{name}");
+    }
+}
+
+/// An interchange at a site, from a world on `source` into one on `base`.
+fn interchange<B: Backend>(
+    plan: &mut Plan<B>,
+    [base, source]: [&TokenBatch; 2],
+    site: Site,
+    units: &Units,
+) -> WorldId {
+    let source = plan.tokens(source);
+    let source = plan.world(source, []);
+    let base = plan.tokens(base);
+    plan.world(
+        base,
+        [Edit {
+            site,
+            units: units.clone(),
+            intervention: 0,
+            operand: Operand::Activation {
+                world: source,
+                site,
+                units: units.clone(),
+            },
+        }],
+    )
+}
+
+fn source_equal_to_base_changes_nothing<B: Backend>(device: &B::Device) {
+    for name in ["gpt2_plain", "llama_gqa"] {
+        let model = load::<B>(name, device);
+        let batch = tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6, 5, 3]]);
+        let plain = model.forward(ModelInput::Tokens(batch.to_tensor(device)));
+        let mut plan = Plan::new();
+        let mut reads = Vec::new();
+        for site in sites(&model) {
+            for units in [
+                Units::ALL,
+                Units::position(2),
+                Units::position(1).of_head(0),
+            ] {
+                let world = interchange(&mut plan, [&batch, &batch], site, &units);
+                reads.push((site, plan.read_logits(world, LogitPositions::All)));
+            }
+        }
+        let results = plan.run(&model, &mixed(), device).expect("valid");
+        for (site, read) in reads {
+            let difference = max_difference(results.get(read), &plain.to_data());
+            assert!(difference <= 2e-5, "{name} {site}: {difference}");
+        }
+    }
+}
+
+fn whole_residual_brings_the_source_logits<B: Backend>(device: &B::Device) {
+    for name in ["gpt2_plain", "llama_gqa"] {
+        let model = load::<B>(name, device);
+        let (base, source) = (tokens(&[&[3, 1, 4, 1, 5]]), tokens(&[&[9, 2, 6, 5, 3]]));
+        let expected = model.forward(ModelInput::Tokens(source.to_tensor(device)));
+        let mut plan = Plan::new();
+        let mut reads = Vec::new();
+        let layers = 0..model.dims().layers;
+        let residuals = layers.flat_map(|layer| {
+            [
+                Component::BlockInput,
+                Component::ResidualMid,
+                Component::BlockOutput,
+            ]
+            .map(|component| Site::Block(layer, component))
+        });
+        for site in [Site::Embedding, Site::FinalNorm]
+            .into_iter()
+            .chain(residuals)
+        {
+            let world = interchange(&mut plan, [&base, &source], site, &Units::ALL);
+            reads.push((site, plan.read_logits(world, LogitPositions::All)));
+        }
+        let results = plan.run(&model, &mixed(), device).expect("valid");
+        for (site, read) in reads {
+            let difference = max_difference(results.get(read), &expected.to_data());
+            assert!(difference <= 2e-5, "{name} {site}: {difference}");
+        }
+    }
+}
+
+fn worlds_do_not_disturb_each_other<B: Backend>(device: &B::Device) {
+    let model = load::<B>("gpt2_plain", device);
+    let (base, source) = (tokens(&[&[3, 1, 4, 1, 5]]), tokens(&[&[9, 2, 6]]));
+    let alone = |site: Site, position: usize| {
+        let mut plan = Plan::new();
+        let units = Units::position(position);
+        let world = interchange(&mut plan, [&base, &source], site, &units);
+        let read = plan.read_logits(world, LogitPositions::Last);
+        plan.run(&model, &mixed(), device).expect("valid").get(read)
+    };
+    let mut plan = Plan::new();
+    let mut reads = Vec::new();
+    for site in sites(&model)
+        .into_iter()
+        .filter(|site| !site.is_attention_pattern())
+    {
+        for position in 0..3 {
+            let units = Units::position(position);
+            let world = interchange(&mut plan, [&base, &source], site, &units);
+            reads.push((
+                site,
+                position,
+                plan.read_logits(world, LogitPositions::Last),
+            ));
+        }
+    }
+    let together = plan.run(&model, &mixed(), device).expect("valid");
+    for (site, position, read) in reads {
+        let difference = max_difference(together.get(read), &alone(site, position).into_data());
+        assert!(
+            difference <= 2e-5,
+            "{site} position {position}: {difference}"
+        );
+    }
+}
