@@ -3,6 +3,7 @@
 
 pub mod backends;
 pub mod plot;
+pub mod predictions;
 pub mod progress;
 pub mod table;
 

@@ -48,6 +48,10 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
         of_any_family!(self, model => model.dims())
     }
 
+    fn device(&self) -> B::Device {
+        of_any_family!(self, model => model.device())
+    }
+
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         of_any_family!(self, model => model.begin(pos, device))
     }

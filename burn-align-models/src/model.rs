@@ -55,6 +55,9 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// The model's sizes.
     fn dims(&self) -> &ModelDims;
 
+    /// Where the model's parameters are.
+    fn device(&self) -> B::Device;
+
     /// The shape of the activation at `site`; `None` where the model has no such site.
     fn site(&self, site: Site) -> Option<SiteDims> {
         self.dims().site(site)

@@ -1,8 +1,46 @@
 //! Causal interventions on the internals of language models.
 //!
+//! *Which internal activation of this model carries this variable?* Swap it in from another
+//! input, and see whether the prediction follows:
+//!
+//! ```
+//! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
+//! use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+//! # type B = burn_flex::Flex;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Default::default();
+//! let gpt2 = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+//! let tokenizer = gpt2.tokenizer()?.clone();
+//!
+//! // The residual stream behind layer 2, one position of it.
+//! let config = AlignableConfig::new([
+//!     AlignableRepresentationConfig::new(2, Component::BlockOutput),
+//! ]);
+//! let alignable = AlignableModel::new(config, gpt2.model)?;
+//!
+//! let base = tokenizer.encode_batch(["The capital of Spain is"])?;
+//! let source = tokenizer.encode_batch(["The capital of Italy is"])?;
+//! let output = alignable.forward(&base, &[source], 4)?;
+//!
+//! let next = output.counterfactual.narrow(1, 4, 1).argmax(2).into_data().convert::<i64>();
+//! let next = next.as_slice::<i64>().expect("i64")[0] as u32;
+//! assert_eq!(tokenizer.token_strings(&[next]), ["Rome"]);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Layers
+//! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
+//!   [`AlignableModel`](front::AlignableModel), unit locations;
+//! - [`interventions`]: what is done to an activation;
+//! - [`engine`]: plans of worlds, and how they are run in one pass;
+//! - [`models`]: GPT-2 and LLaMA, with a tap at every named activation.
+//!
 //! Axis names are those of [`burn_align_models`].
 
 pub mod engine;
+pub mod front;
 pub mod interventions;
 
 pub use burn_align_models as models;

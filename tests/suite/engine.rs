@@ -259,14 +259,12 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
         )
         .run(&raw_plan(), |raw| {
             let plan = fit(&raw, &model);
-            let lockstep = match plan.run(&model, &interventions, device) {
+            let lockstep = match plan.run(&model, &interventions) {
                 Err(PlanError::Circular { .. } | PlanError::OperandShape { .. }) => return Ok(()),
                 other => other.expect("the plan is right"),
             };
             compared.set(compared.get() + 1);
-            let naive = plan
-                .run_naively(&model, &interventions, device)
-                .expect("valid");
+            let naive = plan.run_naively(&model, &interventions).expect("valid");
             for (index, (lockstep, naive)) in lockstep.iter().zip(naive.iter()).enumerate() {
                 let scale = values(naive.clone())
                     .iter()
@@ -299,7 +297,7 @@ fn empty_plan_is_the_plain_forward<B: Backend>(device: &B::Device) {
         let input = plan.tokens(&batch);
         let world = plan.world(input, []);
         let read = plan.read_logits(world, LogitPositions::All);
-        let logits = plan.run(&model, &mixed(), device).expect("valid").get(read);
+        let logits = plan.run(&model, &mixed()).expect("valid").get(read);
         let plain = model.forward(ModelInput::Tokens(batch.to_tensor(device)));
         assert_eq!(values(logits), values(plain), "{name}");
     }
@@ -347,7 +345,7 @@ fn source_equal_to_base_changes_nothing<B: Backend>(device: &B::Device) {
                 reads.push((site, plan.read_logits(world, LogitPositions::All)));
             }
         }
-        let results = plan.run(&model, &mixed(), device).expect("valid");
+        let results = plan.run(&model, &mixed()).expect("valid");
         for (site, read) in reads {
             let difference = max_difference(results.get(read), &plain.to_data());
             assert!(difference <= 2e-5, "{name} {site}: {difference}");
@@ -378,7 +376,7 @@ fn whole_residual_brings_the_source_logits<B: Backend>(device: &B::Device) {
             let world = interchange(&mut plan, [&base, &source], site, &Units::ALL);
             reads.push((site, plan.read_logits(world, LogitPositions::All)));
         }
-        let results = plan.run(&model, &mixed(), device).expect("valid");
+        let results = plan.run(&model, &mixed()).expect("valid");
         for (site, read) in reads {
             let difference = max_difference(results.get(read), &expected.to_data());
             assert!(difference <= 2e-5, "{name} {site}: {difference}");
@@ -394,7 +392,7 @@ fn worlds_do_not_disturb_each_other<B: Backend>(device: &B::Device) {
         let units = Units::position(position);
         let world = interchange(&mut plan, [&base, &source], site, &units);
         let read = plan.read_logits(world, LogitPositions::Last);
-        plan.run(&model, &mixed(), device).expect("valid").get(read)
+        plan.run(&model, &mixed()).expect("valid").get(read)
     };
     let mut plan = Plan::new();
     let mut reads = Vec::new();
@@ -412,7 +410,7 @@ fn worlds_do_not_disturb_each_other<B: Backend>(device: &B::Device) {
             ));
         }
     }
-    let together = plan.run(&model, &mixed(), device).expect("valid");
+    let together = plan.run(&model, &mixed()).expect("valid");
     for (site, position, read) in reads {
         let difference = max_difference(together.get(read), &alone(site, position).into_data());
         assert!(

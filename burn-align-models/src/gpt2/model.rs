@@ -54,6 +54,10 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
         &self.dims
     }
 
+    fn device(&self) -> B::Device {
+        self.wte.weight.val().device()
+    }
+
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         CausalPass::new(pos, None, None, device)
     }

@@ -53,6 +53,10 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
         &self.dims
     }
 
+    fn device(&self) -> B::Device {
+        self.embed_tokens.weight.val().device()
+    }
+
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         let tables = self.rotary.tables(pos, device);
         let tables = tables.cast(self.embed_tokens.weight.val().dtype());

@@ -48,14 +48,13 @@ impl<B: Backend> Plan<B> {
         &self,
         model: &M,
         interventions: &[I],
-        device: &B::Device,
     ) -> Result<Results<B>, PlanError> {
         let schedule = validate(self, model, interventions.len())?;
         let mut run = Run {
             plan: self,
             schedule: &schedule,
             interventions,
-            device,
+            device: model.device(),
             kept: HashMap::new(),
             values: vec![None; self.reads.len()],
         };
@@ -78,7 +77,7 @@ struct Run<'a, B: Backend, I> {
     plan: &'a Plan<B>,
     schedule: &'a Schedule,
     interventions: &'a [I],
-    device: &'a B::Device,
+    device: B::Device,
     kept: Kept<B>,
     values: Vec<Option<Tensor<B, 3>>>,
 }
@@ -89,7 +88,7 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
             return;
         };
         let pos = rows_pos(self.plan, first);
-        let shared = model.begin(pos, self.device);
+        let shared = model.begin(pos, &self.device);
         let mut x = None;
         let mut normed = false;
         let mut before: Option<&StageGroups> = None;
@@ -101,7 +100,7 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
             let mut tap = LockstepTap::new(self, index, current);
             x = match (current.stage, forked) {
                 (Stage::Embed, _) => {
-                    let input = stack(tap.run.plan, current, pos, tap.run.device);
+                    let input = stack(tap.run.plan, current, pos, &tap.run.device);
                     Some(model.embed(input, &mut tap))
                 }
                 (Stage::Block(layer), Some(x)) => Some(model.block(layer, x, &shared, &mut tap)),
@@ -137,7 +136,7 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
             return x;
         }
         let count = rows.len();
-        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), self.device);
+        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), &self.device);
         x.select(0, rows)
     }
 

@@ -24,14 +24,13 @@ impl<B: Backend> Plan<B> {
         &self,
         model: &M,
         interventions: &[I],
-        device: &B::Device,
     ) -> Result<Results<B>, PlanError> {
         validate(self, model, interventions.len())?;
         let naive = Naive {
             plan: self,
             model,
             interventions,
-            device,
+            device: model.device(),
         };
         let values = self.reads.iter().map(|read| match read {
             Read::Activation { world, site, units } => naive.activation(*world, *site, units),
@@ -53,7 +52,7 @@ struct Naive<'a, B: Backend, M, I> {
     plan: &'a Plan<B>,
     model: &'a M,
     interventions: &'a [I],
-    device: &'a B::Device,
+    device: B::Device,
 }
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M, I> {
@@ -91,7 +90,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
             until,
             seen: None,
         };
-        let input = stack_inputs([input].into_iter(), input.pos(), self.device);
+        let input = stack_inputs([input].into_iter(), input.pos(), &self.device);
         let logits = self.model.forward_tapped(input, &mut tap);
         (logits, tap.seen)
     }

@@ -1,0 +1,374 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use burn_align_models::{Component, Site};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+
+/// Which representations of a model are aligned, and how.
+///
+/// Its JSON is that of align-transformers; files written by the Python library load.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "ConfigJson")]
+#[non_exhaustive]
+pub struct AlignableConfig {
+    /// The kind of model, for the reader's information.
+    #[serde(rename = "alignable_model_type")]
+    pub model_type: Option<String>,
+    /// The representations, in the order in which they are changed.
+    #[serde(rename = "alignable_representations")]
+    pub representations: Vec<AlignableRepresentationConfig>,
+    /// What is done to each representation.
+    #[serde(rename = "alignable_interventions_type")]
+    pub intervention_type: InterventionType,
+    /// How several sources act together.
+    pub mode: Mode,
+}
+
+impl AlignableConfig {
+    /// Interchange interventions at these representations, in parallel.
+    pub fn new(representations: impl IntoIterator<Item = AlignableRepresentationConfig>) -> Self {
+        Self {
+            model_type: None,
+            representations: representations.into_iter().collect(),
+            intervention_type: InterventionType::Vanilla,
+            mode: Mode::Parallel,
+        }
+    }
+
+    /// The same with its sources acting in this mode.
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+}
+
+/// How several sources act together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Every source runs clean, and all act on the base.
+    #[default]
+    Parallel,
+    /// Each source acts on the next one, the last on the base.
+    Serial,
+}
+
+/// What an intervention does, by its name in align-transformers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum InterventionType {
+    /// Puts the source's activation in the place of the base's.
+    Vanilla,
+}
+
+impl InterventionType {
+    /// The class name in align-transformers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vanilla => "VanillaIntervention",
+        }
+    }
+}
+
+impl FromStr for InterventionType {
+    type Err = String;
+
+    /// Reads a class name, also in Python's way of printing a class.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = text
+            .trim_start_matches("<class '")
+            .trim_end_matches("'>")
+            .rsplit('.')
+            .next();
+        match name {
+            Some("VanillaIntervention") => Ok(Self::Vanilla),
+            _ => Err(format!(
+                "alignable_interventions_type: expected VanillaIntervention, found `{text}`"
+            )),
+        }
+    }
+}
+
+impl Serialize for InterventionType {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+/// What is addressed by an index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Token positions.
+    #[default]
+    #[serde(rename = "pos")]
+    Pos,
+    /// Heads, at all positions.
+    #[serde(rename = "h")]
+    Head,
+    /// Heads at positions.
+    #[serde(rename = "h.pos")]
+    HeadPos,
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pos => "pos",
+            Self::Head => "h",
+            Self::HeadPos => "h.pos",
+        })
+    }
+}
+
+/// A site by its align-transformers name: a component of the representation's layer, or one of
+/// the sites outside the layers, `embedding` and `final_norm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepresentationSite {
+    /// What the first block reads.
+    Embedding,
+    /// A component of a block.
+    Component(Component),
+    /// Output of the final norm.
+    FinalNorm,
+}
+
+impl From<Component> for RepresentationSite {
+    fn from(component: Component) -> Self {
+        Self::Component(component)
+    }
+}
+
+impl FromStr for RepresentationSite {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "embedding" => Ok(Self::Embedding),
+            "final_norm" => Ok(Self::FinalNorm),
+            name => match name.parse() {
+                Ok(component) => Ok(Self::Component(component)),
+                Err(error) => Err(format!(
+                    "alignable_representation_type: {error}, embedding, or final_norm"
+                )),
+            },
+        }
+    }
+}
+
+/// One representation: where it is, and in which units it is addressed.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "RepresentationJson")]
+#[non_exhaustive]
+pub struct AlignableRepresentationConfig {
+    /// The layer; has no meaning at sites outside the layers.
+    pub layer: usize,
+    /// Where in the layer.
+    pub site: RepresentationSite,
+    /// What an index of a unit location means.
+    pub unit: Unit,
+    /// Number of units per example that a trained intervention takes as one vector. Interventions
+    /// without parameters treat each unit alike, however many there are.
+    pub max_number_of_units: usize,
+    /// Which source acts here; representations with the same number share a source run. All
+    /// representations have a group, or none has.
+    pub group_key: Option<usize>,
+    /// Representations with the same number share one intervention.
+    pub intervention_link_key: Option<usize>,
+}
+
+impl AlignableRepresentationConfig {
+    /// A representation of one layer, addressed by position.
+    pub fn new(layer: usize, site: impl Into<RepresentationSite>) -> Self {
+        Self {
+            layer,
+            site: site.into(),
+            unit: Unit::Pos,
+            max_number_of_units: 1,
+            group_key: None,
+            intervention_link_key: None,
+        }
+    }
+
+    /// The same addressed in these units.
+    pub fn with_unit(mut self, unit: Unit) -> Self {
+        self.unit = unit;
+        self
+    }
+
+    /// The same in this group.
+    pub fn with_group(mut self, group: usize) -> Self {
+        self.group_key = Some(group);
+        self
+    }
+
+    /// The place in the model.
+    pub fn place(&self) -> Site {
+        match self.site {
+            RepresentationSite::Embedding => Site::Embedding,
+            RepresentationSite::Component(component) => Site::Block(self.layer, component),
+            RepresentationSite::FinalNorm => Site::FinalNorm,
+        }
+    }
+
+    /// The site's name: the one of its heads where heads are addressed.
+    fn site_name(&self) -> String {
+        match self.site {
+            RepresentationSite::Embedding => "embedding".to_owned(),
+            RepresentationSite::FinalNorm => "final_norm".to_owned(),
+            RepresentationSite::Component(component) => match (self.unit, component) {
+                (
+                    Unit::Head | Unit::HeadPos,
+                    Component::QueryOutput
+                    | Component::KeyOutput
+                    | Component::ValueOutput
+                    | Component::AttentionValueOutput,
+                ) => format!("head_{component}"),
+                _ => component.to_string(),
+            },
+        }
+    }
+}
+
+impl Serialize for AlignableRepresentationConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RepresentationJson {
+            alignable_layer: self.layer,
+            alignable_representation_type: self.site_name(),
+            alignable_unit: self.unit,
+            max_number_of_units: self.max_number_of_units,
+            alignable_low_rank_dimension: None,
+            subspace_partition: None,
+            group_key: self.group_key,
+            intervention_link_key: self.intervention_link_key,
+        }
+        .serialize(serializer)
+    }
+}
+
+/// A representation as JSON has it: an object, or Python's named tuple as a list.
+#[derive(Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct RepresentationJson {
+    alignable_layer: usize,
+    alignable_representation_type: String,
+    alignable_unit: Unit,
+    max_number_of_units: usize,
+    alignable_low_rank_dimension: Option<Value>,
+    subspace_partition: Option<Value>,
+    group_key: Option<usize>,
+    intervention_link_key: Option<usize>,
+}
+
+impl Default for RepresentationJson {
+    fn default() -> Self {
+        Self {
+            alignable_layer: 0,
+            alignable_representation_type: Component::BlockOutput.to_string(),
+            alignable_unit: Unit::Pos,
+            max_number_of_units: 1,
+            alignable_low_rank_dimension: None,
+            subspace_partition: None,
+            group_key: None,
+            intervention_link_key: None,
+        }
+    }
+}
+
+impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
+    type Error = String;
+
+    fn try_from(json: RepresentationJson) -> Result<Self, String> {
+        let absent = [
+            (
+                "alignable_low_rank_dimension",
+                json.alignable_low_rank_dimension,
+            ),
+            ("subspace_partition", json.subspace_partition),
+        ];
+        if let Some((key, Some(found))) = absent.into_iter().find(|(_, value)| value.is_some()) {
+            return Err(format!(
+                "{key}: expected null, found {found}: VanillaIntervention here swaps whole \
+                 representations"
+            ));
+        }
+        if json.max_number_of_units == 0 {
+            return Err("max_number_of_units: expected at least 1, found 0".to_owned());
+        }
+        Ok(Self {
+            layer: json.alignable_layer,
+            site: json.alignable_representation_type.parse()?,
+            unit: json.alignable_unit,
+            max_number_of_units: json.max_number_of_units,
+            group_key: json.group_key,
+            intervention_link_key: json.intervention_link_key,
+        })
+    }
+}
+
+/// A configuration as JSON has it.
+#[derive(Deserialize)]
+struct ConfigJson {
+    #[serde(default)]
+    alignable_model_type: Option<String>,
+    alignable_representations: Vec<AlignableRepresentationConfig>,
+    #[serde(default)]
+    alignable_interventions_type: Option<TypesJson>,
+    #[serde(default)]
+    mode: Mode,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// One type for all representations, or one for each.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TypesJson {
+    One(String),
+    Each(Vec<String>),
+}
+
+/// Keys that Python writes beside the configuration and that carry nothing new.
+const IGNORED_KEYS: [&str; 2] = ["alignable_interventions_dimensions", "transformers_version"];
+
+impl TryFrom<ConfigJson> for AlignableConfig {
+    type Error = String;
+
+    fn try_from(json: ConfigJson) -> Result<Self, String> {
+        if let Some(unknown) = json
+            .others
+            .keys()
+            .find(|key| !IGNORED_KEYS.contains(&key.as_str()))
+        {
+            return Err(format!(
+                "unknown field `{unknown}`, expected alignable_model_type, \
+                 alignable_representations, alignable_interventions_type or mode"
+            ));
+        }
+        let types = match json.alignable_interventions_type {
+            None => Vec::new(),
+            Some(TypesJson::One(name)) => vec![name],
+            Some(TypesJson::Each(names)) => {
+                let expected = json.alignable_representations.len();
+                if names.len() != expected {
+                    return Err(format!(
+                        "alignable_interventions_type: expected one type, or one for each of \
+                         {expected} representations, found {}",
+                        names.len()
+                    ));
+                }
+                names
+            }
+        };
+        for name in &types {
+            name.parse::<InterventionType>()?;
+        }
+        Ok(Self {
+            model_type: json.alignable_model_type,
+            representations: json.alignable_representations,
+            intervention_type: InterventionType::Vanilla,
+            mode: json.mode,
+        })
+    }
+}

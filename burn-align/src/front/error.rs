@@ -1,0 +1,150 @@
+use burn_align_models::Site;
+
+use super::{Mode, Unit};
+use crate::engine::PlanError;
+
+/// Why interventions could not be run. Found before anything is computed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AlignError {
+    /// A configuration without representations.
+    #[error("expected at least one representation, found none")]
+    NoRepresentations,
+    /// A representation that the model does not have.
+    #[error(
+        "representation {representation}: the model has no {site}; it has {layers} layers{}",
+        if *rotary { "" } else { " and no rotary embedding" }
+    )]
+    NoSuchSite {
+        /// Index of the representation.
+        representation: usize,
+        /// The site.
+        site: Site,
+        /// Number of the model's layers.
+        layers: usize,
+        /// Whether the model has rotary embeddings.
+        rotary: bool,
+    },
+    /// Heads are addressed where there are none.
+    #[error(
+        "representation {representation}: {site} has no heads; expected unit `pos`, found `{unit}`"
+    )]
+    NoHeads {
+        /// Index of the representation.
+        representation: usize,
+        /// The site.
+        site: Site,
+        /// The unit.
+        unit: Unit,
+    },
+    /// Group keys on some representations, or keys that are not 0, 1, ….
+    #[error(
+        "group_key: expected none, or on every representation one of 0, 1, … without a gap; \
+         found {found:?}"
+    )]
+    BadGroups {
+        /// The keys.
+        found: Vec<Option<usize>>,
+    },
+    /// Groups in serial mode, where every representation has its own source.
+    #[error("group_key has no meaning in serial mode: representation i belongs to source i")]
+    GroupsInSerialMode,
+    /// Another number of interventions than the configuration calls for.
+    #[error(
+        "expected {expected} interventions, one for each representation or link key, found {found}"
+    )]
+    WrongInterventionCount {
+        /// What the configuration calls for.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// Another number of sources than the configuration calls for.
+    #[error("expected {expected} sources{}, found {found}", if *one_allowed { " (or one for all)" } else { "" })]
+    WrongSourceCount {
+        /// What the configuration calls for.
+        expected: usize,
+        /// Whether a single source would do.
+        one_allowed: bool,
+        /// What was given.
+        found: usize,
+    },
+    /// A source with another number of examples than the base.
+    #[error("source {source_index} has {found} examples; expected {expected}, as many as the base")]
+    BatchMismatch {
+        /// Index of the source.
+        source_index: usize,
+        /// Number of examples of the base.
+        expected: usize,
+        /// Number of examples of the source.
+        found: usize,
+    },
+    /// Locations for another number of representations.
+    #[error("unit locations: expected entries for {expected} representations, found {found}")]
+    LocationCount {
+        /// Number of representations.
+        expected: usize,
+        /// Number of entries.
+        found: usize,
+    },
+    /// Locations of the wrong form for the unit.
+    #[error("unit locations of representation {representation}: unit `{unit}` needs {expected}")]
+    LocationShape {
+        /// Index of the representation.
+        representation: usize,
+        /// Its unit.
+        unit: Unit,
+        /// What the unit needs.
+        expected: &'static str,
+    },
+    /// A representation that is located on one side only.
+    #[error(
+        "unit locations of representation {representation}: given for the {given} only; give \
+         both, or neither to leave the representation as it is"
+    )]
+    OneSided {
+        /// Index of the representation.
+        representation: usize,
+        /// The side that is given.
+        given: &'static str,
+    },
+    /// Locations of a chain in parallel mode, or a chain of another length.
+    #[error("unit locations: expected {expected}, found a chain of {found} links")]
+    WrongChain {
+        /// What the mode calls for.
+        expected: String,
+        /// Number of links.
+        found: usize,
+    },
+    /// JSON that is no unit locations.
+    #[error(
+        "{key}: expected null or {{\"sources->base\": [source, base]}} with sides \
+         [representation][batch][unit] (serial: \"source_0->source_1\", …, \"source_n->base\"), \
+         found {found}"
+    )]
+    MalformedLocations {
+        /// The key.
+        key: String,
+        /// The value.
+        found: String,
+    },
+    /// A link of a serial chain without locations.
+    #[error("unit locations: `{key}` is missing")]
+    MissingLink {
+        /// The key.
+        key: String,
+    },
+    /// The plan that the configuration and the inputs make cannot be run.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl Mode {
+    /// The mode's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Parallel => "parallel",
+            Self::Serial => "serial",
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Which activation carries the country?
+//!
+//! The recipe of the align-transformers README: an interchange intervention (Geiger et al. 2021,
+//! arXiv 2106.02997) swaps one activation of "The capital of Italy is" into a run on "The capital
+//! of Spain is". First a single one, in layer 0; then, in one pass, the residual stream behind
+//! each layer at each position. Where the prediction moves from Madrid to Rome, the swapped
+//! activation carries the country.
+//!
+//! ```sh
+//! cargo run --release --example capital_of_spain                  # the bundled model, seconds
+//! cargo run --release --example capital_of_spain -- --model gpt2  # real GPT-2, from the hub
+//! ```
+//!
+//! Prints the next words of base, source and counterfactual, and P(Rome) as a grid. With the
+//! default question it checks its own claim: some swap turns Madrid into Rome.
+
+#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::backend::Backend;
+use burn_align::engine::LogitPositions;
+use burn_align::engine::Plan;
+use burn_align::front::{
+    AlignableConfig, AlignableModel, AlignableRepresentationConfig, UnitLocations,
+};
+use burn_align_models::{
+    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions,
+};
+use clap::Parser;
+use workbench::predictions::{probabilities, top_k};
+use workbench::table::{align_numbers, table};
+use workbench::{BackendArgs, on_backend, progress};
+
+const BASE: &str = "The capital of Spain is";
+const SOURCE: &str = "The capital of Italy is";
+
+/// Swaps activations between two prompts and shows what the model says then.
+#[derive(Parser)]
+struct Args {
+    /// A Hugging Face folder, a hub id such as gpt2, or bundled:capitals.
+    #[arg(long, default_value = "bundled:capitals")]
+    model: String,
+    /// The prompt that is changed.
+    #[arg(long, default_value = BASE)]
+    base: String,
+    /// The prompt that activations are taken from.
+    #[arg(long, default_value = SOURCE)]
+    source: String,
+    /// Layer of the single swap.
+    #[arg(long, default_value_t = 0)]
+    layer: usize,
+    /// What is swapped there.
+    #[arg(long, default_value_t = Component::MlpOutput)]
+    component: Component,
+    /// Token position of the single swap, from 0 [default: the last one of the base].
+    #[arg(long)]
+    position: Option<usize>,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| swap::<B>(&args, &device))
+    })
+}
+
+fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    // 1. The model and its tokenizer.
+    let options = LoadOptions::default()
+        .with_dtype(args.backend.dtype.dtype())
+        .with_progress(progress::loading());
+    let loaded = LanguageModel::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let tokenizer = loaded.tokenizer()?.clone();
+    let layers = loaded.model.dims().layers;
+
+    // 2. The prompts.
+    let base = tokenizer.encode_batch([&args.base])?;
+    let source = tokenizer.encode_batch([&args.source])?;
+    let words = tokenizer.token_strings(&base.ids()[0]);
+    let last = base.pos() - 1;
+    let position = args.position.unwrap_or(last);
+
+    // 3. One intervention: in this layer, this component, one token position.
+    let config = AlignableConfig::new([AlignableRepresentationConfig::new(
+        args.layer,
+        args.component,
+    )]);
+    let alignable = AlignableModel::new(config, loaded.model)?;
+    let sources = [source.clone()];
+    let counterfactual = alignable
+        .forward(&base, &sources, position)?
+        .counterfactual
+        .narrow(1, last, 1)
+        .squeeze_dim(1);
+
+    // 4. What the model says next.
+    let mut plan = Plan::new();
+    let next_words = [&base, &source].map(|prompt| {
+        let input = plan.tokens(prompt);
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::Last)
+    });
+    let results = alignable.run(&plan)?;
+    let [base_next, source_next] =
+        next_words.map(|read| probabilities(results.get(read).squeeze_dim(1)));
+    let (base_next, source_next) = (base_next?.remove(0), source_next?.remove(0));
+    let counterfactual = probabilities(counterfactual)?.remove(0);
+    println!(
+        "\nbase:   {}\nsource: {}\nswap:   layer {} {} at position {position} (`{}`)\n",
+        args.base,
+        args.source,
+        args.layer,
+        args.component,
+        words.get(position).context("no such position")?.trim(),
+    );
+    let columns =
+        [&base_next, &source_next, &counterfactual].map(|p| top_k(p, 10, Some(&tokenizer)));
+    let mut next = table(["base", "p", "source", "p", "counterfactual", "p"]);
+    for row in 0..columns[0].len() {
+        next.add_row(columns.iter().flat_map(|column| {
+            let prediction = &column[row];
+            let token = prediction.token.clone().unwrap_or_default();
+            [token, format!("{:.4}", prediction.probability)]
+        }));
+    }
+    println!("{next}");
+
+    // 5. The same swap of the residual stream behind every layer, at every position: one pass.
+    let answer = top_k(&source_next, 1, Some(&tokenizer)).remove(0);
+    let answer_word = answer.token.unwrap_or_default();
+    let started = Instant::now();
+    let model = alignable.model();
+    let mut plan = Plan::new();
+    let mut cells = Vec::new();
+    for layer in 0..layers {
+        let config = AlignableConfig::new([AlignableRepresentationConfig::new(
+            layer,
+            Component::BlockOutput,
+        )]);
+        let swap = AlignableModel::new(config, model.clone())?;
+        for position in 0..base.pos() {
+            let at = UnitLocations::from(position);
+            let world = swap.add_worlds(&mut plan, &base, &sources, &at)?;
+            cells.push(plan.read_logits(world, LogitPositions::Last));
+        }
+    }
+    let results = alignable.run(&plan)?;
+    let grid: Vec<f32> = cells
+        .into_iter()
+        .map(|cell| Ok(probabilities(results.get(cell).squeeze_dim(1))?[0][answer.id as usize]))
+        .collect::<Result<_>>()?;
+    println!(
+        "\nP({}) after swapping block_output; without a swap {:.4} \
+         ({} swaps in one pass, {:.0} ms)",
+        answer_word.trim(),
+        base_next[answer.id as usize],
+        grid.len(),
+        started.elapsed().as_secs_f64() * 1000.0,
+    );
+    let mut cells = table([String::from("layer")].into_iter().chain(words));
+    for (layer, row) in grid.chunks(base.pos()).enumerate() {
+        let values = row.iter().map(|p| format!("{p:.4}"));
+        cells.add_row([layer.to_string()].into_iter().chain(values));
+    }
+    align_numbers(&mut cells);
+    println!("{cells}");
+
+    // What is claimed at the top, of the question that is asked there.
+    if (
+        args.model.as_str(),
+        args.base.as_str(),
+        args.source.as_str(),
+    ) == ("bundled:capitals", BASE, SOURCE)
+    {
+        let before = top_k(&base_next, 1, Some(&tokenizer)).remove(0);
+        ensure!(
+            before.token.as_deref() == Some("Madrid"),
+            "the base says {before:?}"
+        );
+        ensure!(answer_word == "Rome", "the source says {answer_word}");
+        ensure!(
+            grid.iter().any(|p| *p > 0.5),
+            "no swap makes the model say Rome"
+        );
+    }
+    Ok(())
+}
