@@ -21,13 +21,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::LogitPositions;
-use burn_align::engine::Plan;
-use burn_align::front::{
-    AlignableConfig, AlignableModel, AlignableRepresentationConfig, UnitLocations,
-};
+use burn_align::engine::{Edit, LogitPositions, Plan, Units};
+use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions,
+    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, Site,
 };
 use clap::Parser;
 use workbench::predictions::{probabilities, top_k};
@@ -130,22 +127,20 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
     println!("{next}");
 
-    // 5. The same swap of the residual stream behind every layer, at every position: one pass.
+    // 5. The same swap of the residual stream, before and behind every layer, at every position:
+    //    one pass.
     let answer = top_k(&source_next, 1, Some(&tokenizer)).remove(0);
     let answer_word = answer.token.unwrap_or_default();
     let started = Instant::now();
-    let model = alignable.model();
     let mut plan = Plan::new();
+    let (base_input, source_input) = (plan.tokens(&base), plan.tokens(&source));
+    let source_world = plan.world(source_input, []);
+    let layer_outputs = (0..layers).map(|layer| Site::Block(layer, Component::BlockOutput));
     let mut cells = Vec::new();
-    for layer in 0..layers {
-        let config = AlignableConfig::new([AlignableRepresentationConfig::new(
-            layer,
-            Component::BlockOutput,
-        )]);
-        let swap = AlignableModel::new(config, model.clone())?;
+    for site in [Site::Embedding].into_iter().chain(layer_outputs) {
         for position in 0..base.pos() {
-            let at = UnitLocations::from(position);
-            let world = swap.add_worlds(&mut plan, &base, &sources, &at)?;
+            let swap = Edit::from_world(source_world, site, Units::position(position), 0);
+            let world = plan.world(base_input, [swap]);
             cells.push(plan.read_logits(world, LogitPositions::Last));
         }
     }
@@ -155,7 +150,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         .map(|cell| Ok(probabilities(results.get(cell).squeeze_dim(1))?[0][answer.id as usize]))
         .collect::<Result<_>>()?;
     println!(
-        "\nP({}) after swapping block_output; without a swap {:.4} \
+        "\nP({}) after swapping the embedding, or block_output of a layer; without a swap {:.4} \
          ({} swaps in one pass, {:.0} ms)",
         answer_word.trim(),
         base_next[answer.id as usize],
@@ -163,9 +158,12 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         started.elapsed().as_secs_f64() * 1000.0,
     );
     let mut cells = table([String::from("layer")].into_iter().chain(words));
-    for (layer, row) in grid.chunks(base.pos()).enumerate() {
+    let names = ["embedding".to_owned()]
+        .into_iter()
+        .chain((0..layers).map(|l| l.to_string()));
+    for (name, row) in names.zip(grid.chunks(base.pos())) {
         let values = row.iter().map(|p| format!("{p:.4}"));
-        cells.add_row([layer.to_string()].into_iter().chain(values));
+        cells.add_row([name].into_iter().chain(values));
     }
     align_numbers(&mut cells);
     println!("{cells}");

@@ -196,7 +196,7 @@ fn compute<B: Backend>(
         let input = plan.tokens(base);
         let world = plan.world(input, []);
         let read = plan.read_logits(world, LogitPositions::All);
-        let no_interventions: [burn_align::interventions::BuiltinIntervention<B>; 0] = [];
+        let no_interventions: [burn_align::interventions::BuiltinIntervention; 0] = [];
         let logits = plan.run(model, &no_interventions)?.get(read);
         if request.output_original_output {
             tensors.insert("original_logits", logits.clone());

@@ -41,6 +41,17 @@ macro_rules! of_any_family {
     };
 }
 
+impl<B: Backend> LanguageModel<B> {
+    /// The same model with or without the backend's fused attention; see
+    /// [`Gpt2::with_fused_attention`].
+    pub fn with_fused_attention(self, fused: bool) -> Self {
+        match self {
+            Self::Gpt2(model) => Self::Gpt2(model.with_fused_attention(fused)),
+            Self::Llama(model) => Self::Llama(model.with_fused_attention(fused)),
+        }
+    }
+}
+
 impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
     type Pass = CausalPass<B>;
 

@@ -36,16 +36,16 @@ fn tokens(rows: &[&[u32]]) -> TokenBatch {
 }
 
 /// Interventions whose order matters, so that a wrong order shows.
-#[derive(Module, Debug)]
-enum Mixed<B: Backend> {
-    Swap(VanillaIntervention<B>),
+#[derive(Module, Clone, Debug)]
+enum Mixed {
+    Swap(VanillaIntervention),
     /// `1.5 base + 0.5 source`
-    Blend(VanillaIntervention<B>),
+    Blend(VanillaIntervention),
     /// `-0.8 base`, without a source
-    Negate(VanillaIntervention<B>),
+    Negate(VanillaIntervention),
 }
 
-impl<B: Backend> Intervention<B> for Mixed<B> {
+impl<B: Backend> Intervention<B> for Mixed {
     fn needs_source(&self) -> bool {
         !matches!(self, Self::Negate(_))
     }
@@ -60,11 +60,11 @@ impl<B: Backend> Intervention<B> for Mixed<B> {
     }
 }
 
-fn mixed<B: Backend>() -> [Mixed<B>; 3] {
+fn mixed() -> [Mixed; 3] {
     [
-        Mixed::Swap(VanillaIntervention::new()),
-        Mixed::Blend(VanillaIntervention::new()),
-        Mixed::Negate(VanillaIntervention::new()),
+        Mixed::Swap(VanillaIntervention),
+        Mixed::Blend(VanillaIntervention),
+        Mixed::Negate(VanillaIntervention),
     ]
 }
 
@@ -241,7 +241,7 @@ fn fit<B: Backend>(raw: &RawPlan, model: &LanguageModel<B>) -> Plan<B> {
 fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
     for name in ["gpt2_plain", "llama_gqa"] {
         let model = load::<B>(name, device);
-        let interventions = mixed::<B>();
+        let interventions = mixed();
         let cases = std::env::var("PROPTEST_CASES")
             .ok()
             .and_then(|n| n.parse().ok());

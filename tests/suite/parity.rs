@@ -16,6 +16,7 @@ on_every_backend!(
     activations_match_pytorch_hooks,
     padding_changes_nothing,
     features_are_token_embeddings,
+    fused_attention_is_the_same,
 );
 
 const TOLERANCE: f32 = 1e-4;
@@ -153,4 +154,17 @@ fn features_are_token_embeddings<B: Backend>(device: &B::Device) {
     let by_ids = model.forward(ModelInput::Tokens(ids));
     let by_features = model.forward(ModelInput::Features(features));
     assert_eq!(values(by_ids), values(by_features));
+}
+
+fn fused_attention_is_the_same<B: Backend>(device: &B::Device) {
+    for (name, folder) in checkpoints() {
+        let model = load::<B>(&folder, device);
+        let ids = Tensor::<B, 2, Int>::from_data([[7, 2, 30, 11, 5], [1, 1, 40, 0, 9]], device);
+        let plain = model.forward(ModelInput::Tokens(ids.clone()));
+        let fused = model
+            .with_fused_attention(true)
+            .forward(ModelInput::Tokens(ids));
+        let difference = max_difference(fused, &plain.into_data());
+        assert!(difference <= 2e-5, "{name}: {difference}");
+    }
 }

@@ -47,7 +47,7 @@ impl<B: Backend> Family<B> for Gpt2<B> {
             tie_word_embeddings: fields.flag("tie_word_embeddings", true)?,
             initializer_range: fields.optional_number("initializer_range")?.unwrap_or(0.02),
         };
-        if config.n_embd % config.n_head != 0 {
+        if !config.n_embd.is_multiple_of(config.n_head) {
             return Err(ConfigError::Invalid {
                 key: "n_head".to_owned(),
                 expected: format!("a divisor of n_embd = {}", config.n_embd),

@@ -23,6 +23,7 @@ pub struct Gpt2<B: Backend> {
     /// Unembedding, `[d_model, vocab]`; `None` where it is tied to `wte`.
     pub lm_head: Option<Linear<B>>,
     dims: ModelDims,
+    fused_attention: bool,
 }
 
 impl<B: Backend> Gpt2<B> {
@@ -43,7 +44,16 @@ impl<B: Backend> Gpt2<B> {
             lm_head: (!config.tie_word_embeddings)
                 .then(|| init.linear(dims.d_model, dims.vocab, false)),
             dims,
+            fused_attention: false,
         }
+    }
+
+    /// The same model with or without the backend's fused attention, for layers whose attention
+    /// scores and weights nobody taps. Default: without. On the CPU backends it is no faster
+    /// (`cargo bench --bench workloads`); on GPUs it needs less memory for long sequences.
+    pub fn with_fused_attention(mut self, fused: bool) -> Self {
+        self.fused_attention = fused;
+        self
     }
 }
 
@@ -59,7 +69,7 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
     }
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
-        CausalPass::new(pos, None, None, device)
+        CausalPass::new(pos, None, None, device).with_fused(self.fused_attention)
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

@@ -22,6 +22,7 @@ pub struct Llama<B: Backend> {
     pub lm_head: Option<Linear<B>>,
     #[module(skip)]
     dims: ModelDims,
+    fused_attention: bool,
     #[module(skip)]
     rotary: RotaryConfig,
     #[module(skip)]
@@ -40,9 +41,18 @@ impl<B: Backend> Llama<B> {
             lm_head: (!config.tie_word_embeddings)
                 .then(|| init.linear(dims.d_model, dims.vocab, false)),
             dims,
+            fused_attention: false,
             rotary: config.rotary.clone(),
             window: config.sliding_window.as_ref().map(|window| window.size),
         }
+    }
+
+    /// The same model with or without the backend's fused attention, for layers whose attention
+    /// scores and weights nobody taps. Default: without. On the CPU backends it is no faster
+    /// (`cargo bench --bench workloads`); on GPUs it needs less memory for long sequences.
+    pub fn with_fused_attention(mut self, fused: bool) -> Self {
+        self.fused_attention = fused;
+        self
     }
 }
 
@@ -60,7 +70,7 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         let tables = self.rotary.tables(pos, device);
         let tables = tables.cast(self.embed_tokens.weight.val().dtype());
-        CausalPass::new(pos, self.window, Some(tables), device)
+        CausalPass::new(pos, self.window, Some(tables), device).with_fused(self.fused_attention)
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

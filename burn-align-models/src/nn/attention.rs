@@ -18,6 +18,8 @@ pub struct CausalPass<B: Backend> {
     pub outside_window: Option<Tensor<B, 4, Bool>>,
     /// Rotary tables, in models with rotary embeddings.
     pub rotary: Option<Rotary<B>>,
+    /// Whether to use the backend's fused attention where nobody taps scores or weights.
+    pub fused: bool,
 }
 
 impl<B: Backend> CausalPass<B> {
@@ -43,7 +45,14 @@ impl<B: Backend> CausalPass<B> {
             future,
             outside_window,
             rotary,
+            fused: false,
         }
+    }
+
+    /// The same with or without fused attention.
+    pub fn with_fused(mut self, fused: bool) -> Self {
+        self.fused = fused;
+        self
     }
 }
 
@@ -101,7 +110,7 @@ pub(crate) fn attend<B: Backend>(
         .as_ref()
         .filter(|_| layer.windowed);
 
-    if window.is_none() && fused_is_faster(&q) && !tap.wants_attention_pattern(layer.layer) {
+    if window.is_none() && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
             // Backends take their fast path only when the scale is left to them.
@@ -140,9 +149,4 @@ fn repeat_kv<B: Backend>(x: Tensor<B, 4>, head: usize) -> Tensor<B, 4> {
     x.reshape([batch, kv_head, 1, pos, d_head])
         .expand([batch, kv_head, group, pos, d_head])
         .reshape([batch, head, pos, d_head])
-}
-
-/// Whether the backend's fused attention beats separate products for these queries.
-fn fused_is_faster<B: Backend>(_q: &Tensor<B, 4>) -> bool {
-    false
 }

@@ -44,7 +44,7 @@ pub enum LoadError {
         name: String,
     },
     /// A file could not be read.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: cannot be read", file.display())]
     Io {
         /// The file.
         file: PathBuf,
@@ -52,7 +52,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// `config.json` cannot be used.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: cannot be used", file.display())]
     Config {
         /// The file.
         file: PathBuf,
@@ -60,7 +60,7 @@ pub enum LoadError {
         source: ConfigError,
     },
     /// `tokenizer.json` cannot be used.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: cannot be used", file.display())]
     Tokenizer {
         /// The file.
         file: PathBuf,
@@ -202,7 +202,7 @@ pub enum CheckpointError {
 #[non_exhaustive]
 pub enum SaveError {
     /// A file could not be written.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: cannot be written", file.display())]
     Io {
         /// The file.
         file: PathBuf,

@@ -41,6 +41,11 @@ impl WeightLayout {
     /// The unembedding, which stands outside the prefixed part.
     pub(super) const HEAD: &'static str = "lm_head.weight";
 
+    /// Whether a tensor without a parameter may be there.
+    pub(super) fn may_ignore(&self, path: &str) -> bool {
+        (self.is_ignored)(path) || (self.tied_head && path == Self::HEAD)
+    }
+
     /// The checkpoint's name of the parameter at `path` in the module.
     pub(super) fn name(&self, path: &str) -> String {
         if path == Self::HEAD {

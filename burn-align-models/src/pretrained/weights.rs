@@ -74,7 +74,7 @@ fn match_names(
         let path = name.strip_prefix(layout.prefix).unwrap_or(name);
         if shapes.contains_key(path) && !names.contains_key(path) {
             names.insert(path.to_owned(), name.clone());
-        } else if !(layout.is_ignored)(path) && !(layout.tied_head && path == WeightLayout::HEAD) {
+        } else if !layout.may_ignore(path) {
             unused.push(name.clone());
         }
     }

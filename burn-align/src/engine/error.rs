@@ -5,7 +5,7 @@ use burn_align_models::{Site, TokensError};
 #[non_exhaustive]
 pub enum PlanError {
     /// An input that the model cannot read.
-    #[error("input {input}: {source}")]
+    #[error("the model cannot read input {input}")]
     Input {
         /// Index of the input.
         input: usize,

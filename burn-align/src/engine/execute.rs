@@ -1,18 +1,17 @@
 //! The lockstep executor.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, ModelInput, NoTap, Site, Tap};
+use burn_align_models::{AlignableTransformer, ModelInput, NoTap, Site};
 
-use super::cells::{Cells, gather, scatter};
-use super::plan::{
-    Edit, InputId, LogitPositions, Operand, Plan, Read, ReadId, WorldId, WorldInput,
-};
+use super::cells::{Cells, gather};
+use super::lockstep_tap::LockstepTap;
+use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldId, WorldInput};
 use super::schedule::{Group, Pass, Schedule, Stage, StageGroups};
 use super::validate::validate;
 use super::{PlanError, Units};
-use crate::interventions::{Intervention, Operands};
+use crate::interventions::Intervention;
 
 /// What a plan's reads gave.
 #[derive(Clone, Debug)]
@@ -73,13 +72,14 @@ impl<B: Backend> Plan<B> {
 /// A world's activation that an edit elsewhere will take.
 type Kept<B> = HashMap<(WorldId, Site, Units), Tensor<B, 3>>;
 
-struct Run<'a, B: Backend, I> {
-    plan: &'a Plan<B>,
-    schedule: &'a Schedule,
-    interventions: &'a [I],
+/// A plan being run.
+pub(super) struct Run<'a, B: Backend, I> {
+    pub(super) plan: &'a Plan<B>,
+    pub(super) schedule: &'a Schedule,
+    pub(super) interventions: &'a [I],
     device: B::Device,
-    kept: Kept<B>,
-    values: Vec<Option<Tensor<B, 3>>>,
+    pub(super) kept: Kept<B>,
+    pub(super) values: Vec<Option<Tensor<B, 3>>>,
 }
 
 impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
@@ -204,7 +204,7 @@ fn batch<B: Backend>(plan: &Plan<B>, group: &Group) -> usize {
 }
 
 /// The first row of each group.
-fn first_rows<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> Vec<usize> {
+pub(super) fn first_rows<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> Vec<usize> {
     let mut next = 0;
     let starts = stage.groups.iter().map(|group| {
         let start = next;
@@ -276,313 +276,5 @@ pub(super) fn stack_inputs<'a, B: Backend>(
         ))
     } else {
         ModelInput::Features(Tensor::cat(features, 0))
-    }
-}
-
-/// What happens at one site, to the worlds of one stage.
-#[derive(Default)]
-struct SiteWork<'p> {
-    /// Edits of each group, in order.
-    edits: Vec<(usize, &'p Edit)>,
-    /// Activations to keep for edits elsewhere.
-    keeps: Vec<(WorldId, &'p Units)>,
-    /// Activations to return.
-    reads: Vec<(usize, WorldId, &'p Units)>,
-}
-
-/// Makes the edits and the reads of one stage.
-struct LockstepTap<'r, 'a, B: Backend, I> {
-    run: &'r mut Run<'a, B, I>,
-    pass: usize,
-    work: BTreeMap<Site, SiteWork<'a>>,
-    /// First row and input size of each group.
-    starts: Vec<usize>,
-    group_of: BTreeMap<WorldId, usize>,
-}
-
-impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
-    fn new(run: &'r mut Run<'a, B, I>, pass: usize, stage: &StageGroups) -> Self {
-        let group_of: BTreeMap<WorldId, usize> = stage
-            .groups
-            .iter()
-            .enumerate()
-            .flat_map(|(index, group)| group.worlds.iter().map(move |world| (*world, index)))
-            .collect();
-        let starts = first_rows(run.plan, stage);
-        let mut tap = Self {
-            run,
-            pass,
-            work: BTreeMap::new(),
-            starts,
-            group_of,
-        };
-        tap.collect_edits(stage);
-        tap.collect_keeps(stage.stage);
-        tap.collect_reads(stage.stage);
-        tap
-    }
-
-    fn is_idle(&self) -> bool {
-        self.work.is_empty()
-    }
-
-    fn collect_edits(&mut self, stage: &StageGroups) {
-        for (index, group) in stage.groups.iter().enumerate() {
-            // All worlds of a group make the same edits in this stage.
-            for edit in self.run.schedule.edits(self.run.plan, group.worlds[0]) {
-                if Stage::of(edit.site) == stage.stage {
-                    let work = self.work.entry(edit.site).or_default();
-                    work.edits.push((index, edit));
-                }
-            }
-        }
-    }
-
-    fn collect_keeps(&mut self, stage: Stage) {
-        let (plan, schedule) = (self.run.plan, self.run.schedule);
-        for taker in (0..plan.worlds.len()).map(WorldId) {
-            for edit in schedule.edits(plan, taker) {
-                let Operand::Activation { world, site, units } = &edit.operand else {
-                    continue;
-                };
-                let here = Stage::of(*site) == stage && self.group_of.contains_key(world);
-                let taken_at_once =
-                    *site == edit.site && schedule.pass_of[taker.0] == Some(self.pass);
-                if here && !taken_at_once {
-                    let work = self.work.entry(*site).or_default();
-                    work.keeps.push((*world, units));
-                }
-            }
-        }
-    }
-
-    fn collect_reads(&mut self, stage: Stage) {
-        for (index, read) in self.run.plan.reads.iter().enumerate() {
-            if let Read::Activation { world, site, units } = read
-                && Stage::of(*site) == stage
-                && self.group_of.contains_key(world)
-            {
-                let work = self.work.entry(*site).or_default();
-                work.reads.push((index, *world, units));
-            }
-        }
-    }
-
-    /// Makes the edits of all groups at one site.
-    ///
-    /// In each round every group may make its next edit, unless the edit takes the result of an
-    /// edit that is still to come. Edits with the same intervention are made in one call.
-    fn make_edits(
-        &self,
-        site: Site,
-        edits: &[(usize, &'a Edit)],
-        mut activation: Tensor<B, 4>,
-    ) -> Tensor<B, 4> {
-        let mut waiting: Vec<(usize, &Edit)> = edits.to_vec();
-        while !waiting.is_empty() {
-            let busy: HashSet<usize> = waiting.iter().map(|(group, _)| *group).collect();
-            let mut moved: HashSet<usize> = HashSet::new();
-            let (ready, later): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|(group, edit)| {
-                    let waits = self
-                        .source_here(site, edit)
-                        .is_some_and(|source| busy.contains(&source));
-                    // After the first edit that has to wait, the group's others wait as well.
-                    moved.insert(*group) && !waits
-                });
-            waiting = later;
-            let mut calls: BTreeMap<(usize, bool, usize, usize), Vec<(usize, &Edit)>> =
-                BTreeMap::new();
-            for (group, edit) in ready {
-                let [unit, d_site] = self.shape(site, group, edit, &activation);
-                let sourced = edit.operand != Operand::None;
-                calls
-                    .entry((edit.intervention, sourced, unit, d_site))
-                    .or_default()
-                    .push((group, edit));
-            }
-            for ((intervention, _, unit, d_site), edits) in calls {
-                let intervention = &self.run.interventions[intervention];
-                activation = self.call(site, intervention, [unit, d_site], &edits, activation);
-            }
-        }
-        activation
-    }
-
-    /// The group whose rows of this activation an edit takes its operand from.
-    fn source_here(&self, site: Site, edit: &Edit) -> Option<usize> {
-        match &edit.operand {
-            Operand::Activation {
-                world,
-                site: source,
-                ..
-            } if *source == site => self.group_of.get(world).copied(),
-            _ => None,
-        }
-    }
-
-    /// What an edit changes: number of units and width of each.
-    fn shape(
-        &self,
-        site: Site,
-        group: usize,
-        edit: &Edit,
-        activation: &Tensor<B, 4>,
-    ) -> [usize; 2] {
-        let [_row, heads, _pos, _width] = activation.dims();
-        let world = self.world_of(group);
-        [
-            edit.units
-                .positions
-                .count(self.run.plan.input_of(world).pos()),
-            edit.units.heads.count(heads) * self.own_width(site, world, activation),
-        ]
-    }
-
-    /// The width of a world's cells: without key positions that only longer inputs have.
-    fn own_width(&self, site: Site, world: WorldId, activation: &Tensor<B, 4>) -> usize {
-        let [_row, _heads, _pos, width] = activation.dims();
-        match site.is_attention_pattern() {
-            true => self.run.plan.input_of(world).pos(),
-            false => width,
-        }
-    }
-
-    /// Some world of a group.
-    fn world_of(&self, group: usize) -> WorldId {
-        let found = self.group_of.iter().find(|(_, index)| **index == group);
-        *found.expect("no group is empty").0
-    }
-
-    /// Makes several edits by one intervention, `[unit, width]` each, in one call.
-    fn call(
-        &self,
-        site: Site,
-        intervention: &I,
-        [unit, d_site]: [usize; 2],
-        edits: &[(usize, &Edit)],
-        activation: Tensor<B, 4>,
-    ) -> Tensor<B, 4> {
-        let [_row, heads, pos, width] = activation.dims();
-        let own_width = self.own_width(site, self.world_of(edits[0].0), &activation);
-        let mut cells = Cells::default();
-        for (group, edit) in edits {
-            cells.append(self.cells(self.world_of(*group), &edit.units, [heads, pos]));
-        }
-        let old = gather(&activation, &cells); // [cell, width]
-        let base = old.clone().narrow(1, 0, own_width);
-        let batch = base.shape().num_elements() / (unit * d_site);
-        let base = base.reshape([batch, unit, d_site]);
-        let source = self.sources(site, edits, [unit, d_site], &activation);
-        let changed = intervention
-            .apply(base, Operands::new(source))
-            .cast(activation.dtype())
-            .reshape([batch * unit * d_site / own_width, own_width]);
-        let changed = match own_width == width {
-            true => changed,
-            false => Tensor::cat(
-                vec![changed, old.narrow(1, own_width, width - own_width)],
-                1,
-            ),
-        };
-        scatter(activation, &cells, changed)
-    }
-
-    /// The operands of several edits, under one another, `[batch, unit, d_site]`.
-    fn sources(
-        &self,
-        site: Site,
-        edits: &[(usize, &Edit)],
-        [unit, d_site]: [usize; 2],
-        activation: &Tensor<B, 4>,
-    ) -> Option<Tensor<B, 3>> {
-        let [_row, heads, pos, _width] = activation.dims();
-        let own_width = self.own_width(site, self.world_of(edits[0].0), activation);
-        let mut parts: Vec<Tensor<B, 3>> = Vec::new();
-        // Neighbours that take from this very activation are taken together.
-        let mut here = Cells::default();
-        let take = |cells: &mut Cells, parts: &mut Vec<Tensor<B, 3>>| {
-            if !cells.is_empty() {
-                let taken = gather(activation, &std::mem::take(cells)).narrow(1, 0, own_width);
-                let size = taken.shape().num_elements();
-                parts.push(taken.reshape([size / (unit * d_site), unit, d_site]));
-            }
-        };
-        for (group, edit) in edits {
-            match &edit.operand {
-                Operand::None => return None,
-                Operand::Activation { world, units, .. }
-                    if self.source_here(site, edit).is_some() =>
-                {
-                    here.append(self.cells(*world, units, [heads, pos]));
-                }
-                Operand::Activation { world, site, units } => {
-                    take(&mut here, &mut parts);
-                    parts.push(self.run.kept[&(*world, *site, units.clone())].clone());
-                }
-                Operand::Constant(id) => {
-                    take(&mut here, &mut parts);
-                    let batch = self.run.plan.input_of(self.world_of(*group)).batch();
-                    let constant = self.run.plan.constants[id.0].clone();
-                    parts.push(
-                        constant
-                            .cast(activation.dtype())
-                            .expand([batch, unit, d_site]),
-                    );
-                }
-            }
-        }
-        take(&mut here, &mut parts);
-        Some(match parts.len() {
-            1 => parts.remove(0),
-            _ => Tensor::cat(parts, 0),
-        })
-    }
-
-    /// Units of a world, `[batch, unit, d_site]`.
-    fn read(
-        &self,
-        site: Site,
-        world: WorldId,
-        units: &Units,
-        activation: &Tensor<B, 4>,
-    ) -> Tensor<B, 3> {
-        let [_row, heads, pos, _width] = activation.dims();
-        let width = self.own_width(site, world, activation);
-        let input = self.run.plan.input_of(world);
-        let cells = self.cells(world, units, [heads, pos]);
-        gather(activation, &cells).narrow(1, 0, width).reshape([
-            input.batch(),
-            units.positions.count(input.pos()),
-            units.heads.count(heads) * width,
-        ])
-    }
-
-    fn cells(&self, world: WorldId, units: &Units, sizes: [usize; 2]) -> Cells {
-        let input = self.run.plan.input_of(world);
-        let start = self.starts[self.group_of[&world]];
-        Cells::of_units(units, input.batch(), input.pos(), start, sizes)
-    }
-}
-
-impl<B: Backend, I: Intervention<B>> Tap<B> for LockstepTap<'_, '_, B, I> {
-    fn wants(&self, site: Site) -> bool {
-        self.work.contains_key(&site)
-    }
-
-    fn visit(&mut self, site: Site, activation: Tensor<B, 4>) -> Tensor<B, 4> {
-        let work = self
-            .work
-            .remove(&site)
-            .expect("only wanted sites are visited");
-        let activation = self.make_edits(site, &work.edits, activation);
-        for (world, units) in work.keeps {
-            let value = self.read(site, world, units, &activation);
-            self.run.kept.insert((world, site, units.clone()), value);
-        }
-        for (index, world, units) in work.reads {
-            self.run.values[index] = Some(self.read(site, world, units, &activation));
-        }
-        activation
     }
 }

@@ -16,6 +16,7 @@
 mod cells;
 mod error;
 mod execute;
+mod lockstep_tap;
 mod naive;
 mod plan;
 mod schedule;

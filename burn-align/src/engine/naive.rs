@@ -126,7 +126,7 @@ impl<B: Backend, I: Intervention<B>> Tap<B> for WorldTap<'_, B, I> {
             let base = take(&activation, &edit.units, self.input);
             let source = source.map(|source| source.expand(base.shape()));
             let changed = self.interventions[edit.intervention]
-                .apply(base, Operands::new(source))
+                .apply(base, Operands::new(source, None))
                 .cast(activation.dtype());
             let [batch, heads, pos, width] = activation.dims();
             let cells = Cells::of_units(&edit.units, batch, self.input.pos(), 0, [heads, pos]);

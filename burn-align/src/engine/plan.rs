@@ -85,6 +85,23 @@ pub struct Edit {
     pub operand: Operand,
 }
 
+impl Edit {
+    /// An edit whose operand is the same part of another world's activation at the same site.
+    #[doc(alias = "patch")]
+    pub fn from_world(source: WorldId, site: Site, units: Units, intervention: usize) -> Self {
+        Self {
+            site,
+            units: units.clone(),
+            intervention,
+            operand: Operand::Activation {
+                world: source,
+                site,
+                units,
+            },
+        }
+    }
+}
+
 /// A run of the model on one input under edits.
 #[derive(Clone, Debug)]
 pub(super) struct World {

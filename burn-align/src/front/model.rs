@@ -12,7 +12,7 @@ use crate::interventions::{BuiltinIntervention, Intervention, VanillaInterventio
 /// A model with interventions at some of its representations.
 #[derive(Debug)]
 #[doc(alias = "IntervenableModel")]
-pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {
+pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention> {
     config: AlignableConfig,
     model: M,
     interventions: Vec<I>,
@@ -39,9 +39,7 @@ impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
         let count = distinct_interventions(&config).1;
         let interventions = (0..count)
             .map(|_| match config.intervention_type {
-                InterventionType::Vanilla => {
-                    BuiltinIntervention::Vanilla(VanillaIntervention::new())
-                }
+                InterventionType::Vanilla => BuiltinIntervention::Vanilla(VanillaIntervention),
             })
             .collect();
         Self::with_interventions(config, model, interventions)

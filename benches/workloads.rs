@@ -1,0 +1,222 @@
+//! Named workloads on a random GPT-2 small, the same on every backend.
+//!
+//! ```sh
+//! cargo bench --bench workloads -- [--backend B] [--dtype T] [--fused] [--json FILE] [NAME…]
+//! ```
+//!
+//! Prints, and writes to the file, one JSON line per workload: the median of the repeats in
+//! seconds after a warm-up, and the spread, (slowest - fastest) / median. The device is waited
+//! for before and after every repeat. Names say batch × tokens.
+
+#![allow(clippy::print_stdout, reason = "a benchmark talks to its reader")]
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::backend::Backend;
+use burn_align::engine::{Edit, LogitPositions, Plan, Units, WorldId};
+use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
+use burn_align_models::{AlignableTransformer, Component, Gpt2, Gpt2Config, Site, TokenBatch};
+use clap::Parser;
+use serde_json::json;
+use workbench::{BackendArgs, on_backend};
+
+/// Times named workloads.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    backend: BackendArgs,
+    /// Also write the lines to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Seconds of repeats per workload, at least.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Use the backend's fused attention.
+    #[arg(long)]
+    fused: bool,
+    /// Cargo passes this to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Workloads to run [default: all].
+    names: Vec<String>,
+}
+
+/// What a workload computes, on a model of this many layers and heads.
+struct Workload<B: Backend> {
+    name: &'static str,
+    plan: fn() -> Plan<B>,
+}
+
+const LAYERS: usize = 12;
+const HEADS: usize = 12;
+
+fn workloads<B: Backend>() -> [Workload<B>; 8] {
+    let workload = |name, plan| Workload { name, plan };
+    [
+        workload("forward_1x5", || forward(1, 5)),
+        workload("forward_8x64", || forward(8, 64)),
+        workload("forward_8x128", || forward(8, 128)),
+        workload("single_1x5", || {
+            sweep(
+                1,
+                5,
+                [(Site::Block(6, Component::BlockOutput), Units::position(4))],
+            )
+        }),
+        workload("sweep_block_output_12x5", || {
+            sweep(1, 5, grid(&[Component::BlockOutput], 5))
+        }),
+        workload("sweep_attn_mlp_24x5", || {
+            sweep(
+                1,
+                5,
+                grid(&[Component::AttentionOutput, Component::MlpOutput], 5),
+            )
+        }),
+        workload("head_sweep_12x12", || {
+            let heads = (0..LAYERS).flat_map(|layer| {
+                let site = Site::Block(layer, Component::AttentionValueOutput);
+                (0..HEADS).map(move |head| (site, Units::position(4).of_head(head)))
+            });
+            sweep(1, 5, heads)
+        }),
+        workload("batch_32x32", || {
+            sweep(
+                32,
+                32,
+                [(Site::Block(6, Component::BlockOutput), Units::position(15))],
+            )
+        }),
+    ]
+}
+
+/// Every layer's components at every position.
+fn grid(components: &[Component], pos: usize) -> impl Iterator<Item = (Site, Units)> {
+    (0..LAYERS).flat_map(move |layer| {
+        components.iter().flat_map(move |component| {
+            let site = Site::Block(layer, *component);
+            (0..pos).map(move |position| (site, Units::position(position)))
+        })
+    })
+}
+
+/// Token ids that look like text to nobody, but are the same each time.
+fn tokens(batch: usize, pos: usize, seed: usize) -> TokenBatch {
+    let row = |row| (0..pos).map(move |p| ((seed + row * 7919 + p * 104_729) % 50_257) as u32);
+    TokenBatch::new((0..batch).map(|b| row(b).collect()).collect()).expect("a batch")
+}
+
+/// One clean world, its logits at the last position.
+fn forward<B: Backend>(batch: usize, pos: usize) -> Plan<B> {
+    let mut plan = Plan::new();
+    let input = plan.tokens(&tokens(batch, pos, 1));
+    let world = plan.world(input, []);
+    plan.read_logits(world, LogitPositions::Last);
+    plan
+}
+
+/// One interchange per site and units, each in a world of its own.
+fn sweep<B: Backend>(
+    batch: usize,
+    pos: usize,
+    cells: impl IntoIterator<Item = (Site, Units)>,
+) -> Plan<B> {
+    let mut plan = Plan::new();
+    let base = plan.tokens(&tokens(batch, pos, 1));
+    let source = plan.tokens(&tokens(batch, pos, 2));
+    let source = plan.world(source, []);
+    let worlds: Vec<WorldId> = cells
+        .into_iter()
+        .map(|(site, units)| plan.world(base, [Edit::from_world(source, site, units, 0)]))
+        .collect();
+    for world in worlds {
+        plan.read_logits(world, LogitPositions::Last);
+    }
+    plan
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| bench::<B>(&args, &device))
+    })
+}
+
+fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    let workloads = workloads::<B>();
+    let known: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
+    if let Some(unknown) = args
+        .names
+        .iter()
+        .find(|name| !known.contains(&name.as_str()))
+    {
+        bail!("no workload `{unknown}`; expected {}", known.join(", "));
+    }
+    let config = Gpt2Config::gpt2();
+    ensure!(
+        (config.n_layer, config.n_head) == (LAYERS, HEADS),
+        "GPT-2 small has changed"
+    );
+    let model: Gpt2<B> = config
+        .init_seeded(0, args.backend.dtype.dtype(), device)
+        .with_fused_attention(args.fused);
+    let mut file = match &args.json {
+        Some(path) => Some(File::create(path).with_context(|| path.display().to_string())?),
+        None => None,
+    };
+    for workload in &workloads {
+        if !args.names.is_empty() && !args.names.iter().any(|name| name == workload.name) {
+            continue;
+        }
+        let plan = (workload.plan)();
+        let times = time(&plan, &model, args.seconds, device)?;
+        let median = times[times.len() / 2];
+        let line = json!({
+            "workload": workload.name,
+            "backend": args.backend.backend.name(),
+            "dtype": args.backend.dtype.to_string(),
+            "seconds": median,
+            "spread": (times[times.len() - 1] - times[0]) / median,
+        });
+        println!("{line}");
+        if let Some(file) = &mut file {
+            writeln!(file, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Seconds of every repeat, ascending.
+fn time<B: Backend, M: AlignableTransformer<B>>(
+    plan: &Plan<B>,
+    model: &M,
+    seconds: f64,
+    device: &B::Device,
+) -> Result<Vec<f64>> {
+    const LEAST: usize = 5;
+    const MOST: usize = 200;
+    let interventions = [BuiltinIntervention::Vanilla(VanillaIntervention)];
+    let run = || -> Result<Duration> {
+        B::sync(device)?;
+        let start = Instant::now();
+        let results = plan.run(model, &interventions)?;
+        B::sync(device)?;
+        let elapsed = start.elapsed();
+        drop(results);
+        Ok(elapsed)
+    };
+    run()?;
+    run()?;
+    let mut times = Vec::new();
+    let start = Instant::now();
+    while times.len() < LEAST || (times.len() < MOST && start.elapsed().as_secs_f64() < seconds) {
+        times.push(run()?.as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
