@@ -12,3 +12,4 @@ mod activations;
 mod engine;
 mod loading;
 mod parity;
+mod tokens;
