@@ -12,4 +12,5 @@ mod activations;
 mod engine;
 mod loading;
 mod parity;
+mod scratch;
 mod tokens;
