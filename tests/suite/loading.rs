@@ -321,7 +321,7 @@ fn a_source_is_a_bundle_a_folder_or_a_hub_id() {
 #[test]
 fn numbers_are_read_exactly() {
     use burn::backend::Flex;
-    for number in (1..1000_u32).map(|n| 1e-5 * f64::from(n).sqrt()) {
+    for number in (1..100_u32).map(|n| 1e-5 * f64::from(n).sqrt()) {
         let scratch = Scratch::copy("llama_plain");
         scratch.set_config(json!({"rms_norm_eps": number, "rope_theta": 1e9 * number}));
         let loaded = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
