@@ -10,6 +10,8 @@ mod support;
 
 mod activations;
 mod engine;
+#[cfg(all(feature = "hub", feature = "flex"))]
+mod hub;
 mod loading;
 mod parity;
 mod scratch;

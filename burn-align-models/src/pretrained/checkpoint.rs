@@ -62,21 +62,8 @@ impl Checkpoint {
             }
             .into());
         };
-        let bad = |reason| CheckpointError::BadIndex {
-            file: folder.join(INDEX),
-            reason,
-        };
-        let index: Index =
-            serde_json::from_str(&json).map_err(|error| bad(format!("not an index: {error}")))?;
         let mut files = BTreeSet::new();
-        for name in index.weight_map.values() {
-            let mut components = Path::new(name).components();
-            if !matches!(
-                (components.next(), components.next()),
-                (Some(Component::Normal(_)), None)
-            ) {
-                return Err(bad(format!("expected a file name, found `{name}`")).into());
-            }
+        for name in shard_names(&folder.join(INDEX), &json)? {
             let file = folder.join(name);
             if !file.is_file() {
                 return Err(CheckpointError::MissingShard { file }.into());
@@ -114,6 +101,27 @@ impl Checkpoint {
             }),
         }
     }
+}
+
+/// The names of the files in an index of shards; none of them leads out of the index's folder.
+pub(super) fn shard_names(file: &Path, json: &str) -> Result<BTreeSet<String>, CheckpointError> {
+    let bad = |reason| CheckpointError::BadIndex {
+        file: file.to_owned(),
+        reason,
+    };
+    let index: Index =
+        serde_json::from_str(json).map_err(|error| bad(format!("not an index: {error}")))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    for name in &names {
+        let mut components = Path::new(name).components();
+        if !matches!(
+            (components.next(), components.next()),
+            (Some(Component::Normal(_)), None)
+        ) {
+            return Err(bad(format!("expected a file name, found `{name}`")));
+        }
+    }
+    Ok(names)
 }
 
 /// One safetensors file.
