@@ -316,6 +316,22 @@ fn a_source_is_a_bundle_a_folder_or_a_hub_id() {
     }
 }
 
+/// `burn-store` moves the module out of its place while it loads, so a panic of the backend (here
+/// over a dtype, more often over memory) must not drop the module twice.
+#[cfg(feature = "flex")]
+#[test]
+fn a_panic_of_the_backend_only_unwinds() {
+    use burn::backend::Flex;
+    let options = LoadOptions::default().with_dtype(DType::I32);
+    let load = || load::<Flex>(&checkpoints()["gpt2_plain"], &options, &Default::default());
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
+    let message = panic.expect_err("integers").downcast::<String>();
+    assert_eq!(
+        *message.expect("a message"),
+        "Expected float dtype, got I32"
+    );
+}
+
 /// Numbers in `config.json` are read to the last bit, so that a saved configuration is the same.
 #[cfg(feature = "flex")]
 #[test]

@@ -118,6 +118,26 @@ fn tensors_that_are_not_where_the_header_says() {
     }
 }
 
+/// In a debug build, `safetensors` 0.7 itself panics on the sum.
+#[cfg(not(debug_assertions))]
+#[test]
+fn offsets_that_add_up_past_the_address_space() {
+    let scratch = Scratch::copy("gpt2_plain");
+    let size = (1_u64 << 61) - 1;
+    let mut tensors: serde_json::Map<String, Value> = (0..8)
+        .map(|n| {
+            let offsets = [n * size, (n + 1) * size];
+            let tensor = json!({"dtype": "U8", "shape": [size], "data_offsets": offsets});
+            (format!("t{n}"), tensor)
+        })
+        .collect();
+    let last = [8 * size, u64::MAX];
+    let rest = json!({"dtype": "U8", "shape": [last[1] - last[0]], "data_offsets": last});
+    tensors.insert("rest".to_owned(), rest);
+    let header = Value::from(tensors).to_string();
+    assert_unreadable(&scratch, &with_header(header.as_bytes(), &[0; 8]));
+}
+
 #[test]
 fn a_missing_tensor() {
     let scratch = Scratch::copy("gpt2_plain");
