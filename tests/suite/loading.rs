@@ -40,6 +40,7 @@ on_every_backend!(
     saving_and_loading_changes_nothing,
     half_precision_is_saved_as_such,
     saving_replaces_what_was_there,
+    heads_of_any_width_can_be_saved,
 );
 
 type Loaded<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
@@ -284,6 +285,27 @@ fn saving_replaces_what_was_there<B: Backend>(device: &B::Device) {
     let occupied = scratch.file("config.json");
     let error = save_pretrained(model, config, None, &occupied).expect_err("a file");
     assert!(error.to_string().contains("config.json"), "{error}");
+}
+
+/// Qwen2's `config.json` usually has no `head_dim`.
+fn heads_of_any_width_can_be_saved<B: Backend>(device: &B::Device) {
+    for name in ["llama_plain", "mistral_window", "qwen2_plain"] {
+        let loaded = load::<B>(&checkpoints()[name], &LoadOptions::default(), device);
+        let LanguageModelConfig::Llama(mut config) = loaded.config else {
+            panic!("of a LLaMA");
+        };
+        config.dims.d_head = 6;
+        config.rotary.d_head = 6;
+        let (model, scratch) = (config.init::<B>(device), Scratch::empty());
+        save_pretrained(&model, &config, None, scratch.path()).expect("the model can be saved");
+        let again = load::<B>(scratch.path(), &LoadOptions::default(), device);
+        assert_eq!(again.config, LanguageModelConfig::Llama(config), "{name}");
+        assert_eq!(
+            logits(&again.model, device),
+            logits(&model, device),
+            "{name}"
+        );
+    }
 }
 
 #[test]

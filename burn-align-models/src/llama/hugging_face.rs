@@ -164,7 +164,7 @@ impl<B: Backend> Family<B> for Llama<B> {
         };
         json["architectures"] = json!([architecture]);
         json["model_type"] = model_type.into();
-        if model_type != "qwen2" {
+        if !qwen2 || dims.heads * dims.d_head != dims.d_model {
             json["head_dim"] = dims.d_head.into();
         }
         if let Some(window) = &config.sliding_window {
