@@ -11,7 +11,6 @@ use burn_align_models::{
     AlignableTransformer, FromPretrained, Gpt2, LanguageModel, LanguageModelConfig, Llama,
     LoadOptions, ModelInput, ModelSource, Pretrained,
 };
-use serde_json::json;
 
 use crate::scratch::{RawTensor, Scratch, raw_tensors};
 use crate::support::{checkpoints, fixtures, values};
@@ -336,59 +335,4 @@ fn a_source_is_a_bundle_a_folder_or_a_hub_id() {
             "{folder}"
         );
     }
-}
-
-/// `burn-store` moves the module out of its place while it loads, so a panic of the backend (here
-/// over a dtype, more often over memory) must not drop the module twice.
-#[cfg(feature = "flex")]
-#[test]
-fn a_panic_of_the_backend_only_unwinds() {
-    use burn::backend::Flex;
-    let options = LoadOptions::default().with_dtype(DType::I32);
-    let load = || load::<Flex>(&checkpoints()["gpt2_plain"], &options, &Default::default());
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
-    let message = panic.expect_err("integers").downcast::<String>();
-    assert_eq!(
-        *message.expect("a message"),
-        "Expected float dtype, got I32"
-    );
-}
-
-/// Numbers in `config.json` are read to the last bit, so that a saved configuration is the same.
-#[cfg(feature = "flex")]
-#[test]
-fn numbers_are_read_exactly() {
-    use burn::backend::Flex;
-    for number in (1..100_u32).map(|n| 1e-5 * f64::from(n).sqrt()) {
-        let scratch = Scratch::copy("llama_plain");
-        scratch.set_config(json!({"rms_norm_eps": number, "rope_theta": 1e9 * number}));
-        let loaded = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
-        let LanguageModelConfig::Llama(config) = loaded.config else {
-            panic!("of a LLaMA");
-        };
-        assert_eq!(
-            (config.rms_norm_eps, config.rotary.theta),
-            (number, 1e9 * number)
-        );
-    }
-}
-
-/// A configuration key that this crate does not know may change what a model computes.
-#[cfg(feature = "flex")]
-#[test]
-fn known_harmless_keys_can_be_named() {
-    use burn::backend::Flex;
-    let scratch = Scratch::copy("gpt2_plain");
-    scratch.set_config(json!({"my_note": "harmless", "my_flag": true}));
-    let mut options = LoadOptions::default();
-    options.ignored_config_keys = vec!["my_note".into()];
-    let result =
-        LanguageModel::<Flex>::from_pretrained(scratch.path(), &options, &Default::default());
-    let error = result.expect_err("one key is still unknown").to_string();
-    assert!(
-        error.contains("my_flag") && !error.contains("my_note"),
-        "{error}"
-    );
-    options.ignored_config_keys.push("my_flag".into());
-    load::<Flex>(scratch.path(), &options, &Default::default());
 }

@@ -1,5 +1,8 @@
 //! Checkpoints that a test may damage.
 
+// What is to be refused is tested on one backend.
+#![cfg_attr(not(feature = "flex"), allow(dead_code))]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

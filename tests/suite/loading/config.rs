@@ -1,14 +1,16 @@
-//! Configurations, tokenizers and sources that must be refused.
+//! Configurations, tokenizers and sources that must be refused, and what may pass.
 
 use burn::backend::Flex;
 use burn_align_models::pretrained::{ConfigError, LoadError};
-use burn_align_models::{FromPretrained, Gpt2, Llama, LoadOptions};
+use burn_align_models::{
+    FromPretrained, Gpt2, LanguageModel, LanguageModelConfig, Llama, LoadOptions,
+};
 use serde_json::{Value, json};
 
 use crate::scratch::Scratch;
 use crate::support::{checkpoints, fixtures};
 
-use super::refusal;
+use super::{load, refusal};
 
 /// What is wrong with a fixture's configuration after these changes. There are no weights, so
 /// this also checks that the configuration is read first.
@@ -449,4 +451,39 @@ fn a_tokenizer_that_is_broken() {
     }
     scratch.write("tokenizer.json", b"\xff");
     assert_refused!(scratch, LoadError::Io { .. }, "tokenizer.json");
+}
+
+/// Numbers in `config.json` are read to the last bit, so that a saved configuration is the same.
+#[test]
+fn numbers_are_read_exactly() {
+    for number in (1..100_u32).map(|n| 1e-5 * f64::from(n).sqrt()) {
+        let scratch = Scratch::copy("llama_plain");
+        scratch.set_config(json!({"rms_norm_eps": number, "rope_theta": 1e9 * number}));
+        let loaded = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
+        let LanguageModelConfig::Llama(config) = loaded.config else {
+            panic!("of a LLaMA");
+        };
+        assert_eq!(
+            (config.rms_norm_eps, config.rotary.theta),
+            (number, 1e9 * number)
+        );
+    }
+}
+
+/// A configuration key that this crate does not know may change what a model computes.
+#[test]
+fn known_harmless_keys_can_be_named() {
+    let scratch = Scratch::copy("gpt2_plain");
+    scratch.set_config(json!({"my_note": "harmless", "my_flag": true}));
+    let mut options = LoadOptions::default();
+    options.ignored_config_keys = vec!["my_note".into()];
+    let result =
+        LanguageModel::<Flex>::from_pretrained(scratch.path(), &options, &Default::default());
+    let error = result.expect_err("one key is still unknown").to_string();
+    assert!(
+        error.contains("my_flag") && !error.contains("my_note"),
+        "{error}"
+    );
+    options.ignored_config_keys.push("my_flag".into());
+    load::<Flex>(scratch.path(), &options, &Default::default());
 }

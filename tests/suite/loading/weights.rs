@@ -1,10 +1,16 @@
 //! Weights that must be refused.
 
+use burn::backend::Flex;
+use burn::tensor::DType;
+use burn_align_models::LoadOptions;
 use burn_align_models::pretrained::{CheckpointError, LoadError};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::scratch::{RawTensor, Scratch};
+use crate::support::checkpoints;
+
+use super::load;
 
 const FILE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -395,5 +401,19 @@ fn an_index_of_nothing() {
         scratch,
         LoadError::Checkpoint(CheckpointError::MissingTensors { .. }),
         "the checkpoint lacks",
+    );
+}
+
+/// `burn-store` moves the module out of its place while it loads, so a panic of the backend (here
+/// over a dtype, more often over memory) must not drop the module twice.
+#[test]
+fn a_panic_of_the_backend_only_unwinds() {
+    let options = LoadOptions::default().with_dtype(DType::I32);
+    let load = || load::<Flex>(&checkpoints()["gpt2_plain"], &options, &Default::default());
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load));
+    let message = panic.expect_err("integers").downcast::<String>();
+    assert_eq!(
+        *message.expect("a message"),
+        "Expected float dtype, got I32"
     );
 }
