@@ -251,7 +251,7 @@ impl Tokenizer {
     /// The word may be any part of the prompt; all tokens that touch it are meant.
     ///
     /// # Errors
-    /// If the word does not occur in the prompt, or occurs more than once.
+    /// If the word is empty, does not occur in the prompt, or occurs more than once.
     pub fn positions_of(&self, prompt: &str, word: &str) -> Result<Range<usize>, TokensError> {
         let wanted = word.trim();
         let starts: Vec<usize> = prompt
@@ -264,8 +264,9 @@ impl Tokenizer {
             prompt: prompt.to_owned(),
         };
         let start = match starts[..] {
-            [start] if !wanted.is_empty() => start,
+            _ if wanted.is_empty() => return Err(not_found()),
             [] => return Err(not_found()),
+            [start] => start,
             _ => {
                 return Err(TokensError::WordAmbiguous {
                     word: word.to_owned(),

@@ -10,5 +10,9 @@ mod support;
 
 mod activations;
 mod engine;
+#[cfg(all(feature = "hub", feature = "flex"))]
+mod hub;
 mod loading;
 mod parity;
+mod scratch;
+mod tokens;

@@ -119,7 +119,7 @@ impl<B: Backend> Family<B> for Llama<B> {
             rms_norm_eps: fields.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
             rotary: RotaryConfig {
                 d_head,
-                theta: fields.optional_number("rope_theta")?.unwrap_or(10000.0),
+                theta: fields.optional_positive("rope_theta")?.unwrap_or(10000.0),
                 max_positions,
                 scaling,
             },
@@ -164,7 +164,7 @@ impl<B: Backend> Family<B> for Llama<B> {
         };
         json["architectures"] = json!([architecture]);
         json["model_type"] = model_type.into();
-        if model_type != "qwen2" {
+        if !qwen2 || dims.heads * dims.d_head != dims.d_model {
             json["head_dim"] = dims.d_head.into();
         }
         if let Some(window) = &config.sliding_window {
@@ -212,13 +212,13 @@ fn read_scaling(fields: &mut Fields, max_positions: usize) -> Result<RotaryScali
     let parsed = match scaling_type.as_str() {
         "default" => RotaryScaling::Default,
         "linear" => RotaryScaling::Linear {
-            factor: scaling.number("rope_scaling.factor")?,
+            factor: scaling.positive("rope_scaling.factor")?,
         },
         "dynamic" => RotaryScaling::Dynamic {
-            factor: scaling.number("rope_scaling.factor")?,
+            factor: scaling.positive("rope_scaling.factor")?,
         },
         "llama3" => RotaryScaling::Llama3 {
-            factor: scaling.number("rope_scaling.factor")?,
+            factor: scaling.positive("rope_scaling.factor")?,
             low_freq_factor: scaling.number("rope_scaling.low_freq_factor")?,
             high_freq_factor: scaling.number("rope_scaling.high_freq_factor")?,
             original,
@@ -237,7 +237,7 @@ fn read_scaling(fields: &mut Fields, max_positions: usize) -> Result<RotaryScali
 }
 
 fn read_yarn(scaling: &mut Fields, original: usize) -> Result<Yarn, ConfigError> {
-    let factor = scaling.number("rope_scaling.factor")?;
+    let factor = scaling.positive("rope_scaling.factor")?;
     let mscale = scaling.optional_number("rope_scaling.mscale")?;
     let mscale_all_dim = scaling.optional_number("rope_scaling.mscale_all_dim")?;
     // Equation 22 of the paper, generalised as in DeepSeek's models.

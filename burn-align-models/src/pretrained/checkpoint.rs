@@ -19,6 +19,7 @@ pub(super) struct Checkpoint {
 /// What a checkpoint says of a tensor without reading it.
 pub(super) struct Stored {
     pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
     pub(super) bytes: usize,
     shard: usize,
 }
@@ -62,21 +63,8 @@ impl Checkpoint {
             }
             .into());
         };
-        let bad = |reason| CheckpointError::BadIndex {
-            file: folder.join(INDEX),
-            reason,
-        };
-        let index: Index =
-            serde_json::from_str(&json).map_err(|error| bad(format!("not an index: {error}")))?;
         let mut files = BTreeSet::new();
-        for name in index.weight_map.values() {
-            let mut components = Path::new(name).components();
-            if !matches!(
-                (components.next(), components.next()),
-                (Some(Component::Normal(_)), None)
-            ) {
-                return Err(bad(format!("expected a file name, found `{name}`")).into());
-            }
+        for name in shard_names(&folder.join(INDEX), &json)? {
             let file = folder.join(name);
             if !file.is_file() {
                 return Err(CheckpointError::MissingShard { file }.into());
@@ -89,10 +77,10 @@ impl Checkpoint {
     fn add(&mut self, shard: Shard) -> Result<(), CheckpointError> {
         let number = self.shards.len();
         for (name, dtype, shape) in shard.tensors()? {
-            // Only parameters must be floats; masks that old versions stored are never read.
             let bytes = shape.iter().product::<usize>() * dtype.size();
             let stored = Stored {
                 shape,
+                dtype,
                 bytes,
                 shard: number,
             };
@@ -105,15 +93,29 @@ impl Checkpoint {
     /// Reads one tensor.
     pub(super) fn read(&self, name: &str) -> Result<TensorData, CheckpointError> {
         let stored = &self.tensors[name];
-        let data = self.shards[stored.shard].read(name)?;
-        match data.dtype {
-            DType::F64 | DType::F32 | DType::F16 | DType::BF16 => Ok(data),
-            dtype => Err(CheckpointError::WrongDType {
-                tensor: name.to_owned(),
-                found: format!("{dtype:?}").to_lowercase(),
-            }),
+        self.shards[stored.shard].read(name)
+    }
+}
+
+/// The names of the files in an index of shards; none of them leads out of the index's folder.
+pub(super) fn shard_names(file: &Path, json: &str) -> Result<BTreeSet<String>, CheckpointError> {
+    let bad = |reason| CheckpointError::BadIndex {
+        file: file.to_owned(),
+        reason,
+    };
+    let index: Index =
+        serde_json::from_str(json).map_err(|error| bad(format!("not an index: {error}")))?;
+    let names: BTreeSet<String> = index.weight_map.into_values().collect();
+    for name in &names {
+        let mut components = Path::new(name).components();
+        if !matches!(
+            (components.next(), components.next()),
+            (Some(Component::Normal(_)), None)
+        ) {
+            return Err(bad(format!("expected a file name, found `{name}`")));
         }
     }
+    Ok(names)
 }
 
 /// One safetensors file.

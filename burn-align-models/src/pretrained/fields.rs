@@ -175,6 +175,17 @@ impl Fields {
         self.optional_number(key)?.ok_or_else(|| missing(key))
     }
 
+    /// A finite number above 0.
+    pub(crate) fn optional_positive(&mut self, key: &str) -> Result<Option<f64>, ConfigError> {
+        self.typed(key, "a number above 0", |value| {
+            value.as_f64().filter(|n| n.is_finite() && *n > 0.0)
+        })
+    }
+
+    pub(crate) fn positive(&mut self, key: &str) -> Result<f64, ConfigError> {
+        self.optional_positive(key)?.ok_or_else(|| missing(key))
+    }
+
     pub(crate) fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
         let flag = self.typed(key, "true or false", Value::as_bool)?;
         Ok(flag.unwrap_or(default))

@@ -1,10 +1,9 @@
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use serde_json::Value;
 
+use super::checkpoint::shard_names;
 use super::{LoadError, LoadOptions};
 
 /// Brings a model's files into the hub cache and returns their folder there.
@@ -22,6 +21,10 @@ pub(super) fn fetch(id: &str, options: &LoadOptions) -> Result<PathBuf, LoadErro
         let mut builder = ApiBuilder::from_env()
             .with_cache_dir(cache.path().clone())
             .with_progress(false);
+        // `hf-hub` knows the token only from the file of `huggingface-cli login`.
+        if let Some(token) = std::env::var("HF_TOKEN").ok().filter(|t| !t.is_empty()) {
+            builder = builder.with_token(Some(token));
+        }
         if let Some(endpoint) = &options.hub_endpoint {
             builder = builder.with_endpoint(endpoint.clone());
         }
@@ -43,18 +46,11 @@ pub(super) fn fetch(id: &str, options: &LoadOptions) -> Result<PathBuf, LoadErro
         const INDEX: &str = "model.safetensors.index.json";
         let index = files.get(INDEX)?;
         let json = std::fs::read_to_string(&index).map_err(|source| LoadError::Io {
-            file: index,
+            file: index.clone(),
             source,
         })?;
-        // A damaged index is reported when the folder is opened.
-        let index: Value = serde_json::from_str(&json).unwrap_or_default();
-        let shards: BTreeSet<&str> = index["weight_map"]
-            .as_object()
-            .into_iter()
-            .flat_map(|map| map.values().filter_map(Value::as_str))
-            .collect();
-        for shard in shards {
-            files.get(shard)?;
+        for shard in shard_names(&index, &json)? {
+            files.get(&shard)?;
         }
     }
     let folder = config.parent().expect("a file lies in a folder");

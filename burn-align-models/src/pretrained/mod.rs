@@ -89,7 +89,7 @@ pub type ProgressCallback = std::rc::Rc<dyn Fn(LoadProgress<'_>)>;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// Dtype of the loaded parameters, whatever the checkpoint's. Default: f32.
+    /// Dtype of the loaded parameters, a float, whatever the checkpoint's. Default: f32.
     pub dtype: DType,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,

@@ -1,27 +1,28 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Bytes, Shape, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Stored};
 use super::{CheckpointError, LoadOptions, LoadProgress, WeightLayout};
 
 /// Fills a model without weights from a checkpoint.
 ///
-/// Names and shapes are all checked before the first tensor is read; then one tensor is read,
-/// converted and put in place at a time.
+/// Names, shapes and dtypes are all checked before the first tensor is read; then one tensor is
+/// read, converted and put in place at a time.
 pub(super) fn load<B: Backend, M: Module<B>>(
-    mut model: M,
+    model: M,
     layout: WeightLayout,
     checkpoint: Checkpoint,
     options: &LoadOptions,
 ) -> Result<M, CheckpointError> {
     let names = match_names(&shapes(&model), layout, &checkpoint)?;
 
-    let total = |f: fn(&super::checkpoint::Stored) -> usize| -> usize {
+    let total = |f: fn(&Stored) -> usize| -> usize {
         names
             .values()
             .map(|name| f(&checkpoint.tensors[name]))
@@ -51,7 +52,11 @@ pub(super) fn load<B: Backend, M: Module<B>>(
             ParamId::new(),
         )
     });
+    // `apply` moves the module out and back in; when the backend panics between the two, the module
+    // must not be dropped a second time.
+    let mut model = ManuallyDrop::new(model);
     let result = model.apply(snapshots.collect(), None, None, false);
+    let model = ManuallyDrop::into_inner(model);
     if let Some(error) = reader.error.borrow_mut().take() {
         return Err(error);
     }
@@ -94,12 +99,19 @@ fn match_names(
         if (layout.is_transposed)(path) {
             expected.reverse();
         }
-        let found = &checkpoint.tensors[name].shape;
-        if *found != expected {
+        let Stored { shape, dtype, .. } = &checkpoint.tensors[name];
+        if *shape != expected {
             return Err(CheckpointError::WrongShape {
                 tensor: name.clone(),
                 expected,
-                found: found.clone(),
+                found: shape.clone(),
+            });
+        }
+        // Only parameters must be floats; masks that old versions stored are never read.
+        if !matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
+            return Err(CheckpointError::WrongDType {
+                tensor: name.clone(),
+                found: dtype.name().to_owned(),
             });
         }
     }

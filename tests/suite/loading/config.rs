@@ -1,0 +1,489 @@
+//! Configurations, tokenizers and sources that must be refused, and what may pass.
+
+use burn::backend::Flex;
+use burn_align_models::pretrained::{ConfigError, LoadError};
+use burn_align_models::{
+    FromPretrained, Gpt2, LanguageModel, LanguageModelConfig, Llama, LoadOptions,
+};
+use serde_json::{Value, json};
+
+use crate::scratch::Scratch;
+use crate::support::{checkpoints, fixtures};
+
+use super::{load, refusal};
+
+/// What is wrong with a fixture's configuration after these changes. There are no weights, so
+/// this also checks that the configuration is read first.
+fn config_error(fixture: &str, changes: Value) -> ConfigError {
+    let scratch = Scratch::config(fixture, changes.clone());
+    match refusal(scratch.path()) {
+        LoadError::Config { file, source } => {
+            assert_eq!(file, scratch.file("config.json"));
+            source
+        }
+        error => panic!("{changes}: {error:?}"),
+    }
+}
+
+const GPT2_SIZES: [&str; 6] = [
+    "vocab_size",
+    "n_positions",
+    "n_embd",
+    "n_layer",
+    "n_head",
+    "n_inner",
+];
+const LLAMA_SIZES: [&str; 8] = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+    "head_dim",
+];
+
+fn sizes() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let gpt2 = GPT2_SIZES.map(|key| ("gpt2_plain", key));
+    let llama = LLAMA_SIZES.map(|key| ("llama_gqa", key));
+    gpt2.into_iter().chain(llama)
+}
+
+#[test]
+fn sizes_out_of_range() {
+    let wrong = json!([
+        0,
+        -1,
+        1.5,
+        1e300,
+        (1 << 24) + 1,
+        u64::MAX,
+        i64::MIN,
+        "16",
+        [16],
+        {},
+        true
+    ]);
+    for (fixture, key) in sizes() {
+        for value in wrong.as_array().expect("a list") {
+            let error = config_error(fixture, json!({key: value}));
+            let ConfigError::Invalid {
+                key: named, found, ..
+            } = &error
+            else {
+                panic!("{key} = {value}: {error:?}");
+            };
+            assert_eq!((named.as_str(), found), (key, &value.to_string()));
+            let message = error.to_string();
+            assert!(
+                message.contains("expected a whole number from 1"),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn sizes_that_are_missing() {
+    let optional = ["n_inner", "num_key_value_heads", "head_dim"];
+    for (fixture, key) in sizes().filter(|(_, key)| !optional.contains(key)) {
+        let missing = ConfigError::Missing {
+            key: key.to_owned(),
+        };
+        assert_eq!(config_error(fixture, json!({key: null})), missing);
+    }
+}
+
+#[test]
+fn too_many_layers() {
+    for (fixture, key) in [
+        ("gpt2_plain", "n_layer"),
+        ("llama_gqa", "num_hidden_layers"),
+    ] {
+        let error = config_error(fixture, json!({key: 4097})).to_string();
+        assert!(
+            error.contains(key) && error.contains("at most 4096 layers"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn values_that_do_not_fit() {
+    for (fixture, changes, key, expected) in [
+        (
+            "gpt2_plain",
+            json!({"n_head": 3}),
+            "n_head",
+            "a divisor of n_embd = 16",
+        ),
+        (
+            "gpt2_plain",
+            json!({"layer_norm_epsilon": -1e-5}),
+            "layer_norm_epsilon",
+            "at least 0",
+        ),
+        (
+            "gpt2_plain",
+            json!({"layer_norm_epsilon": "1e-5"}),
+            "layer_norm_epsilon",
+            "a number",
+        ),
+        (
+            "gpt2_plain",
+            json!({"scale_attn_weights": 1}),
+            "scale_attn_weights",
+            "true or false",
+        ),
+        (
+            "gpt2_plain",
+            json!({"tie_word_embeddings": "no"}),
+            "tie_word_embeddings",
+            "true or false",
+        ),
+        (
+            "gpt2_plain",
+            json!({"activation_function": 7}),
+            "activation_function",
+            "a text",
+        ),
+        (
+            "gpt2_plain",
+            json!({"model_type": 2}),
+            "model_type",
+            "a text",
+        ),
+        (
+            "llama_gqa",
+            json!({"num_key_value_heads": 3}),
+            "num_key_value_heads",
+            "a divisor of num_attention_heads = 4",
+        ),
+        (
+            "llama_gqa",
+            json!({"num_key_value_heads": 8}),
+            "num_key_value_heads",
+            "a divisor of num_attention_heads = 4",
+        ),
+        (
+            "llama_gqa",
+            json!({"head_dim": 5}),
+            "head_dim",
+            "an even number",
+        ),
+        (
+            "llama_gqa",
+            json!({"head_dim": null, "hidden_size": 18}),
+            "num_attention_heads",
+            "a divisor of hidden_size = 18, or a head_dim",
+        ),
+        (
+            "llama_gqa",
+            json!({"head_dim": null, "hidden_size": 12}),
+            "head_dim",
+            "an even number",
+        ),
+        (
+            "llama_gqa",
+            json!({"rope_theta": -1.0}),
+            "rope_theta",
+            "a number",
+        ),
+        (
+            "llama_gqa",
+            json!({"rope_theta": 0.0}),
+            "rope_theta",
+            "a number above 0",
+        ),
+        (
+            "llama_gqa",
+            json!({"rope_scaling": "linear"}),
+            "rope_scaling",
+            "an object",
+        ),
+        (
+            "llama_rope_linear",
+            json!({"rope_scaling": {"type": "linear", "factor": 0}}),
+            "rope_scaling.factor",
+            "a number above 0",
+        ),
+        (
+            "mistral_window",
+            json!({"sliding_window": 0}),
+            "sliding_window",
+            "a whole number",
+        ),
+        (
+            "qwen2_window",
+            json!({"layer_types": ["full_attention"]}),
+            "layer_types",
+            "3 entries, one for each layer",
+        ),
+        (
+            "qwen2_window",
+            json!({"layer_types": vec!["full_attention"; 4]}),
+            "layer_types",
+            "3 entries, one for each layer",
+        ),
+        (
+            "qwen2_window",
+            json!({"layer_types": ["full_attention", "sliding_attention", "chunked"]}),
+            "layer_types",
+            "full_attention or sliding_attention",
+        ),
+        (
+            "qwen2_window",
+            json!({"layer_types": [1, 2, 3]}),
+            "layer_types",
+            "a list of texts",
+        ),
+        (
+            "qwen2_window",
+            json!({"layer_types": "sliding_attention"}),
+            "layer_types",
+            "a list of texts",
+        ),
+    ] {
+        let error = config_error(fixture, changes.clone());
+        let ConfigError::Invalid {
+            key: named,
+            expected: wanted,
+            ..
+        } = &error
+        else {
+            panic!("{changes}: {error:?}");
+        };
+        assert_eq!(named, key, "{changes}");
+        assert!(wanted.contains(expected), "{changes}: {error}");
+        assert!(error.to_string().contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn computations_that_are_not_implemented() {
+    for (fixture, changes, key, remedy) in [
+        (
+            "gpt2_plain",
+            json!({"activation_function": "gelu_newer"}),
+            "activation_function",
+            "gelu_new",
+        ),
+        (
+            "llama_gqa",
+            json!({"hidden_act": "xielu"}),
+            "hidden_act",
+            "silu",
+        ),
+        (
+            "gpt2_plain",
+            json!({"model_type": "gpt_neox"}),
+            "model_type",
+            "gpt2, llama, mistral or qwen2",
+        ),
+        (
+            "gpt2_plain",
+            json!({"model_type": null}),
+            "model_type",
+            "gpt2, llama, mistral or qwen2",
+        ),
+        (
+            "gpt2_plain",
+            json!({"add_cross_attention": true}),
+            "add_cross_attention",
+            "not implemented",
+        ),
+        (
+            "gpt2_plain",
+            json!({"pruned_heads": {"0": [1]}}),
+            "pruned_heads",
+            "not implemented",
+        ),
+        (
+            "llama_gqa",
+            json!({"partial_rotary_factor": 0.5}),
+            "partial_rotary_factor",
+            "not implemented",
+        ),
+        (
+            "llama_gqa",
+            json!({"rope_scaling": {"rope_type": "longrope"}}),
+            "rope_scaling.rope_type",
+            "default, linear, dynamic, llama3 or yarn",
+        ),
+        (
+            "llama_gqa",
+            json!({"rope_scaling": {"type": "su"}}),
+            "rope_scaling.rope_type",
+            "default, linear, dynamic, llama3 or yarn",
+        ),
+    ] {
+        let error = config_error(fixture, changes.clone());
+        let ConfigError::Unsupported { key: named, .. } = &error else {
+            panic!("{changes}: {error:?}");
+        };
+        assert_eq!(named, key, "{changes}");
+        assert!(error.to_string().contains(remedy), "{changes}: {error}");
+    }
+}
+
+#[test]
+fn keys_that_are_unknown() {
+    let error = config_error("gpt2_plain", json!({"new_trick": 3, "mlp_bias": true}));
+    let keys = vec!["mlp_bias".to_owned(), "new_trick".to_owned()];
+    assert_eq!(error, ConfigError::Unknown { keys });
+    assert!(
+        error
+            .to_string()
+            .contains("LoadOptions::ignored_config_keys"),
+        "{error}"
+    );
+
+    let scaling = json!({"rope_type": "linear", "factor": 2.0, "low_freq_factor": 1.0});
+    let error = config_error("llama_gqa", json!({"rope_scaling": scaling}));
+    let keys = vec!["rope_scaling.low_freq_factor".to_owned()];
+    assert_eq!(error, ConfigError::Unknown { keys });
+}
+
+#[test]
+fn scalings_without_their_numbers() {
+    for kind in ["linear", "dynamic", "llama3", "yarn"] {
+        let error = config_error("llama_gqa", json!({"rope_scaling": {"rope_type": kind}}));
+        let key = "rope_scaling.factor".to_owned();
+        assert_eq!(error, ConfigError::Missing { key }, "{kind}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_no_object() {
+    let deep = "[".repeat(100_000);
+    for text in [
+        "",
+        "{",
+        "null",
+        "[]",
+        "3",
+        "{\"n_embd\": }",
+        "{} {}",
+        deep.as_str(),
+    ] {
+        let scratch = Scratch::empty();
+        scratch.write("config.json", text);
+        assert_refused!(
+            scratch,
+            LoadError::Config {
+                source: ConfigError::NotAnObject { .. },
+                ..
+            },
+            "config.json: not a JSON object",
+        );
+    }
+}
+
+#[test]
+fn a_configuration_that_cannot_be_read() {
+    let scratch = Scratch::empty();
+    assert_refused!(scratch, LoadError::Io { .. }, "config.json");
+    scratch.write("config.json", b"{\"model_type\": \"\xff\"}");
+    assert_refused!(scratch, LoadError::Io { .. }, "config.json");
+    scratch.remove("config.json");
+    std::fs::create_dir(scratch.file("config.json")).expect("a folder");
+    assert_refused!(scratch, LoadError::Io { .. }, "config.json");
+}
+
+#[test]
+fn a_model_of_another_family() {
+    let (options, device) = (LoadOptions::default(), Default::default());
+    let llama = checkpoints()["llama_gqa"].as_path().to_owned();
+    let error = Gpt2::<Flex>::from_pretrained(llama, &options, &device).expect_err("a LLaMA");
+    assert!(
+        error.to_string().contains("`model_type` = \"llama\""),
+        "{error}"
+    );
+    let gpt2 = checkpoints()["gpt2_plain"].as_path().to_owned();
+    let error = Llama::<Flex>::from_pretrained(gpt2, &options, &device).expect_err("a GPT-2");
+    assert!(
+        error.to_string().contains("`model_type` = `gpt2`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_source_that_does_not_exist() {
+    let load = |source: &str| {
+        Gpt2::<Flex>::from_pretrained(source, &LoadOptions::default(), &Default::default())
+            .expect_err(source)
+    };
+    for source in ["no/such/folder", "./nothing", ""] {
+        let error = load(source);
+        assert!(matches!(error, LoadError::NoSuchModel { .. }), "{error:?}");
+        let message = error.to_string();
+        assert!(message.contains(&format!("`{source}`")), "{message}");
+        assert!(
+            message.contains("expected a folder with config.json"),
+            "{message}"
+        );
+    }
+    let error = load("bundled:nothing");
+    assert!(
+        matches!(error, LoadError::UnknownBundled { .. }),
+        "{error:?}"
+    );
+    assert!(
+        error.to_string().contains("`nothing`; expected `capitals`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_tokenizer_that_is_broken() {
+    let scratch = Scratch::copy("gpt2_plain");
+    let bpe = std::fs::read_to_string(fixtures().join("tokenizers/bpe.json")).expect("the fixture");
+    let cut = &bpe[..bpe.len() / 2];
+    let lost = bpe.replace("\"ĠSpain\":277", "\"lost\":277");
+    for text in ["", "{}", "null", cut, &lost] {
+        scratch.write("tokenizer.json", text);
+        assert_refused!(
+            scratch,
+            LoadError::Tokenizer { .. },
+            "tokenizer.json: tokenizer:"
+        );
+    }
+    scratch.write("tokenizer.json", b"\xff");
+    assert_refused!(scratch, LoadError::Io { .. }, "tokenizer.json");
+}
+
+/// Numbers in `config.json` are read to the last bit, so that a saved configuration is the same.
+#[test]
+fn numbers_are_read_exactly() {
+    for number in (1..100_u32).map(|n| 1e-5 * f64::from(n).sqrt()) {
+        let scratch = Scratch::copy("llama_plain");
+        scratch.set_config(json!({"rms_norm_eps": number, "rope_theta": 1e9 * number}));
+        let loaded = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
+        let LanguageModelConfig::Llama(config) = loaded.config else {
+            panic!("of a LLaMA");
+        };
+        assert_eq!(
+            (config.rms_norm_eps, config.rotary.theta),
+            (number, 1e9 * number)
+        );
+    }
+}
+
+/// A configuration key that this crate does not know may change what a model computes.
+#[test]
+fn known_harmless_keys_can_be_named() {
+    let scratch = Scratch::copy("gpt2_plain");
+    scratch.set_config(json!({"my_note": "harmless", "my_flag": true}));
+    let mut options = LoadOptions::default();
+    options.ignored_config_keys = vec!["my_note".into()];
+    let result =
+        LanguageModel::<Flex>::from_pretrained(scratch.path(), &options, &Default::default());
+    let error = result.expect_err("one key is still unknown").to_string();
+    assert!(
+        error.contains("my_flag") && !error.contains("my_note"),
+        "{error}"
+    );
+    options.ignored_config_keys.push("my_flag".into());
+    load::<Flex>(scratch.path(), &options, &Default::default());
+}
