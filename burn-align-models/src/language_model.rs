@@ -1,5 +1,7 @@
 //! A language model of whichever family a checkpoint holds.
 
+use std::path::Path;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -9,9 +11,11 @@ use crate::llama::{Llama, LlamaConfig};
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::CausalPass;
 use crate::pretrained::{
-    ConfigError, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
+    ConfigError, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository, SaveError,
+    SavePretrained,
 };
 use crate::tap::Tap;
+use crate::tokens::Tokenizer;
 
 /// A language model of any family, chosen by the `model_type` of its `config.json`.
 #[derive(Module, Debug)]
@@ -116,6 +120,27 @@ impl<B: Backend> FromPretrained<B> for LanguageModel<B> {
                 found: found.map_or("nothing".to_owned(), |found| format!("`{found}`")),
                 reason: "expected gpt2, llama, mistral or qwen2".to_owned(),
             })),
+        }
+    }
+}
+
+impl<B: Backend> SavePretrained<B> for LanguageModel<B> {
+    /// # Panics
+    /// If the configuration is of another family than the model.
+    fn save_pretrained(
+        &self,
+        config: &LanguageModelConfig,
+        tokenizer: Option<&Tokenizer>,
+        folder: &Path,
+    ) -> Result<(), SaveError> {
+        match (self, config) {
+            (Self::Gpt2(model), LanguageModelConfig::Gpt2(config)) => {
+                model.save_pretrained(config, tokenizer, folder)
+            }
+            (Self::Llama(model), LanguageModelConfig::Llama(config)) => {
+                model.save_pretrained(config, tokenizer, folder)
+            }
+            _ => panic!("the configuration is of another family than the model"),
         }
     }
 }

@@ -30,7 +30,7 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use language_model::{LanguageModel, LanguageModelConfig};
 pub use llama::{Llama, LlamaConfig};
 pub use model::{AlignableTransformer, ModelInput};
-pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained};
+pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
 pub use tap::{NoTap, Tap};
 pub use tokens::{TokenBatch, Tokenizer, TokensError};

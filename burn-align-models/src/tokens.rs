@@ -166,6 +166,7 @@ impl TokenBatch {
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    json: String,
 }
 
 impl Tokenizer {
@@ -174,18 +175,19 @@ impl Tokenizer {
     /// # Errors
     /// If it is not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, TokensError> {
-        let mut inner: tokenizers::Tokenizer = json.parse().map_err(tokenizer_error)?;
+        let mut inner: tokenizers::Tokenizer = no_panic(|| json.parse())?;
         // Batches are padded here, and prompts are never cut silently.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(tokenizer_error)?;
-        Ok(Self { inner })
+        Ok(Self {
+            inner,
+            json: json.to_owned(),
+        })
     }
 
-    /// The text of a `tokenizer.json`.
-    pub fn to_json(&self) -> String {
-        self.inner
-            .to_string(true)
-            .expect("a tokenizer that was read can be written")
+    /// The text of the `tokenizer.json` that this was read from.
+    pub fn json(&self) -> &str {
+        &self.json
     }
 
     /// Token ids of one text, with the special tokens that the tokenizer adds.
@@ -285,7 +287,7 @@ impl Tokenizer {
     }
 
     fn encoding(&self, text: &str) -> Result<tokenizers::Encoding, TokensError> {
-        self.inner.encode(text, true).map_err(tokenizer_error)
+        no_panic(|| self.inner.encode(text, true))
     }
 }
 
@@ -299,6 +301,16 @@ fn is_whole_word(text: &str, part: Range<usize>) -> bool {
         a.is_some_and(char::is_alphanumeric) && b.is_some_and(char::is_alphanumeric)
     };
     !joined(before, first) && !joined(last, after)
+}
+
+/// Runs a part of the `tokenizers` crate, which panics on some damaged files.
+fn no_panic<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, TokensError> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+        Ok(result) => result.map_err(tokenizer_error),
+        Err(_) => Err(TokensError::Tokenizer {
+            reason: "tokenizer.json contradicts itself".to_owned(),
+        }),
+    }
 }
 
 fn tokenizer_error(error: tokenizers::Error) -> TokensError {

@@ -31,9 +31,8 @@ use burn::nn::loss::{CrossEntropyLoss, CrossEntropyLossConfig};
 use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
-use burn_align_models::pretrained::save_pretrained;
 use burn_align_models::{
-    AlignableTransformer, Gpt2, Gpt2Config, ModelInput, TokenBatch, Tokenizer,
+    AlignableTransformer, Gpt2, Gpt2Config, ModelInput, SavePretrained, TokenBatch, Tokenizer,
 };
 use clap::Parser;
 use facts::{END, Fact, UNKNOWN, facts, vocabulary};
@@ -138,7 +137,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     println!("{report}");
 
     // 5. The folder.
-    save_pretrained(&model, &config, Some(&tokenizer), &args.output)?;
+    model.save_pretrained(&config, Some(&tokenizer), &args.output)?;
     write(&args.output, "tokenizer_config.json", &tokenizer_config())?;
     draw_loss(&args.output.join("loss.svg"), &curve, args.batch)?;
     let (count, right) = known

@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_align_models::pretrained::save_pretrained;
+use burn_align_models::SavePretrained;
+use burn_align_models::pretrained::SaveError;
 use burn_align_models::{
     AlignableTransformer, FromPretrained, Gpt2, LanguageModel, LanguageModelConfig, Llama,
     LoadOptions, ModelInput, ModelSource, Pretrained,
@@ -21,7 +22,8 @@ macro_rules! assert_refused {
     ($scratch:expr, $kind:pat, $($text:expr),+ $(,)?) => {{
         let error = $crate::loading::refusal($scratch.path());
         assert!(matches!(error, $kind), "{error:?}");
-        $(assert!(error.to_string().contains($text), "{:?} is not in: {error}", $text);)+
+        let message = $crate::support::message(&error);
+        $(assert!(message.contains($text), "{:?} is not in: {message}", $text);)+
     }};
 }
 
@@ -40,6 +42,7 @@ on_every_backend!(
     half_precision_is_saved_as_such,
     saving_replaces_what_was_there,
     heads_of_any_width_can_be_saved,
+    a_model_without_a_hugging_face_form_is_not_saved,
 );
 
 type Loaded<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
@@ -61,17 +64,10 @@ fn refusal(folder: &Path) -> burn_align_models::pretrained::LoadError {
 }
 
 fn save<B: Backend>(loaded: &Loaded<B>, folder: &Path) {
-    let tokenizer = loaded.tokenizer.as_ref();
-    match (&loaded.model, &loaded.config) {
-        (LanguageModel::Gpt2(model), LanguageModelConfig::Gpt2(config)) => {
-            save_pretrained(model, config, tokenizer, folder)
-        }
-        (LanguageModel::Llama(model), LanguageModelConfig::Llama(config)) => {
-            save_pretrained(model, config, tokenizer, folder)
-        }
-        _ => panic!("the configuration is of another family than the model"),
-    }
-    .expect("the model can be saved");
+    loaded
+        .model
+        .save_pretrained(&loaded.config, loaded.tokenizer.as_ref(), folder)
+        .expect("the model can be saved");
 }
 
 /// What a model computes of one sequence, in f32.
@@ -275,15 +271,32 @@ fn saving_replaces_what_was_there<B: Backend>(device: &B::Device) {
     };
     assert_eq!(encode(&again), encode(&loaded));
 
-    let LanguageModel::Llama(model) = &loaded.model else {
-        panic!("a LLaMA");
-    };
-    let LanguageModelConfig::Llama(config) = &loaded.config else {
+    let occupied = scratch.file("config.json");
+    let saved = loaded
+        .model
+        .save_pretrained(&loaded.config, None, &occupied);
+    let error = saved.expect_err("a file");
+    assert!(error.to_string().contains("config.json"), "{error}");
+}
+
+/// No Hugging Face family has both a sliding window and biases on all of the attention.
+fn a_model_without_a_hugging_face_form_is_not_saved<B: Backend>(device: &B::Device) {
+    let name = "mistral_window";
+    let loaded = load::<B>(&checkpoints()[name], &LoadOptions::default(), device);
+    let LanguageModelConfig::Llama(mut config) = loaded.config else {
         panic!("of a LLaMA");
     };
-    let occupied = scratch.file("config.json");
-    let error = save_pretrained(model, config, None, &occupied).expect_err("a file");
-    assert!(error.to_string().contains("config.json"), "{error}");
+    (config.qkv_bias, config.output_bias) = (true, true);
+    let scratch = Scratch::empty();
+    let saved = config
+        .init::<B>(device)
+        .save_pretrained(&config, None, scratch.path());
+    let error = saved.expect_err("no such family");
+    assert!(
+        matches!(error, SaveError::Unrepresentable { .. }),
+        "{error:?}"
+    );
+    assert!(!scratch.file("config.json").exists(), "nothing is written");
 }
 
 /// Qwen2's `config.json` usually has no `head_dim`.
@@ -296,7 +309,9 @@ fn heads_of_any_width_can_be_saved<B: Backend>(device: &B::Device) {
         config.dims.d_head = 6;
         config.rotary.d_head = 6;
         let (model, scratch) = (config.init::<B>(device), Scratch::empty());
-        save_pretrained(&model, &config, None, scratch.path()).expect("the model can be saved");
+        model
+            .save_pretrained(&config, None, scratch.path())
+            .expect("the model can be saved");
         let again = load::<B>(scratch.path(), &LoadOptions::default(), device);
         assert_eq!(again.config, LanguageModelConfig::Llama(config), "{name}");
         assert_eq!(

@@ -97,3 +97,10 @@ pub(crate) fn max_difference<B: Backend, const D: usize>(
     // A NaN must not pass as a small difference.
     differences.fold(0.0, |max, d| if d <= max { max } else { d })
 }
+
+/// An error's message with those of its causes, as programs print it.
+pub(crate) fn message(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let messages: Vec<String> = causes.map(ToString::to_string).collect();
+    messages.join(": ")
+}

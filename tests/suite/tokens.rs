@@ -99,7 +99,7 @@ fn token_strings_keep_the_space_before_a_word() {
 #[test]
 fn a_tokenizer_survives_writing_and_reading() {
     for tokenizer in [words(), bpe()] {
-        let again = Tokenizer::from_json(&tokenizer.to_json()).expect("a tokenizer");
+        let again = Tokenizer::from_json(tokenizer.json()).expect("a tokenizer");
         let text = "the capital of Spain is Madrid";
         assert_eq!(again.encode(text), tokenizer.encode(text));
     }

@@ -1,5 +1,7 @@
 //! GPT-2 in the Hugging Face layout.
 
+use std::path::Path;
+
 use burn::tensor::{DType, backend::Backend};
 use serde_json::{Value, json};
 
@@ -7,8 +9,9 @@ use super::{Gpt2, Gpt2Config};
 use crate::nn::Activation;
 use crate::pretrained::{
     ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
-    WeightLayout, load_family,
+    SaveError, SavePretrained, WeightLayout, load_family, save_family,
 };
+use crate::tokens::Tokenizer;
 
 impl<B: Backend> FromPretrained<B> for Gpt2<B> {
     type Config = Gpt2Config;
@@ -20,6 +23,17 @@ impl<B: Backend> FromPretrained<B> for Gpt2<B> {
         device: &B::Device,
     ) -> Result<Pretrained<Self, Gpt2Config>, LoadError> {
         load_family(repository, fields, options, device)
+    }
+}
+
+impl<B: Backend> SavePretrained<B> for Gpt2<B> {
+    fn save_pretrained(
+        &self,
+        config: &Gpt2Config,
+        tokenizer: Option<&Tokenizer>,
+        folder: &Path,
+    ) -> Result<(), SaveError> {
+        save_family(self, config, tokenizer, folder)
     }
 }
 

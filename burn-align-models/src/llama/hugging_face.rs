@@ -1,5 +1,7 @@
 //! LLaMA, Mistral and Qwen2 in the Hugging Face layout.
 
+use std::path::Path;
+
 use burn::tensor::{DType, backend::Backend};
 use serde_json::{Value, json};
 
@@ -8,8 +10,9 @@ use crate::dims::ModelDims;
 use crate::nn::{Activation, RotaryConfig, RotaryScaling, Yarn};
 use crate::pretrained::{
     ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
-    WeightLayout, load_family,
+    SaveError, SavePretrained, WeightLayout, load_family, save_family,
 };
+use crate::tokens::Tokenizer;
 
 /// Which of the families that share LLaMA's block.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,6 +48,17 @@ impl<B: Backend> FromPretrained<B> for Llama<B> {
         device: &B::Device,
     ) -> Result<Pretrained<Self, LlamaConfig>, LoadError> {
         load_family(repository, fields, options, device)
+    }
+}
+
+impl<B: Backend> SavePretrained<B> for Llama<B> {
+    fn save_pretrained(
+        &self,
+        config: &LlamaConfig,
+        tokenizer: Option<&Tokenizer>,
+        folder: &Path,
+    ) -> Result<(), SaveError> {
+        save_family(self, config, tokenizer, folder)
     }
 }
 

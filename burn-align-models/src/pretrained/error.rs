@@ -51,6 +51,16 @@ pub enum LoadError {
         /// The cause.
         source: io::Error,
     },
+    /// A folder without `config.json`.
+    #[error(
+        "{}: no config.json; expected a folder in the Hugging Face layout, as `save_pretrained` \
+         of `transformers` writes it",
+        folder.display()
+    )]
+    NoConfig {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// `config.json` cannot be used.
     #[error("{}: cannot be used", file.display())]
     Config {
@@ -208,6 +218,12 @@ pub enum SaveError {
         file: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// The Hugging Face format has no model with this configuration.
+    #[error("no Hugging Face model of this family has this configuration: {reason}")]
+    Unrepresentable {
+        /// What would be read back.
+        reason: String,
     },
     /// The weights could not be written.
     #[error("{}: {reason}", file.display())]

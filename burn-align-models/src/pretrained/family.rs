@@ -5,9 +5,9 @@ use super::{ConfigError, Fields};
 use crate::model::AlignableTransformer;
 
 /// How a model family is stored in the Hugging Face layout.
-pub trait Family<B: Backend>: AlignableTransformer<B> {
+pub(crate) trait Family<B: Backend>: AlignableTransformer<B> {
     /// The family's configuration.
-    type Config;
+    type Config: PartialEq;
 
     /// Reads `config.json`.
     fn read_config(fields: &mut Fields) -> Result<Self::Config, ConfigError>;
@@ -26,7 +26,7 @@ pub trait Family<B: Backend>: AlignableTransformer<B> {
 ///
 /// Without the prefix, tensors have the names of the module's parameters.
 #[derive(Clone, Copy, Debug)]
-pub struct WeightLayout {
+pub(crate) struct WeightLayout {
     /// What stands before the names of all parameters but the head's; a checkpoint may lack it.
     pub prefix: &'static str,
     /// Which matrices are stored transposed, `[d_output, d_input]`.

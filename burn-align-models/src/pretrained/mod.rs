@@ -24,7 +24,7 @@ use burn::tensor::{DType, backend::Backend};
 pub use bundled::Bundled;
 pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
 pub use repository::ModelSource;
-pub use save::save_pretrained;
+pub use save::SavePretrained;
 
 pub(crate) use family::{Family, WeightLayout};
 pub(crate) use fields::Fields;
@@ -32,6 +32,7 @@ pub(crate) use fields::Fields;
 use crate::tokens::Tokenizer;
 use checkpoint::Checkpoint;
 pub(crate) use repository::Repository;
+pub(crate) use save::save_family;
 
 /// A loaded model with what belongs to it.
 #[derive(Debug)]
@@ -160,11 +161,8 @@ pub trait FromPretrained<B: Backend>: Sized {
         device: &B::Device,
     ) -> Result<Pretrained<Self, Self::Config>, LoadError> {
         let repository = Repository::open(&source.into(), options)?;
-        let config = Fields::parse(
-            &repository.text("config.json")?,
-            &options.ignored_config_keys,
-        )
-        .map_err(|source| repository.config_error(source))?;
+        let config = Fields::parse(&repository.config()?, &options.ignored_config_keys)
+            .map_err(|source| repository.config_error(source))?;
         Self::from_repository(&repository, config, options, device)
     }
 

@@ -93,11 +93,11 @@ impl Repository {
         }
     }
 
-    pub(super) fn text(&self, file: &str) -> Result<String, LoadError> {
-        self.optional_text(file)?.ok_or_else(|| LoadError::Io {
-            file: self.describe(file),
-            source: io::ErrorKind::NotFound.into(),
-        })
+    pub(super) fn config(&self) -> Result<String, LoadError> {
+        self.optional_text("config.json")?
+            .ok_or_else(|| LoadError::NoConfig {
+                folder: self.describe(""),
+            })
     }
 
     pub(super) fn optional_text(&self, file: &str) -> Result<Option<String>, LoadError> {

@@ -6,15 +6,26 @@ use std::rc::Rc;
 use burn::tensor::backend::Backend;
 use burn_store::{ModuleAdapter, ModuleStore, SafetensorsStore, TensorSnapshot};
 
-use super::{Family, SaveError, WeightLayout, weights};
+use super::{Family, Fields, FromPretrained, SaveError, WeightLayout, weights};
 use crate::tokens::Tokenizer;
 
-/// Saves a model in the Hugging Face layout: `config.json`, `model.safetensors` and, if given,
-/// `tokenizer.json`. Python's `transformers` loads the folder.
-///
-/// # Errors
-/// If the folder cannot be made or written to.
-pub fn save_pretrained<B: Backend, M: Family<B>>(
+/// Models that can be saved in the Hugging Face layout.
+pub trait SavePretrained<B: Backend>: FromPretrained<B> {
+    /// Writes `config.json`, `model.safetensors` and, if given, `tokenizer.json` into a folder
+    /// that Python's `transformers` loads, too. The folder is made if it is not there.
+    ///
+    /// # Errors
+    /// If the configuration has no Hugging Face form, or the folder cannot be made or written to.
+    fn save_pretrained(
+        &self,
+        config: &Self::Config,
+        tokenizer: Option<&Tokenizer>,
+        folder: &Path,
+    ) -> Result<(), SaveError>;
+}
+
+/// Saves a model of one family.
+pub(crate) fn save_family<B: Backend, M: Family<B>>(
     model: &M,
     config: &M::Config,
     tokenizer: Option<&Tokenizer>,
@@ -24,15 +35,15 @@ pub fn save_pretrained<B: Backend, M: Family<B>>(
         let file = file.to_owned();
         move |source: io::Error| SaveError::Io { file, source }
     };
-    fs::create_dir_all(folder).map_err(io_error(folder))?;
-
     let json = format!("{:#}\n", M::write_config(config));
+    check_config::<B, M>(&json, config)?;
+    fs::create_dir_all(folder).map_err(io_error(folder))?;
     let file = folder.join("config.json");
     fs::write(&file, json).map_err(io_error(&file))?;
 
     if let Some(tokenizer) = tokenizer {
         let file = folder.join("tokenizer.json");
-        fs::write(&file, tokenizer.to_json()).map_err(io_error(&file))?;
+        fs::write(&file, tokenizer.json()).map_err(io_error(&file))?;
     }
 
     let layout = M::layout(config);
@@ -48,6 +59,20 @@ pub fn save_pretrained<B: Backend, M: Family<B>>(
             file,
             reason: error.to_string(),
         })
+}
+
+/// Checks that a configuration reads back as it is.
+fn check_config<B: Backend, M: Family<B>>(json: &str, config: &M::Config) -> Result<(), SaveError> {
+    let read = Fields::parse(json, &[]).and_then(|mut fields| M::read_config(&mut fields));
+    match read {
+        Ok(read) if read == *config => Ok(()),
+        Ok(_) => Err(SaveError::Unrepresentable {
+            reason: "it would read back as another one".to_owned(),
+        }),
+        Err(error) => Err(SaveError::Unrepresentable {
+            reason: error.to_string(),
+        }),
+    }
 }
 
 /// Gives tensors the names and the layout of the checkpoint format.
