@@ -5,6 +5,7 @@ pub mod backends;
 pub mod plot;
 pub mod predictions;
 pub mod progress;
+pub mod requests;
 pub mod table;
 
 use std::process::ExitCode;

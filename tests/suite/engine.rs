@@ -51,12 +51,12 @@ impl<B: Backend> Intervention<B> for Mixed {
     }
 
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
-        match (self, operands.source) {
-            (Self::Swap(_), Some(source)) => source,
-            (Self::Blend(_), Some(source)) => base * 1.5 + source * 0.5,
-            (_, None) => base * -0.8,
-            (Self::Negate(_), Some(_)) => panic!("negation takes no source"),
-        }
+        let changed = match self {
+            Self::Swap(_) => operands.source(),
+            Self::Blend(_) => base.clone() * 1.5 + operands.source() * 0.5,
+            Self::Negate(_) => base.clone() * -0.8,
+        };
+        operands.within_subspace(base, changed)
     }
 }
 
@@ -78,6 +78,7 @@ struct RawEdit {
     /// How many sites before (or, if negative, behind) the edit its source is taken.
     source_distance: isize,
     source_units: RawUnits,
+    features: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -116,15 +117,22 @@ fn raw_edit() -> impl Strategy<Value = RawEdit> {
         0..8_usize,
         -2..6_isize,
         raw_units(),
+        prop_oneof![
+            2 => Just(Vec::new()),
+            1 => prop::collection::vec(0..4_usize, 1..3),
+        ],
     )
         .prop_map(
-            |(site, intervention, units, source_world, source_distance, source_units)| RawEdit {
-                site,
-                intervention,
-                units,
-                source_world,
-                source_distance,
-                source_units,
+            |(site, intervention, units, source_world, source_distance, source_units, features)| {
+                RawEdit {
+                    site,
+                    intervention,
+                    units,
+                    source_world,
+                    source_distance,
+                    source_units,
+                    features,
+                }
             },
         )
 }
@@ -214,9 +222,15 @@ fn fit<B: Backend>(raw: &RawPlan, model: &LanguageModel<B>) -> Plan<B> {
             if units.heads == Indices::All || source_units.heads == Indices::All {
                 source_units.heads = units.heads.clone();
             }
+            let features = match edit.features.is_empty() {
+                true => Indices::All,
+                // The narrowest site of the two models has 4 features.
+                false => Indices::Each(vec![edit.features.clone(); raw.batch]),
+            };
             Edit {
                 site,
                 units,
+                features,
                 intervention: edit.intervention,
                 operand: match edit.intervention {
                     2 => Operand::None,
@@ -313,19 +327,7 @@ fn interchange<B: Backend>(
     let source = plan.tokens(source);
     let source = plan.world(source, []);
     let base = plan.tokens(base);
-    plan.world(
-        base,
-        [Edit {
-            site,
-            units: units.clone(),
-            intervention: 0,
-            operand: Operand::Activation {
-                world: source,
-                site,
-                units: units.clone(),
-            },
-        }],
-    )
+    plan.world(base, [Edit::from_world(source, site, units.clone(), 0)])
 }
 
 fn source_equal_to_base_changes_nothing<B: Backend>(device: &B::Device) {

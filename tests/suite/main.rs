@@ -12,6 +12,7 @@ mod activations;
 mod engine;
 #[cfg(all(feature = "hub", feature = "flex"))]
 mod hub;
+mod interventions;
 mod loading;
 mod parity;
 mod scratch;

@@ -3,9 +3,9 @@
 //! A *cell* is the vector of one head at one position of one row. An activation
 //! `[row, head, pos, width]` is a list of cells, and cells are addressed by their index in it.
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
 
-use super::Units;
+use super::{Indices, Units};
 
 /// Cells of one or several worlds, in the order in which an intervention sees them.
 #[derive(Clone, Debug, Default)]
@@ -100,4 +100,26 @@ pub(super) fn scatter<B: Backend>(
     Tensor::cat(vec![activation.reshape([count, width]), values], 0)
         .select(0, sources)
         .reshape(shape)
+}
+
+/// Which features are to be changed: `[batch, 1, d_site]`.
+///
+/// For several edits under one another, each with its features and its number of examples.
+pub(super) fn feature_mask<'a, B: Backend>(
+    edits: impl Iterator<Item = (&'a Indices, usize)>,
+    d_site: usize,
+    device: &B::Device,
+) -> Tensor<B, 3, Bool> {
+    let mut mask = Vec::new();
+    for (features, batch) in edits {
+        for example in 0..batch {
+            let start = mask.len();
+            mask.resize(start + d_site, false);
+            for feature in features.of(example, d_site) {
+                mask[start + feature] = true;
+            }
+        }
+    }
+    let rows = mask.len() / d_site;
+    Tensor::from_data(TensorData::new(mask, [rows, 1, d_site]), device)
 }

@@ -123,6 +123,32 @@ pub enum PlanError {
         /// How many there are.
         count: usize,
     },
+    /// A feature that the changed units do not have.
+    #[error("{site}: example {example}: expected a feature below d_site = {d_site}, found {found}")]
+    FeatureOutOfRange {
+        /// The edit's site.
+        site: Site,
+        /// Index of the example.
+        example: usize,
+        /// Number of features of a unit.
+        d_site: usize,
+        /// The feature.
+        found: usize,
+    },
+    /// An operand that is missing, or that the intervention does not take.
+    #[error(
+        "{site}: intervention {intervention} takes {} source, but the edit has {}",
+        if *needed { "a" } else { "no" },
+        if *needed { "none" } else { "one" }
+    )]
+    OperandPresence {
+        /// The edit's site.
+        site: Site,
+        /// Index of the intervention.
+        intervention: usize,
+        /// Whether the intervention takes a source.
+        needed: bool,
+    },
     /// Edits that wait for one another.
     #[error("{site}: the operand of this edit depends on the edit itself")]
     Circular {

@@ -48,7 +48,7 @@ impl<B: Backend> Plan<B> {
         model: &M,
         interventions: &[I],
     ) -> Result<Results<B>, PlanError> {
-        let schedule = validate(self, model, interventions.len())?;
+        let schedule = validate(self, model, &needs_source(interventions))?;
         let mut run = Run {
             plan: self,
             schedule: &schedule,
@@ -67,6 +67,11 @@ impl<B: Backend> Plan<B> {
                 .collect(),
         })
     }
+}
+
+/// For each intervention: whether it needs a source.
+pub(super) fn needs_source<B: Backend, I: Intervention<B>>(interventions: &[I]) -> Vec<bool> {
+    interventions.iter().map(I::needs_source).collect()
 }
 
 /// A world's activation that an edit elsewhere will take.

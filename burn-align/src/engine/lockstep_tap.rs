@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashSet};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, Tap};
 
-use super::Units;
-use super::cells::{Cells, gather, scatter};
+use super::cells::{Cells, feature_mask, gather, scatter};
 use super::execute::{Run, first_rows};
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::{Stage, StageGroups};
+use super::{Indices, Units};
 use crate::interventions::{Intervention, Operands};
 
 /// What happens at one site, to the worlds of one stage.
@@ -21,6 +21,15 @@ struct SiteWork<'p> {
     keeps: Vec<(WorldId, &'p Units)>,
     /// Activations to return.
     reads: Vec<(usize, WorldId, &'p Units)>,
+}
+
+/// What edits have in common that are made by one call of an intervention.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Call {
+    intervention: usize,
+    in_subspace: bool,
+    unit: usize,
+    d_site: usize,
 }
 
 /// Makes the edits and the reads of one stage.
@@ -124,19 +133,19 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                     moved.insert(*group) && !waits
                 });
             waiting = later;
-            let mut calls: BTreeMap<(usize, bool, usize, usize), Vec<(usize, &Edit)>> =
-                BTreeMap::new();
+            let mut calls: BTreeMap<Call, Vec<(usize, &Edit)>> = BTreeMap::new();
             for (group, edit) in ready {
                 let [unit, d_site] = self.shape(site, group, edit, &activation);
-                let sourced = edit.operand != Operand::None;
-                calls
-                    .entry((edit.intervention, sourced, unit, d_site))
-                    .or_default()
-                    .push((group, edit));
+                let call = Call {
+                    intervention: edit.intervention,
+                    in_subspace: edit.features != Indices::All,
+                    unit,
+                    d_site,
+                };
+                calls.entry(call).or_default().push((group, edit));
             }
-            for ((intervention, _, unit, d_site), edits) in calls {
-                let intervention = &self.run.interventions[intervention];
-                activation = self.call(site, intervention, [unit, d_site], &edits, activation);
+            for (call, edits) in calls {
+                activation = self.call(site, call, &edits, activation);
             }
         }
         activation
@@ -187,15 +196,15 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         *found.expect("no group is empty").0
     }
 
-    /// Makes several edits by one intervention, `[unit, width]` each, in one call.
+    /// Makes several edits by one intervention in one call.
     fn call(
         &self,
         site: Site,
-        intervention: &I,
-        [unit, d_site]: [usize; 2],
+        call: Call,
         edits: &[(usize, &Edit)],
         activation: Tensor<B, 4>,
     ) -> Tensor<B, 4> {
+        let (unit, d_site) = (call.unit, call.d_site);
         let [_row, heads, pos, width] = activation.dims();
         let own_width = self.own_width(site, self.world_of(edits[0].0), &activation);
         let mut cells = Cells::default();
@@ -207,8 +216,15 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         let batch = base.shape().num_elements() / (unit * d_site);
         let base = base.reshape([batch, unit, d_site]);
         let source = self.sources(site, edits, [unit, d_site], &activation);
-        let changed = intervention
-            .apply(base, Operands::new(source, None))
+        let subspace = call.in_subspace.then(|| {
+            let features = edits.iter().map(|(group, edit)| {
+                let input = self.run.plan.input_of(self.world_of(*group));
+                (&edit.features, input.batch())
+            });
+            feature_mask(features, d_site, &base.device())
+        });
+        let changed = self.run.interventions[call.intervention]
+            .apply(base, Operands::new(source, subspace))
             .cast(activation.dtype())
             .reshape([batch * unit * d_site / own_width, own_width]);
         let changed = match own_width == width {

@@ -1,15 +1,16 @@
 //! The definition of what a plan means: every world alone, from start to end.
 
 use std::collections::HashMap;
+use std::iter;
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Site, Tap};
 
-use super::cells::{Cells, gather, scatter};
-use super::execute::{logit_units, stack_inputs};
+use super::cells::{Cells, feature_mask, gather, scatter};
+use super::execute::{logit_units, needs_source, stack_inputs};
 use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
 use super::validate::validate;
-use super::{PlanError, Results, Units};
+use super::{Indices, PlanError, Results, Units};
 use crate::interventions::{Intervention, Operands};
 
 impl<B: Backend> Plan<B> {
@@ -25,7 +26,7 @@ impl<B: Backend> Plan<B> {
         model: &M,
         interventions: &[I],
     ) -> Result<Results<B>, PlanError> {
-        validate(self, model, interventions.len())?;
+        validate(self, model, &needs_source(interventions))?;
         let naive = Naive {
             plan: self,
             model,
@@ -71,7 +72,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
             .edits
             .iter()
             .filter(|edit| until.is_none_or(|until| edit.site <= until));
-        let mut edits_at: HashMap<Site, Vec<(&Edit, Option<Tensor<B, 3>>)>> = HashMap::new();
+        let mut edits_at: EditsAt<'_, B> = HashMap::new();
         for edit in edits {
             let source = match &edit.operand {
                 Operand::None => None,
@@ -108,10 +109,13 @@ fn take<B: Backend>(
     gather(activation, &cells).reshape([batch, units.positions.count(input.pos()), width])
 }
 
+/// Edits at each site, in order, with their sources.
+type EditsAt<'a, B> = HashMap<Site, Vec<(&'a Edit, Option<Tensor<B, 3>>)>>;
+
 struct WorldTap<'a, B: Backend, I> {
     input: &'a WorldInput<B>,
     interventions: &'a [I],
-    edits_at: HashMap<Site, Vec<(&'a Edit, Option<Tensor<B, 3>>)>>,
+    edits_at: EditsAt<'a, B>,
     until: Option<Site>,
     seen: Option<Tensor<B, 4>>,
 }
@@ -125,8 +129,12 @@ impl<B: Backend, I: Intervention<B>> Tap<B> for WorldTap<'_, B, I> {
         for (edit, source) in self.edits_at.remove(&site).into_iter().flatten() {
             let base = take(&activation, &edit.units, self.input);
             let source = source.map(|source| source.expand(base.shape()));
+            let [batch, _unit, d_site] = base.dims();
+            let features = (edit.features != Indices::All).then_some((&edit.features, batch));
+            let subspace =
+                features.map(|features| feature_mask(iter::once(features), d_site, &base.device()));
             let changed = self.interventions[edit.intervention]
-                .apply(base, Operands::new(source, None))
+                .apply(base, Operands::new(source, subspace))
                 .cast(activation.dtype());
             let [batch, heads, pos, width] = activation.dims();
             let cells = Cells::of_units(&edit.units, batch, self.input.pos(), 0, [heads, pos]);

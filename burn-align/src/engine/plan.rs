@@ -1,7 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
-use super::Units;
+use super::{Indices, Units};
 
 /// A world of a [`Plan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,6 +79,10 @@ pub struct Edit {
     pub site: Site,
     /// Which part.
     pub units: Units,
+    /// Which features of each unit, of `d_site`; for an intervention in a rotated space, which
+    /// rotated features. Examples may have different numbers of them.
+    #[doc(alias = "subspace")]
+    pub features: Indices,
     /// Which of the interventions given to [`Plan::run`].
     pub intervention: usize,
     /// What the intervention takes.
@@ -86,19 +90,32 @@ pub struct Edit {
 }
 
 impl Edit {
+    /// An edit of all features.
+    pub fn new(site: Site, units: Units, intervention: usize, operand: Operand) -> Self {
+        Self {
+            site,
+            units,
+            features: Indices::All,
+            intervention,
+            operand,
+        }
+    }
+
+    /// The same edit of these features only.
+    pub fn with_features(mut self, features: Indices) -> Self {
+        self.features = features;
+        self
+    }
+
     /// An edit whose operand is the same part of another world's activation at the same site.
     #[doc(alias = "patch")]
     pub fn from_world(source: WorldId, site: Site, units: Units, intervention: usize) -> Self {
-        Self {
+        let operand = Operand::Activation {
+            world: source,
             site,
             units: units.clone(),
-            intervention,
-            operand: Operand::Activation {
-                world: source,
-                site,
-                units,
-            },
-        }
+        };
+        Self::new(site, units, intervention, operand)
     }
 }
 
@@ -201,6 +218,16 @@ impl<B: Backend> Plan<B> {
             edits: edits.into_iter().collect(),
         });
         WorldId(self.worlds.len() - 1)
+    }
+
+    /// Adds a world whose edits take from the world itself, at earlier sites.
+    pub fn world_with(
+        &mut self,
+        input: InputId,
+        edits: impl FnOnce(WorldId) -> Vec<Edit>,
+    ) -> WorldId {
+        let own = WorldId(self.worlds.len());
+        self.world(input, edits(own))
     }
 
     /// Asks for a world's activation at a site, after the world's own edits there.

@@ -3,29 +3,24 @@
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth};
 
-use super::plan::{LogitPositions, Operand, Plan, Read, WorldId};
+use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
 use super::schedule::Schedule;
 use super::{Indices, PlanError, Units};
 
-/// Checks the plan and lays out its passes.
+/// Checks the plan and lays out its passes. For each intervention: whether it needs a source.
 pub(super) fn validate<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
-    interventions: usize,
+    needs_source: &[bool],
 ) -> Result<Schedule, PlanError> {
     check_inputs(plan, model.dims())?;
     let checker = Checker { plan, model };
     for (world, edits) in plan.worlds.iter().map(|world| &world.edits).enumerate() {
         check_id("input", plan.worlds[world].input.0, plan.inputs.len())?;
         for edit in edits {
-            if edit.intervention >= interventions {
-                return Err(PlanError::NoSuchIntervention {
-                    site: edit.site,
-                    found: edit.intervention,
-                    count: interventions,
-                });
-            }
+            check_intervention(edit, needs_source)?;
             let expected = checker.shape(WorldId(world), edit.site, &edit.units)?;
+            check_features(edit, expected)?;
             let found = match &edit.operand {
                 Operand::None => continue,
                 Operand::Activation { world, site, units } => {
@@ -76,6 +71,51 @@ fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), Plan
     }
     if tokens != 0 && tokens != plan.inputs.len() {
         return Err(PlanError::MixedInputs);
+    }
+    Ok(())
+}
+
+fn check_intervention(edit: &Edit, needs_source: &[bool]) -> Result<(), PlanError> {
+    let Some(needed) = needs_source.get(edit.intervention).copied() else {
+        return Err(PlanError::NoSuchIntervention {
+            site: edit.site,
+            found: edit.intervention,
+            count: needs_source.len(),
+        });
+    };
+    if needed == (edit.operand != Operand::None) {
+        return Ok(());
+    }
+    Err(PlanError::OperandPresence {
+        site: edit.site,
+        intervention: edit.intervention,
+        needed,
+    })
+}
+
+fn check_features(edit: &Edit, [batch, _unit, d_site]: [usize; 3]) -> Result<(), PlanError> {
+    if let Indices::Each(examples) = &edit.features
+        && examples.len() != batch
+    {
+        return Err(PlanError::WrongBatch {
+            at: format!("features at {}", edit.site),
+            batch,
+            found: examples.len(),
+        });
+    }
+    if edit.features == Indices::All {
+        return Ok(());
+    }
+    for example in 0..batch {
+        let features = edit.features.of(example, d_site);
+        if let Some(found) = features.into_iter().find(|feature| *feature >= d_site) {
+            return Err(PlanError::FeatureOutOfRange {
+                site: edit.site,
+                example,
+                d_site,
+                found,
+            });
+        }
     }
     Ok(())
 }

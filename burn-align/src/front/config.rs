@@ -6,33 +6,32 @@ use burn_align_models::{Component, Site};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
+use crate::interventions::{
+    AdditionIntervention, BuiltinIntervention, FillIntervention, SubtractionIntervention,
+    VanillaIntervention,
+};
+
 /// Which representations of a model are aligned, and how.
 ///
 /// Its JSON is that of align-transformers; files written by the Python library load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "ConfigJson")]
+#[serde(try_from = "ConfigJson", into = "ConfigJson")]
 #[non_exhaustive]
 pub struct AlignableConfig {
     /// The kind of model, for the reader's information.
-    #[serde(rename = "alignable_model_type")]
     pub model_type: Option<String>,
     /// The representations, in the order in which they are changed.
-    #[serde(rename = "alignable_representations")]
     pub representations: Vec<AlignableRepresentationConfig>,
-    /// What is done to each representation.
-    #[serde(rename = "alignable_interventions_type")]
-    pub intervention_type: InterventionType,
     /// How several sources act together.
     pub mode: Mode,
 }
 
 impl AlignableConfig {
-    /// Interchange interventions at these representations, in parallel.
+    /// Interventions at these representations, in parallel.
     pub fn new(representations: impl IntoIterator<Item = AlignableRepresentationConfig>) -> Self {
         Self {
             model_type: None,
             representations: representations.into_iter().collect(),
-            intervention_type: InterventionType::Vanilla,
             mode: Mode::Parallel,
         }
     }
@@ -55,19 +54,58 @@ pub enum Mode {
     Serial,
 }
 
-/// What an intervention does, by its name in align-transformers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an intervention does, by its name in align-transformers and pyvene.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InterventionType {
     /// Puts the source's activation in the place of the base's.
+    #[default]
     Vanilla,
+    /// Adds the source's activation.
+    Addition,
+    /// Subtracts the source's activation.
+    Subtraction,
+    /// Puts zeros in the place of the base's activation.
+    Zero,
+    /// Puts the component's own input in the place of its output: the block's, the attention's or
+    /// the MLP's, of the same run.
+    Skip,
+    /// Changes nothing and returns the base's activation, as it is when the interventions before
+    /// this one have acted.
+    Collect,
 }
 
 impl InterventionType {
-    /// The class name in align-transformers.
+    /// Every type.
+    const ALL: [Self; 6] = [
+        Self::Vanilla,
+        Self::Addition,
+        Self::Subtraction,
+        Self::Zero,
+        Self::Skip,
+        Self::Collect,
+    ];
+
+    /// The class name in pyvene.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vanilla => "VanillaIntervention",
+            Self::Addition => "AdditionIntervention",
+            Self::Subtraction => "SubtractionIntervention",
+            Self::Zero => "ZeroIntervention",
+            Self::Skip => "SkipIntervention",
+            Self::Collect => "CollectIntervention",
+        }
+    }
+
+    /// The intervention, of those that come with this crate; `None` if nothing is changed.
+    pub fn builtin(self) -> Option<BuiltinIntervention> {
+        match self {
+            Self::Vanilla | Self::Skip => Some(BuiltinIntervention::Vanilla(VanillaIntervention)),
+            Self::Addition => Some(BuiltinIntervention::Addition(AdditionIntervention)),
+            Self::Subtraction => Some(BuiltinIntervention::Subtraction(SubtractionIntervention)),
+            Self::Zero => Some(BuiltinIntervention::Fill(FillIntervention::ZERO)),
+            Self::Collect => None,
         }
     }
 }
@@ -82,18 +120,13 @@ impl FromStr for InterventionType {
             .trim_end_matches("'>")
             .rsplit('.')
             .next();
-        match name {
-            Some("VanillaIntervention") => Ok(Self::Vanilla),
-            _ => Err(format!(
-                "alignable_interventions_type: expected VanillaIntervention, found `{text}`"
-            )),
-        }
-    }
-}
-
-impl Serialize for InterventionType {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name())
+        let found = Self::ALL.into_iter().find(|kind| Some(kind.name()) == name);
+        found.ok_or_else(|| {
+            format!(
+                "alignable_interventions_type: expected one of {}, found `{text}`",
+                Self::ALL.map(Self::name).join(", ")
+            )
+        })
     }
 }
 
@@ -166,11 +199,16 @@ pub struct AlignableRepresentationConfig {
     pub layer: usize,
     /// Where in the layer.
     pub site: RepresentationSite,
+    /// What is done to the representation.
+    pub intervention: InterventionType,
     /// What an index of a unit location means.
     pub unit: Unit,
     /// Number of units per example that a trained intervention takes as one vector. Interventions
     /// without parameters treat each unit alike, however many there are.
     pub max_number_of_units: usize,
+    /// Parts of the representation that subspaces are named by: each the features listed, or, if
+    /// it is two numbers, those from the first to before the second.
+    pub subspace_partition: Option<Vec<Vec<usize>>>,
     /// Which source acts here; representations with the same number share a source run. All
     /// representations have a group, or none has.
     pub group_key: Option<usize>,
@@ -179,16 +217,30 @@ pub struct AlignableRepresentationConfig {
 }
 
 impl AlignableRepresentationConfig {
-    /// A representation of one layer, addressed by position.
+    /// An interchange intervention in one layer, addressed by position.
     pub fn new(layer: usize, site: impl Into<RepresentationSite>) -> Self {
         Self {
             layer,
             site: site.into(),
+            intervention: InterventionType::Vanilla,
             unit: Unit::Pos,
             max_number_of_units: 1,
+            subspace_partition: None,
             group_key: None,
             intervention_link_key: None,
         }
+    }
+
+    /// The same with another intervention.
+    pub fn with_intervention(mut self, intervention: InterventionType) -> Self {
+        self.intervention = intervention;
+        self
+    }
+
+    /// The same divided into these parts.
+    pub fn with_subspace_partition(mut self, partition: Vec<Vec<usize>>) -> Self {
+        self.subspace_partition = Some(partition);
+        self
     }
 
     /// The same addressed in these units.
@@ -239,7 +291,7 @@ impl Serialize for AlignableRepresentationConfig {
             alignable_unit: self.unit,
             max_number_of_units: self.max_number_of_units,
             alignable_low_rank_dimension: None,
-            subspace_partition: None,
+            subspace_partition: self.subspace_partition.clone(),
             group_key: self.group_key,
             intervention_link_key: self.intervention_link_key,
         }
@@ -256,7 +308,7 @@ struct RepresentationJson {
     alignable_unit: Unit,
     max_number_of_units: usize,
     alignable_low_rank_dimension: Option<Value>,
-    subspace_partition: Option<Value>,
+    subspace_partition: Option<Vec<Vec<usize>>>,
     group_key: Option<usize>,
     intervention_link_key: Option<usize>,
 }
@@ -280,17 +332,10 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
     type Error = String;
 
     fn try_from(json: RepresentationJson) -> Result<Self, String> {
-        let absent = [
-            (
-                "alignable_low_rank_dimension",
-                json.alignable_low_rank_dimension,
-            ),
-            ("subspace_partition", json.subspace_partition),
-        ];
-        if let Some((key, Some(found))) = absent.into_iter().find(|(_, value)| value.is_some()) {
+        if let Some(found) = json.alignable_low_rank_dimension {
             return Err(format!(
-                "{key}: expected null, found {found}: VanillaIntervention here swaps whole \
-                 representations"
+                "alignable_low_rank_dimension: expected null, found {found}: the interventions \
+                 without parameters have no rank"
             ));
         }
         if json.max_number_of_units == 0 {
@@ -299,8 +344,10 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
         Ok(Self {
             layer: json.alignable_layer,
             site: json.alignable_representation_type.parse()?,
+            intervention: InterventionType::Vanilla,
             unit: json.alignable_unit,
             max_number_of_units: json.max_number_of_units,
+            subspace_partition: json.subspace_partition,
             group_key: json.group_key,
             intervention_link_key: json.intervention_link_key,
         })
@@ -308,7 +355,7 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
 }
 
 /// A configuration as JSON has it.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct ConfigJson {
     #[serde(default)]
     alignable_model_type: Option<String>,
@@ -322,7 +369,7 @@ struct ConfigJson {
 }
 
 /// One type for all representations, or one for each.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum TypesJson {
     One(String),
@@ -346,29 +393,45 @@ impl TryFrom<ConfigJson> for AlignableConfig {
                  alignable_representations, alignable_interventions_type or mode"
             ));
         }
-        let types = match json.alignable_interventions_type {
-            None => Vec::new(),
-            Some(TypesJson::One(name)) => vec![name],
-            Some(TypesJson::Each(names)) => {
-                let expected = json.alignable_representations.len();
-                if names.len() != expected {
-                    return Err(format!(
-                        "alignable_interventions_type: expected one type, or one for each of \
-                         {expected} representations, found {}",
-                        names.len()
-                    ));
-                }
-                names
-            }
+        let mut representations = json.alignable_representations;
+        let expected = representations.len();
+        let names = match json.alignable_interventions_type {
+            None => vec![InterventionType::Vanilla.name().to_owned(); expected],
+            Some(TypesJson::One(name)) => vec![name; expected],
+            Some(TypesJson::Each(names)) => names,
         };
-        for name in &types {
-            name.parse::<InterventionType>()?;
+        if names.len() != expected {
+            return Err(format!(
+                "alignable_interventions_type: expected one type, or one for each of {expected} \
+                 representations, found {}",
+                names.len()
+            ));
+        }
+        for (representation, name) in representations.iter_mut().zip(names) {
+            representation.intervention = name.parse()?;
         }
         Ok(Self {
             model_type: json.alignable_model_type,
-            representations: json.alignable_representations,
-            intervention_type: InterventionType::Vanilla,
+            representations,
             mode: json.mode,
         })
+    }
+}
+
+impl From<AlignableConfig> for ConfigJson {
+    fn from(config: AlignableConfig) -> Self {
+        let names = config.representations.iter().map(|r| r.intervention.name());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        let types = match names.iter().all(|name| *name == names[0]) {
+            true => names.pop().map(TypesJson::One),
+            false => Some(TypesJson::Each(names)),
+        };
+        Self {
+            alignable_model_type: config.model_type,
+            alignable_representations: config.representations,
+            alignable_interventions_type: types,
+            mode: config.mode,
+            others: BTreeMap::new(),
+        }
     }
 }

@@ -69,6 +69,60 @@ pub enum AlignError {
         /// What was given.
         found: usize,
     },
+    /// A group without a source, though an intervention takes one.
+    #[error("source {group} is absent, but representation {representation} takes one")]
+    AbsentSource {
+        /// Index of the group.
+        group: usize,
+        /// Index of the representation.
+        representation: usize,
+    },
+    /// A component whose own input is no site.
+    #[error(
+        "representation {representation}: {site} cannot be skipped; expected block_output, \
+         attention_output or mlp_output"
+    )]
+    NothingToSkip {
+        /// Index of the representation.
+        representation: usize,
+        /// The site.
+        site: Site,
+    },
+    /// Activations to collect in serial mode.
+    #[error("representation {representation}: serial mode cannot collect; use parallel mode")]
+    CollectInSerialMode {
+        /// Index of the representation.
+        representation: usize,
+    },
+    /// Subspaces for another number of representations or examples.
+    #[error("subspaces: expected entries for {expected} {what}, found {found}")]
+    SubspaceCount {
+        /// What they are entries for.
+        what: &'static str,
+        /// How many there are.
+        expected: usize,
+        /// Number of entries.
+        found: usize,
+    },
+    /// A part that the partition does not have.
+    #[error(
+        "subspaces of representation {representation}: expected an index below {parts}, the \
+         number of parts of its subspace_partition; found {found}"
+    )]
+    NoSuchPart {
+        /// Index of the representation.
+        representation: usize,
+        /// Number of parts.
+        parts: usize,
+        /// The index.
+        found: usize,
+    },
+    /// JSON that is no subspaces.
+    #[error("subspaces: expected null, one id, or [representation][batch][id]; found {found}")]
+    MalformedSubspaces {
+        /// The value.
+        found: String,
+    },
     /// A source with another number of examples than the base.
     #[error("source {source_index} has {found} examples; expected {expected}, as many as the base")]
     BatchMismatch {

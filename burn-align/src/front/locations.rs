@@ -15,6 +15,7 @@ use crate::engine::{Indices, Units};
 /// | --- | --- |
 /// | `4` | position 4 of the source goes to position 4 of the base |
 /// | `(3, 4)` | position 3 of the source goes to position 4 of the base |
+/// | `UnitLocations::base(4)` | position 4 of the base; no source is needed |
 /// | `UnitLocations::Whole` | the whole representation |
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitLocations {
@@ -22,13 +23,13 @@ pub enum UnitLocations {
     Whole,
     /// From the sources to the base; in serial mode, the same for each link of the chain.
     SourcesToBase {
-        /// Where the representations are taken.
-        source: Locations,
+        /// Where the representations are taken; `None` if no intervention takes a source.
+        source: Option<Locations>,
         /// Where they are put.
         base: Locations,
     },
     /// Serial mode: `(from, to)` of each link, `source_0 -> source_1`, …, `source_n -> base`.
-    Chain(Vec<(Locations, Locations)>),
+    Chain(Vec<(Option<Locations>, Locations)>),
 }
 
 impl From<usize> for UnitLocations {
@@ -40,8 +41,18 @@ impl From<usize> for UnitLocations {
 impl From<(usize, usize)> for UnitLocations {
     fn from((source, base): (usize, usize)) -> Self {
         Self::SourcesToBase {
-            source: Locations::Everywhere(source),
+            source: Some(Locations::Everywhere(source)),
             base: Locations::Everywhere(base),
+        }
+    }
+}
+
+impl UnitLocations {
+    /// One index for every representation and example, for interventions that take no source.
+    pub fn base(index: usize) -> Self {
+        Self::SourcesToBase {
+            source: None,
+            base: Locations::Everywhere(index),
         }
     }
 }
@@ -153,19 +164,22 @@ impl From<SideJson> for Locations {
     }
 }
 
-/// Two sides, or one index for both.
+/// Two sides, of which the source's may be absent, or one index for both.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum PairJson {
     Both(usize),
-    Pair(SideJson, SideJson),
+    Pair(Option<SideJson>, SideJson),
 }
 
-impl From<PairJson> for (Locations, Locations) {
+impl From<PairJson> for (Option<Locations>, Locations) {
     fn from(json: PairJson) -> Self {
         match json {
-            PairJson::Both(index) => (Locations::Everywhere(index), Locations::Everywhere(index)),
-            PairJson::Pair(from, to) => (from.into(), to.into()),
+            PairJson::Both(index) => {
+                let side = Locations::Everywhere(index);
+                (Some(side.clone()), side)
+            }
+            PairJson::Pair(from, to) => (from.map(Into::into), to.into()),
         }
     }
 }
@@ -173,7 +187,8 @@ impl From<PairJson> for (Locations, Locations) {
 impl TryFrom<&Value> for UnitLocations {
     type Error = AlignError;
 
-    /// Reads the JSON of pyvene: `null`, `{"sources->base": [source, base]}`, or in serial mode
+    /// Reads the JSON of pyvene: `null`, `{"sources->base": [source, base]}`, `{"base": base}` for
+    /// interventions without a source, or in serial mode
     /// `{"source_0->source_1": [from, to], …, "source_n->base": [from, to]}`.
     ///
     /// A side is `[representation][batch][unit]`, for unit `h.pos` `[representation][2][batch][unit]`
@@ -189,7 +204,17 @@ impl TryFrom<&Value> for UnitLocations {
             Value::Object(map) => map,
             other => return Err(malformed("unit_locations", other)),
         };
-        let mut pairs: BTreeMap<&str, (Locations, Locations)> = BTreeMap::new();
+        if let [(key, value)] = &map.iter().collect::<Vec<_>>()[..]
+            && *key == "base"
+        {
+            let base: SideJson =
+                serde_json::from_value((*value).clone()).map_err(|_| malformed(key, value))?;
+            return Ok(Self::SourcesToBase {
+                source: None,
+                base: base.into(),
+            });
+        }
+        let mut pairs: BTreeMap<&str, (Option<Locations>, Locations)> = BTreeMap::new();
         for (key, value) in map {
             let pair: PairJson =
                 serde_json::from_value(value.clone()).map_err(|_| malformed(key, value))?;
@@ -208,7 +233,7 @@ impl TryFrom<&Value> for UnitLocations {
                 false => format!("source_{link}->source_{}", link + 1),
             };
             let pair = pairs.remove(key.as_str());
-            pair.ok_or_else(|| AlignError::MissingLink { key })
+            pair.ok_or(AlignError::MissingLink { key })
         });
         let chain: Vec<_> = chain.collect::<Result<_, _>>()?;
         match chain.is_empty() {

@@ -1,0 +1,80 @@
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::TokenBatch;
+
+use super::{Subspaces, UnitLocations};
+
+/// Where the activations of one group of representations come from.
+#[derive(Clone, Debug)]
+pub enum Source<B: Backend> {
+    /// A run of the model on these examples, as many as the base has.
+    Tokens(TokenBatch),
+    /// Given values, `[batch, unit, d_site]`; batch and unit may be 1, for the same everywhere.
+    /// They need no location of their own.
+    #[doc(alias = "source_representations")]
+    Values(Tensor<B, 3>),
+    /// Nowhere: no intervention of the group takes a source.
+    Absent,
+}
+
+impl<B: Backend> From<TokenBatch> for Source<B> {
+    fn from(tokens: TokenBatch) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
+/// What one forward pass under interventions reads.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AlignableInputs<B: Backend> {
+    /// The examples that are changed.
+    pub base: TokenBatch,
+    /// One source for each group of representations (without group keys, for each
+    /// representation), or one for all, or none if no intervention takes one.
+    pub sources: Vec<Source<B>>,
+    /// Which units of the sources go where in the base.
+    pub locations: UnitLocations,
+    /// Which subspaces are changed.
+    pub subspaces: Subspaces,
+    /// Whether to run the base without interventions, too.
+    pub output_original_output: bool,
+}
+
+impl<B: Backend> AlignableInputs<B> {
+    /// Whole representations of the base, without sources.
+    pub fn new(base: TokenBatch) -> Self {
+        Self {
+            base,
+            sources: Vec::new(),
+            locations: UnitLocations::Whole,
+            subspaces: Subspaces::Whole,
+            output_original_output: false,
+        }
+    }
+
+    /// The same with these sources.
+    pub fn with_sources<S: Into<Source<B>>>(
+        mut self,
+        sources: impl IntoIterator<Item = S>,
+    ) -> Self {
+        self.sources = sources.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The same at these locations.
+    pub fn with_locations(mut self, locations: impl Into<UnitLocations>) -> Self {
+        self.locations = locations.into();
+        self
+    }
+
+    /// The same in these subspaces.
+    pub fn with_subspaces(mut self, subspaces: Subspaces) -> Self {
+        self.subspaces = subspaces;
+        self
+    }
+
+    /// The same, and the base without interventions beside it.
+    pub fn with_original_output(mut self) -> Self {
+        self.output_original_output = true;
+        self
+    }
+}

@@ -1,0 +1,335 @@
+//! From the words of the front to worlds and edits.
+
+use burn::tensor::backend::Backend;
+use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
+
+use super::{
+    AlignError, AlignableInputs, AlignableModel, InterventionType, Locations, Mode, Source,
+    UnitLocations,
+};
+use crate::engine::{ConstantId, Edit, InputId, Operand, Plan, ReadId, Units, WorldId};
+use crate::interventions::Intervention;
+
+/// The worlds of one forward pass under interventions, as part of a plan.
+#[derive(Clone, Debug)]
+pub struct AddedWorlds {
+    /// The base under the interventions.
+    pub base: WorldId,
+    /// Reads of the collected representations, in their order.
+    pub collected: Vec<ReadId>,
+}
+
+/// Where the activations of a group come from, in a plan.
+#[derive(Clone, Copy)]
+enum Origin {
+    World(WorldId),
+    Values(ConstantId),
+}
+
+/// What is done to one representation, but for the source's world.
+struct Step {
+    site: Site,
+    /// Part of the base.
+    units: Units,
+    /// `None` to collect.
+    edit: Option<Edit>,
+}
+
+impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<B, M, I> {
+    /// Adds the worlds of one [`forward_inputs`](Self::forward_inputs) to a plan, so that many of
+    /// them can be run in one pass. The plan must be run with this model's interventions.
+    ///
+    /// # Errors
+    /// If the inputs do not fit one another.
+    pub fn add_worlds(
+        &self,
+        plan: &mut Plan<B>,
+        inputs: &AlignableInputs<B>,
+    ) -> Result<AddedWorlds, AlignError> {
+        for (source_index, source) in inputs.sources.iter().enumerate() {
+            if let Source::Tokens(tokens) = source
+                && tokens.batch() != inputs.base.batch()
+            {
+                return Err(AlignError::BatchMismatch {
+                    source_index,
+                    expected: inputs.base.batch(),
+                    found: tokens.batch(),
+                });
+            }
+        }
+        match self.config.mode {
+            Mode::Parallel => self.add_parallel(plan, inputs),
+            Mode::Serial => self.add_serial(plan, inputs),
+        }
+    }
+
+    fn add_parallel(
+        &self,
+        plan: &mut Plan<B>,
+        inputs: &AlignableInputs<B>,
+    ) -> Result<AddedWorlds, AlignError> {
+        if let UnitLocations::Chain(chain) = &inputs.locations {
+            return Err(AlignError::WrongChain {
+                expected: format!("\"sources->base\" in {} mode", self.config.mode.name()),
+                found: chain.len(),
+            });
+        }
+        let origins = self.origins(plan, inputs)?;
+        let representations = 0..self.config.representations.len();
+        let input = plan.tokens(&inputs.base);
+        // Edits of a world may take from that world itself, so each world has edits of its own.
+        let steps = |own: WorldId| -> Result<Vec<Step>, AlignError> {
+            let steps = representations
+                .clone()
+                .map(|index| self.step(index, own, origins[index], &inputs.locations, inputs));
+            Ok(steps
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter()
+                .flatten()
+                .collect())
+        };
+        let base = try_world(plan, input, |own| Ok(edits(&steps(own)?)))?;
+        let mut collected = Vec::new();
+        let all = steps(base)?;
+        for (index, step) in all.iter().enumerate() {
+            if step.edit.is_some() {
+                continue;
+            }
+            let here = |step: &Step, site| step.edit.is_some() && step.site == site;
+            let world = match all[index..].iter().any(|later| here(later, step.site)) {
+                false => base,
+                // Seen before later interventions at the same place: without them.
+                true => try_world(plan, input, |own| {
+                    let mut steps = steps(own)?;
+                    let mut number = 0..;
+                    steps.retain(|other| number.next() < Some(index) || !here(other, step.site));
+                    Ok(edits(&steps))
+                })?,
+            };
+            collected.push(plan.read(world, step.site, step.units.clone()));
+        }
+        Ok(AddedWorlds { base, collected })
+    }
+
+    /// For each representation: where its source's activations come from.
+    fn origins(
+        &self,
+        plan: &mut Plan<B>,
+        inputs: &AlignableInputs<B>,
+    ) -> Result<Vec<Option<Origin>>, AlignError> {
+        let representations = &self.config.representations;
+        let group = |index: usize| representations[index].group_key.unwrap_or(index);
+        let groups = (0..representations.len()).map(group).max().unwrap_or(0) + 1;
+        let needed = (0..representations.len()).any(|index| self.takes_source(index));
+        let found = inputs.sources.len();
+        if found != groups && found != 1 && (needed || found != 0) {
+            return Err(AlignError::WrongSourceCount {
+                expected: groups,
+                one_allowed: true,
+                found,
+            });
+        }
+        let origins: Vec<Option<Origin>> = inputs
+            .sources
+            .iter()
+            .map(|source| match source {
+                Source::Tokens(tokens) => {
+                    let input = plan.tokens(tokens);
+                    Some(Origin::World(plan.world(input, [])))
+                }
+                Source::Values(values) => Some(Origin::Values(plan.constant(values.clone()))),
+                Source::Absent => None,
+            })
+            .collect();
+        let origin = |index: usize| {
+            if !self.takes_source(index) {
+                return Ok(None);
+            }
+            let group = group(index);
+            let origin = origins[if found == 1 { 0 } else { group }];
+            origin.map(Some).ok_or(AlignError::AbsentSource {
+                group,
+                representation: index,
+            })
+        };
+        (0..representations.len()).map(origin).collect()
+    }
+
+    fn add_serial(
+        &self,
+        plan: &mut Plan<B>,
+        inputs: &AlignableInputs<B>,
+    ) -> Result<AddedWorlds, AlignError> {
+        let links = self.config.representations.len();
+        if inputs.sources.len() != links {
+            return Err(AlignError::WrongSourceCount {
+                expected: links,
+                one_allowed: false,
+                found: inputs.sources.len(),
+            });
+        }
+        if let UnitLocations::Chain(chain) = &inputs.locations
+            && chain.len() != links
+        {
+            return Err(AlignError::WrongChain {
+                expected: format!("a link for each of {links} representations"),
+                found: chain.len(),
+            });
+        }
+        let tokens = |link: usize| -> Result<&TokenBatch, AlignError> {
+            match inputs.sources.get(link) {
+                None => Ok(&inputs.base),
+                Some(Source::Tokens(tokens)) => Ok(tokens),
+                Some(Source::Values(_) | Source::Absent) => Err(AlignError::AbsentSource {
+                    group: link,
+                    representation: link,
+                }),
+            }
+        };
+        let input = plan.tokens(tokens(0)?);
+        let mut world = plan.world(input, []);
+        for link in 0..links {
+            let locations = match &inputs.locations {
+                // A link is located as the only representation of its own.
+                UnitLocations::Chain(chain) => {
+                    let (source, base) = &chain[link];
+                    let only = |side: &Locations| only(side, link, links);
+                    UnitLocations::SourcesToBase {
+                        source: source.as_ref().map(only).transpose()?,
+                        base: only(base)?,
+                    }
+                }
+                same => same.clone(),
+            };
+            let origin = self.takes_source(link).then_some(Origin::World(world));
+            let input = plan.tokens(tokens(link + 1)?);
+            world = try_world(plan, input, |own| {
+                let step = self.step(link, own, origin, &locations, inputs)?;
+                Ok(edits(step.as_slice()))
+            })?;
+        }
+        Ok(AddedWorlds {
+            base: world,
+            collected: Vec::new(),
+        })
+    }
+
+    /// Whether a representation's intervention takes the activation of a source.
+    fn takes_source(&self, index: usize) -> bool {
+        let skips = self.config.representations[index].intervention == InterventionType::Skip;
+        let intervention = self.intervention_of[index].map(|i| &self.interventions[i]);
+        !skips && intervention.is_some_and(I::needs_source)
+    }
+
+    /// What is done to one representation; `None` if its locations say to leave it as it is.
+    fn step(
+        &self,
+        index: usize,
+        own: WorldId,
+        origin: Option<Origin>,
+        locations: &UnitLocations,
+        inputs: &AlignableInputs<B>,
+    ) -> Result<Option<Step>, AlignError> {
+        let representation = &self.config.representations[index];
+        let count = self.config.representations.len();
+        let units = |side: &Locations| side.units(index, count, representation.unit);
+        let (source_units, base_units) = match locations {
+            UnitLocations::Whole => (Some(Units::ALL), Some(Units::ALL)),
+            UnitLocations::SourcesToBase { source, base } => {
+                let source = source.as_ref().map(units).transpose()?.flatten();
+                (source, units(base)?)
+            }
+            UnitLocations::Chain(_) => unreachable!("a chain is taken apart before"),
+        };
+        let one_sided = |given| AlignError::OneSided {
+            representation: index,
+            given,
+        };
+        let site = representation.place();
+        let Some(base_units) = base_units else {
+            let source_alone = source_units.is_some() && origin.is_some();
+            return match source_alone {
+                true => Err(one_sided("source")),
+                false => Ok(None),
+            };
+        };
+        let operand = match origin {
+            Some(Origin::World(world)) => Operand::Activation {
+                world,
+                site,
+                units: source_units.ok_or_else(|| one_sided("base"))?,
+            },
+            Some(Origin::Values(constant)) => Operand::Constant(constant),
+            None if representation.intervention == InterventionType::Skip => Operand::Activation {
+                world: own,
+                site: skipped_input(site).expect("checked when the model was made"),
+                units: base_units.clone(),
+            },
+            None => Operand::None,
+        };
+        let features =
+            inputs
+                .subspaces
+                .features(index, representation, [count, inputs.base.batch()])?;
+        let edit = self.intervention_of[index].map(|intervention| {
+            Edit::new(site, base_units.clone(), intervention, operand).with_features(features)
+        });
+        Ok(Some(Step {
+            site,
+            units: base_units,
+            edit,
+        }))
+    }
+}
+
+/// The site that a component's own input stands at.
+pub(super) fn skipped_input(site: Site) -> Option<Site> {
+    let Site::Block(layer, component) = site else {
+        return None;
+    };
+    let input = match component {
+        Component::BlockOutput => Component::BlockInput,
+        Component::AttentionOutput => Component::AttentionInput,
+        Component::MlpOutput => Component::MlpInput,
+        _ => return None,
+    };
+    Some(Site::Block(layer, input))
+}
+
+fn edits(steps: &[Step]) -> Vec<Edit> {
+    steps.iter().filter_map(|step| step.edit.clone()).collect()
+}
+
+/// Adds a world whose edits can fail.
+fn try_world<B: Backend>(
+    plan: &mut Plan<B>,
+    input: InputId,
+    edits: impl FnOnce(WorldId) -> Result<Vec<Edit>, AlignError>,
+) -> Result<WorldId, AlignError> {
+    let mut failed = None;
+    let world = plan.world_with(input, |own| {
+        edits(own).unwrap_or_else(|error| {
+            failed = Some(error);
+            Vec::new()
+        })
+    });
+    failed.map_or(Ok(world), Err)
+}
+
+/// Spreads the locations of a link, which has one representation, over all representations.
+fn only(side: &Locations, link: usize, links: usize) -> Result<Locations, AlignError> {
+    match side {
+        Locations::Everywhere(index) => Ok(Locations::Everywhere(*index)),
+        Locations::Each(each) => match &each[..] {
+            [one] => {
+                let mut all = vec![None; links];
+                all[link] = one.clone();
+                Ok(Locations::Each(all))
+            }
+            _ => Err(AlignError::LocationCount {
+                expected: 1,
+                found: each.len(),
+            }),
+        },
+    }
+}

@@ -1,0 +1,163 @@
+//! Requests for interventions, as JSON: what the example `intervene` serves.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, Source, Subspaces, UnitLocations,
+};
+use burn_align_models::pretrained::Pretrained;
+use burn_align_models::{
+    AlignableTransformer, LanguageModel, LanguageModelConfig, ModelInput, ModelSource, TokenBatch,
+    Tokenizer,
+};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A model that requests are about.
+pub type Model<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
+
+/// What a request file says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    model: String,
+    #[serde(default)]
+    config: Option<AlignableConfig>,
+    base: Input,
+    #[serde(default)]
+    sources: Vec<Option<Input>>,
+    #[serde(default)]
+    unit_locations: Value,
+    #[serde(default)]
+    subspaces: Value,
+    #[serde(default)]
+    interventions: Value,
+    #[serde(default)]
+    output_original_output: bool,
+}
+
+/// A batch of examples.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Input {
+    Text(Vec<String>),
+    InputIds(Vec<Vec<u32>>),
+}
+
+impl Input {
+    fn tokens(&self, tokenizer: Option<&Tokenizer>) -> Result<TokenBatch> {
+        Ok(match (self, tokenizer) {
+            (Self::InputIds(ids), _) => TokenBatch::new(ids.clone())?,
+            (Self::Text(texts), Some(tokenizer)) => tokenizer.encode_batch(texts)?,
+            (Self::Text(_), None) => bail!(
+                "the model has no tokenizer.json: give input_ids instead of text, or add the file"
+            ),
+        })
+    }
+}
+
+/// The answer to a request.
+pub struct Answer<B: Backend> {
+    /// The base's tokens.
+    pub base: TokenBatch,
+    /// Tensors by name: `logits`, `original_logits` if asked for, `collected.0`, ….
+    pub tensors: BTreeMap<String, Tensor<B, 3>>,
+}
+
+impl Request {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// If it is no request.
+    pub fn parse(json: &str) -> Result<Self> {
+        let request: Self = serde_json::from_str(json)?;
+        ensure!(
+            request.interventions.is_null(),
+            "interventions: expected null, found {}: there are no saved interventions to load",
+            request.interventions
+        );
+        Ok(request)
+    }
+
+    /// The model that a request in `folder` names: a folder relative to it, or any source.
+    pub fn model(&self, folder: &Path) -> ModelSource {
+        let beside = folder.join(&self.model);
+        match beside.is_dir() {
+            true => ModelSource::from(beside),
+            false => ModelSource::from(self.model.as_str()),
+        }
+    }
+
+    /// Computes what the request asks for.
+    ///
+    /// # Errors
+    /// If it does not fit the model.
+    pub fn answer<B: Backend>(&self, model: &Model<B>, device: &B::Device) -> Result<Answer<B>> {
+        let tokenizer = model.tokenizer.as_ref();
+        let base = self.base.tokens(tokenizer).context("base")?;
+        let tensors = match &self.config {
+            None => self.plain_forward(&model.model, &base, device)?,
+            Some(config) => self.intervene(config, model, &base)?,
+        };
+        Ok(Answer { base, tensors })
+    }
+
+    fn plain_forward<B: Backend>(
+        &self,
+        model: &LanguageModel<B>,
+        base: &TokenBatch,
+        device: &B::Device,
+    ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
+        for (key, absent) in [
+            ("sources", self.sources.is_empty()),
+            ("unit_locations", self.unit_locations.is_null()),
+            ("subspaces", self.subspaces.is_null()),
+        ] {
+            ensure!(absent, "{key}: expected none without a config");
+        }
+        base.check(model.dims())?;
+        let logits = model.forward(ModelInput::Tokens(base.to_tensor(device)));
+        let mut tensors = BTreeMap::from([("logits".to_owned(), logits.clone())]);
+        if self.output_original_output {
+            tensors.insert("original_logits".to_owned(), logits);
+        }
+        Ok(tensors)
+    }
+
+    fn intervene<B: Backend>(
+        &self,
+        config: &AlignableConfig,
+        model: &Model<B>,
+        base: &TokenBatch,
+    ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
+        let tokenizer = model.tokenizer.as_ref();
+        let sources = self.sources.iter().enumerate().map(|(index, source)| {
+            let Some(source) = source else {
+                return Ok(Source::Absent);
+            };
+            let tokens = source.tokens(tokenizer);
+            Ok(Source::Tokens(
+                tokens.with_context(|| format!("source {index}"))?,
+            ))
+        });
+        let mut inputs = AlignableInputs::new(base.clone())
+            .with_sources(sources.collect::<Result<Vec<Source<B>>>>()?)
+            .with_locations(UnitLocations::try_from(&self.unit_locations)?)
+            .with_subspaces(Subspaces::try_from(&self.subspaces)?);
+        inputs.output_original_output = self.output_original_output;
+
+        let alignable = AlignableModel::new(config.clone(), model.model.clone())?;
+        let output = alignable.forward_inputs(&inputs)?;
+        let mut tensors = BTreeMap::from([("logits".to_owned(), output.counterfactual)]);
+        if let Some(original) = output.original {
+            tensors.insert("original_logits".to_owned(), original);
+        }
+        for (k, collected) in output.collected.into_iter().enumerate() {
+            tensors.insert(format!("collected.{k}"), collected);
+        }
+        Ok(tensors)
+    }
+}
