@@ -274,7 +274,11 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
         .run(&raw_plan(), |raw| {
             let plan = fit(&raw, &model);
             let lockstep = match plan.run(&model, &interventions) {
-                Err(PlanError::Circular { .. } | PlanError::OperandShape { .. }) => return Ok(()),
+                Err(
+                    PlanError::Circular { .. }
+                    | PlanError::OperandShape { .. }
+                    | PlanError::FeatureOutOfRange { .. },
+                ) => return Ok(()),
                 other => other.expect("the plan is right"),
             };
             compared.set(compared.get() + 1);
