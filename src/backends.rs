@@ -93,6 +93,13 @@ macro_rules! on_backend {
 /// Every backend that there is, compiled in or not, by its name on the command line.
 pub const ALL_BACKENDS: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm"];
 
+impl Default for BackendChoice {
+    /// The first one that is compiled in, by the order of the list.
+    fn default() -> Self {
+        Self::value_variants()[0]
+    }
+}
+
 impl BackendChoice {
     /// The backend's name on the command line.
     pub fn name(self) -> String {
@@ -154,7 +161,7 @@ impl fmt::Display for DTypeChoice {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct BackendArgs {
     /// Where to compute; only backends that this build contains are offered.
-    #[arg(long, value_enum, default_value_t = BackendChoice::value_variants()[0])]
+    #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
     /// Dtype of the model.
     #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]

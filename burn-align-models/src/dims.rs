@@ -20,6 +20,8 @@ pub struct ModelDims {
     pub d_head: usize,
     /// Width of the MLP's hidden layer.
     pub d_mlp: usize,
+    /// Whether the MLP's hidden layer is a product of two projections (a gated MLP).
+    pub gated_mlp: bool,
     /// Number of logits per position.
     pub vocab: usize,
     /// Longest sequence the model can read; `None` where it has no limit.
@@ -47,6 +49,21 @@ pub enum SiteWidth {
 }
 
 impl ModelDims {
+    /// Floating-point operations of one block on one row of `pos` positions: two for each
+    /// multiplication of a matrix product; everything else is small beside them.
+    pub fn block_flops(&self, pos: usize) -> u64 {
+        let d_attention = self.heads * self.d_head;
+        let projections = self.d_model * (2 * d_attention + 2 * self.kv_heads * self.d_head);
+        let mlp = self.d_model * self.d_mlp * if self.gated_mlp { 3 } else { 2 };
+        let attention = 2 * pos * d_attention;
+        2 * (pos * (projections + mlp + attention)) as u64
+    }
+
+    /// Floating-point operations of unembedding one position.
+    pub fn unembed_flops(&self) -> u64 {
+        2 * (self.d_model * self.vocab) as u64
+    }
+
     /// The shape of the activation at `site` of a transformer with these sizes; `None` if there
     /// is no such site: a layer past the end, or rotary queries without rotary embeddings.
     pub fn site(&self, site: Site) -> Option<SiteDims> {

@@ -62,7 +62,7 @@ struct Args {
     #[arg(long, default_value_t = 3e-3)]
     learning_rate: f64,
     /// Where to compute.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Flex)]
+    #[arg(long, value_enum, default_value_t)]
     backend: BackendChoice,
 }
 

@@ -105,6 +105,7 @@ impl Gpt2Config {
             d_model: self.n_embd,
             d_head: self.n_embd / self.n_head,
             d_mlp: self.n_inner.unwrap_or(4 * self.n_embd),
+            gated_mlp: false,
             vocab: self.vocab_size,
             max_positions: Some(self.n_positions),
             rotary: false,

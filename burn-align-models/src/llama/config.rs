@@ -63,6 +63,7 @@ impl From<Preset> for LlamaConfig {
                 d_model: preset.d_model,
                 d_head,
                 d_mlp: preset.d_mlp,
+                gated_mlp: true,
                 vocab: preset.vocab,
                 max_positions: Some(preset.max_positions),
                 rotary: true,

@@ -121,6 +121,7 @@ impl<B: Backend> Family<B> for Llama<B> {
                 d_model,
                 d_head,
                 d_mlp: fields.size("intermediate_size")?,
+                gated_mlp: true,
                 vocab: fields.size("vocab_size")?,
                 max_positions: match scaling {
                     // Meant for sequences of any length.

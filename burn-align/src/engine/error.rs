@@ -149,6 +149,17 @@ pub enum PlanError {
         /// Whether the intervention takes a source.
         needed: bool,
     },
+    /// A row budget that not even one world fits into.
+    #[error(
+        "max_rows: expected at least {needed}, for one world with its sources at a time, found \
+         {max_rows}; raise it, or give fewer examples at a time"
+    )]
+    RowBudget {
+        /// Rows of the first world that does not fit.
+        needed: usize,
+        /// The budget.
+        max_rows: usize,
+    },
     /// Edits that wait for one another.
     #[error("{site}: the operand of this edit depends on the edit itself")]
     Circular {

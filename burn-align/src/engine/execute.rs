@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, ModelInput, NoTap, Site};
+use burn_align_models::{AlignableTransformer, ModelInput, NoTap};
 
 use super::cells::{Cells, gather};
+use super::chunks::{OperandKey, chunks};
 use super::lockstep_tap::LockstepTap;
-use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldId, WorldInput};
+use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
 use super::schedule::{Group, Pass, Schedule, Stage, StageGroups};
 use super::validate::validate;
 use super::{PlanError, Units};
@@ -38,6 +39,23 @@ impl<B: Backend> Results<B> {
     }
 }
 
+/// How to run a plan.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RunOptions {
+    /// Most rows (examples of worlds) that go through a layer together. A plan with more is cut
+    /// into parts, which still share their sources. Default: no limit.
+    pub max_rows: Option<usize>,
+}
+
+impl RunOptions {
+    /// At most this many rows at a time.
+    pub fn with_max_rows(mut self, max_rows: usize) -> Self {
+        self.max_rows = Some(max_rows);
+        self
+    }
+}
+
 impl<B: Backend> Plan<B> {
     /// Runs all worlds in lockstep.
     ///
@@ -48,17 +66,41 @@ impl<B: Backend> Plan<B> {
         model: &M,
         interventions: &[I],
     ) -> Result<Results<B>, PlanError> {
-        let schedule = validate(self, model, &needs_source(interventions))?;
+        self.run_with(model, interventions, &RunOptions::default())
+    }
+
+    /// Runs all worlds in lockstep, within a budget. The budget changes no result.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), or if the budget is too small for a single world.
+    pub fn run_with<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+        options: &RunOptions,
+    ) -> Result<Results<B>, PlanError> {
+        let whole = validate(self, model, &needs_source(interventions))?;
+        let parts = match options.max_rows {
+            Some(max_rows) if whole.max_rows(self) > max_rows => {
+                chunks(self, &whole, model.dims().layers, max_rows)?
+            }
+            _ => vec![whole.clone()],
+        };
         let mut run = Run {
             plan: self,
-            schedule: &schedule,
+            whole: &whole,
+            in_parts: parts.len() > 1,
+            schedule: &whole,
             interventions,
             device: model.device(),
             kept: HashMap::new(),
             values: vec![None; self.reads.len()],
         };
-        for (index, pass) in schedule.passes.iter().enumerate() {
-            run.pass(index, pass, model);
+        for part in &parts {
+            run.schedule = part;
+            for (index, pass) in part.passes.iter().enumerate() {
+                run.pass(index, pass, model);
+            }
         }
         let values = run.values.into_iter();
         Ok(Results {
@@ -74,12 +116,17 @@ pub(super) fn needs_source<B: Backend, I: Intervention<B>>(interventions: &[I]) 
     interventions.iter().map(I::needs_source).collect()
 }
 
-/// A world's activation that an edit elsewhere will take.
-type Kept<B> = HashMap<(WorldId, Site, Units), Tensor<B, 3>>;
+/// Worlds' activations that edits elsewhere will take.
+type Kept<B> = HashMap<OperandKey, Tensor<B, 3>>;
 
 /// A plan being run.
 pub(super) struct Run<'a, B: Backend, I> {
     pub(super) plan: &'a Plan<B>,
+    /// Everything that the plan runs, in one part or several.
+    pub(super) whole: &'a Schedule,
+    /// Whether there are several parts.
+    pub(super) in_parts: bool,
+    /// The part that is run now.
     pub(super) schedule: &'a Schedule,
     pub(super) interventions: &'a [I],
     device: B::Device,
@@ -162,7 +209,7 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
                 let Read::Logits { world, positions } = read else {
                     continue;
                 };
-                if !group.worlds.contains(world) {
+                if !group.worlds.contains(world) || self.values[index].is_some() {
                     continue;
                 }
                 let input = self.plan.input_of(*world);
@@ -220,7 +267,7 @@ pub(super) fn first_rows<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> Vec
 }
 
 /// The number of positions of all rows: that of the longest input.
-fn rows_pos<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> usize {
+pub(super) fn rows_pos<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> usize {
     let inputs = stage
         .groups
         .iter()

@@ -83,13 +83,16 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
     fn collect_keeps(&mut self, stage: Stage) {
         let (plan, schedule) = (self.run.plan, self.run.schedule);
         for taker in (0..plan.worlds.len()).map(WorldId) {
-            for edit in schedule.edits(plan, taker) {
+            // Also of worlds that run in another part.
+            for edit in self.run.whole.edits(plan, taker) {
                 let Operand::Activation { world, site, units } = &edit.operand else {
                     continue;
                 };
                 let here = Stage::of(*site) == stage && self.group_of.contains_key(world);
-                let taken_at_once =
-                    *site == edit.site && schedule.pass_of[taker.0] == Some(self.pass);
+                // A world that takes at once in this part may be run again in a later one.
+                let taken_at_once = !self.run.in_parts
+                    && *site == edit.site
+                    && schedule.pass_of[taker.0] == Some(self.pass);
                 if here && !taken_at_once {
                     let work = self.work.entry(*site).or_default();
                     work.keeps.push((*world, units));

@@ -14,8 +14,10 @@
 //! plan means.
 
 mod cells;
+mod chunks;
 mod error;
 mod execute;
+mod explain;
 mod lockstep_tap;
 mod naive;
 mod plan;
@@ -24,7 +26,8 @@ mod units;
 mod validate;
 
 pub use error::PlanError;
-pub use execute::Results;
+pub use execute::{Results, RunOptions};
+pub use explain::{Explanation, PassExplanation, StageExplanation};
 pub use plan::{
     ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, WorldId, WorldInput,
 };

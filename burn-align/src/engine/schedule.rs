@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use burn::tensor::backend::Backend;
 use burn_align_models::Site;
 
-use super::plan::{Edit, Operand, Plan, Read, WorldId};
+use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
 
 /// A step of a pass: the batch can change only between stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,7 +42,7 @@ pub(super) enum Need {
 }
 
 impl Need {
-    fn stage(self) -> Stage {
+    pub(super) fn stage(self) -> Stage {
         match self {
             Self::UpTo(site) => Stage::of(site),
             Self::Logits => Stage::Unembed,
@@ -88,8 +88,16 @@ pub(super) struct Schedule {
 
 impl Schedule {
     /// Plans the passes, or says at which site an edit depends on itself.
-    pub(super) fn new<B: Backend>(plan: &Plan<B>, layers: usize) -> Result<Self, Site> {
-        let needs = needs(plan);
+    ///
+    /// - `reads`: indices of the reads that are wanted
+    /// - `is_kept`: whether an operand is there already and need not be computed
+    pub(super) fn new<B: Backend>(
+        plan: &Plan<B>,
+        layers: usize,
+        reads: &[usize],
+        is_kept: &dyn Fn(&Operand) -> bool,
+    ) -> Result<Self, Site> {
+        let needs = needs(plan, reads, is_kept);
         let pass_of = passes(plan, &needs)?;
         let count = pass_of.iter().flatten().max().map_or(0, |last| last + 1);
         let passes = (0..count)
@@ -118,6 +126,24 @@ impl Schedule {
     }
 }
 
+impl Schedule {
+    /// Whether a world is run as far as a site.
+    pub(super) fn reaches(&self, world: WorldId, site: Site) -> bool {
+        self.needs[world.0].is_some_and(|need| need.reaches(site))
+    }
+}
+
+impl StageGroups {
+    /// Number of rows of all groups together.
+    pub(super) fn rows<B: Backend>(&self, plan: &Plan<B>) -> usize {
+        let inputs = self
+            .groups
+            .iter()
+            .map(|group| plan.input_of(group.worlds[0]));
+        inputs.map(WorldInput::batch).sum()
+    }
+}
+
 fn made_edits<'p, B: Backend>(
     plan: &'p Plan<B>,
     needs: &'p [Option<Need>],
@@ -131,10 +157,14 @@ fn made_edits<'p, B: Backend>(
 }
 
 /// How far each world must be run, for the reads and for the operands of worlds that are run.
-fn needs<B: Backend>(plan: &Plan<B>) -> Vec<Option<Need>> {
+fn needs<B: Backend>(
+    plan: &Plan<B>,
+    reads: &[usize],
+    is_kept: &dyn Fn(&Operand) -> bool,
+) -> Vec<Option<Need>> {
     let mut needs = vec![None; plan.worlds.len()];
     let mut changed: BTreeSet<WorldId> = BTreeSet::new();
-    for read in &plan.reads {
+    for read in reads.iter().map(|index| &plan.reads[*index]) {
         let need = match read {
             Read::Activation { site, .. } => Need::UpTo(*site),
             Read::Logits { .. } => Need::Logits,
@@ -145,6 +175,7 @@ fn needs<B: Backend>(plan: &Plan<B>) -> Vec<Option<Need>> {
     }
     while let Some(world) = changed.pop_first() {
         let operands: Vec<(WorldId, Site)> = made_edits(plan, &needs, world)
+            .filter(|edit| !is_kept(&edit.operand))
             .filter_map(|edit| match &edit.operand {
                 Operand::Activation { world, site, .. } => Some((*world, *site)),
                 Operand::None | Operand::Constant(_) => None,

@@ -13,12 +13,22 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     needs_source: &[bool],
 ) -> Result<Schedule, PlanError> {
+    for edit in plan.worlds.iter().flat_map(|world| &world.edits) {
+        check_intervention(edit, needs_source)?;
+    }
+    validate_without_interventions(plan, model)
+}
+
+/// As [`validate`], but for what depends on the interventions.
+pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer<B>>(
+    plan: &Plan<B>,
+    model: &M,
+) -> Result<Schedule, PlanError> {
     check_inputs(plan, model.dims())?;
     let checker = Checker { plan, model };
     for (world, edits) in plan.worlds.iter().map(|world| &world.edits).enumerate() {
         check_id("input", plan.worlds[world].input.0, plan.inputs.len())?;
         for edit in edits {
-            check_intervention(edit, needs_source)?;
             let expected = checker.shape(WorldId(world), edit.site, &edit.units)?;
             check_features(edit, expected)?;
             let found = match &edit.operand {
@@ -55,7 +65,9 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>>(
             }
         }
     }
-    Schedule::new(plan, model.dims().layers).map_err(|site| PlanError::Circular { site })
+    let reads: Vec<usize> = (0..plan.reads.len()).collect();
+    Schedule::new(plan, model.dims().layers, &reads, &|_| false)
+        .map_err(|site| PlanError::Circular { site })
 }
 
 fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), PlanError> {

@@ -1,0 +1,322 @@
+"""The workloads of `benches/workloads.rs` in PyTorch: through pyvene, and with hooks by hand.
+
+    python benches/peers/workloads.py --peer hooks|pyvene [--seconds S] [--json FILE] [NAME…]
+    python benches/peers/workloads.py --check [--tiny] [NAME…]
+
+Prints, and writes to the file, one JSON line per workload: the median of the repeats in seconds
+after a warm-up, and the spread, (slowest - fastest) / median. The model is a random GPT-2 small in
+f32 on the CPU. Names say batch × tokens. Every workload ends with the logits at the last position,
+of the base or of each cell. --check computes the sweeps both ways and compares all their cells.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
+
+TINY = GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=128)
+SEEDS = {"base": 1, "source": 2}
+LEAST, MOST = 5, 200  # repeats
+TOLERANCE = 1e-4  # of logits, in --check
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One interchange: the units of the base that are taken from the source."""
+
+    layer: int
+    component: str  # pyvene's name
+    position: int
+    head: int | None = None
+
+    @property
+    def site(self) -> tuple[int, str]:
+        return self.layer, self.component
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    batch: int
+    pos: int
+    cells: list[Cell] | None = None  # None: a plain forward pass
+
+
+def workloads(config: GPT2Config) -> list[Workload]:
+    """The list of `benches/workloads.rs`, for a model of this many layers and heads."""
+    layers, middle = range(config.n_layer), config.n_layer // 2
+
+    def grid(*components: str) -> list[Cell]:
+        return [Cell(layer, c, p) for layer in layers for c in components for p in range(5)]
+
+    heads = [
+        Cell(layer, "head_attention_value_output", 4, head)
+        for layer in layers
+        for head in range(config.n_head)
+    ]
+    return [
+        Workload("forward_1x5", 1, 5),
+        Workload("forward_8x64", 8, 64),
+        Workload("forward_8x128", 8, 128),
+        Workload("single_1x5", 1, 5, [Cell(middle, "block_output", 4)]),
+        Workload("sweep_block_output_12x5", 1, 5, grid("block_output")),
+        Workload("sweep_attn_mlp_24x5", 1, 5, grid("attention_output", "mlp_output")),
+        Workload("head_sweep_12x12", 1, 5, heads),
+        Workload("batch_32x32", 32, 32, [Cell(middle, "block_output", 15)]),
+    ]
+
+
+def tokens(workload: Workload, which: str) -> Tensor:
+    """Token ids that look like text to nobody, but are the same each time; [batch, pos]."""
+    row = torch.arange(workload.batch)[:, None]
+    pos = torch.arange(workload.pos)
+    return (SEEDS[which] + row * 7919 + pos * 104_729) % 50_257
+
+
+# pyvene, as its users write it ---------------------------------------------------------------
+
+
+def with_pyvene(model: GPT2LMHeadModel, workload: Workload) -> Callable[[], list[Tensor]]:
+    """One call per cell, which runs the source, then the base, with logits at all positions."""
+    base = {"input_ids": tokens(workload, "base")}
+    if workload.cells is None:
+        return lambda: [model(**base).logits[:, -1].clone()]
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells what else could be installed
+        import pyvene
+    source = {"input_ids": tokens(workload, "source")}
+
+    def intervenable(layer: int, component: str) -> pyvene.IntervenableModel:
+        unit = "h.pos" if component.startswith("head_") else "pos"
+        config = pyvene.IntervenableConfig(
+            [{"layer": layer, "component": component, "unit": unit}],
+            intervention_types=pyvene.VanillaIntervention,
+            model_type=type(model),
+        )
+        return pyvene.IntervenableModel(config, model)
+
+    # One per site, whose positions or heads are then looped over.
+    intervenables = {site: intervenable(*site) for site in {cell.site for cell in workload.cells}}
+
+    def locations(cell: Cell) -> dict:
+        if cell.head is None:
+            return {"sources->base": cell.position}
+        # Of [intervention][heads, positions][batch][unit], the same in source and base.
+        units = [[[[cell.head]] * workload.batch, [[cell.position]] * workload.batch]]
+        return {"sources->base": (units, units)}
+
+    def run() -> list[Tensor]:
+        results = []
+        for cell in workload.cells:
+            _, intervened = intervenables[cell.site](base, [source], locations(cell))
+            results.append(intervened.logits[:, -1].clone())  # not the logits of all positions
+        return results
+
+    return run
+
+
+# PyTorch hooks, batched by hand --------------------------------------------------------------
+
+# Component -> module in the block, and whether it is the module's input.
+MODULES = {
+    "block_output": ("", False),
+    "attention_output": ("attn.resid_dropout", False),
+    "mlp_output": ("mlp", False),
+    "head_attention_value_output": ("attn.c_proj", True),
+}
+
+
+@contextlib.contextmanager
+def tapped(model: GPT2LMHeadModel, taps: dict[tuple[int, str], Callable]) -> Iterator[None]:
+    """Shows the activation at each site, [batch, pos, d_model], to the tap there, in this block."""
+    handles = []
+    try:
+        for (layer, component), tap in taps.items():
+            path, of_input = MODULES[component]
+            module = model.transformer.h[layer].get_submodule(path)
+            if of_input:
+                hook = lambda _, args, tap=tap: tap(args[0])
+                handles.append(module.register_forward_pre_hook(hook))
+            else:
+                hook = lambda _, __, out, tap=tap: tap(out[0] if isinstance(out, tuple) else out)
+                handles.append(module.register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def with_hooks(
+    model: GPT2LMHeadModel, workload: Workload, batching: str = "site"
+) -> Callable[[], list[Tensor]]:
+    """The source once, then the cells of a site (or all) as rows of one batched forward pass."""
+    batch, base = workload.batch, tokens(workload, "base")
+
+    def last_logits(ids: Tensor) -> Tensor:
+        hidden = model.transformer(ids).last_hidden_state
+        return model.lm_head(hidden[:, -1])
+
+    if workload.cells is None:
+        return lambda: [last_logits(base)]
+
+    source = tokens(workload, "source")
+    groups = defaultdict(list)  # of the cells that share a pass, in the order of the results
+    for cell in workload.cells:
+        groups[cell.site if batching == "site" else None].append(cell)
+    sites = {cell.site for cell in workload.cells}
+
+    def patches(group: list[Cell], cache: dict) -> dict[tuple[int, str], Callable]:
+        """Per site, the function that writes the source's units into the rows of its cells."""
+        rows_of = defaultdict(list)
+        for index, cell in enumerate(group):
+            rows_of[cell.site].append((index, cell))
+
+        def patch(site: tuple[int, str]) -> Callable:
+            indices = torch.tensor([index for index, _ in rows_of[site]])[:, None]
+            position = torch.tensor([cell.position for _, cell in rows_of[site]])[:, None]
+            head = torch.tensor([cell.head or 0 for _, cell in rows_of[site]])[:, None]
+            heads = model.config.n_head if site[1].startswith("head_") else 1
+            example = torch.arange(batch)
+            row = indices * batch + example  # [cell, batch]
+
+            def write(activation: Tensor) -> None:
+                split = (heads, activation.shape[-1] // heads)
+                units = cache[site].unflatten(-1, split)[example, position, head]
+                activation.unflatten(-1, split)[row, position, head] = units
+
+            return write
+
+        return {site: patch(site) for site in rows_of}
+
+    cache: dict[tuple[int, str], Tensor] = {}
+    store = {site: lambda activation, site=site: cache.update({site: activation}) for site in sites}
+    passes = [(base.repeat(len(group), 1), patches(group, cache)) for group in groups.values()]
+
+    def run() -> list[Tensor]:
+        with tapped(model, store):
+            model.transformer(source)
+        results = []
+        for ids, taps in passes:
+            with tapped(model, taps):
+                results.extend(last_logits(ids).split(batch))
+        cache.clear()
+        return results
+
+    return run
+
+
+PEERS = {"pyvene": with_pyvene, "hooks": with_hooks}
+
+
+def repeat(run: Callable[[], list[Tensor]], seconds: float) -> list[float]:
+    """Seconds of every repeat, ascending."""
+    run()
+    run()
+    times, start = [], time.perf_counter()
+    while len(times) < LEAST or (len(times) < MOST and time.perf_counter() - start < seconds):
+        before = time.perf_counter()
+        results = run()
+        times.append(time.perf_counter() - before)
+        del results
+    return sorted(times)
+
+
+def check(model: GPT2LMHeadModel, chosen: list[Workload]) -> bool:
+    """Whether both ways agree in every cell, and the cells do something."""
+    passed = True
+    for workload in chosen:
+        found = torch.stack(with_hooks(model, workload)())  # [cell, batch, vocab]
+        expected = torch.stack(with_pyvene(model, workload)())
+        difference = (found - expected).abs().max().item()
+        line = f"{workload.name}: {len(found)} results, max abs difference {difference:.1e}"
+        agree = difference < TOLERANCE
+        if workload.cells is not None:
+            plain = model(tokens(workload, "base")).logits[:, -1]
+            effect = (expected - plain).abs().max().item()
+            agree &= effect > 10 * TOLERANCE  # else nothing is shown by the agreement
+            line += f", largest effect {effect:.1e}"
+        print(line if agree else f"{line}: FAILED")
+        passed &= agree
+    return passed
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="workloads [default: all]")
+    parser.add_argument("--peer", choices=PEERS, help="how to intervene")
+    parser.add_argument("--check", action="store_true", help="compare the two ways, do not time")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")
+    parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
+    parser.add_argument(
+        "--batching", choices=["site", "sweep"], default="site",
+        help="hooks: a forward pass per site, or one for the whole sweep",
+    )
+    parser.add_argument("--tiny", action="store_true", help="a model of 3 layers, to test this file")
+    args = parser.parse_args()
+    if not args.check and not args.peer:
+        parser.error("--peer or --check is needed")
+    known = [workload.name for workload in workloads(TINY)]
+    if unknown := set(args.names).difference(known):
+        parser.error(f"no workload {', '.join(sorted(unknown))}; expected {', '.join(known)}")
+    return args
+
+
+@torch.no_grad()
+def main() -> int:
+    args = parse()
+    logging.set_verbosity_error()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    config = TINY if args.tiny else GPT2Config()
+    config._attn_implementation = args.attention
+    model = GPT2LMHeadModel(config).eval()
+    chosen = [w for w in workloads(config) if not args.names or w.name in args.names]
+    if args.check:
+        return 0 if check(model, chosen) else 1
+
+    prepare = PEERS[args.peer]
+    options = {"batching": args.batching} if args.peer == "hooks" else {}
+    with args.json.open("w") if args.json else contextlib.nullcontext() as file:
+        for workload in chosen:
+            times = repeat(prepare(model, workload, **options), args.seconds)
+            median = times[len(times) // 2]
+            line = {
+                "workload": workload.name,
+                "backend": args.peer,
+                "dtype": "f32",
+                "seconds": median,
+                "spread": (times[-1] - times[0]) / median,
+            }
+            line = json.dumps(line | ({"tiny": True} if args.tiny else {}))
+            print(line, flush=True)
+            if file:
+                print(line, file=file, flush=True)
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
+    mib = peak / 2 ** (20 if sys.platform == "darwin" else 10)
+    print(json.dumps({"peer": args.peer, "peak_rss_mib": round(mib)}), file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,84 @@
+//! Cutting a plan into parts that fit into a row budget.
+
+use std::collections::HashSet;
+
+use burn::tensor::backend::Backend;
+use burn_align_models::Site;
+
+use super::plan::{Operand, Plan, WorldId};
+use super::schedule::{Pass, Schedule};
+use super::{PlanError, Units};
+
+/// An operand by what it is: an activation that one part computes and another takes.
+pub(super) type OperandKey = (WorldId, Site, Units);
+
+/// The key of an operand that is another world's activation.
+pub(super) fn operand_key(operand: &Operand) -> Option<OperandKey> {
+    match operand {
+        Operand::Activation { world, site, units } => Some((*world, *site, units.clone())),
+        Operand::None | Operand::Constant(_) => None,
+    }
+}
+
+/// Schedules of parts that are run one after another, none with more rows at a time than
+/// `max_rows`. An activation that an earlier part has computed is not computed again.
+pub(super) fn chunks<B: Backend>(
+    plan: &Plan<B>,
+    whole: &Schedule,
+    layers: usize,
+    max_rows: usize,
+) -> Result<Vec<Schedule>, PlanError> {
+    let mut worlds: Vec<WorldId> = plan.reads.iter().map(|read| read.world()).collect();
+    worlds.sort();
+    worlds.dedup();
+    let mut kept: HashSet<OperandKey> = HashSet::new();
+    let mut chunks = Vec::new();
+    let mut rest = &worlds[..];
+    while !rest.is_empty() {
+        let part = |count: usize| {
+            let reads: Vec<usize> = (0..plan.reads.len())
+                .filter(|index| rest[..count].contains(&plan.reads[*index].world()))
+                .collect();
+            let is_kept =
+                |operand: &Operand| operand_key(operand).is_some_and(|key| kept.contains(&key));
+            Schedule::new(plan, layers, &reads, &is_kept)
+                .expect("a part of a plan without circles has none")
+        };
+        // The largest part that fits, by bisection: `fits` worlds do, `too_many` do not.
+        let (mut fits, mut too_many) = (0, rest.len() + 1);
+        let mut best = None;
+        while too_many - fits > 1 {
+            let count = fits.midpoint(too_many);
+            let schedule = part(count);
+            if schedule.max_rows(plan) <= max_rows {
+                (fits, best) = (count, Some(schedule));
+            } else {
+                too_many = count;
+            }
+        }
+        let Some(schedule) = best else {
+            return Err(PlanError::RowBudget {
+                needed: part(1).max_rows(plan),
+                max_rows,
+            });
+        };
+        for taker in (0..plan.worlds.len()).map(WorldId) {
+            let keys = whole
+                .edits(plan, taker)
+                .filter_map(|edit| operand_key(&edit.operand));
+            kept.extend(keys.filter(|(world, site, _)| schedule.reaches(*world, *site)));
+        }
+        chunks.push(schedule);
+        rest = &rest[fits..];
+    }
+    Ok(chunks)
+}
+
+impl Schedule {
+    /// The largest number of rows that go through a stage together.
+    pub(super) fn max_rows<B: Backend>(&self, plan: &Plan<B>) -> usize {
+        let stages = self.passes.iter().flat_map(|pass: &Pass| &pass.stages);
+        let rows = stages.map(|stage| stage.rows(plan));
+        rows.max().unwrap_or(0)
+    }
+}

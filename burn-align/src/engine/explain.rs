@@ -1,0 +1,210 @@
+//! What a plan will run, and what sharing saves.
+
+use std::fmt;
+
+use burn::tensor::backend::Backend;
+use burn_align_models::{AlignableTransformer, Site};
+use serde::Serialize;
+
+use super::PlanError;
+use super::execute::{logit_units, rows_pos};
+use super::plan::{Plan, Read, WorldId};
+use super::schedule::{Need, Pass, Schedule, Stage, StageGroups};
+use super::validate::validate_without_interventions;
+
+/// What a plan will run, and what sharing saves over running every world alone.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// Number of worlds that something is read of, or that one of them takes from.
+    pub worlds: usize,
+    /// Worlds that nobody needs.
+    pub unused_worlds: usize,
+    /// The passes, in order.
+    pub passes: Vec<PassExplanation>,
+    /// Rows that go through a block, summed over blocks.
+    pub row_layers: usize,
+    /// The same if every world ran alone from start to end.
+    pub row_layers_alone: usize,
+    /// Floating-point operations of all matrix products.
+    pub flops: u64,
+    /// The same if every world ran alone from start to end, with logits at all positions.
+    pub flops_alone: u64,
+}
+
+/// One walk through the network.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PassExplanation {
+    /// Number of positions of every row.
+    pub pos: usize,
+    /// The stages that are run.
+    pub stages: Vec<StageExplanation>,
+}
+
+/// A stage of a pass.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StageExplanation {
+    /// Its name.
+    pub stage: String,
+    /// Number of worlds in it.
+    pub worlds: usize,
+    /// Number of rows in it.
+    pub rows: usize,
+    /// Number of groups of worlds that part from others here.
+    pub forks: usize,
+    /// Number of edits made here, by groups of worlds.
+    pub edits: usize,
+    /// Number of activations or logits read here.
+    pub reads: usize,
+}
+
+impl<B: Backend> Plan<B> {
+    /// Says what [`run`](Self::run) will do.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), but for what depends on the interventions.
+    pub fn explain<M: AlignableTransformer<B>>(&self, model: &M) -> Result<Explanation, PlanError> {
+        let schedule = validate_without_interventions(self, model)?;
+        let dims = model.dims();
+        let passes: Vec<PassExplanation> = schedule
+            .passes
+            .iter()
+            .map(|pass| explain_pass(self, &schedule, pass))
+            .collect();
+        let mut explanation = Explanation {
+            worlds: schedule.needs.iter().flatten().count(),
+            unused_worlds: schedule.needs.iter().filter(|need| need.is_none()).count(),
+            row_layers: 0,
+            row_layers_alone: 0,
+            flops: 0,
+            flops_alone: 0,
+            passes,
+        };
+        for (pass, explained) in schedule.passes.iter().zip(&explanation.passes) {
+            for stage in &pass.stages {
+                if let Stage::Block(_) = stage.stage {
+                    let rows = stage.rows(self);
+                    explanation.row_layers += rows;
+                    explanation.flops += rows as u64 * dims.block_flops(explained.pos);
+                }
+            }
+        }
+        for read in &self.reads {
+            if let Read::Logits { world, positions } = read {
+                let input = self.input_of(*world);
+                let count = logit_units(positions, input).positions.count(input.pos());
+                explanation.flops += (input.batch() * count) as u64 * dims.unembed_flops();
+            }
+        }
+        for world in needed_worlds(&schedule) {
+            let input = self.input_of(world);
+            let (batch, pos) = (input.batch(), input.pos());
+            explanation.row_layers_alone += batch * dims.layers;
+            explanation.flops_alone += batch as u64
+                * (dims.layers as u64 * dims.block_flops(pos) + pos as u64 * dims.unembed_flops());
+        }
+        Ok(explanation)
+    }
+}
+
+fn needed_worlds(schedule: &Schedule) -> impl Iterator<Item = WorldId> {
+    let needs = schedule.needs.iter().enumerate();
+    needs.filter_map(|(world, need)| need.map(|_| WorldId(world)))
+}
+
+fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) -> PassExplanation {
+    let mut before: Option<&StageGroups> = None;
+    let stages = pass.stages.iter().map(|stage| {
+        let worlds: Vec<WorldId> = stage
+            .groups
+            .iter()
+            .flat_map(|group| group.worlds.clone())
+            .collect();
+        let edits = stage.groups.iter().map(|group| {
+            let edits = schedule.edits(plan, group.worlds[0]);
+            edits
+                .filter(|edit| Stage::of(edit.site) == stage.stage)
+                .count()
+        });
+        let reads = plan.reads.iter().filter(|read| {
+            let at = match read {
+                Read::Activation { site, .. } => Need::UpTo(*site).stage(),
+                Read::Logits { .. } => Stage::Unembed,
+            };
+            at == stage.stage && worlds.contains(&read.world())
+        });
+        let forks = before.map_or(0, |before| {
+            let children = |parent: usize| {
+                stage
+                    .groups
+                    .iter()
+                    .filter(move |group| group.parent == parent)
+                    .count()
+            };
+            (0..before.groups.len())
+                .map(|parent| children(parent).saturating_sub(1))
+                .sum()
+        });
+        before = Some(stage);
+        StageExplanation {
+            stage: stage_name(stage.stage),
+            worlds: worlds.len(),
+            rows: stage.rows(plan),
+            forks,
+            edits: edits.sum(),
+            reads: reads.count(),
+        }
+    });
+    let stages: Vec<StageExplanation> = stages.collect();
+    PassExplanation {
+        pos: pass.stages.first().map_or(0, |first| rows_pos(plan, first)),
+        stages,
+    }
+}
+
+fn stage_name(stage: Stage) -> String {
+    match stage {
+        Stage::Embed => Site::Embedding.to_string(),
+        Stage::Block(layer) => format!("layer {layer}"),
+        Stage::FinalNorm => Site::FinalNorm.to_string(),
+        Stage::Unembed => "unembed".to_owned(),
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} worlds", self.worlds)?;
+        if self.unused_worlds > 0 {
+            write!(f, " ({} more that nobody reads)", self.unused_worlds)?;
+        }
+        writeln!(f, ", {} passes", self.passes.len())?;
+        for (index, pass) in self.passes.iter().enumerate() {
+            writeln!(f, "pass {index}, {} positions", pass.pos)?;
+            writeln!(
+                f,
+                "  {:<12} {:>7} {:>7} {:>7} {:>7} {:>7}",
+                "stage", "worlds", "rows", "forks", "edits", "reads"
+            )?;
+            for stage in &pass.stages {
+                writeln!(
+                    f,
+                    "  {:<12} {:>7} {:>7} {:>7} {:>7} {:>7}",
+                    stage.stage, stage.worlds, stage.rows, stage.forks, stage.edits, stage.reads
+                )?;
+            }
+        }
+        writeln!(
+            f,
+            "rows × layers: {} instead of {} ({:.1} × fewer)",
+            self.row_layers,
+            self.row_layers_alone,
+            self.row_layers_alone as f64 / self.row_layers.max(1) as f64
+        )?;
+        write!(
+            f,
+            "FLOPs: {:.3e} instead of {:.3e} ({:.1} × fewer)",
+            self.flops as f64,
+            self.flops_alone as f64,
+            self.flops_alone as f64 / self.flops.max(1) as f64
+        )
+    }
+}
