@@ -139,9 +139,7 @@ impl Request {
                 return Ok(Source::Absent);
             };
             let tokens = source.tokens(tokenizer);
-            Ok(Source::Tokens(
-                tokens.with_context(|| format!("source {index}"))?,
-            ))
+            Ok(tokens.with_context(|| format!("source {index}"))?.into())
         });
         let mut inputs = AlignableInputs::new(base.clone())
             .with_sources(sources.collect::<Result<Vec<Source<B>>>>()?)

@@ -1,12 +1,14 @@
 """The workloads of `benches/workloads.rs` in PyTorch: through pyvene, and with hooks by hand.
 
-    python benches/peers/workloads.py --peer hooks|pyvene [--seconds S] [--json FILE] [NAME…]
+    python benches/peers/workloads.py --peer P [--seconds S] [--threads N] [--json FILE] [NAME…]
     python benches/peers/workloads.py --check [--tiny] [NAME…]
 
 Prints, and writes to the file, one JSON line per workload: the median of the repeats in seconds
 after a warm-up, and the spread, (slowest - fastest) / median. The model is a random GPT-2 small in
 f32 on the CPU. Names say batch × tokens. Every workload ends with the logits at the last position,
-of the base or of each cell. --check computes the sweeps both ways and compares all their cells.
+of the base or of each cell. Peers are `pyvene`; `hooks`, with a batched forward pass per site of a
+sweep; and `hooks_one_pass`, with a sweep in one pass (only for sweeps over several sites). --check
+computes the workloads in every way and compares all their cells. README.md says more.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +35,8 @@ SEEDS = {"base": 1, "source": 2}
 LEAST, MOST = 5, 200  # repeats
 TOLERANCE = 1e-4  # of logits, in --check
 
+Site = tuple[int, str]  # layer, component
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -43,7 +48,7 @@ class Cell:
     head: int | None = None
 
     @property
-    def site(self) -> tuple[int, str]:
+    def site(self) -> Site:
         return self.layer, self.component
 
 
@@ -140,32 +145,30 @@ MODULES = {
 
 
 @contextlib.contextmanager
-def tapped(model: GPT2LMHeadModel, taps: dict[tuple[int, str], Callable]) -> Iterator[None]:
+def tapped(model: GPT2LMHeadModel, taps: dict[Site, Callable]) -> Iterator[None]:
     """Shows the activation at each site, [batch, pos, d_model], to the tap there, in this block."""
-    handles = []
-    try:
+    with contextlib.ExitStack() as handles:
         for (layer, component), tap in taps.items():
             path, of_input = MODULES[component]
             module = model.transformer.h[layer].get_submodule(path)
             if of_input:
-                hook = lambda _, args, tap=tap: tap(args[0])
-                handles.append(module.register_forward_pre_hook(hook))
+                handle = module.register_forward_pre_hook(lambda _, args, tap=tap: tap(args[0]))
             else:
-                hook = lambda _, __, out, tap=tap: tap(out[0] if isinstance(out, tuple) else out)
-                handles.append(module.register_forward_hook(hook))
+                handle = module.register_forward_hook(
+                    lambda _, __, out, tap=tap: tap(out[0] if isinstance(out, tuple) else out)
+                )
+            handles.enter_context(handle)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def with_hooks(
-    model: GPT2LMHeadModel, workload: Workload, batching: str = "site"
+    model: GPT2LMHeadModel, workload: Workload, one_pass: bool = False
 ) -> Callable[[], list[Tensor]]:
-    """The source once, then the cells of a site (or all) as rows of one batched forward pass."""
+    """The source once, then the cells as rows of a batched forward pass per site, or of one pass."""
     batch, base = workload.batch, tokens(workload, "base")
 
     def last_logits(ids: Tensor) -> Tensor:
+        # The cache of keys and values is left on, as by default: its absence costs 4 ms a pass.
         hidden = model.transformer(ids).last_hidden_state
         return model.lm_head(hidden[:, -1])
 
@@ -175,16 +178,16 @@ def with_hooks(
     source = tokens(workload, "source")
     groups = defaultdict(list)  # of the cells that share a pass, in the order of the results
     for cell in workload.cells:
-        groups[cell.site if batching == "site" else None].append(cell)
+        groups[None if one_pass else cell.site].append(cell)
     sites = {cell.site for cell in workload.cells}
 
-    def patches(group: list[Cell], cache: dict) -> dict[tuple[int, str], Callable]:
+    def patches(group: list[Cell], cache: dict) -> dict[Site, Callable]:
         """Per site, the function that writes the source's units into the rows of its cells."""
         rows_of = defaultdict(list)
         for index, cell in enumerate(group):
             rows_of[cell.site].append((index, cell))
 
-        def patch(site: tuple[int, str]) -> Callable:
+        def patch(site: Site) -> Callable:
             indices = torch.tensor([index for index, _ in rows_of[site]])[:, None]
             position = torch.tensor([cell.position for _, cell in rows_of[site]])[:, None]
             head = torch.tensor([cell.head or 0 for _, cell in rows_of[site]])[:, None]
@@ -201,7 +204,7 @@ def with_hooks(
 
         return {site: patch(site) for site in rows_of}
 
-    cache: dict[tuple[int, str], Tensor] = {}
+    cache: dict[Site, Tensor] = {}
     store = {site: lambda activation, site=site: cache.update({site: activation}) for site in sites}
     passes = [(base.repeat(len(group), 1), patches(group, cache)) for group in groups.values()]
 
@@ -218,7 +221,16 @@ def with_hooks(
     return run
 
 
-PEERS = {"pyvene": with_pyvene, "hooks": with_hooks}
+PEERS = {
+    "pyvene": with_pyvene,
+    "hooks": with_hooks,
+    "hooks_one_pass": partial(with_hooks, one_pass=True),
+}
+
+
+def is_sweep(workload: Workload) -> bool:
+    """Whether it has cells at several sites; else one pass per site is one pass."""
+    return workload.cells is not None and len({cell.site for cell in workload.cells}) > 1
 
 
 def repeat(run: Callable[[], list[Tensor]], seconds: float) -> list[float]:
@@ -235,20 +247,20 @@ def repeat(run: Callable[[], list[Tensor]], seconds: float) -> list[float]:
 
 
 def check(model: GPT2LMHeadModel, chosen: list[Workload]) -> bool:
-    """Whether both ways agree in every cell, and the cells do something."""
+    """Whether the peers agree in every cell, and the cells do something."""
     passed = True
     for workload in chosen:
-        found = torch.stack(with_hooks(model, workload)())  # [cell, batch, vocab]
-        expected = torch.stack(with_pyvene(model, workload)())
-        difference = (found - expected).abs().max().item()
-        line = f"{workload.name}: {len(found)} results, max abs difference {difference:.1e}"
+        found = {peer: torch.stack(prepare(model, workload)()) for peer, prepare in PEERS.items()}
+        expected = found.pop("pyvene")  # [cell, batch, vocab]
+        difference = max((logits - expected).abs().max().item() for logits in found.values())
+        line = f"{workload.name}: {len(expected)} results, max abs difference {difference:.1e}"
         agree = difference < TOLERANCE
         if workload.cells is not None:
             plain = model(tokens(workload, "base")).logits[:, -1]
             effect = (expected - plain).abs().max().item()
             agree &= effect > 10 * TOLERANCE  # else nothing is shown by the agreement
             line += f", largest effect {effect:.1e}"
-        print(line if agree else f"{line}: FAILED")
+        print(line if agree else f"{line}: FAILED", flush=True)
         passed &= agree
     return passed
 
@@ -259,15 +271,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("names", metavar="NAME", nargs="*", help="workloads [default: all]")
     parser.add_argument("--peer", choices=PEERS, help="how to intervene")
-    parser.add_argument("--check", action="store_true", help="compare the two ways, do not time")
+    parser.add_argument("--check", action="store_true", help="compare the peers, do not time")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument(
-        "--batching", choices=["site", "sweep"], default="site",
-        help="hooks: a forward pass per site, or one for the whole sweep",
-    )
     parser.add_argument("--tiny", action="store_true", help="a model of 3 layers, to test this file")
     args = parser.parse_args()
     if not args.check and not args.peer:
@@ -291,11 +299,11 @@ def main() -> int:
     if args.check:
         return 0 if check(model, chosen) else 1
 
-    prepare = PEERS[args.peer]
-    options = {"batching": args.batching} if args.peer == "hooks" else {}
+    if args.peer == "hooks_one_pass":
+        chosen = list(filter(is_sweep, chosen))
     with args.json.open("w") if args.json else contextlib.nullcontext() as file:
         for workload in chosen:
-            times = repeat(prepare(model, workload, **options), args.seconds)
+            times = repeat(PEERS[args.peer](model, workload), args.seconds)
             median = times[len(times) // 2]
             line = {
                 "workload": workload.name,

@@ -49,6 +49,22 @@ pub enum SiteWidth {
 }
 
 impl ModelDims {
+    /// The sizes of a model without attention: that many layers of a width, and outputs.
+    pub fn features(layers: usize, width: usize, outputs: usize) -> Self {
+        Self {
+            layers,
+            heads: 1,
+            kv_heads: 1,
+            d_model: width,
+            d_head: width,
+            d_mlp: width,
+            gated_mlp: false,
+            vocab: outputs,
+            max_positions: None,
+            rotary: false,
+        }
+    }
+
     /// Floating-point operations of one block on one row of `pos` positions: two for each
     /// multiplication of a matrix product; everything else is small beside them.
     pub fn block_flops(&self, pos: usize) -> u64 {

@@ -58,6 +58,12 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// Where the model's parameters are.
     fn device(&self) -> B::Device;
 
+    /// Whether the model's layers are the time steps of a recurrent network, so that layer `t`
+    /// computes position `t`.
+    fn layers_are_steps(&self) -> bool {
+        false
+    }
+
     /// The shape of the activation at `site`; `None` where the model has no such site.
     fn site(&self, site: Site) -> Option<SiteDims> {
         self.dims().site(site)

@@ -31,6 +31,7 @@
 //! ```
 //!
 //! # Layers
+//! - [`methods`]: sweeps, causal tracing;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
 //! - [`interventions`]: what is done to an activation;
@@ -42,5 +43,6 @@
 pub mod engine;
 pub mod front;
 pub mod interventions;
+pub mod methods;
 
 pub use burn_align_models as models;

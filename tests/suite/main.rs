@@ -10,10 +10,12 @@ mod support;
 
 mod activations;
 mod engine;
+mod gradients;
 #[cfg(all(feature = "hub", feature = "flex"))]
 mod hub;
 mod interventions;
 mod loading;
+mod methods;
 mod parity;
 mod scratch;
 mod tokens;

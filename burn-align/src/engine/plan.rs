@@ -28,6 +28,18 @@ pub enum WorldInput<B: Backend> {
     Features(Tensor<B, 3>),
 }
 
+impl<B: Backend> From<TokenBatch> for WorldInput<B> {
+    fn from(tokens: TokenBatch) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
+impl<B: Backend> From<Tensor<B, 3>> for WorldInput<B> {
+    fn from(features: Tensor<B, 3>) -> Self {
+        Self::Features(features)
+    }
+}
+
 impl<B: Backend> WorldInput<B> {
     /// Number of examples.
     pub fn batch(&self) -> usize {

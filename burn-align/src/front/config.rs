@@ -143,6 +143,9 @@ pub enum Unit {
     /// Heads at positions.
     #[serde(rename = "h.pos")]
     HeadPos,
+    /// Time steps of a recurrent model, where the configured layer has no meaning.
+    #[serde(rename = "t")]
+    Step,
 }
 
 impl fmt::Display for Unit {
@@ -151,6 +154,7 @@ impl fmt::Display for Unit {
             Self::Pos => "pos",
             Self::Head => "h",
             Self::HeadPos => "h.pos",
+            Self::Step => "t",
         })
     }
 }
@@ -255,11 +259,20 @@ impl AlignableRepresentationConfig {
         self
     }
 
-    /// The place in the model.
+    /// The place in the model; of time steps, the first one.
     pub fn place(&self) -> Site {
+        self.place_in(if self.unit == Unit::Step {
+            0
+        } else {
+            self.layer
+        })
+    }
+
+    /// The place in a layer.
+    pub(super) fn place_in(&self, layer: usize) -> Site {
         match self.site {
             RepresentationSite::Embedding => Site::Embedding,
-            RepresentationSite::Component(component) => Site::Block(self.layer, component),
+            RepresentationSite::Component(component) => Site::Block(layer, component),
             RepresentationSite::FinalNorm => Site::FinalNorm,
         }
     }

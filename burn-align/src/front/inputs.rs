@@ -1,13 +1,12 @@
-use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::TokenBatch;
-
 use super::{Subspaces, UnitLocations};
+use crate::engine::WorldInput;
+use burn::tensor::{Tensor, backend::Backend};
 
 /// Where the activations of one group of representations come from.
 #[derive(Clone, Debug)]
 pub enum Source<B: Backend> {
     /// A run of the model on these examples, as many as the base has.
-    Tokens(TokenBatch),
+    Run(WorldInput<B>),
     /// Given values, `[batch, unit, d_site]`; batch and unit may be 1, for the same everywhere.
     /// They need no location of their own.
     #[doc(alias = "source_representations")]
@@ -16,9 +15,9 @@ pub enum Source<B: Backend> {
     Absent,
 }
 
-impl<B: Backend> From<TokenBatch> for Source<B> {
-    fn from(tokens: TokenBatch) -> Self {
-        Self::Tokens(tokens)
+impl<B: Backend, T: Into<WorldInput<B>>> From<T> for Source<B> {
+    fn from(input: T) -> Self {
+        Self::Run(input.into())
     }
 }
 
@@ -27,7 +26,7 @@ impl<B: Backend> From<TokenBatch> for Source<B> {
 #[non_exhaustive]
 pub struct AlignableInputs<B: Backend> {
     /// The examples that are changed.
-    pub base: TokenBatch,
+    pub base: WorldInput<B>,
     /// One source for each group of representations (without group keys, for each
     /// representation), or one for all, or none if no intervention takes one.
     pub sources: Vec<Source<B>>,
@@ -41,9 +40,9 @@ pub struct AlignableInputs<B: Backend> {
 
 impl<B: Backend> AlignableInputs<B> {
     /// Whole representations of the base, without sources.
-    pub fn new(base: TokenBatch) -> Self {
+    pub fn new(base: impl Into<WorldInput<B>>) -> Self {
         Self {
-            base,
+            base: base.into(),
             sources: Vec::new(),
             locations: UnitLocations::Whole,
             subspaces: Subspaces::Whole,

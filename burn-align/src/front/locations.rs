@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
-use burn_align_models::SiteDims;
+use burn_align_models::{Site, SiteDims};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{AlignError, Unit};
+use super::{AlignError, AlignableRepresentationConfig, Unit};
 use crate::engine::{Indices, Units};
 
 /// Which units of the sources go where in the base.
@@ -76,73 +76,114 @@ pub enum RepresentationLocations {
     HeadsAndPositions([Vec<Vec<usize>>; 2]),
 }
 
+/// Where one side of a representation is.
+#[derive(Clone)]
+pub(super) struct Located {
+    pub(super) site: Site,
+    pub(super) units: Units,
+}
+
+impl Located {
+    /// The whole representation.
+    pub(super) fn whole(
+        index: usize,
+        representation: &AlignableRepresentationConfig,
+    ) -> Result<Self, AlignError> {
+        if representation.unit == Unit::Step {
+            return Err(AlignError::LocationShape {
+                representation: index,
+                unit: Unit::Step,
+                expected: ONE_STEP,
+            });
+        }
+        Ok(Self {
+            site: representation.place(),
+            units: Units::ALL,
+        })
+    }
+}
+
 impl Locations {
-    /// The units of one representation; `None` if it is left as it is.
-    pub(super) fn units(
+    /// Where a representation is, one of `count`; `None` if it is left as it is.
+    pub(super) fn locate(
         &self,
-        representation: usize,
+        index: usize,
+        representation: &AlignableRepresentationConfig,
         count: usize,
-        unit: Unit,
-    ) -> Result<Option<Units>, AlignError> {
-        let (heads, positions) = match (self, unit) {
-            (Self::Everywhere(index), Unit::Pos) => (Indices::All, Indices::Same(vec![*index])),
-            (Self::Everywhere(index), Unit::Head) => (Indices::Same(vec![*index]), Indices::All),
-            (Self::Everywhere(_), Unit::HeadPos) => {
-                return Err(AlignError::LocationShape {
-                    representation,
-                    unit,
-                    expected: "heads and positions, [[batch][unit], [batch][unit]]",
+    ) -> Result<Option<Located>, AlignError> {
+        let unit = representation.unit;
+        let locations = match self {
+            Self::Everywhere(index) => Some(Indices::Same(vec![*index])),
+            Self::Each(each) if each.len() != count => {
+                return Err(AlignError::LocationCount {
+                    expected: count,
+                    found: each.len(),
                 });
             }
-            (Self::Each(each), unit) => {
-                if each.len() != count {
-                    return Err(AlignError::LocationCount {
-                        expected: count,
-                        found: each.len(),
-                    });
-                }
-                let Some(locations) = &each[representation] else {
-                    return Ok(None);
-                };
-                match (locations, unit) {
-                    (RepresentationLocations::Units(positions), Unit::Pos) => {
-                        (Indices::All, Indices::Each(positions.clone()))
-                    }
-                    (RepresentationLocations::Units(heads), Unit::Head) => {
-                        (Indices::Each(heads.clone()), Indices::All)
-                    }
-                    (
-                        RepresentationLocations::HeadsAndPositions([heads, positions]),
-                        Unit::HeadPos,
-                    ) => (
+            Self::Each(each) => match &each[index] {
+                None => return Ok(None),
+                Some(RepresentationLocations::Units(units)) => Some(Indices::Each(units.clone())),
+                Some(RepresentationLocations::HeadsAndPositions(_)) => None,
+            },
+        };
+        let wrong_shape = |expected| AlignError::LocationShape {
+            representation: index,
+            unit,
+            expected,
+        };
+        let site = representation.place();
+        let one_list =
+            |locations: Option<Indices>| locations.ok_or_else(|| wrong_shape("[batch][unit]"));
+        let (site, heads, positions) = match unit {
+            Unit::Pos => (site, Indices::All, one_list(locations)?),
+            Unit::Head => (site, one_list(locations)?, Indices::All),
+            Unit::Step => {
+                let steps = one_list(locations)?;
+                let step = single_index(&steps).ok_or_else(|| wrong_shape(ONE_STEP))?;
+                (representation.place_in(step), Indices::All, steps)
+            }
+            Unit::HeadPos => match self {
+                Self::Each(each) => match &each[index] {
+                    Some(RepresentationLocations::HeadsAndPositions([heads, positions])) => (
+                        site,
                         Indices::Each(heads.clone()),
                         Indices::Each(positions.clone()),
                     ),
-                    (_, Unit::HeadPos) => {
-                        return Err(AlignError::LocationShape {
-                            representation,
-                            unit,
-                            expected: "heads and positions, [[batch][unit], [batch][unit]]",
-                        });
-                    }
-                    (_, Unit::Pos | Unit::Head) => {
-                        return Err(AlignError::LocationShape {
-                            representation,
-                            unit,
-                            expected: "[batch][unit]",
-                        });
-                    }
-                }
-            }
+                    _ => return Err(wrong_shape(HEADS_AND_POSITIONS)),
+                },
+                Self::Everywhere(_) => return Err(wrong_shape(HEADS_AND_POSITIONS)),
+            },
         };
-        Ok(Some(Units { heads, positions }))
+        Ok(Some(Located {
+            site,
+            units: Units { heads, positions },
+        }))
+    }
+}
+
+const ONE_STEP: &str = "one time step, the same in every example";
+const HEADS_AND_POSITIONS: &str = "heads and positions, [[batch][unit], [batch][unit]]";
+
+/// The only index of every example.
+fn single_index(indices: &Indices) -> Option<usize> {
+    match indices {
+        Indices::Same(list) => match list[..] {
+            [index] => Some(index),
+            _ => None,
+        },
+        Indices::Each(examples) => {
+            let first = examples.first()?;
+            let all_same = first.len() == 1 && examples.iter().all(|list| list == first);
+            all_same.then(|| first[0])
+        }
+        Indices::All => None,
     }
 }
 
 /// Whether a site can be addressed in a unit.
 pub(super) fn has_unit(dims: SiteDims, unit: Unit) -> bool {
     match unit {
-        Unit::Pos => true,
+        Unit::Pos | Unit::Step => true,
         Unit::Head | Unit::HeadPos => dims.heads > 1,
     }
 }

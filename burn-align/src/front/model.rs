@@ -110,7 +110,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         locations: impl Into<UnitLocations>,
     ) -> Result<AlignableOutput<B>, AlignError> {
         let inputs = AlignableInputs::new(base.clone())
-            .with_sources(sources.iter().cloned().map(Source::Tokens))
+            .with_sources(sources.iter().cloned().map(Source::from))
             .with_locations(locations);
         self.forward_inputs(&inputs)
     }
@@ -127,7 +127,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         let added = self.add_worlds(&mut plan, inputs)?;
         let counterfactual = plan.read_logits(added.base, LogitPositions::All);
         let original = inputs.output_original_output.then(|| {
-            let input = plan.tokens(&inputs.base);
+            let input = plan.input(inputs.base.clone());
             let world = plan.world(input, []);
             plan.read_logits(world, LogitPositions::All)
         });

@@ -1,13 +1,14 @@
 //! From the words of the front to worlds and edits.
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
+use burn_align_models::{AlignableTransformer, Component, Site};
 
+use super::locations::Located;
 use super::{
     AlignError, AlignableInputs, AlignableModel, InterventionType, Locations, Mode, Source,
     UnitLocations,
 };
-use crate::engine::{ConstantId, Edit, InputId, Operand, Plan, ReadId, Units, WorldId};
+use crate::engine::{ConstantId, Edit, InputId, Operand, Plan, ReadId, Units, WorldId, WorldInput};
 use crate::interventions::Intervention;
 
 /// The worlds of one forward pass under interventions, as part of a plan.
@@ -47,13 +48,13 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         inputs: &AlignableInputs<B>,
     ) -> Result<AddedWorlds, AlignError> {
         for (source_index, source) in inputs.sources.iter().enumerate() {
-            if let Source::Tokens(tokens) = source
-                && tokens.batch() != inputs.base.batch()
+            if let Source::Run(input) = source
+                && input.batch() != inputs.base.batch()
             {
                 return Err(AlignError::BatchMismatch {
                     source_index,
                     expected: inputs.base.batch(),
-                    found: tokens.batch(),
+                    found: input.batch(),
                 });
             }
         }
@@ -76,7 +77,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         }
         let origins = self.origins(plan, inputs)?;
         let representations = 0..self.config.representations.len();
-        let input = plan.tokens(&inputs.base);
+        let input = plan.input(inputs.base.clone());
         // Edits of a world may take from that world itself, so each world has edits of its own.
         let steps = |own: WorldId| -> Result<Vec<Step>, AlignError> {
             let steps = representations
@@ -133,8 +134,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             .sources
             .iter()
             .map(|source| match source {
-                Source::Tokens(tokens) => {
-                    let input = plan.tokens(tokens);
+                Source::Run(input) => {
+                    let input = plan.input(input.clone());
                     Some(Origin::World(plan.world(input, [])))
                 }
                 Source::Values(values) => Some(Origin::Values(plan.constant(values.clone()))),
@@ -176,17 +177,17 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
                 found: chain.len(),
             });
         }
-        let tokens = |link: usize| -> Result<&TokenBatch, AlignError> {
+        let run = |link: usize| -> Result<WorldInput<B>, AlignError> {
             match inputs.sources.get(link) {
-                None => Ok(&inputs.base),
-                Some(Source::Tokens(tokens)) => Ok(tokens),
+                None => Ok(inputs.base.clone()),
+                Some(Source::Run(input)) => Ok(input.clone()),
                 Some(Source::Values(_) | Source::Absent) => Err(AlignError::AbsentSource {
                     group: link,
                     representation: link,
                 }),
             }
         };
-        let input = plan.tokens(tokens(0)?);
+        let input = plan.input(run(0)?);
         let mut world = plan.world(input, []);
         for link in 0..links {
             let locations = match &inputs.locations {
@@ -202,7 +203,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
                 same => same.clone(),
             };
             let origin = self.takes_source(link).then_some(Origin::World(world));
-            let input = plan.tokens(tokens(link + 1)?);
+            let input = plan.input(run(link + 1)?);
             world = try_world(plan, input, |own| {
                 let step = self.step(link, own, origin, &locations, inputs)?;
                 Ok(edits(step.as_slice()))
@@ -232,12 +233,15 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     ) -> Result<Option<Step>, AlignError> {
         let representation = &self.config.representations[index];
         let count = self.config.representations.len();
-        let units = |side: &Locations| side.units(index, count, representation.unit);
-        let (source_units, base_units) = match locations {
-            UnitLocations::Whole => (Some(Units::ALL), Some(Units::ALL)),
+        let locate = |side: &Locations| side.locate(index, representation, count);
+        let (source, base) = match locations {
+            UnitLocations::Whole => {
+                let whole = Located::whole(index, representation)?;
+                (Some(whole.clone()), Some(whole))
+            }
             UnitLocations::SourcesToBase { source, base } => {
-                let source = source.as_ref().map(units).transpose()?.flatten();
-                (source, units(base)?)
+                let source = source.as_ref().map(locate).transpose()?.flatten();
+                (source, locate(base)?)
             }
             UnitLocations::Chain(_) => unreachable!("a chain is taken apart before"),
         };
@@ -245,38 +249,38 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             representation: index,
             given,
         };
-        let site = representation.place();
-        let Some(base_units) = base_units else {
-            let source_alone = source_units.is_some() && origin.is_some();
+        let Some(base) = base else {
+            let source_alone = source.is_some() && origin.is_some();
             return match source_alone {
                 true => Err(one_sided("source")),
                 false => Ok(None),
             };
         };
         let operand = match origin {
-            Some(Origin::World(world)) => Operand::Activation {
-                world,
-                site,
-                units: source_units.ok_or_else(|| one_sided("base"))?,
-            },
+            Some(Origin::World(world)) => {
+                let source = source.ok_or_else(|| one_sided("base"))?;
+                Operand::Activation {
+                    world,
+                    site: source.site,
+                    units: source.units,
+                }
+            }
             Some(Origin::Values(constant)) => Operand::Constant(constant),
             None if representation.intervention == InterventionType::Skip => Operand::Activation {
                 world: own,
-                site: skipped_input(site).expect("checked when the model was made"),
-                units: base_units.clone(),
+                site: skipped_input(base.site).expect("checked when the model was made"),
+                units: base.units.clone(),
             },
             None => Operand::None,
         };
-        let features =
-            inputs
-                .subspaces
-                .features(index, representation, [count, inputs.base.batch()])?;
+        let sizes = [count, inputs.base.batch()];
+        let features = inputs.subspaces.features(index, representation, sizes)?;
         let edit = self.intervention_of[index].map(|intervention| {
-            Edit::new(site, base_units.clone(), intervention, operand).with_features(features)
+            Edit::new(base.site, base.units.clone(), intervention, operand).with_features(features)
         });
         Ok(Some(Step {
-            site,
-            units: base_units,
+            site: base.site,
+            units: base.units,
             edit,
         }))
     }

@@ -1,0 +1,46 @@
+use serde::{Deserialize, Serialize};
+
+/// Numbers over two labelled axes: what a sweep gives.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Grid {
+    /// Labels of the rows.
+    pub rows: Vec<String>,
+    /// Labels of the columns.
+    pub columns: Vec<String>,
+    /// `[row][column]`
+    pub values: Vec<Vec<f64>>,
+}
+
+impl Grid {
+    /// The cell with the largest value: row, column and value. `None` of a grid without numbers.
+    pub fn max(&self) -> Option<(usize, usize, f64)> {
+        let rows = self.values.iter().enumerate();
+        let cells = rows.flat_map(|(row, values)| {
+            let columns = values.iter().enumerate();
+            columns.map(move |(column, value)| (row, column, *value))
+        });
+        cells
+            .filter(|(_, _, value)| !value.is_nan())
+            .max_by(|a, b| a.2.total_cmp(&b.2))
+    }
+
+    /// Comma-separated values, with the labels in the first line and column (RFC 4180).
+    pub fn to_csv(&self) -> String {
+        let quoted = |label: &String| format!("\"{}\"", label.replace('"', "\"\""));
+        let mut csv = String::new();
+        for column in &self.columns {
+            csv.push(',');
+            csv.push_str(&quoted(column));
+        }
+        csv.push_str("\r\n");
+        for (row, values) in self.rows.iter().zip(&self.values) {
+            csv.push_str(&quoted(row));
+            for value in values {
+                csv.push(',');
+                csv.push_str(&value.to_string());
+            }
+            csv.push_str("\r\n");
+        }
+        csv
+    }
+}

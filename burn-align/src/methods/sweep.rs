@@ -1,0 +1,113 @@
+//! The same intervention at many places, each in a world of its own, in one plan.
+
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
+
+use super::Grid;
+use crate::engine::{Edit, Indices, LogitPositions, Plan, PlanError, RunOptions, Units};
+use crate::interventions::Intervention;
+
+/// The places of a sweep, on two axes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SweepGrid {
+    rows: Vec<String>,
+    columns: Vec<String>,
+    /// `[row * columns + column]`
+    cells: Vec<(Site, Units)>,
+}
+
+impl SweepGrid {
+    /// A place for each row and column.
+    pub fn new(
+        rows: Vec<String>,
+        columns: Vec<String>,
+        place: impl Fn(usize, usize) -> (Site, Units),
+    ) -> Self {
+        let cells = (0..rows.len()).flat_map(|row| {
+            let place = &place;
+            (0..columns.len()).map(move |column| place(row, column))
+        });
+        let cells = cells.collect();
+        Self {
+            rows,
+            columns,
+            cells,
+        }
+    }
+
+    /// A component of every layer, at every position. Columns are labelled with the tokens.
+    pub fn layers_and_positions(component: Component, layers: usize, tokens: &[String]) -> Self {
+        Self::new(numbers(layers), tokens.to_vec(), |layer, position| {
+            (Site::Block(layer, component), Units::position(position))
+        })
+    }
+
+    /// Every head of every layer, at these positions.
+    pub fn layers_and_heads(
+        component: Component,
+        layers: usize,
+        heads: usize,
+        positions: &Indices,
+    ) -> Self {
+        Self::new(numbers(layers), numbers(heads), |layer, head| {
+            let units = Units::positions(positions.clone()).of_head(head);
+            (Site::Block(layer, component), units)
+        })
+    }
+}
+
+/// `0`, `1`, … as labels.
+pub(super) fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+/// Intervenes at every place of a grid, with the source's activation of the same place, and
+/// measures what the base predicts then: `metric` of the logits behind the last token of each
+/// example, averaged over examples.
+///
+/// With [`VanillaIntervention`](crate::interventions::VanillaIntervention) this is activation
+/// patching. All places are one plan: base and source are computed once.
+///
+/// # Shapes
+/// - metric: `[batch, vocab]` → `[batch]`
+///
+/// # Errors
+/// If a place, the base or the source does not fit the model.
+pub fn sweep<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+    model: &M,
+    intervention: &I,
+    [base, source]: [&TokenBatch; 2],
+    grid: &SweepGrid,
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<Grid, PlanError> {
+    let mut plan = Plan::new();
+    let (base, source) = (plan.tokens(base), plan.tokens(source));
+    let source = plan.world(source, []);
+    let cells = grid.cells.iter().map(|(site, units)| {
+        let edit = Edit::from_world(source, *site, units.clone(), 0);
+        let world = plan.world(base, [edit]);
+        plan.read_logits(world, LogitPositions::Last)
+    });
+    let cells: Vec<_> = cells.collect();
+    let results = plan.run_with(model, std::slice::from_ref(intervention), options)?;
+    let values: Vec<Tensor<B, 1>> = cells
+        .into_iter()
+        .map(|read| metric(results.get(read).squeeze_dim(1)).mean())
+        .collect();
+    Ok(Grid {
+        rows: grid.rows.clone(),
+        columns: grid.columns.clone(),
+        values: to_rows(values, grid.columns.len()),
+    })
+}
+
+/// Brings numbers to the host, all in one go.
+pub(super) fn to_rows<B: Backend>(values: Vec<Tensor<B, 1>>, columns: usize) -> Vec<Vec<f64>> {
+    if values.is_empty() {
+        return Vec::new();
+    }
+    let data = Tensor::cat(values, 0).cast(DType::F32).into_data();
+    let values: Vec<f64> = data.iter::<f64>().collect();
+    values.chunks(columns).map(<[f64]>::to_vec).collect()
+}

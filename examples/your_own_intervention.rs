@@ -1,0 +1,98 @@
+//! How is an intervention of your own written?
+//!
+//! As a Burn module with one method, a pure function of tensors. Here: swap in the source's
+//! activation, but only so far that the base's norm is kept. It has a parameter, the share of the
+//! source, which Burn's optimizers could train.
+//!
+//! ```sh
+//! cargo run --release --example your_own_intervention
+//! ```
+//!
+//! Prints what the bundled model says after "The capital of Spain is" as the share of Italy grows.
+
+#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
+
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
+use burn_align::interventions::{Intervention, Operands};
+use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions};
+use clap::Parser;
+use workbench::predictions::{probabilities, top_k};
+use workbench::table::table;
+use workbench::{BackendArgs, on_backend};
+
+/// `b + share · (s - b)`, scaled to the norm of `b`.
+#[derive(Module, Debug)]
+struct NormKeepingBlend<B: Backend> {
+    /// Between 0 and 1, `[1]`.
+    share: Param<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Intervention<B> for NormKeepingBlend<B> {
+    fn needs_source(&self) -> bool {
+        true
+    }
+
+    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
+        let norm = |x: Tensor<B, 3>| (x.clone() * x).sum_dim(2).sqrt(); // [batch, unit, 1]
+        let share = self.share.val().unsqueeze(); // [1, 1, 1]
+        let blend = base.clone() + (operands.source() - base.clone()) * share;
+        let blend = blend.clone() * (norm(base.clone()) / norm(blend));
+        operands.within_subspace(base, blend)
+    }
+}
+
+/// Runs an intervention of one's own.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| blend::<B>(&device))
+    })
+}
+
+fn blend<B: Backend>(device: &B::Device) -> Result<()> {
+    let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), device)?;
+    let tokenizer = loaded.tokenizer()?.clone();
+    let base = tokenizer.encode_batch(["The capital of Spain is"])?;
+    let sources = [tokenizer.encode_batch(["The capital of Italy is"])?];
+
+    let mut report = table(["share", "next word", "p"]);
+    let mut words = Vec::new();
+    for share in [0.0, 0.25, 0.5, 0.75, 1.0] {
+        let intervention = NormKeepingBlend {
+            share: Param::from_tensor(Tensor::from_floats([share], device)),
+        };
+        let config = AlignableConfig::new([AlignableRepresentationConfig::new(
+            1,
+            Component::BlockOutput,
+        )]);
+        let alignable =
+            AlignableModel::with_interventions(config, loaded.model.clone(), vec![intervention])?;
+        let logits = alignable.forward(&base, &sources, 4)?.counterfactual;
+        let next = probabilities(logits.narrow(1, 4, 1).squeeze_dim(1))?.remove(0);
+        let best = top_k(&next, 1, Some(&tokenizer)).remove(0);
+        let word = best.token.unwrap_or_default();
+        report.add_row([
+            share.to_string(),
+            word.clone(),
+            format!("{:.4}", best.probability),
+        ]);
+        words.push(word);
+    }
+    println!("{report}");
+    ensure!(
+        words[0] == "Madrid" && words[4] == "Rome",
+        "the ends are {words:?}"
+    );
+    Ok(())
+}

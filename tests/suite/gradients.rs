@@ -1,0 +1,90 @@
+//! Gradients through plans, against finite differences.
+
+use burn::backend::Autodiff;
+use burn::tensor::{Distribution, Tensor, backend::Backend};
+use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, Units};
+use burn_align::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
+use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, Site, TokenBatch};
+
+use crate::support::{checkpoints, values};
+
+on_every_backend!(gradients_flow_through_worlds);
+
+/// A weighted sum of the logits of a world that swaps in an activation of another world, which in
+/// turn has `steering` added at an earlier layer.
+fn loss<B: Backend>(
+    model: &LanguageModel<B>,
+    steering: Tensor<B, 3>,
+    weights: Tensor<B, 3>,
+) -> Tensor<B, 1> {
+    let batch = |ids: &[u32]| TokenBatch::new(vec![ids.to_vec()]).expect("a batch");
+    let mut plan = Plan::new();
+    let (base, source) = (
+        plan.tokens(&batch(&[3, 1, 4])),
+        plan.tokens(&batch(&[5, 9, 2])),
+    );
+    let steering = plan.constant(steering);
+    let steer = Edit::new(
+        Site::Block(0, Component::MlpOutput),
+        Units::position(1),
+        1,
+        Operand::Constant(steering),
+    );
+    let source = plan.world(source, [steer]);
+    let site = Site::Block(1, Component::ResidualMid);
+    let swap = Edit::from_world(source, site, Units::position(2), 0)
+        .with_features(Indices::Same((0..10).collect()));
+    let world = plan.world(base, [swap]);
+    let read = plan.read_logits(world, LogitPositions::All);
+    let interventions = [
+        BuiltinIntervention::Vanilla(VanillaIntervention),
+        BuiltinIntervention::Addition(AdditionIntervention),
+    ];
+    let logits = plan.run(model, &interventions).expect("valid").get(read);
+    (logits * weights).sum()
+}
+
+fn gradients_flow_through_worlds<B: Backend>(device: &B::Device) {
+    const STEP: f32 = 1e-2;
+    for name in ["gpt2_plain", "llama_gqa"] {
+        let folder = checkpoints()[name].clone();
+        let options = LoadOptions::default();
+        let model = LanguageModel::<B>::from_pretrained(folder.clone(), &options, device);
+        let model = model.expect("a fixture").model;
+        let autodiff = LanguageModel::<Autodiff<B>>::from_pretrained(folder, &options, device);
+        let autodiff = autodiff.expect("a fixture").model;
+
+        B::seed(device, 1);
+        let normal = Distribution::Normal(0.0, 1.0);
+        let steering = Tensor::<B, 3>::random([1, 1, 16], normal, device);
+        let weights = Tensor::<B, 3>::random([1, 3, 41], normal, device);
+        let tracked = Tensor::from_inner(steering.clone()).require_grad();
+        let gradients = loss(
+            &autodiff,
+            tracked.clone(),
+            Tensor::from_inner(weights.clone()),
+        )
+        .backward();
+        let gradient = values(tracked.grad(&gradients).expect("it is tracked"));
+        let largest = gradient.iter().fold(0.0_f32, |max, g| max.max(g.abs()));
+        assert!(
+            largest > 1e-2,
+            "{name}: the gradient vanishes: {gradient:?}"
+        );
+
+        for feature in 0..16 {
+            let moved = |by: f32| {
+                let mut moved = values(steering.clone());
+                moved[feature] += by;
+                let moved = Tensor::<B, 1>::from_floats(moved.as_slice(), device);
+                values(loss(&model, moved.reshape([1, 1, 16]), weights.clone()))[0]
+            };
+            let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
+            assert!(
+                (gradient[feature] - difference).abs() <= 1e-2 * largest,
+                "{name}, feature {feature}: gradient {}, by differences {difference}",
+                gradient[feature]
+            );
+        }
+    }
+}
