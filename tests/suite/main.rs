@@ -17,5 +17,7 @@ mod interventions;
 mod loading;
 mod methods;
 mod parity;
+#[cfg(feature = "pretrained")]
+mod pretrained;
 mod scratch;
 mod tokens;

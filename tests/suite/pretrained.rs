@@ -1,0 +1,213 @@
+//! Published next-token probabilities, on real GPT-2 small weights (124 million parameters).
+//!
+//! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, else from the hub as `gpt2`.
+
+use burn::tensor::backend::Backend;
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+    InterventionType, Locations, Mode, RepresentationLocations, Source, UnitLocations,
+};
+use burn_align_models::pretrained::Pretrained;
+use burn_align_models::{
+    AlignableTransformer, Component, FromPretrained, Gpt2, Gpt2Config, LoadOptions, ModelInput,
+    TokenBatch, Tokenizer,
+};
+use workbench::predictions::probabilities;
+
+on_every_backend!(
+    clean_runs,
+    parallel_interventions,
+    serial_interventions,
+    added_embedding,
+);
+
+const TOLERANCE: f32 = 1e-5;
+const SPAIN: &str = "The capital of Spain is";
+const ITALY: &str = "The capital of Italy is";
+
+type Published = [(&'static str, f32)];
+
+fn gpt2<B: Backend>(device: &B::Device) -> Pretrained<Gpt2<B>, Gpt2Config> {
+    let source = std::env::var("BURN_ALIGN_GPT2").unwrap_or_else(|_| "gpt2".to_owned());
+    Gpt2::from_pretrained(source, &LoadOptions::default(), device).expect("GPT-2 small")
+}
+
+fn tokens(tokenizer: &Tokenizer, prompt: &str) -> TokenBatch {
+    let batch = tokenizer.encode_batch([prompt]).expect("a prompt");
+    assert_eq!(batch.pos(), 5, "{prompt}");
+    batch
+}
+
+/// Compares the probabilities behind the last of five tokens.
+fn assert_published<B: Backend>(
+    logits: burn::tensor::Tensor<B, 3>,
+    tokenizer: &Tokenizer,
+    published: &Published,
+) {
+    let next = probabilities(logits.narrow(1, 4, 1).squeeze_dim(1))
+        .expect("f32")
+        .remove(0);
+    for (token, expected) in published {
+        let id = tokenizer.single_token(token).expect("one token");
+        let found = next[id as usize];
+        assert!(
+            (found - expected).abs() <= TOLERANCE,
+            "`{token}`: {expected}, found {found}"
+        );
+    }
+}
+
+/// nano-causal-interventions' notebook.
+fn clean_runs<B: Backend>(device: &B::Device) {
+    let gpt2 = gpt2::<B>(device);
+    let tokenizer = gpt2.tokenizer().expect("a tokenizer");
+    let run = |prompt| {
+        let input = tokens(tokenizer, prompt).to_tensor(device);
+        gpt2.model.forward(ModelInput::Tokens(input))
+    };
+    assert_published(
+        run(SPAIN),
+        tokenizer,
+        &[
+            (" Madrid", 0.105_014_3),
+            (" the", 0.094_964_5),
+            (" Barcelona", 0.070_278_3),
+            (" a", 0.040_100_5),
+            (" now", 0.028_243_7),
+            (" in", 0.027_6),
+            (" Spain", 0.022_992_1),
+            (" Catalonia", 0.018_823_3),
+            (" also", 0.018_689_3),
+            (" not", 0.017_356_8),
+        ],
+    );
+    assert_published(
+        run(ITALY),
+        tokenizer,
+        &[
+            (" Rome", 0.157_344),
+            (" the", 0.073_161_1),
+            (" Milan", 0.046_880_9),
+            (" a", 0.034_500_4),
+            (" now", 0.032_003),
+            (" in", 0.023_065),
+            (" also", 0.022_747_9),
+            (" home", 0.019_203_4),
+            (" not", 0.016_405_2),
+            (" Italy", 0.015_770_5),
+        ],
+    );
+}
+
+/// pyvene's `pyvene_101.ipynb`, cell 57: position 1 from one source and 3 from another, layer 3.
+fn parallel_interventions<B: Backend>(device: &B::Device) {
+    let gpt2 = gpt2::<B>(device);
+    let tokenizer = gpt2.tokenizer().expect("a tokenizer").clone();
+    let layer_3 = || AlignableRepresentationConfig::new(3, Component::BlockOutput);
+    let config = AlignableConfig::new([layer_3(), layer_3()]);
+    let alignable = AlignableModel::new(config, gpt2.model).expect("it fits");
+    let at = |position| Some(RepresentationLocations::Units(vec![vec![position]]));
+    let side = Locations::Each(vec![at(1), at(3)]);
+    let locations = UnitLocations::SourcesToBase {
+        source: Some(side.clone()),
+        base: side,
+    };
+    let base = tokens(&tokenizer, SPAIN);
+    let sources = ["The language of Spain is", ITALY].map(|prompt| tokens(&tokenizer, prompt));
+    let output = alignable
+        .forward(&base, &sources, locations)
+        .expect("valid");
+    assert_published(
+        output.counterfactual,
+        &tokenizer,
+        &[
+            (" the", 0.072_333_6),
+            (" a", 0.057_315),
+            (" not", 0.044_438_9),
+            (" Italian", 0.033_642_9),
+            (" often", 0.024_385_8),
+            (" called", 0.022_171_7),
+            (" known", 0.017_808_8),
+            (" that", 0.016_059_2),
+            (" \"", 0.012_973_4),
+            (" an", 0.012_878_9),
+        ],
+    );
+}
+
+/// pyvene's `pyvene_101.ipynb`, cell 59: one source acts on the other, which acts on the base.
+fn serial_interventions<B: Backend>(device: &B::Device) {
+    let gpt2 = gpt2::<B>(device);
+    let tokenizer = gpt2.tokenizer().expect("a tokenizer").clone();
+    let config = AlignableConfig::new(
+        [3, 10].map(|layer| AlignableRepresentationConfig::new(layer, Component::BlockOutput)),
+    );
+    let config = config.with_mode(Mode::Serial);
+    let alignable = AlignableModel::new(config, gpt2.model).expect("it fits");
+    let everywhere = |position| {
+        let side = Locations::Everywhere(position);
+        (Some(side.clone()), side)
+    };
+    let base = tokens(&tokenizer, SPAIN);
+    let sources = ["The language of Spain is", ITALY].map(|prompt| tokens(&tokenizer, prompt));
+    let locations = UnitLocations::Chain(vec![everywhere(1), everywhere(4)]);
+    let output = alignable
+        .forward(&base, &sources, locations)
+        .expect("valid");
+    assert_published(
+        output.counterfactual,
+        &tokenizer,
+        &[
+            (" the", 0.067_378_4),
+            (" a", 0.059_834_4),
+            (" not", 0.046_295),
+            (" Italian", 0.036_238_3),
+            (" often", 0.021_700_2),
+            (" called", 0.018_407_9),
+            (" that", 0.015_771_3),
+            (" known", 0.014_391_8),
+            (" an", 0.013_535_2),
+            (" very", 0.013_022_4),
+        ],
+    );
+}
+
+/// pyvene's `Add_Activations_to_Streams.ipynb`, cell 12: the embedding of " Rome" is added to the
+/// MLP's output of every layer.
+fn added_embedding<B: Backend>(device: &B::Device) {
+    let gpt2 = gpt2::<B>(device);
+    let tokenizer = gpt2.tokenizer().expect("a tokenizer").clone();
+    let rome = tokenizer.single_token(" Rome").expect("one token") as usize;
+    let embedding = gpt2
+        .model
+        .wte
+        .weight
+        .val()
+        .narrow(0, rome, 1)
+        .unsqueeze::<3>();
+    let config = AlignableConfig::new((0..12).map(|layer| {
+        AlignableRepresentationConfig::new(layer, Component::MlpOutput)
+            .with_intervention(InterventionType::Addition)
+    }));
+    let alignable = AlignableModel::new(config, gpt2.model).expect("it fits");
+    let inputs = AlignableInputs::new(tokens(&tokenizer, SPAIN))
+        .with_sources([Source::Values(embedding)])
+        .with_locations(UnitLocations::base(4));
+    let output = alignable.forward_inputs(&inputs).expect("valid");
+    assert_published(
+        output.counterfactual,
+        &tokenizer,
+        &[
+            (" Rome", 0.455_826_2),
+            (" Madrid", 0.278_823_9),
+            (" Barcelona", 0.108_280_6),
+            (" Valencia", 0.015_630_9),
+            (" Lisbon", 0.008_415_4),
+            (" the", 0.006_678_7),
+            (" Santiago", 0.006_526_8),
+            (" Naples", 0.004_116_3),
+            (" Florence", 0.003_120_4),
+            (" Athens", 0.002_858_5),
+        ],
+    );
+}
