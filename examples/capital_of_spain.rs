@@ -55,6 +55,9 @@ struct Args {
     /// Token position of the single swap, from 0 [default: the last one of the base].
     #[arg(long)]
     position: Option<usize>,
+    /// Say what the pass of the grid will run, and what sharing saves.
+    #[arg(long)]
+    explain: bool,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -143,6 +146,9 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             let world = plan.world(base_input, [swap]);
             cells.push(plan.read_logits(world, LogitPositions::Last));
         }
+    }
+    if args.explain {
+        println!("\n{}", plan.explain(alignable.model())?);
     }
     let results = alignable.run(&plan)?;
     let grid: Vec<f32> = cells

@@ -59,6 +59,10 @@ impl<B: Backend> AlignableTransformer<B> for Gru<B> {
         true
     }
 
+    fn block_output_is_stream(&self) -> bool {
+        false // the stream holds the inputs, too
+    }
+
     fn begin(&self, _pos: usize, _device: &B::Device) {}
 
     fn embed(&self, input: ModelInput<B>, _tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

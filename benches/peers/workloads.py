@@ -164,7 +164,7 @@ def tapped(model: GPT2LMHeadModel, taps: dict[Site, Callable]) -> Iterator[None]
 def with_hooks(
     model: GPT2LMHeadModel, workload: Workload, one_pass: bool = False
 ) -> Callable[[], list[Tensor]]:
-    """The source once, then the cells as rows of a batched forward pass per site, or of one pass."""
+    """The source once, then the cells as rows of one batched forward pass per site, or in all."""
     batch, base = workload.batch, tokens(workload, "base")
 
     def last_logits(ids: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument("--tiny", action="store_true", help="a model of 3 layers, to test this file")
+    parser.add_argument("--tiny", action="store_true", help="3 layers, to test this file")
     args = parser.parse_args()
     if not args.check and not args.peer:
         parser.error("--peer or --check is needed")

@@ -64,6 +64,13 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
         false
     }
 
+    /// Whether what a block returns is the activation at
+    /// [`Component::BlockOutput`](crate::Component::BlockOutput), so that it can be read and changed
+    /// between the blocks, too. `false` where a block returns more than that.
+    fn block_output_is_stream(&self) -> bool {
+        true
+    }
+
     /// The shape of the activation at `site`; `None` where the model has no such site.
     fn site(&self, site: Site) -> Option<SiteDims> {
         self.dims().site(site)

@@ -25,7 +25,6 @@ pub(super) fn operand_key(operand: &Operand) -> Option<OperandKey> {
 pub(super) fn chunks<B: Backend>(
     plan: &Plan<B>,
     whole: &Schedule,
-    layers: usize,
     max_rows: usize,
 ) -> Result<Vec<Schedule>, PlanError> {
     let mut worlds: Vec<WorldId> = plan.reads.iter().map(|read| read.world()).collect();
@@ -41,7 +40,7 @@ pub(super) fn chunks<B: Backend>(
                 .collect();
             let is_kept =
                 |operand: &Operand| operand_key(operand).is_some_and(|key| kept.contains(&key));
-            Schedule::new(plan, layers, &reads, &is_kept)
+            Schedule::new(plan, whole.stages, &reads, &is_kept)
                 .expect("a part of a plan without circles has none")
         };
         // The largest part that fits, by bisection: `fits` worlds do, `too_many` do not.

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, ModelInput, NoTap};
+use burn_align_models::{AlignableTransformer, Component, ModelInput, NoTap, Site, Tap};
 
 use super::cells::{Cells, gather};
 use super::chunks::{OperandKey, chunks};
 use super::lockstep_tap::LockstepTap;
 use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
-use super::schedule::{Group, Pass, Schedule, Stage, StageGroups};
+use super::schedule::{Group, Part, Pass, Schedule, Stage, StageGroups};
 use super::validate::validate;
 use super::{PlanError, Units};
 use crate::interventions::Intervention;
@@ -81,9 +81,7 @@ impl<B: Backend> Plan<B> {
     ) -> Result<Results<B>, PlanError> {
         let whole = validate(self, model, &needs_source(interventions))?;
         let parts = match options.max_rows {
-            Some(max_rows) if whole.max_rows(self) > max_rows => {
-                chunks(self, &whole, model.dims().layers, max_rows)?
-            }
+            Some(max_rows) if whole.max_rows(self) > max_rows => chunks(self, &whole, max_rows)?,
             _ => vec![whole.clone()],
         };
         let mut run = Run {
@@ -155,7 +153,13 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
                     let input = stack(tap.run.plan, current, pos, &tap.run.device);
                     Some(model.embed(input, &mut tap))
                 }
-                (Stage::Block(layer), Some(x)) => Some(model.block(layer, x, &shared, &mut tap)),
+                (Stage::Layer(layer, Part::Block), Some(x)) => {
+                    Some(model.block(layer, x, &shared, &mut tap))
+                }
+                (Stage::Layer(layer, Part::Output), Some(x)) => {
+                    let site = Site::Block(layer, Component::BlockOutput);
+                    Some(<dyn Tap<B>>::stream(&mut tap, site, x))
+                }
                 // Nothing but logits is left to read: only their positions are normalised.
                 (Stage::FinalNorm, Some(x)) if tap.is_idle() => Some(x),
                 (Stage::FinalNorm, Some(x)) => {

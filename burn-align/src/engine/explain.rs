@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::PlanError;
 use super::execute::{logit_units, rows_pos};
 use super::plan::{Plan, Read, WorldId};
-use super::schedule::{Need, Pass, Schedule, Stage, StageGroups};
+use super::schedule::{Part, Pass, Schedule, Stage, StageGroups};
 use super::validate::validate_without_interventions;
 
 /// What a plan will run, and what sharing saves over running every world alone.
@@ -81,7 +81,7 @@ impl<B: Backend> Plan<B> {
         };
         for (pass, explained) in schedule.passes.iter().zip(&explanation.passes) {
             for stage in &pass.stages {
-                if let Stage::Block(_) = stage.stage {
+                if let Stage::Layer(_, Part::Block) = stage.stage {
                     let rows = stage.rows(self);
                     explanation.row_layers += rows;
                     explanation.flops += rows as u64 * dims.block_flops(explained.pos);
@@ -122,12 +122,12 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
         let edits = stage.groups.iter().map(|group| {
             let edits = schedule.edits(plan, group.worlds[0]);
             edits
-                .filter(|edit| Stage::of(edit.site) == stage.stage)
+                .filter(|edit| schedule.stages.of(edit.site) == stage.stage)
                 .count()
         });
         let reads = plan.reads.iter().filter(|read| {
             let at = match read {
-                Read::Activation { site, .. } => Need::UpTo(*site).stage(),
+                Read::Activation { site, .. } => schedule.stages.of(*site),
                 Read::Logits { .. } => Stage::Unembed,
             };
             at == stage.stage && worlds.contains(&read.world())
@@ -154,17 +154,25 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
             reads: reads.count(),
         }
     });
-    let stages: Vec<StageExplanation> = stages.collect();
+    // Between blocks nothing happens most of the time.
+    let happens = |stage: &StageExplanation| {
+        let is_output = stage.stage.ends_with(OUTPUT);
+        !is_output || stage.forks + stage.edits + stage.reads > 0
+    };
+    let stages: Vec<StageExplanation> = stages.filter(happens).collect();
     PassExplanation {
         pos: pass.stages.first().map_or(0, |first| rows_pos(plan, first)),
         stages,
     }
 }
 
+const OUTPUT: &str = " output";
+
 fn stage_name(stage: Stage) -> String {
     match stage {
         Stage::Embed => Site::Embedding.to_string(),
-        Stage::Block(layer) => format!("layer {layer}"),
+        Stage::Layer(layer, Part::Block) => format!("layer {layer}"),
+        Stage::Layer(layer, Part::Output) => format!("layer {layer}{OUTPUT}"),
         Stage::FinalNorm => Site::FinalNorm.to_string(),
         Stage::Unembed => "unembed".to_owned(),
     }
@@ -181,13 +189,13 @@ impl fmt::Display for Explanation {
             writeln!(f, "pass {index}, {} positions", pass.pos)?;
             writeln!(
                 f,
-                "  {:<12} {:>7} {:>7} {:>7} {:>7} {:>7}",
+                "  {:<15} {:>7} {:>7} {:>7} {:>7} {:>7}",
                 "stage", "worlds", "rows", "forks", "edits", "reads"
             )?;
             for stage in &pass.stages {
                 writeln!(
                     f,
-                    "  {:<12} {:>7} {:>7} {:>7} {:>7} {:>7}",
+                    "  {:<15} {:>7} {:>7} {:>7} {:>7} {:>7}",
                     stage.stage, stage.worlds, stage.rows, stage.forks, stage.edits, stage.reads
                 )?;
             }

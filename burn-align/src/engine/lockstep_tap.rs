@@ -72,7 +72,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         for (index, group) in stage.groups.iter().enumerate() {
             // All worlds of a group make the same edits in this stage.
             for edit in self.run.schedule.edits(self.run.plan, group.worlds[0]) {
-                if Stage::of(edit.site) == stage.stage {
+                if self.run.schedule.stages.of(edit.site) == stage.stage {
                     let work = self.work.entry(edit.site).or_default();
                     work.edits.push((index, edit));
                 }
@@ -88,7 +88,8 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 let Operand::Activation { world, site, units } = &edit.operand else {
                     continue;
                 };
-                let here = Stage::of(*site) == stage && self.group_of.contains_key(world);
+                let here = self.run.schedule.stages.of(*site) == stage
+                    && self.group_of.contains_key(world);
                 // A world that takes at once in this part may be run again in a later one.
                 let taken_at_once = !self.run.in_parts
                     && *site == edit.site
@@ -104,7 +105,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
     fn collect_reads(&mut self, stage: Stage) {
         for (index, read) in self.run.plan.reads.iter().enumerate() {
             if let Read::Activation { world, site, units } = read
-                && Stage::of(*site) == stage
+                && self.run.schedule.stages.of(*site) == stage
                 && self.group_of.contains_key(world)
             {
                 let work = self.work.entry(*site).or_default();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::Site;
+use burn_align_models::{AlignableTransformer, Component, Site};
 
 use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
 
@@ -11,26 +11,63 @@ use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     Embed,
-    Block(usize),
+    Layer(usize, Part),
     FinalNorm,
     Unembed,
 }
 
-impl Stage {
-    pub(super) fn of(site: Site) -> Self {
-        match site {
-            Site::Embedding => Self::Embed,
-            Site::Block(layer, _) => Self::Block(layer),
-            Site::FinalNorm => Self::FinalNorm,
+/// A part of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// The block.
+    Block,
+    /// The residual stream behind the block, in the engine's own hands. A world that is first
+    /// edited there shares the whole block with the others.
+    Output,
+}
+
+/// The stages of a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stages {
+    layers: usize,
+    /// Whether what a block returns is the activation at its output.
+    outputs: bool,
+}
+
+impl Stages {
+    pub(super) fn new<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Self {
+        Self {
+            layers: model.dims().layers,
+            outputs: model.block_output_is_stream(),
         }
     }
 
-    /// Every stage of a model with that many layers.
-    pub(super) fn all(layers: usize) -> impl Iterator<Item = Self> {
-        [Self::Embed]
+    pub(super) fn of(self, site: Site) -> Stage {
+        match site {
+            Site::Embedding => Stage::Embed,
+            Site::Block(layer, Component::BlockOutput) if self.outputs => {
+                Stage::Layer(layer, Part::Output)
+            }
+            Site::Block(layer, _) => Stage::Layer(layer, Part::Block),
+            Site::FinalNorm => Stage::FinalNorm,
+        }
+    }
+
+    fn of_need(self, need: Need) -> Stage {
+        match need {
+            Need::UpTo(site) => self.of(site),
+            Need::Logits => Stage::Unembed,
+        }
+    }
+
+    /// Every stage.
+    fn all(self) -> impl Iterator<Item = Stage> {
+        let layers = (0..self.layers)
+            .flat_map(|layer| [Part::Block, Part::Output].map(|part| Stage::Layer(layer, part)));
+        [Stage::Embed]
             .into_iter()
-            .chain((0..layers).map(Self::Block))
-            .chain([Self::FinalNorm, Self::Unembed])
+            .chain(layers)
+            .chain([Stage::FinalNorm, Stage::Unembed])
     }
 }
 
@@ -42,13 +79,6 @@ pub(super) enum Need {
 }
 
 impl Need {
-    pub(super) fn stage(self) -> Stage {
-        match self {
-            Self::UpTo(site) => Stage::of(site),
-            Self::Logits => Stage::Unembed,
-        }
-    }
-
     fn reaches(self, site: Site) -> bool {
         self >= Self::UpTo(site)
     }
@@ -84,6 +114,7 @@ pub(super) struct Schedule {
     pub(super) pass_of: Vec<Option<usize>>,
     /// How far each world is run.
     pub(super) needs: Vec<Option<Need>>,
+    pub(super) stages: Stages,
 }
 
 impl Schedule {
@@ -93,7 +124,7 @@ impl Schedule {
     /// - `is_kept`: whether an operand is there already and need not be computed
     pub(super) fn new<B: Backend>(
         plan: &Plan<B>,
-        layers: usize,
+        stages: Stages,
         reads: &[usize],
         is_kept: &dyn Fn(&Operand) -> bool,
     ) -> Result<Self, Site> {
@@ -106,13 +137,14 @@ impl Schedule {
                     .filter(|world| pass_of[*world] == Some(pass))
                     .map(WorldId)
                     .collect();
-                Pass::new(plan, &worlds, &needs, layers)
+                Pass::new(plan, &worlds, &needs, stages)
             })
             .collect();
         Ok(Self {
             passes,
             pass_of,
             needs,
+            stages,
         })
     }
 
@@ -270,7 +302,7 @@ impl Pass {
         plan: &Plan<B>,
         worlds: &[WorldId],
         needs: &[Option<Need>],
-        layers: usize,
+        model: Stages,
     ) -> Self {
         let mut stages: Vec<StageGroups> = Vec::new();
         // Before the first stage, worlds on the same input are the same.
@@ -278,16 +310,16 @@ impl Pass {
         for world in worlds {
             before[plan.worlds[world.0].input.0].push(*world);
         }
-        for stage in Stage::all(layers) {
+        for stage in model.all() {
             let mut groups: Vec<Group> = Vec::new();
             for (parent, members) in before.iter().enumerate() {
                 let mut split: Vec<(Vec<&Edit>, Vec<WorldId>)> = Vec::new();
                 for world in members {
-                    if needs[world.0].is_none_or(|need| need.stage() < stage) {
+                    if needs[world.0].is_none_or(|need| model.of_need(need) < stage) {
                         continue;
                     }
                     let edits: Vec<&Edit> = made_edits(plan, needs, *world)
-                        .filter(|edit| Stage::of(edit.site) == stage)
+                        .filter(|edit| model.of(edit.site) == stage)
                         .collect();
                     match split.iter_mut().find(|(others, _)| *others == edits) {
                         Some((_, worlds)) => worlds.push(*world),

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth};
 
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
-use super::schedule::Schedule;
+use super::schedule::{Schedule, Stages};
 use super::{Indices, PlanError, Units};
 
 /// Checks the plan and lays out its passes. For each intervention: whether it needs a source.
@@ -66,7 +66,7 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
         }
     }
     let reads: Vec<usize> = (0..plan.reads.len()).collect();
-    Schedule::new(plan, model.dims().layers, &reads, &|_| false)
+    Schedule::new(plan, Stages::new(model), &reads, &|_| false)
         .map_err(|site| PlanError::Circular { site })
 }
 
