@@ -1,5 +1,6 @@
 //! What a plan will run, and what sharing saves.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use burn::tensor::backend::Backend;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::PlanError;
 use super::execute::{logit_units, rows_pos};
 use super::plan::{Plan, Read, WorldId};
-use super::schedule::{Part, Pass, Schedule, Stage, StageGroups};
+use super::schedule::{Part, Pass, Schedule, Stage};
 use super::validate::validate_without_interventions;
 
 /// What a plan will run, and what sharing saves over running every world alone.
@@ -112,7 +113,6 @@ fn needed_worlds(schedule: &Schedule) -> impl Iterator<Item = WorldId> {
 }
 
 fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) -> PassExplanation {
-    let mut before: Option<&StageGroups> = None;
     let stages = pass.stages.iter().map(|stage| {
         let worlds: Vec<WorldId> = stage
             .groups
@@ -132,19 +132,8 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
             };
             at == stage.stage && worlds.contains(&read.world())
         });
-        let forks = before.map_or(0, |before| {
-            let children = |parent: usize| {
-                stage
-                    .groups
-                    .iter()
-                    .filter(move |group| group.parent == parent)
-                    .count()
-            };
-            (0..before.groups.len())
-                .map(|parent| children(parent).saturating_sub(1))
-                .sum()
-        });
-        before = Some(stage);
+        let parents: BTreeSet<usize> = stage.groups.iter().map(|group| group.parent).collect();
+        let forks = stage.groups.len() - parents.len();
         StageExplanation {
             stage: stage_name(stage.stage),
             worlds: worlds.len(),
@@ -184,7 +173,10 @@ impl fmt::Display for Explanation {
         if self.unused_worlds > 0 {
             write!(f, " ({} more that nobody reads)", self.unused_worlds)?;
         }
-        writeln!(f, ", {} passes", self.passes.len())?;
+        match self.passes.len() {
+            1 => writeln!(f, ", 1 pass")?,
+            passes => writeln!(f, ", {passes} passes")?,
+        }
         for (index, pass) in self.passes.iter().enumerate() {
             writeln!(f, "pass {index}, {} positions", pass.pos)?;
             writeln!(
