@@ -9,6 +9,8 @@
 mod support;
 
 mod activations;
+#[cfg(feature = "flex")]
+mod counted;
 mod engine;
 mod gradients;
 #[cfg(all(feature = "hub", feature = "flex"))]
@@ -17,6 +19,8 @@ mod interventions;
 mod loading;
 mod methods;
 mod parity;
+#[cfg(feature = "flex")]
+mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
 mod scratch;
