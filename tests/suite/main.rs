@@ -12,6 +12,8 @@ mod activations;
 #[cfg(feature = "flex")]
 mod counted;
 mod engine;
+#[cfg(feature = "flex")]
+mod front;
 mod gradients;
 #[cfg(all(feature = "hub", feature = "flex"))]
 mod hub;

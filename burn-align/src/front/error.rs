@@ -94,6 +94,36 @@ pub enum AlignError {
         /// Index of the representation.
         representation: usize,
     },
+    /// A part of a partition with features that the representation does not have.
+    #[error(
+        "representation {representation}: part {part} of subspace_partition: expected features \
+         below {features}, or a range [from, to] up to there, found {found:?}"
+    )]
+    NoSuchFeatures {
+        /// Index of the representation.
+        representation: usize,
+        /// Index of the part.
+        part: usize,
+        /// Number of features.
+        features: usize,
+        /// The part.
+        found: Vec<usize>,
+    },
+    /// Representations that are to share an intervention, but name different ones.
+    #[error(
+        "representation {representation}: expected {expected}, as of representation {first} with \
+         the same intervention_link_key, found {found}; give it another key or none"
+    )]
+    LinkedTypes {
+        /// Index of the representation.
+        representation: usize,
+        /// Index of the first representation with the key.
+        first: usize,
+        /// The first one's intervention.
+        expected: &'static str,
+        /// The intervention.
+        found: &'static str,
+    },
     /// Subspaces for another number of representations or examples.
     #[error("subspaces: expected entries for {expected} {what}, found {found}")]
     SubspaceCount {
