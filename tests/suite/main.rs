@@ -9,6 +9,7 @@
 mod support;
 
 mod activations;
+mod config;
 #[cfg(feature = "flex")]
 mod counted;
 mod engine;
