@@ -18,6 +18,7 @@ mod front;
 mod gradients;
 #[cfg(all(feature = "hub", feature = "flex"))]
 mod hub;
+mod identities;
 mod interventions;
 mod loading;
 mod methods;
