@@ -669,7 +669,13 @@ fn missing_link() {
         (json!({"source->base": 0}), "source_0->base"),
     ] {
         let error = UnitLocations::try_from(&json).expect_err("refused");
-        assert_says(&error, &format!("unit locations: `{key}` is missing"));
+        assert_says(
+            &error,
+            &format!(
+                "unit locations: expected \"sources->base\", or in serial mode a chain of links, \
+                 of which `{key}` is missing"
+            ),
+        );
         let key = key.to_owned();
         assert_eq!(error, AlignError::MissingLink { key });
     }

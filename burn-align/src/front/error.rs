@@ -213,7 +213,10 @@ pub enum AlignError {
         found: String,
     },
     /// A link of a serial chain without locations.
-    #[error("unit locations: `{key}` is missing")]
+    #[error(
+        "unit locations: expected \"sources->base\", or in serial mode a chain of links, of which \
+         `{key}` is missing"
+    )]
     MissingLink {
         /// The key.
         key: String,
