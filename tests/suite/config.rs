@@ -94,7 +94,7 @@ fn every_site_unit_and_intervention_round_trips() {
     let components = Component::ALL.map(RepresentationSite::Component);
     let outside = [RepresentationSite::Embedding, RepresentationSite::FinalNorm];
     for site in components.into_iter().chain(outside) {
-        for unit in [Unit::Pos, Unit::Head, Unit::HeadPos] {
+        for unit in [Unit::Pos, Unit::Head, Unit::HeadPos, Unit::Step] {
             for intervention in INTERVENTIONS {
                 let representation = AlignableRepresentationConfig::new(1, site)
                     .with_unit(unit)
@@ -255,8 +255,8 @@ fn unknown_and_wrong_fields_are_refused() {
             ],
         ),
         (
-            representation("alignable_unit", json!("t")),
-            &["unknown variant `t`", "`pos`", "`h`", "`h.pos`"],
+            representation("alignable_unit", json!("head")),
+            &["unknown variant `head`", "`pos`", "`h`", "`h.pos`", "`t`"],
         ),
         (
             representation("max_number_of_units", json!(0)),

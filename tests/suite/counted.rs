@@ -11,6 +11,7 @@ use burn_align_models::{AlignableTransformer, LanguageModel, ModelDims, ModelInp
 #[derive(Module, Debug)]
 pub(crate) struct Counted<B: Backend> {
     model: LanguageModel<B>,
+    recurrent: bool,
     #[module(skip)]
     stages: Arc<AtomicUsize>,
 }
@@ -19,8 +20,15 @@ impl<B: Backend> Counted<B> {
     pub(crate) fn new(model: LanguageModel<B>) -> Self {
         Self {
             model,
+            recurrent: false,
             stages: Arc::default(),
         }
+    }
+
+    /// The same, with its layers taken for time steps.
+    pub(crate) fn recurrent(mut self) -> Self {
+        self.recurrent = true;
+        self
     }
 
     /// Number of stages that have been run.
@@ -39,6 +47,10 @@ impl<B: Backend> AlignableTransformer<B> for Counted<B> {
 
     fn dims(&self) -> &ModelDims {
         self.model.dims()
+    }
+
+    fn layers_are_steps(&self) -> bool {
+        self.recurrent
     }
 
     fn device(&self) -> B::Device {

@@ -578,6 +578,44 @@ fn locations_of_the_wrong_form_for_the_unit() {
 }
 
 #[test]
+fn time_steps() {
+    let steps = || output().with_unit(Unit::Step);
+    let error = config_refused([steps()], Mode::Parallel);
+    assert_eq!(error, AlignError::NoTimeSteps { representation: 0 });
+    assert_says(
+        &error,
+        "representation 0: the model's layers are no time steps; \
+         expected unit `pos`, `h` or `h.pos`, found `t`",
+    );
+    // Of a model that has them, each location is one, the same in every example.
+    let config = AlignableConfig::new([steps()]);
+    let model = AlignableModel::new(config, model("gpt2_plain").recurrent()).expect("right");
+    let refused = |locations| {
+        let error = model.forward_inputs(&inputs(1).with_locations(locations));
+        error.expect_err("refused")
+    };
+    let of = |rows: &[&[usize]]| sides(vec![units(rows)], vec![units(rows)]);
+    for locations in [
+        UnitLocations::Whole,
+        of(&[&[0, 1], &[0, 1]]),
+        of(&[&[0], &[1]]),
+    ] {
+        let error = refused(locations);
+        assert_says(
+            &error,
+            "unit locations of representation 0: unit `t` needs one time step, the same in every \
+             example",
+        );
+    }
+    let error = refused(UnitLocations::from(2));
+    assert!(matches!(
+        error,
+        AlignError::Plan(PlanError::NoSuchSite { layers: 2, .. })
+    ));
+    assert_eq!(model.model().stages(), 0);
+}
+
+#[test]
 fn locations_on_one_side_only() {
     let here = || vec![units(&[&[1], &[1]])];
     for (locations, given) in [

@@ -37,6 +37,15 @@ pub enum AlignError {
         /// The unit.
         unit: Unit,
     },
+    /// Time steps of a model that is not recurrent.
+    #[error(
+        "representation {representation}: the model's layers are no time steps; expected unit \
+         `pos`, `h` or `h.pos`, found `t`"
+    )]
+    NoTimeSteps {
+        /// Index of the representation.
+        representation: usize,
+    },
     /// Group keys on some representations, or keys that are not 0, 1, ….
     #[error(
         "group_key: expected none, or on every representation one of 0, 1, … without a gap; \

@@ -8,7 +8,7 @@ use super::locations::has_unit;
 use super::worlds::skipped_input;
 use super::{
     AlignError, AlignableConfig, AlignableInputs, AlignableRepresentationConfig, InterventionType,
-    Mode, Source, UnitLocations,
+    Mode, Source, Unit, UnitLocations,
 };
 use crate::engine::{LogitPositions, Plan, Results};
 use crate::interventions::{BuiltinIntervention, Intervention};
@@ -203,6 +203,11 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
                 representation: index,
                 site,
                 unit: representation.unit,
+            });
+        }
+        if representation.unit == Unit::Step && !model.layers_are_steps() {
+            return Err(AlignError::NoTimeSteps {
+                representation: index,
             });
         }
         check_partition(index, representation, dims, model.dims().max_positions)?;
