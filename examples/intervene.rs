@@ -109,8 +109,10 @@ fn answer<B: Backend>(
     models: &mut Models<B>,
     device: &B::Device,
 ) -> Result<()> {
-    let stem = file.file_stem().context("expected a file name")?;
-    let output = args.output.join(stem).with_extension("safetensors");
+    // A name may have dots of its own.
+    let mut name = file.file_stem().context("expected a file name")?.to_owned();
+    name.push(".safetensors");
+    let output = args.output.join(name);
     ensure!(
         !written.contains(&output),
         "an earlier request of the same name has written {}; give it another name",
@@ -168,9 +170,14 @@ fn write<B: Backend>(tensors: &BTreeMap<String, Tensor<B, 3>>, file: &Path) -> R
     });
     let views: Vec<_> = views.collect::<Result<_>>()?;
     let unfinished = file.with_extension("safetensors.part");
-    serialize_to_file(views, None, &unfinished)?;
-    fs::rename(&unfinished, file)?;
-    Ok(())
+    let written = serialize_to_file(views, None, &unfinished)
+        .map_err(anyhow::Error::from)
+        .and_then(|()| Ok(fs::rename(&unfinished, file)?));
+    if written.is_err() {
+        // The first error is the one to tell; there may be no file.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
 }
 
 /// Prints the most probable tokens behind each example.

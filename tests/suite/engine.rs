@@ -7,13 +7,12 @@ use burn_align::engine::{
 };
 use burn_align::interventions::{Intervention, Operands, VanillaIntervention};
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput, Site,
-    TokenBatch,
+    AlignableTransformer, Component, LanguageModel, ModelInput, Site, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::{checkpoints, max_difference, values};
+use crate::support::{load, max_difference, tokens, values};
 
 on_every_backend!(
     random_plans_run_as_their_definition_says,
@@ -22,20 +21,6 @@ on_every_backend!(
     whole_residual_brings_the_source_logits,
     worlds_do_not_disturb_each_other,
 );
-
-fn load<B: Backend>(name: &str, device: &B::Device) -> LanguageModel<B> {
-    LanguageModel::from_pretrained(
-        checkpoints()[name].as_path(),
-        &LoadOptions::default(),
-        device,
-    )
-    .expect("the fixture loads")
-    .model
-}
-
-fn tokens(rows: &[&[u32]]) -> TokenBatch {
-    TokenBatch::new(rows.iter().map(|row| row.to_vec()).collect()).expect("a batch")
-}
 
 /// Interventions whose order matters, so that a wrong order shows.
 #[derive(Module, Clone, Debug)]

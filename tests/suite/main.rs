@@ -9,14 +9,22 @@
 mod support;
 
 mod activations;
+mod config;
+#[cfg(feature = "flex")]
+mod counted;
 mod engine;
+#[cfg(feature = "flex")]
+mod front;
 mod gradients;
 #[cfg(all(feature = "hub", feature = "flex"))]
 mod hub;
+mod identities;
 mod interventions;
 mod loading;
 mod methods;
 mod parity;
+#[cfg(feature = "flex")]
+mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
 mod scratch;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_align_models::{FromPretrained, LanguageModel, LoadOptions, TokenBatch};
 use safetensors::{Dtype, SafeTensors};
 
 /// Declares each test once for every backend compiled in, as `flex::NAME`, `ndarray::NAME`, ….
@@ -48,6 +49,22 @@ pub(crate) fn checkpoints() -> BTreeMap<String, PathBuf> {
             )
         })
         .collect()
+}
+
+/// The model of a checkpoint among the fixtures.
+pub(crate) fn load<B: Backend>(name: &str, device: &B::Device) -> LanguageModel<B> {
+    LanguageModel::from_pretrained(
+        checkpoints()[name].as_path(),
+        &LoadOptions::default(),
+        device,
+    )
+    .expect("the fixture loads")
+    .model
+}
+
+/// A batch of examples.
+pub(crate) fn tokens(rows: &[&[u32]]) -> TokenBatch {
+    TokenBatch::new(rows.iter().map(|row| row.to_vec()).collect()).expect("a batch")
 }
 
 /// The tensors of a safetensors file, floats as f32 and integers as i64.

@@ -113,6 +113,22 @@ pub enum PlanError {
         /// Shape of the operand.
         found: [usize; 3],
     },
+    /// Padding that would take a token's place.
+    #[error(
+        "{site}: the source's example {example} has {found} tokens, but the intervention takes all \
+         {pos} positions of the batch, padding too; name the positions, or give source and base \
+         the same lengths"
+    )]
+    PaddingTaken {
+        /// The edit's site.
+        site: Site,
+        /// Index of the example.
+        example: usize,
+        /// The length of the source's example.
+        found: usize,
+        /// Number of positions of the longest example.
+        pos: usize,
+    },
     /// An intervention that was not given.
     #[error("{site}: intervention {found}, but only {count} are given")]
     NoSuchIntervention {

@@ -1,11 +1,11 @@
 //! Checks of a plan before anything is computed.
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth};
+use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth, TokensError};
 
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
 use super::schedule::{Schedule, Stages};
-use super::{Indices, PlanError, Units};
+use super::{Indices, PlanError, Units, WorldInput};
 
 /// Checks the plan and lays out its passes. For each intervention: whether it needs a source.
 pub(super) fn validate<B: Backend, M: AlignableTransformer<B>>(
@@ -25,9 +25,12 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
     model: &M,
 ) -> Result<Schedule, PlanError> {
     check_inputs(plan, model.dims())?;
+    // First of all, for an edit may take from a world that comes later.
+    for world in &plan.worlds {
+        check_id("input", world.input.0, plan.inputs.len())?;
+    }
     let checker = Checker { plan, model };
     for (world, edits) in plan.worlds.iter().map(|world| &world.edits).enumerate() {
-        check_id("input", plan.worlds[world].input.0, plan.inputs.len())?;
         for edit in edits {
             let expected = checker.shape(WorldId(world), edit.site, &edit.units)?;
             check_features(edit, expected)?;
@@ -48,6 +51,14 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
                     expected,
                     found,
                 });
+            }
+            if let Operand::Activation {
+                world: source,
+                units,
+                ..
+            } = &edit.operand
+            {
+                checker.lengths(WorldId(world), edit, *source, units)?;
             }
         }
     }
@@ -73,18 +84,39 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
 fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), PlanError> {
     let mut tokens = 0;
     for (index, input) in plan.inputs.iter().enumerate() {
-        if let super::WorldInput::Tokens(batch) = input {
-            tokens += 1;
-            batch.check(dims).map_err(|source| PlanError::Input {
-                input: index,
-                source,
-            })?;
-        }
+        let checked = match input {
+            WorldInput::Tokens(batch) => {
+                tokens += 1;
+                batch.check(dims)
+            }
+            WorldInput::Features(features) => check_features_input(features.dims(), dims),
+        };
+        checked.map_err(|source| PlanError::Input {
+            input: index,
+            source,
+        })?;
     }
     if tokens != 0 && tokens != plan.inputs.len() {
         return Err(PlanError::MixedInputs);
     }
     Ok(())
+}
+
+/// Checks the sizes of vectors as those of token ids are checked.
+fn check_features_input(
+    [batch, pos, _feature]: [usize; 3],
+    dims: &ModelDims,
+) -> Result<(), TokensError> {
+    match dims.max_positions {
+        _ if batch == 0 => Err(TokensError::EmptyBatch),
+        _ if pos == 0 => Err(TokensError::EmptyExample { example: 0 }),
+        Some(max_positions) if pos > max_positions => Err(TokensError::TooLong {
+            example: 0,
+            found: pos,
+            max_positions,
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn check_intervention(edit: &Edit, needs_source: &[bool]) -> Result<(), PlanError> {
@@ -211,6 +243,38 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
             })
         })?;
         Ok(positions.count(input.pos()))
+    }
+
+    /// Checks that no padding goes into a token's place, where all positions are taken.
+    fn lengths(
+        &self,
+        world: WorldId,
+        edit: &Edit,
+        source: WorldId,
+        units: &Units,
+    ) -> Result<(), PlanError> {
+        if units.positions != Indices::All {
+            return Ok(());
+        }
+        let input = self.plan.input_of(world);
+        let lengths = input.lengths().into_iter();
+        let sources = self.plan.input_of(source).lengths();
+        for (example, (length, found)) in lengths.zip(sources).enumerate() {
+            let padded = edit
+                .units
+                .positions
+                .of(example, input.pos())
+                .split_off(found);
+            if padded.into_iter().any(|position| position < length) {
+                return Err(PlanError::PaddingTaken {
+                    site: edit.site,
+                    example,
+                    found,
+                    pos: self.plan.input_of(source).pos(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -383,7 +383,10 @@ struct ConfigJson {
 
 /// One type for all representations, or one for each.
 #[derive(Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "alignable_interventions_type: expected a name or a list of names"
+)]
 enum TypesJson {
     One(String),
     Each(Vec<String>),

@@ -37,6 +37,15 @@ pub enum AlignError {
         /// The unit.
         unit: Unit,
     },
+    /// Time steps of a model that is not recurrent.
+    #[error(
+        "representation {representation}: the model's layers are no time steps; expected unit \
+         `pos`, `h` or `h.pos`, found `t`"
+    )]
+    NoTimeSteps {
+        /// Index of the representation.
+        representation: usize,
+    },
     /// Group keys on some representations, or keys that are not 0, 1, ….
     #[error(
         "group_key: expected none, or on every representation one of 0, 1, … without a gap; \
@@ -93,6 +102,36 @@ pub enum AlignError {
     CollectInSerialMode {
         /// Index of the representation.
         representation: usize,
+    },
+    /// A part of a partition with features that the representation does not have.
+    #[error(
+        "representation {representation}: part {part} of subspace_partition: expected features \
+         below {features}, or a range [from, to] up to there, found {found:?}"
+    )]
+    NoSuchFeatures {
+        /// Index of the representation.
+        representation: usize,
+        /// Index of the part.
+        part: usize,
+        /// Number of features.
+        features: usize,
+        /// The part.
+        found: Vec<usize>,
+    },
+    /// Representations that are to share an intervention, but name different ones.
+    #[error(
+        "representation {representation}: expected {expected}, as of representation {first} with \
+         the same intervention_link_key, found {found}; give it another key or none"
+    )]
+    LinkedTypes {
+        /// Index of the representation.
+        representation: usize,
+        /// Index of the first representation with the key.
+        first: usize,
+        /// The first one's intervention.
+        expected: &'static str,
+        /// The intervention.
+        found: &'static str,
     },
     /// Subspaces for another number of representations or examples.
     #[error("subspaces: expected entries for {expected} {what}, found {found}")]
@@ -183,7 +222,10 @@ pub enum AlignError {
         found: String,
     },
     /// A link of a serial chain without locations.
-    #[error("unit locations: `{key}` is missing")]
+    #[error(
+        "unit locations: expected \"sources->base\", or in serial mode a chain of links, of which \
+         `{key}` is missing"
+    )]
     MissingLink {
         /// The key.
         key: String,

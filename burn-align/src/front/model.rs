@@ -2,12 +2,13 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, TokenBatch};
+use burn_align_models::{AlignableTransformer, Site, SiteDims, SiteWidth, TokenBatch};
 
 use super::locations::has_unit;
 use super::worlds::skipped_input;
 use super::{
-    AlignError, AlignableConfig, AlignableInputs, InterventionType, Mode, Source, UnitLocations,
+    AlignError, AlignableConfig, AlignableInputs, AlignableRepresentationConfig, InterventionType,
+    Mode, Source, Unit, UnitLocations,
 };
 use crate::engine::{LogitPositions, Plan, Results};
 use crate::interventions::{BuiltinIntervention, Intervention};
@@ -195,13 +196,21 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
                 rotary: model.dims().rotary,
             });
         };
-        if !has_unit(dims, representation.unit) {
+        // The model may have a single head, as for the keys of multi-query attention.
+        let has_heads = matches!(site, Site::Block(_, component) if component.has_heads());
+        if !has_heads && !has_unit(dims, representation.unit) {
             return Err(AlignError::NoHeads {
                 representation: index,
                 site,
                 unit: representation.unit,
             });
         }
+        if representation.unit == Unit::Step && !model.layers_are_steps() {
+            return Err(AlignError::NoTimeSteps {
+                representation: index,
+            });
+        }
+        check_partition(index, representation, dims, model.dims().max_positions)?;
         match representation.intervention {
             InterventionType::Skip if skipped_input(site).is_none() => {
                 return Err(AlignError::NothingToSkip {
@@ -217,7 +226,66 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
             _ => {}
         }
     }
+    check_links(config)?;
     check_groups(config)
+}
+
+/// Checks that the parts of a partition are of features that the representation has, with all of
+/// its heads.
+fn check_partition(
+    index: usize,
+    representation: &AlignableRepresentationConfig,
+    SiteDims { heads, width }: SiteDims,
+    max_positions: Option<usize>,
+) -> Result<(), AlignError> {
+    let width = match width {
+        SiteWidth::Features(width) => width,
+        SiteWidth::KeyPositions => max_positions.unwrap_or(u32::MAX as usize),
+    };
+    let features = heads * width;
+    let parts = representation.subspace_partition.iter().flatten();
+    for (part, found) in parts.enumerate() {
+        let right = match found[..] {
+            [from, to] => from <= to && to <= features,
+            _ => found.iter().all(|feature| *feature < features),
+        };
+        if !right {
+            return Err(AlignError::NoSuchFeatures {
+                representation: index,
+                part,
+                features,
+                found: found.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that representations that share an intervention name the same one.
+fn check_links(config: &AlignableConfig) -> Result<(), AlignError> {
+    let representations = &config.representations;
+    for (index, representation) in representations.iter().enumerate() {
+        let Some(key) = representation.intervention_link_key else {
+            continue;
+        };
+        let first = representations
+            .iter()
+            .position(|other| other.intervention_link_key == Some(key))
+            .expect("at least this one");
+        let (expected, found) = (
+            representations[first].intervention,
+            representation.intervention,
+        );
+        if expected != found {
+            return Err(AlignError::LinkedTypes {
+                representation: index,
+                first,
+                expected: expected.name(),
+                found: found.name(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_groups(config: &AlignableConfig) -> Result<(), AlignError> {

@@ -1,0 +1,85 @@
+//! A language model that counts what it computes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, LanguageModel, ModelDims, ModelInput, Tap};
+
+/// A model and the number of its stages that have been run. Clones count together.
+#[derive(Module, Debug)]
+pub(crate) struct Counted<B: Backend> {
+    model: LanguageModel<B>,
+    recurrent: bool,
+    #[module(skip)]
+    stages: Arc<AtomicUsize>,
+}
+
+impl<B: Backend> Counted<B> {
+    pub(crate) fn new(model: LanguageModel<B>) -> Self {
+        Self {
+            model,
+            recurrent: false,
+            stages: Arc::default(),
+        }
+    }
+
+    /// The same, with its layers taken for time steps.
+    pub(crate) fn recurrent(mut self) -> Self {
+        self.recurrent = true;
+        self
+    }
+
+    /// Number of stages that have been run.
+    pub(crate) fn stages(&self) -> usize {
+        self.stages.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) -> &LanguageModel<B> {
+        self.stages.fetch_add(1, Ordering::Relaxed);
+        &self.model
+    }
+}
+
+impl<B: Backend> AlignableTransformer<B> for Counted<B> {
+    type Pass = <LanguageModel<B> as AlignableTransformer<B>>::Pass;
+
+    fn dims(&self) -> &ModelDims {
+        self.model.dims()
+    }
+
+    fn layers_are_steps(&self) -> bool {
+        self.recurrent
+    }
+
+    fn device(&self) -> B::Device {
+        self.model.device()
+    }
+
+    fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass {
+        self.count().begin(pos, device)
+    }
+
+    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        self.count().embed(input, tap)
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &Self::Pass,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        self.count().block(layer, x, pass, tap)
+    }
+
+    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        self.count().final_norm(x, tap)
+    }
+
+    fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.count().unembed(x)
+    }
+}
