@@ -249,11 +249,10 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
     for name in ["gpt2_plain", "llama_gqa"] {
         let model = load::<B>(name, device);
         let interventions = mixed();
-        let cases = std::env::var("PROPTEST_CASES")
-            .ok()
-            .and_then(|n| n.parse().ok());
+        let cases = std::env::var("PROPTEST_CASES").ok();
+        let cases: u32 = cases.and_then(|n| n.parse().ok()).unwrap_or(400);
         let config = Config {
-            cases: cases.unwrap_or(400),
+            cases,
             failure_persistence: None,
             ..Config::default()
         };
@@ -304,7 +303,7 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
             panic!("{name}: {error}");
         }
         assert!(
-            compared.get() >= 100,
+            compared.get() >= cases / 5,
             "{name}: only {} plans were valid",
             compared.get()
         );
