@@ -24,11 +24,9 @@ pub type Model<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
 #[serde(deny_unknown_fields)]
 pub struct Request {
     model: String,
-    #[serde(default)]
     config: Option<AlignableConfig>,
     base: Input,
-    #[serde(default)]
-    sources: Vec<Option<Input>>,
+    sources: Option<Vec<Option<Input>>>,
     #[serde(default)]
     unit_locations: Value,
     #[serde(default)]
@@ -112,7 +110,7 @@ impl Request {
         device: &B::Device,
     ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
         for (key, absent) in [
-            ("sources", self.sources.is_empty()),
+            ("sources", self.sources.iter().flatten().next().is_none()),
             ("unit_locations", self.unit_locations.is_null()),
             ("subspaces", self.subspaces.is_null()),
         ] {
@@ -134,7 +132,8 @@ impl Request {
         base: &TokenBatch,
     ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
         let tokenizer = model.tokenizer.as_ref();
-        let sources = self.sources.iter().enumerate().map(|(index, source)| {
+        let sources = self.sources.iter().flatten().enumerate();
+        let sources = sources.map(|(index, source)| {
             let Some(source) = source else {
                 return Ok(Source::Absent);
             };

@@ -26,7 +26,7 @@ pub enum LoadError {
         id: String,
     },
     /// A file could not be had from the hub.
-    #[error("hub: {id} ({revision}): {file}: {reason}")]
+    #[error("hub: {id} ({revision}): {file}: {reason} (a local folder `{id}` is not there)")]
     Hub {
         /// The hub id.
         id: String,
