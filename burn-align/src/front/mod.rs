@@ -1,6 +1,7 @@
 //! The words of align-transformers and pyvene, turned into plans.
 
 mod config;
+mod config_json;
 mod error;
 mod inputs;
 mod locations;

@@ -1,0 +1,165 @@
+//! The JSON of a configuration: that of align-transformers.
+
+use std::collections::BTreeMap;
+
+use burn_align_models::Component;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+
+use super::{AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, Unit};
+
+impl Serialize for AlignableRepresentationConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RepresentationJson {
+            alignable_layer: self.layer,
+            alignable_representation_type: self.site_name(),
+            alignable_unit: self.unit,
+            max_number_of_units: self.max_number_of_units,
+            alignable_low_rank_dimension: None,
+            subspace_partition: self.subspace_partition.clone(),
+            group_key: self.group_key,
+            intervention_link_key: self.intervention_link_key,
+        }
+        .serialize(serializer)
+    }
+}
+
+/// A representation as JSON has it: an object, or Python's named tuple as a list.
+#[derive(Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RepresentationJson {
+    alignable_layer: usize,
+    alignable_representation_type: String,
+    alignable_unit: Unit,
+    max_number_of_units: usize,
+    alignable_low_rank_dimension: Option<Value>,
+    subspace_partition: Option<Vec<Vec<usize>>>,
+    group_key: Option<usize>,
+    intervention_link_key: Option<usize>,
+}
+
+impl Default for RepresentationJson {
+    fn default() -> Self {
+        Self {
+            alignable_layer: 0,
+            alignable_representation_type: Component::BlockOutput.to_string(),
+            alignable_unit: Unit::Pos,
+            max_number_of_units: 1,
+            alignable_low_rank_dimension: None,
+            subspace_partition: None,
+            group_key: None,
+            intervention_link_key: None,
+        }
+    }
+}
+
+impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
+    type Error = String;
+
+    fn try_from(json: RepresentationJson) -> Result<Self, String> {
+        if let Some(found) = json.alignable_low_rank_dimension {
+            return Err(format!(
+                "alignable_low_rank_dimension: expected null, found {found}: the interventions \
+                 without parameters have no rank"
+            ));
+        }
+        if json.max_number_of_units == 0 {
+            return Err("max_number_of_units: expected at least 1, found 0".to_owned());
+        }
+        Ok(Self {
+            layer: json.alignable_layer,
+            site: json.alignable_representation_type.parse()?,
+            intervention: InterventionType::Vanilla,
+            unit: json.alignable_unit,
+            max_number_of_units: json.max_number_of_units,
+            subspace_partition: json.subspace_partition,
+            group_key: json.group_key,
+            intervention_link_key: json.intervention_link_key,
+        })
+    }
+}
+
+/// A configuration as JSON has it.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ConfigJson {
+    #[serde(default)]
+    alignable_model_type: Option<String>,
+    alignable_representations: Vec<AlignableRepresentationConfig>,
+    #[serde(default)]
+    alignable_interventions_type: Option<TypesJson>,
+    #[serde(default)]
+    mode: Mode,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// One type for all representations, or one for each.
+#[derive(Serialize, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "alignable_interventions_type: expected a name or a list of names"
+)]
+enum TypesJson {
+    One(String),
+    Each(Vec<String>),
+}
+
+/// Keys that Python writes beside the configuration and that carry nothing new.
+const IGNORED_KEYS: [&str; 2] = ["alignable_interventions_dimensions", "transformers_version"];
+
+impl TryFrom<ConfigJson> for AlignableConfig {
+    type Error = String;
+
+    fn try_from(json: ConfigJson) -> Result<Self, String> {
+        if let Some(unknown) = json
+            .others
+            .keys()
+            .find(|key| !IGNORED_KEYS.contains(&key.as_str()))
+        {
+            return Err(format!(
+                "unknown field `{unknown}`, expected alignable_model_type, \
+                 alignable_representations, alignable_interventions_type or mode"
+            ));
+        }
+        let mut representations = json.alignable_representations;
+        let expected = representations.len();
+        let names = match json.alignable_interventions_type {
+            None => vec![InterventionType::Vanilla.name().to_owned(); expected],
+            Some(TypesJson::One(name)) => vec![name; expected],
+            Some(TypesJson::Each(names)) => names,
+        };
+        if names.len() != expected {
+            return Err(format!(
+                "alignable_interventions_type: expected one type, or one for each of {expected} \
+                 representations, found {}",
+                names.len()
+            ));
+        }
+        for (representation, name) in representations.iter_mut().zip(names) {
+            representation.intervention = name.parse()?;
+        }
+        Ok(Self {
+            model_type: json.alignable_model_type,
+            representations,
+            mode: json.mode,
+        })
+    }
+}
+
+impl From<AlignableConfig> for ConfigJson {
+    fn from(config: AlignableConfig) -> Self {
+        let names = config.representations.iter().map(|r| r.intervention.name());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        let types = match names.iter().all(|name| *name == names[0]) {
+            true => names.pop().map(TypesJson::One),
+            false => Some(TypesJson::Each(names)),
+        };
+        Self {
+            alignable_model_type: config.model_type,
+            alignable_representations: config.representations,
+            alignable_interventions_type: types,
+            mode: config.mode,
+            others: BTreeMap::new(),
+        }
+    }
+}
