@@ -357,5 +357,14 @@ fn last_words(stderr: &str) -> Option<String> {
         Some(index) => lines.get(index + 1),
         None => lines.last(),
     };
-    line.map(|line| (*line).to_owned())
+    line.map(|line| shortened(line))
+}
+
+/// The beginning of a long line.
+fn shortened(line: &str) -> String {
+    const LONGEST: usize = 90;
+    match line.char_indices().nth(LONGEST) {
+        None => line.to_owned(),
+        Some((end, _)) => format!("{}…", &line[..end]),
+    }
 }

@@ -9,6 +9,7 @@
 mod support;
 
 mod activations;
+mod builtin;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
