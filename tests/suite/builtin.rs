@@ -37,10 +37,10 @@ fn scaling_and_closures_multiply<B: Backend>(device: &B::Device) {
     let [scaled, clean] = changed::<B, _>(ScalingIntervention { factor: -2.5 }, device);
     let triple = |base: Tensor<B, 3>, _: &Operands<B>| base * -2.5;
     let [by_closure, _] = changed(LambdaIntervention::new(triple), device);
-    assert_eq!(values(by_closure), values(scaled.clone()));
+    assert!(max_difference(by_closure, &scaled.to_data()) <= 1e-6);
     for (feature, (scaled, clean)) in values(scaled).iter().zip(values(clean)).enumerate() {
         let factor = if [2, 5].contains(&feature) { -2.5 } else { 1.0 };
-        assert!((scaled - factor * clean).abs() <= 1e-6, "feature {feature}");
+        assert!((scaled - factor * clean).abs() <= 1e-5, "feature {feature}");
     }
 }
 
@@ -83,10 +83,11 @@ fn a_knocked_out_edge_has_no_weight<B: Backend>(device: &B::Device) {
     for (index, (after, before)) in knocked_out.iter().zip(&clean).enumerate() {
         let (q_pos, head, k_pos) = (index / 12 % 3, index % 12 / 3, index % 3);
         if (q_pos, head) != (2, 1) {
-            assert_eq!(after, before, "query {q_pos}, head {head}, key {k_pos}");
+            let place = format!("query {q_pos}, head {head}, key {k_pos}");
+            assert!((after - before).abs() <= 1e-6, "{place}");
         } else if k_pos == 0 {
             assert!(
-                *before > 0.0 && *after == 0.0,
+                *before > 1e-6 && *after <= 1e-12,
                 "before {before}, after {after}"
             );
             let rest: f32 = knocked_out[index + 1..index + 3].iter().sum();
