@@ -47,10 +47,9 @@ impl<B: Backend> Gpt2Attention<B> {
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
         let site = |component| Site::Block(layer, component);
-        let [_batch, _pos, d_model] = x.dims();
-
         let qkv = project(&self.c_attn, x); // [batch, pos, 3 * d_model]
-        let part = |i| split_heads(qkv.clone().narrow(2, i * d_model, d_model), self.heads);
+        let qkv = split_heads(qkv, 3 * self.heads); // [batch, 3 * head, pos, d_head]
+        let part = |i| qkv.clone().narrow(1, i * self.heads, self.heads);
         let q = tap.heads(site(Component::QueryOutput), part(0)); // [batch, head, pos, d_head]
         let k = tap.heads(site(Component::KeyOutput), part(1)); // [batch, head, pos, d_head]
         let v = tap.heads(site(Component::ValueOutput), part(2)); // [batch, head, pos, d_head]

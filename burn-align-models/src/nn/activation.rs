@@ -120,6 +120,11 @@ impl Activation {
 
     /// Applies the function to every element.
     pub fn forward<B: Backend, const D: usize>(self, x: Tensor<B, D>) -> Tensor<B, D> {
+        #[cfg(feature = "flex")]
+        let x = match super::flex::activate(self, x) {
+            Ok(activated) => return activated,
+            Err(x) => x,
+        };
         match self {
             Self::Gelu => activation::gelu(x),
             Self::GeluClipped => activation::gelu(x).clamp(-10.0, 10.0),

@@ -16,6 +16,8 @@ pub struct CausalPass<B: Backend> {
     /// [`future`](Self::future), and positions further back than the sliding window reaches;
     /// `None` where the model has no window or the sequence fits into it.
     pub outside_window: Option<Tensor<B, 4, Bool>>,
+    /// How many positions a query sees, itself included, where that is fewer than there are.
+    pub window: Option<usize>,
     /// Rotary tables, in models with rotary embeddings.
     pub rotary: Option<Rotary<B>>,
     /// Whether to use the backend's fused attention where nobody taps scores or weights.
@@ -36,7 +38,8 @@ impl<B: Backend> CausalPass<B> {
         // How far each key lies behind each query.
         let distance = q_pos.expand([1, 1, pos, pos]) - k_pos.expand([1, 1, pos, pos]);
         let future = distance.clone().lower_elem(0);
-        let outside_window = window.filter(|window| *window < pos).map(|window| {
+        let window = window.filter(|window| *window < pos);
+        let outside_window = window.map(|window| {
             future
                 .clone()
                 .bool_or(distance.greater_equal_elem(window as i64))
@@ -44,6 +47,7 @@ impl<B: Backend> CausalPass<B> {
         Self {
             future,
             outside_window,
+            window,
             rotary,
             fused: false,
         }
@@ -74,6 +78,11 @@ pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
 pub(crate) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::merge_heads(x) {
+        Ok(merged) => return merged,
+        Err(x) => x,
+    };
     let [batch, head, pos, d_head] = x.dims();
     x.swap_dims(1, 2).reshape([batch, pos, head * d_head])
 }
@@ -104,13 +113,9 @@ pub(crate) fn attend<B: Backend>(
     let [_batch, head, _pos, d_head] = q.dims();
     let k = repeat_kv(k, head);
     let v = repeat_kv(v, head);
-    let window = layer
-        .pass
-        .outside_window
-        .as_ref()
-        .filter(|_| layer.windowed);
+    let windowed = layer.windowed && layer.pass.outside_window.is_some();
 
-    if window.is_none() && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
+    if !windowed && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
             // Backends take their fast path only when the scale is left to them.
@@ -121,18 +126,44 @@ pub(crate) fn attend<B: Backend>(
         return fused_attention(q, k, v, None, None, options);
     }
 
-    let scores = q.matmul(k.swap_dims(2, 3)) * layer.scale; // [batch, head, q_pos, k_pos]
-    let scores = tap.heads(Site::Block(layer.layer, Component::AttentionScores), scores);
-    let mask = window.unwrap_or(&layer.pass.future).clone();
-    let dtype = scores.dtype();
-    let scores = scores.cast(DType::F32);
-    let mask = mask.expand(scores.shape());
-    let weights = activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 3).cast(dtype);
+    let scores = q.matmul(k.swap_dims(2, 3)); // [batch, head, q_pos, k_pos]
+    let site = Site::Block(layer.layer, Component::AttentionScores);
+    let (scores, scale) = if tap.wants(site) {
+        (tap.heads(site, scores * layer.scale), 1.0)
+    } else {
+        (scores, layer.scale)
+    };
+    let weights = masked_softmax(scores, scale, layer);
     let weights = tap.heads(
         Site::Block(layer.layer, Component::AttentionWeights),
         weights,
     );
     weights.matmul(v)
+}
+
+/// `softmax(scale · scores)` over the keys that a query sees, computed in f32; 0 for the others.
+///
+/// # Shapes
+/// - scores, output: `[batch, head, q_pos, k_pos]`
+fn masked_softmax<B: Backend>(
+    scores: Tensor<B, 4>,
+    scale: f64,
+    layer: &Attend<'_, B>,
+) -> Tensor<B, 4> {
+    let window = layer.pass.window.filter(|_| layer.windowed);
+    #[cfg(feature = "flex")]
+    let scores = match super::flex::causal_softmax(scores, scale, window) {
+        Ok(weights) => return weights,
+        Err(scores) => scores,
+    };
+    let mask = match &layer.pass.outside_window {
+        Some(outside) if window.is_some() => outside.clone(),
+        _ => layer.pass.future.clone(),
+    };
+    let dtype = scores.dtype();
+    let scores = (scores * scale).cast(DType::F32);
+    let mask = mask.expand(scores.shape());
+    activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 3).cast(dtype)
 }
 
 /// Gives every query head its key-value head.

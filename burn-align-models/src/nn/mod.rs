@@ -2,6 +2,8 @@
 
 mod activation;
 mod attention;
+#[cfg(feature = "flex")]
+mod flex;
 mod init;
 mod norm;
 mod projection;

@@ -58,12 +58,20 @@ impl<B: Backend> RmsNorm<B> {
     /// - x, output: `[batch, pos, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         // As in the reference, the scale is applied in the model's dtype.
-        let x = in_f32(x, |x| {
-            let mean_square = (x.clone() * x.clone()).mean_dim(2);
-            x / (mean_square + self.epsilon).sqrt()
-        });
+        let x = in_f32(x, |x| root_mean_square(x, self.epsilon));
         x * self.weight.val().unsqueeze()
     }
+}
+
+/// `x / √(mean(x²) + ε)`, over the features.
+pub(super) fn root_mean_square<B: Backend>(x: Tensor<B, 3>, epsilon: f64) -> Tensor<B, 3> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::root_mean_square(x, epsilon) {
+        Ok(normed) => return normed,
+        Err(x) => x,
+    };
+    let mean_square = (x.clone() * x.clone()).mean_dim(2);
+    x / (mean_square + epsilon).sqrt()
 }
 
 /// Applies `f` in f32 and returns to the dtype of `x`.

@@ -1,0 +1,413 @@
+//! Loops over slices of f32, on all cores, with the widest vectors that the CPU has.
+//!
+//! A result does not depend on how the work is divided, so a row comes out the same whatever it
+//! is batched with.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Elements that one task handles: enough to outweigh its start, and no more than fit into the
+/// second-level cache.
+const TASK: usize = 16 * 1024;
+
+/// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as `x σ(2u)`.
+pub(super) fn gelu_tanh(x: &mut [f32]) {
+    const LINEAR: f32 = 1.595_769_1; // 2 √(2/π)
+    const CUBIC: f32 = LINEAR * 0.044715;
+    map(x, |x| x * logistic(x * (x * x * CUBIC + LINEAR)));
+}
+
+/// `x σ(1.702 x)`.
+pub(super) fn quick_gelu(x: &mut [f32]) {
+    map(x, |x| x * logistic(1.702 * x));
+}
+
+/// `σ(x)`.
+pub(super) fn sigmoid(x: &mut [f32]) {
+    map(x, logistic);
+}
+
+/// `x σ(x)`.
+pub(super) fn silu(x: &mut [f32]) {
+    map(x, |x| x * logistic(x));
+}
+
+/// `softmax(scale · scores)` of each row of `k_pos` scores, over the keys that its query sees;
+/// 0 for the others. Query `i` of `q_pos` stands at position `k_pos - q_pos + i`.
+pub(super) fn causal_softmax(
+    scores: &mut [f32],
+    q_pos: usize,
+    k_pos: usize,
+    scale: f32,
+    window: Option<usize>,
+) {
+    let seen = move |row: usize| {
+        let end = k_pos - q_pos + row % q_pos + 1;
+        end - window.map_or(end, |window| window.min(end))..end
+    };
+    per_row(scores, k_pos, move |index, row| {
+        softmax(row, seen(index), scale);
+    });
+}
+
+/// `x / √(mean(x²) + ε)` of each row of `width` elements.
+pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
+    per_row(x, width, move |_, row| {
+        let square = fold(row, 0.0, |sum, x| sum + x * x, |a, b| a + b);
+        let root = (square / width as f32 + epsilon).sqrt();
+        for x in row {
+            *x /= root;
+        }
+    });
+}
+
+/// `[batch, head, pos, d_head]` → `[batch, pos, head, d_head]`.
+pub(super) fn swap_heads(x: &[f32], head: usize, pos: usize, d_head: usize) -> Vec<f32> {
+    let mut swapped = vec![0.0; x.len()];
+    let row = head * d_head; // of one position
+    if row == 0 {
+        return swapped;
+    }
+    let at = |index: usize, to: &mut [f32]| {
+        let (batch, pos_index) = (index / pos, index % pos);
+        for (h, to) in to.chunks_mut(d_head).enumerate() {
+            let start = ((batch * head + h) * pos + pos_index) * d_head;
+            to.copy_from_slice(&x[start..start + d_head]);
+        }
+    };
+    in_tasks(&mut swapped, row, at);
+    swapped
+}
+
+/// Rows past which a matrix product is faster than [`times_transposed`].
+pub(super) const MOST_ROWS: usize = 16;
+
+/// `x Eᵀ` of rows of `x` and of `E` that are `width` long, row by row of `x`.
+pub(super) fn times_transposed(x: &[f32], embedding: &[f32], width: usize) -> Vec<f32> {
+    const ROWS: usize = 64; // of the embedding, per task
+    let (rows, vocab) = (x.len() / width, embedding.len() / width);
+    // Each task has its part of every row of the result, one part behind the other.
+    let mut parts = vec![0.0; rows * vocab];
+    parts
+        .par_chunks_mut(rows * ROWS)
+        .zip(embedding.par_chunks(ROWS * width))
+        .for_each(|(part, embedding)| {
+            Arch::new().dispatch(Dots {
+                x,
+                embedding,
+                width,
+                part,
+            });
+        });
+    if rows == 1 {
+        return parts;
+    }
+    let mut result = vec![0.0; rows * vocab];
+    result
+        .par_chunks_mut(vocab)
+        .enumerate()
+        .for_each(|(row, result)| {
+            for (from, to) in parts.chunks(rows * ROWS).zip(result.chunks_mut(ROWS)) {
+                to.copy_from_slice(&from[row * to.len()..][..to.len()]);
+            }
+        });
+    result
+}
+
+/// Dot products of every row of `x` with every row of a part of the embedding.
+struct Dots<'a> {
+    x: &'a [f32],
+    embedding: &'a [f32],
+    width: usize,
+    /// `[row of x, row of the embedding]`
+    part: &'a mut [f32],
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        const BLOCK: usize = 4; // rows of either side; their products stay in registers
+        let Self {
+            x,
+            embedding,
+            width,
+            part,
+        } = self;
+        let columns = embedding.len() / width;
+        for (e, embedding) in embedding.chunks(BLOCK * width).enumerate() {
+            for (r, x) in x.chunks(BLOCK * width).enumerate() {
+                let dots = if (x.len(), embedding.len()) == (BLOCK * width, BLOCK * width) {
+                    dots::<S, BLOCK, BLOCK>(simd, x, embedding, width)
+                } else {
+                    // At the edges, one row at a time.
+                    let mut dots = [[0.0; BLOCK]; BLOCK];
+                    for (x, dots) in x.chunks(width).zip(&mut dots) {
+                        for (e, dot) in embedding.chunks(width).zip(dots) {
+                            *dot = self::dots::<S, 1, 1>(simd, x, e, width)[0][0];
+                        }
+                    }
+                    dots
+                };
+                let (down, across) = (x.len() / width, embedding.len() / width);
+                for (i, dots) in dots[..down].iter().enumerate() {
+                    let start = (r * BLOCK + i) * columns + e * BLOCK;
+                    part[start..start + across].copy_from_slice(&dots[..across]);
+                }
+            }
+        }
+    }
+}
+
+/// Dot products of `N` rows with `M` rows; each sums in an order that depends on `width` alone.
+// Plain loops: a closure would not be compiled for the vectors of `S`.
+#[inline(always)]
+fn dots<S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    x: &[f32],
+    embedding: &[f32],
+    width: usize,
+) -> [[f32; M]; N] {
+    let (mut x_rows, mut e_rows) = (
+        [(&[] as &[S::f32s], &[] as &[f32]); N],
+        [(&[] as &[S::f32s], &[] as &[f32]); M],
+    );
+    for (row, x) in x_rows.iter_mut().zip(x.chunks_exact(width)) {
+        *row = S::as_simd_f32s(x);
+    }
+    for (row, e) in e_rows.iter_mut().zip(embedding.chunks_exact(width)) {
+        *row = S::as_simd_f32s(e);
+    }
+    let steps = x_rows[0].0.len();
+    for (row, _) in x_rows.iter().chain(&e_rows) {
+        assert_eq!(row.len(), steps);
+    }
+    let mut sums = [[simd.splat_f32s(0.0); M]; N];
+    for k in 0..steps {
+        for i in 0..N {
+            for j in 0..M {
+                sums[i][j] = simd.mul_add_e_f32s(x_rows[i].0[k], e_rows[j].0[k], sums[i][j]);
+            }
+        }
+    }
+    let mut dots = [[0.0; M]; N];
+    for i in 0..N {
+        for j in 0..M {
+            let mut dot = simd.reduce_sum_f32s(sums[i][j]);
+            for (x, e) in x_rows[i].1.iter().zip(e_rows[j].1) {
+                dot += x * e;
+            }
+            dots[i][j] = dot;
+        }
+    }
+    dots
+}
+
+/// `f` of every element.
+fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
+    per_row(x, TASK, move |_, row| {
+        for x in row {
+            *x = f(*x);
+        }
+    });
+}
+
+/// Calls `f`, compiled for the CPU's vectors, with each row of `width` elements and its index.
+fn per_row(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Copy + Send + Sync) {
+    in_tasks(x, width, move |index, row| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || f(index, row),
+        );
+    });
+}
+
+/// Calls `f` with each row of `width` elements and its index, from several threads if there are
+/// many.
+fn in_tasks(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
+    if x.is_empty() {
+        return;
+    }
+    let rows = (TASK / width).max(1);
+    let task = |(task, part): (usize, &mut [f32])| {
+        for (row, x) in part.chunks_mut(width).enumerate() {
+            f(task * rows + row, x);
+        }
+    };
+    if x.len() <= TASK {
+        task((0, x));
+    } else {
+        x.par_chunks_mut(rows * width).enumerate().for_each(task);
+    }
+}
+
+#[inline(always)]
+fn softmax(row: &mut [f32], seen: Range<usize>, scale: f32) {
+    row[..seen.start].fill(0.0);
+    row[seen.end..].fill(0.0);
+    let row = &mut row[seen];
+    for x in row.iter_mut() {
+        *x *= scale;
+    }
+    let largest = fold(row, f32::NEG_INFINITY, f32::max, f32::max);
+    for x in row.iter_mut() {
+        *x = exp(*x - largest);
+    }
+    let sum = fold(row, 0.0, |a, b| a + b, |a, b| a + b);
+    for x in row {
+        *x /= sum;
+    }
+}
+
+/// Folds the elements in several lanes, and then the lanes.
+#[inline(always)]
+fn fold(
+    row: &[f32],
+    start: f32,
+    step: impl Fn(f32, f32) -> f32,
+    join: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    const LANES: usize = 32;
+    let mut lanes = [start; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for x in whole {
+        for (lane, x) in lanes.iter_mut().zip(x) {
+            *lane = step(*lane, *x);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = step(*lane, *x);
+    }
+    lanes.into_iter().fold(start, join)
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+fn logistic(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `eˣ` within 2 units in the last place; 0 where it is below the smallest normal number, and no
+/// more than e⁸⁸, which is nearly the largest.
+///
+/// `eˣ = 2ⁿ eʳ` with `|r| ≤ ln 2 / 2`; the polynomial is that of the Cephes library (Moshier).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const LEAST: f32 = -87.336_54;
+    const MOST: f32 = 88.0;
+    // Adding it rounds to a whole number, which then stands in the lowest bits.
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let bounded = x.clamp(LEAST, MOST);
+    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = bounded - n * LN_2_HIGH - n * LN_2_LOW;
+    let mut p = 1.987_569_1e-4;
+    for coefficient in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
+        p = p * r + coefficient;
+    }
+    p = p * (r * r) + r + 1.0;
+    let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    if x < LEAST { 0.0 } else { power }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of either sign and many magnitudes.
+    fn numbers(n: usize) -> Vec<f32> {
+        (0..n)
+            .map(|i| ((i * 7919) % 2003) as f32 / 100.0 - 10.0)
+            .collect()
+    }
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        for i in -870_000..880_000 {
+            let x = i as f32 * 1e-4;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - expected).abs() / expected;
+            assert!(error < 2.0 * f64::from(f32::EPSILON), "exp({x}): {error}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-88.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::INFINITY) > 1e38);
+    }
+
+    #[test]
+    fn a_row_of_a_softmax_does_not_depend_on_the_others() {
+        let (q_pos, k_pos) = (37, 37);
+        let one = numbers(q_pos * k_pos);
+        let mut alone = one.clone();
+        causal_softmax(&mut alone, q_pos, k_pos, 0.3, None);
+        let mut many = one.repeat(50); // several tasks
+        causal_softmax(&mut many, q_pos, k_pos, 0.3, None);
+        for matrix in many.chunks(one.len()) {
+            assert_eq!(matrix, alone);
+        }
+    }
+
+    #[test]
+    fn softmax_agrees_with_its_definition() {
+        let (k_pos, scale) = (53, 0.7);
+        for (q_pos, window) in [(53, None), (20, None), (53, Some(5)), (1, Some(80))] {
+            let scores = numbers(3 * q_pos * k_pos);
+            let mut weights = scores.clone();
+            causal_softmax(&mut weights, q_pos, k_pos, scale, window);
+            for (index, row) in scores.chunks(k_pos).enumerate() {
+                let position = k_pos - q_pos + index % q_pos;
+                let sees = |key: usize| {
+                    key <= position && window.is_none_or(|window| key + window > position)
+                };
+                let power = |key: usize| {
+                    if sees(key) {
+                        f64::from(row[key] * scale).exp()
+                    } else {
+                        0.0
+                    }
+                };
+                let sum: f64 = (0..k_pos).map(power).sum();
+                for key in 0..k_pos {
+                    let found = f64::from(weights[index * k_pos + key]);
+                    assert!((found - power(key) / sum).abs() < 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_a_transposed_matrix_agree_with_their_definition() {
+        for (rows, vocab, width) in [
+            (1, 1, 1),
+            (3, 129, 7),
+            (4, 64, 16),
+            (5, 131, 33),
+            (9, 70, 40),
+        ] {
+            let (x, embedding) = (numbers(rows * width), numbers(vocab * width));
+            let product = times_transposed(&x, &embedding, width);
+            assert_eq!(product.len(), rows * vocab);
+            for (row, x) in x.chunks(width).enumerate() {
+                for (column, e) in embedding.chunks(width).enumerate() {
+                    let pairs = x.iter().zip(e).map(|(x, e)| f64::from(*x) * f64::from(*e));
+                    let expected: f64 = pairs.sum();
+                    let found = f64::from(product[row * vocab + column]);
+                    assert!((found - expected).abs() < 1e-2, "{found} {expected}");
+                }
+            }
+        }
+    }
+}

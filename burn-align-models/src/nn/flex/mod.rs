@@ -1,0 +1,133 @@
+//! Fast paths for the CPU backend [`Flex`], taken where a generic backend turns out to be it.
+//!
+//! On other backends, under autodiff and for other dtypes than f32, every function here gives its
+//! argument back, and the caller goes the portable way.
+
+mod kernels;
+#[cfg(test)]
+mod tests;
+
+use std::any::Any;
+
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, backend::Backend};
+use burn_flex::FlexTensor;
+
+use super::Activation;
+
+/// Applies `activation` to every element, where there is a kernel for it.
+pub(super) fn activate<B: Backend, const D: usize>(
+    activation: Activation,
+    x: Tensor<B, D>,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    let kernel = match activation {
+        Activation::GeluTanh => kernels::gelu_tanh,
+        Activation::QuickGelu => kernels::quick_gelu,
+        Activation::Sigmoid => kernels::sigmoid,
+        Activation::Silu => kernels::silu,
+        _ => return Err(x),
+    };
+    in_place(x, kernel)
+}
+
+/// `softmax(scale · scores)` over the keys that each query sees: itself and the positions before
+/// it, down to `window - 1` back.
+///
+/// # Shapes
+/// - scores, output: `[batch, head, q_pos, k_pos]`; the last query sees up to the last key
+pub(super) fn causal_softmax<B: Backend>(
+    scores: Tensor<B, 4>,
+    scale: f64,
+    window: Option<usize>,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [_batch, _head, q_pos, k_pos] = scores.dims();
+    in_place(scores, |scores| {
+        kernels::causal_softmax(scores, q_pos, k_pos, scale as f32, window);
+    })
+}
+
+/// `x / √(mean(x²) + ε)` over the last axis.
+pub(super) fn root_mean_square<B: Backend>(
+    x: Tensor<B, 3>,
+    epsilon: f64,
+) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
+    let [_batch, _pos, width] = x.dims();
+    in_place(x, |x| {
+        kernels::root_mean_square(x, width, epsilon as f32);
+    })
+}
+
+/// `x Eᵀ`, without a transposed copy of the embedding `E`.
+///
+/// # Shapes
+/// - x: `[row, d_model]`
+/// - embedding: `[vocab, d_model]`
+/// - output: `[row, vocab]`
+pub(super) fn times_transposed<B: Backend>(
+    x: Tensor<B, 2>,
+    embedding: &Tensor<B, 2>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let [rows, _d_model] = x.dims();
+    let [vocab, d_model] = embedding.dims();
+    if rows > kernels::MOST_ROWS {
+        return Err(x);
+    }
+    let embedding = match recognise(embedding.clone()) {
+        Ok(embedding) => embedding,
+        Err(_) => return Err(x),
+    };
+    let x = recognise(x)?;
+    let product = kernels::times_transposed(x.storage(), embedding.storage(), d_model);
+    Ok(generic(FlexTensor::from_data(TensorData::new(
+        product,
+        [rows, vocab],
+    ))))
+}
+
+/// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
+pub(super) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 3>, Tensor<B, 4>> {
+    let [batch, head, pos, d_head] = x.dims();
+    let x = recognise(x)?;
+    let merged = kernels::swap_heads(x.storage(), head, pos, d_head);
+    Ok(generic(FlexTensor::from_data(TensorData::new(
+        merged,
+        [batch, pos, head * d_head],
+    ))))
+}
+
+/// Runs `kernel` on the elements of `x` in row-major order; it changes them in place if nobody
+/// else holds the tensor, and a copy if somebody does.
+fn in_place<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    kernel: impl FnOnce(&mut [f32]),
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    let mut x = recognise(x)?;
+    kernel(x.storage_mut());
+    Ok(generic(x))
+}
+
+/// The tensor in row-major order, its storage as long as it has elements; `Err` with the tensor
+/// unless it is an f32 tensor of the backend Flex.
+fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
+    if x.dtype() != DType::F32 {
+        return Err(x);
+    }
+    match cast::<_, FlexTensor>(x.into_primitive().tensor()) {
+        Ok(x) => Ok(x.to_contiguous()),
+        Err(x) => Err(Tensor::from_primitive(TensorPrimitive::Float(x))),
+    }
+}
+
+/// The way back from [`recognise`].
+fn generic<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
+    let x = cast(x).unwrap_or_else(|_| unreachable!("the backend has been recognised"));
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+/// `x` as a `T`, if it is one.
+fn cast<S: 'static, T: 'static>(x: S) -> Result<T, S> {
+    let mut x = Some(x);
+    match (&mut x as &mut dyn Any).downcast_mut::<Option<T>>() {
+        Some(found) => Ok(found.take().expect("it was put there above")),
+        None => Err(x.expect("it was put there above")),
+    }
+}
