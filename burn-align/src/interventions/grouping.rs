@@ -1,0 +1,74 @@
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+/// Which tokens an intervention with parameters takes as one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenGrouping {
+    /// Every token is a vector of its own, and all are treated alike.
+    #[default]
+    #[doc(alias = "keep_last_dim")]
+    Each,
+    /// So many tokens stand side by side in one vector.
+    #[doc(alias = "max_number_of_units")]
+    Joint(usize),
+}
+
+/// Why an intervention cannot act on some units.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it takes {expected}, found {units} units of {d_site} features")]
+pub struct Misfit {
+    /// What the intervention takes.
+    pub expected: String,
+    /// Number of units.
+    pub units: usize,
+    /// Features of a unit.
+    pub d_site: usize,
+}
+
+impl TokenGrouping {
+    /// Checks that units can be made into vectors of `width` features.
+    pub(super) fn check(self, width: usize, units: usize, d_site: usize) -> Result<(), Misfit> {
+        let size = self.size();
+        if units % size == 0 && d_site * size == width {
+            return Ok(());
+        }
+        let expected = match self {
+            Self::Each => format!("units of {width} features"),
+            Self::Joint(_) => format!(
+                "groups of {size} units that together have {width} features (TokenGrouping::Each \
+                 would treat units one by one)"
+            ),
+        };
+        Err(Misfit {
+            expected,
+            units,
+            d_site,
+        })
+    }
+
+    fn size(self) -> usize {
+        match self {
+            Self::Each => 1,
+            Self::Joint(size) => size.max(1),
+        }
+    }
+
+    /// `[batch, unit, d_site]` → `[batch * group, group size * d_site]`, in f32.
+    pub(super) fn join<B: Backend>(self, x: Tensor<B, 3>) -> Tensor<B, 2> {
+        let [batch, units, d_site] = x.dims();
+        let size = self.size();
+        x.cast(DType::F32)
+            .reshape([batch * units / size, size * d_site])
+    }
+
+    /// Adds a change to an activation, in the activation's dtype: nothing that is not changed is
+    /// rounded.
+    pub(super) fn add<B: Backend>(self, base: Tensor<B, 3>, change: Tensor<B, 2>) -> Tensor<B, 3> {
+        let (shape, dtype) = (base.dims(), base.dtype());
+        base + change.reshape(shape).cast(dtype)
+    }
+
+    /// Puts vectors in the place of an activation, in the activation's dtype.
+    pub(super) fn split<B: Backend>(self, base: &Tensor<B, 3>, new: Tensor<B, 2>) -> Tensor<B, 3> {
+        new.reshape(base.dims()).cast(base.dtype())
+    }
+}

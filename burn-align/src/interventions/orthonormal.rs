@@ -1,0 +1,341 @@
+//! Matrices with orthonormal columns, and how they stay so while they are trained.
+
+use burn::module::{Module, Param};
+use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+
+/// How a matrix keeps its columns orthonormal in training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OrthonormalMap {
+    /// The matrix itself is trained. After every step of the optimizer, the step is projected onto
+    /// the tangent space of the Stiefel manifold, and its end is retracted by the polar
+    /// decomposition (Absil, Mahony & Sepulchre 2008, §3.5.7 and example 4.1.2). Nothing but
+    /// products of matrices, and nothing to differentiate through.
+    #[default]
+    Retraction,
+    /// `B · exp(A)` with `A = tril(X) - tril(X)ᵀ`: square matrices, as PyTorch's
+    /// `parametrizations.orthogonal` has them.
+    MatrixExponential,
+    /// `B · (I - A/2)⁻¹ (I + A/2)`, with the same `A`: square matrices.
+    Cayley,
+    /// `B` times the first columns of a product of Householder reflections, whose vectors are the
+    /// columns of `X` below its diagonal: tall matrices, as PyTorch has them.
+    Householder,
+}
+
+/// A matrix `W` of shape `[d, rank]` with `WᵀW = I`, in f32.
+#[derive(Module, Debug)]
+#[doc(alias = "rotation")]
+#[doc(alias = "Stiefel manifold")]
+pub struct Orthonormal<B: Backend> {
+    /// What is trained, `[d, rank]`: `W` itself, or the `X` of its map.
+    pub parameter: Param<Tensor<B, 2>>,
+    /// The matrix `B` of the map, `[d, d]`; none of a [`Retraction`](OrthonormalMap::Retraction).
+    /// It is not trained.
+    pub base: Option<Param<Tensor<B, 2>>>,
+    #[module(skip)]
+    map: OrthonormalMap,
+}
+
+/// Why a matrix cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrthonormalError {
+    /// More columns than fit, or none.
+    #[error("rank: expected 1 to {d}, the number of features, found {rank}")]
+    Rank {
+        /// Number of rows.
+        d: usize,
+        /// Number of columns.
+        rank: usize,
+    },
+    /// A map that needs a square matrix.
+    #[error("{map:?} needs as many columns as rows, found [{d}, {rank}]; use Retraction or Householder")]
+    NotSquare {
+        /// The map.
+        map: OrthonormalMap,
+        /// Number of rows.
+        d: usize,
+        /// Number of columns.
+        rank: usize,
+    },
+}
+
+impl<B: Backend> Orthonormal<B> {
+    /// A random matrix, uniform among all of its shape (the polar factor of a Gaussian one), drawn
+    /// by the backend's own generator: call `B::seed` before.
+    ///
+    /// # Errors
+    /// If there is no such matrix.
+    pub fn random(
+        [d, rank]: [usize; 2],
+        map: OrthonormalMap,
+        device: &B::Device,
+    ) -> Result<Self, OrthonormalError> {
+        check([d, rank], map)?;
+        let normal = Distribution::Normal(0.0, 1.0);
+        let matrix = Tensor::random([d, rank], normal, (device, DType::F32));
+        Self::from_matrix(matrix, map)
+    }
+
+    /// The matrix with orthonormal columns that is nearest to this one.
+    ///
+    /// # Shapes
+    /// - matrix: `[d, rank]`, of full rank
+    ///
+    /// # Errors
+    /// If the map does not fit the shape.
+    pub fn from_matrix(
+        matrix: Tensor<B, 2>,
+        map: OrthonormalMap,
+    ) -> Result<Self, OrthonormalError> {
+        let [d, rank] = matrix.dims();
+        check([d, rank], map)?;
+        let matrix = polar(matrix.detach().cast(DType::F32));
+        let device = matrix.device();
+        let (parameter, base) = match map {
+            OrthonormalMap::Retraction => (matrix, None),
+            OrthonormalMap::MatrixExponential | OrthonormalMap::Cayley => {
+                (-Tensor::eye(d, (&device, DType::F32)), Some(matrix))
+            }
+            OrthonormalMap::Householder => {
+                let start = -Tensor::eye(d, (&device, DType::F32)).narrow(1, 0, rank);
+                (start, Some(complete(matrix)))
+            }
+        };
+        Ok(Self::from_parameter(parameter, base, map))
+    }
+
+    /// Puts a matrix together from what was saved of it.
+    pub(crate) fn from_parameter(
+        parameter: Tensor<B, 2>,
+        base: Option<Tensor<B, 2>>,
+        map: OrthonormalMap,
+    ) -> Self {
+        Self {
+            parameter: Param::from_tensor(parameter),
+            base: base.map(Param::from_tensor),
+            map,
+        }
+    }
+
+    /// How the columns are kept orthonormal.
+    pub fn map(&self) -> OrthonormalMap {
+        self.map
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> [usize; 2] {
+        self.parameter.dims()
+    }
+
+    /// The matrix, `[d, rank]`.
+    pub fn matrix(&self) -> Tensor<B, 2> {
+        let x = self.parameter.val();
+        let turned = match self.map {
+            OrthonormalMap::Retraction => return x,
+            OrthonormalMap::MatrixExponential => exponential(skew(x)),
+            OrthonormalMap::Cayley => cayley(skew(x)),
+            OrthonormalMap::Householder => householder(x),
+        };
+        match &self.base {
+            Some(base) => base.val().detach().matmul(turned),
+            None => turned,
+        }
+    }
+
+    /// Brings the matrix back to the manifold after a step of the optimizer that began at
+    /// `before`. Of maps that never leave it, nothing changes.
+    #[must_use]
+    pub fn retracted(self, before: Tensor<B, 2>) -> Self {
+        if self.map != OrthonormalMap::Retraction {
+            return self;
+        }
+        let parameter = self.parameter.map(|after| {
+            let after = after.detach();
+            let before = before.clone().detach();
+            let step = after - before.clone();
+            let inner = before.clone().transpose().matmul(step.clone());
+            let normal = (inner.clone() + inner.transpose()) * 0.5;
+            let tangent = step - before.clone().matmul(normal);
+            polar(before + tangent)
+        });
+        Self { parameter, ..self }
+    }
+
+    /// `max |WᵀW - I|`.
+    pub fn deviation(&self) -> f64 {
+        let matrix = self.matrix().detach();
+        let gram = matrix.clone().transpose().matmul(matrix);
+        deviation(&gram)
+    }
+}
+
+fn check([d, rank]: [usize; 2], map: OrthonormalMap) -> Result<(), OrthonormalError> {
+    if rank == 0 || rank > d {
+        return Err(OrthonormalError::Rank { d, rank });
+    }
+    let square = matches!(
+        map,
+        OrthonormalMap::MatrixExponential | OrthonormalMap::Cayley
+    );
+    if square && rank != d {
+        return Err(OrthonormalError::NotSquare { map, d, rank });
+    }
+    Ok(())
+}
+
+fn deviation<B: Backend>(gram: &Tensor<B, 2>) -> f64 {
+    let [rank, _rank] = gram.dims();
+    let identity = Tensor::eye(rank, (&gram.device(), gram.dtype()));
+    let largest = (gram.clone() - identity).abs().max();
+    largest.into_data().iter::<f64>().next().unwrap_or(0.0)
+}
+
+/// The orthonormal factor of the polar decomposition, by the iteration of Newton and Schulz,
+/// `Y ← Y (3 I - YᵀY) / 2` (Higham 2008, "Functions of Matrices", eq. 8.20).
+fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
+    // What f32 can reach.
+    const ENOUGH: f64 = 1e-6;
+    let [_d, rank] = matrix.dims();
+    let identity = Tensor::eye(rank, (&matrix.device(), matrix.dtype()));
+    let gram = |y: &Tensor<B, 2>| y.clone().transpose().matmul(y.clone());
+    let mut y = matrix;
+    let mut square = gram(&y);
+    let mut last = deviation(&square);
+    if last > 0.5 {
+        // The iteration wants singular values below √3: the largest row sum bounds their squares.
+        let bound = square.clone().abs().sum_dim(1).max();
+        let bound = bound.into_data().iter::<f64>().next().unwrap_or(1.0);
+        if bound > 0.0 {
+            y = y * bound.sqrt().recip();
+            square = square * bound.recip();
+        }
+        last = f64::INFINITY;
+    }
+    // Singular values grow by half each time: enough for ones of 1e-8.
+    for _ in 0..80 {
+        if last < ENOUGH {
+            break;
+        }
+        y = y.matmul((identity.clone() * 3.0 - square) * 0.5);
+        square = gram(&y);
+        let now = deviation(&square);
+        if now >= last && now < 1e-4 {
+            break; // Rounding is all that is left.
+        }
+        last = now;
+    }
+    y
+}
+
+/// A square orthonormal matrix that begins with these columns.
+fn complete<B: Backend>(columns: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [d, rank] = columns.dims();
+    if rank == d {
+        return columns;
+    }
+    let device = columns.device();
+    let normal = Distribution::Normal(0.0, 1.0);
+    let random = Tensor::random([d, d - rank], normal, (&device, DType::F32));
+    let orthogonal = |x: Tensor<B, 2>| {
+        let inside = columns.clone().transpose().matmul(x.clone());
+        x - columns.clone().matmul(inside)
+    };
+    // Twice, for what rounding has left inside.
+    let rest = polar(orthogonal(polar(orthogonal(random))));
+    Tensor::cat(vec![columns, rest], 1)
+}
+
+/// `tril(X) - tril(X)ᵀ`.
+fn skew<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let lower = x.tril(0);
+    lower.clone() - lower.transpose()
+}
+
+/// `exp(A)`, by scaling and squaring of a Taylor polynomial of degree 8.
+fn exponential<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [d, _d] = a.dims();
+    let identity = Tensor::eye(d, (&a.device(), a.dtype()));
+    let norm = a.clone().detach().abs().sum_dim(1).max();
+    let norm: f64 = norm.into_data().iter::<f64>().next().unwrap_or(0.0);
+    // The remainder is below norm⁹ / 9!, here 5e-9.
+    let halvings = if norm > 0.5 {
+        (norm / 0.5).log2().ceil() as u32
+    } else {
+        0
+    };
+    let a = a * 0.5_f64.powi(halvings as i32);
+    let a2 = a.clone().matmul(a.clone());
+    let a3 = a2.clone().matmul(a.clone());
+    let a4 = a2.clone().matmul(a2.clone());
+    let low = identity.clone() + a.clone() + a2.clone() * 0.5 + a3.clone() * (1.0 / 6.0);
+    let high = identity * (1.0 / 24.0)
+        + a * (1.0 / 120.0)
+        + a2 * (1.0 / 720.0)
+        + a3 * (1.0 / 5040.0)
+        + a4.clone() * (1.0 / 40320.0);
+    let mut power = low + a4.matmul(high);
+    for _ in 0..halvings {
+        power = power.clone().matmul(power);
+    }
+    power
+}
+
+/// `(I - A/2)⁻¹ (I + A/2)`.
+fn cayley<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [d, _d] = a.dims();
+    let identity: Tensor<B, 2> = Tensor::eye(d, (&a.device(), a.dtype()));
+    let half = a * 0.5;
+    let matrix = identity.clone() - half.clone();
+    inverse(matrix).matmul(identity + half)
+}
+
+/// The inverse, by Newton's iteration `Y ← Y (2 I - M Y)`. Only its last step is differentiated,
+/// which gives the whole derivative, since the step's derivative by `Y` vanishes at the inverse.
+fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [d, _d] = matrix.dims();
+    let identity: Tensor<B, 2> = Tensor::eye(d, (&matrix.device(), matrix.dtype()));
+    let fixed = matrix.clone().detach();
+    let largest = |axis| {
+        let sums = fixed.clone().abs().sum_dim(axis).max().into_data();
+        sums.iter::<f64>().next().unwrap_or(1.0)
+    };
+    let mut y = fixed.clone().transpose() * (largest(0) * largest(1)).recip();
+    let step = |matrix: Tensor<B, 2>, y: Tensor<B, 2>| {
+        let product = matrix.matmul(y.clone());
+        y.matmul(identity.clone() * 2.0 - product)
+    };
+    let mut last = f64::INFINITY;
+    for _ in 0..80 {
+        let product = fixed.clone().matmul(y.clone());
+        let now = deviation(&product);
+        if now < 1e-6 || (now >= last && now < 1e-3) {
+            break;
+        }
+        last = now;
+        y = step(fixed.clone(), y);
+    }
+    step(matrix, y.detach())
+}
+
+/// The first columns of the product of reflections `I - τ v vᵀ`, times the signs on the diagonal,
+/// which are not trained.
+fn householder<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [d, rank] = x.dims();
+    let options = (&x.device(), x.dtype());
+    let unit = Tensor::<B, 2>::eye(d, options).narrow(1, 0, rank);
+    let signs = (x.clone().detach() * unit.clone()).sum_dim(0); // [1, rank]
+    // PyTorch cuts them to whole numbers.
+    let signs = signs.clone().sign() * signs.abs().floor();
+    let vectors = x.tril(-1) + unit.clone();
+    let squares = vectors.clone().powi_scalar(2).sum_dim(0); // [1, rank], 1 + Σ a²
+    let mut product = unit;
+    for column in (0..rank).rev() {
+        let v = vectors.clone().narrow(1, column, 1); // [d, 1]
+        let tau = squares.clone().narrow(1, column, 1).recip() * 2.0; // [1, 1]
+        let inner = v.clone().transpose().matmul(product.clone()); // [1, rank]
+        product = product - v.matmul(inner * tau);
+    }
+    product * signs
+}
