@@ -1,10 +1,15 @@
-//! Causal models: running, intervening, drawing inputs.
+//! Causal models: running, intervening, drawing inputs. Datasets, errors and properties of random
+//! models are in the submodules.
 
 use std::collections::HashSet;
 
 use burn_align::causal_models::{BalancedSampler, CausalModel, Inputs, Values};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+
+mod dataset;
+mod properties;
+mod refused;
 
 /// Whether a and b are the same as each other, just as c and d are.
 fn equality(values: i64) -> CausalModel<i64> {

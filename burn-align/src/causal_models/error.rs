@@ -173,6 +173,24 @@ pub enum CausalModelError {
         /// The limit.
         limit: u128,
     },
+    /// Nothing to interchange.
+    #[error("{what}: expected at least one {expected}, found none")]
+    EmptyTarget {
+        /// Where.
+        what: String,
+        /// What is missing.
+        expected: &'static str,
+    },
+    /// A setting out of range.
+    #[error("{what}: expected {expected}, found {found}")]
+    Config {
+        /// What is wrong.
+        what: &'static str,
+        /// What was expected.
+        expected: &'static str,
+        /// What was found.
+        found: String,
+    },
     /// Inputs that were not found among those drawn.
     #[error(
         "expected inputs that are accepted, found none in {tries} tries; raise the number, accept \
@@ -181,5 +199,33 @@ pub enum CausalModelError {
     NotAccepted {
         /// Number of tries.
         tries: usize,
+    },
+    /// A share of flipped labels that the drawn inputs do not give.
+    #[error(
+        "interchanging {target}: expected an example whose label {}, found none in {tries} tries; \
+         raise max_tries, ask for another share of flips, or draw inputs with a sampler under \
+         which both happen",
+        if *flip { "flips" } else { "does not flip" }
+    )]
+    Balance {
+        /// The variables, those of one source in brackets.
+        target: String,
+        /// Whether a flip was wanted.
+        flip: bool,
+        /// Number of tries.
+        tries: usize,
+    },
+    /// A split with nothing on one side.
+    #[error(
+        "expected {what} on both sides of the split, found {held_out} of {count} held out; choose \
+         another fraction, or split more {what}"
+    )]
+    EmptySplit {
+        /// What is split.
+        what: &'static str,
+        /// How many would be held out.
+        held_out: usize,
+        /// How many there are.
+        count: usize,
     },
 }

@@ -11,7 +11,9 @@
 //! Are a and b the same as each other, just as c and d are? The integers stand for random vectors.
 //!
 //! ```
-//! use burn_align::causal_models::CausalModel;
+//! use burn_align::causal_models::{
+//!     BalancedSampler, CausalModel, CounterfactualConfig, Target, generate_counterfactuals_with,
+//! };
 //!
 //! # fn main() -> Result<(), burn_align::causal_models::CausalModelError> {
 //! let equality = CausalModel::<i64>::builder()
@@ -34,6 +36,15 @@
 //! let equal = equality.inputs([("a", 5), ("b", 5), ("c", 6), ("d", 6)])?;
 //! assert_eq!(equality.interchange(&base, [(wx, &unequal)])?[out], 1);
 //! assert_eq!(equality.interchange(&base, [(wx, &unequal), (yz, &equal)])?[out], 0);
+//!
+//! // Examples that interchange wx, yz, or both, each from its own source. Half the labels flip.
+//! let targets = [vec![wx], vec![yz], vec![wx, yz]].map(Target::source_each);
+//! let config = CounterfactualConfig::new(12_800, targets).with_flips(0.5);
+//! let sampler = BalancedSampler::new(&equality, out)?;
+//! let dataset = generate_counterfactuals_with(&equality, &config, |_, rng| {
+//!     Ok(sampler.sample(rng))
+//! })?;
+//! assert_eq!(dataset.flip_fraction(), 0.5);
 //! # Ok(())
 //! # }
 //! ```
@@ -44,7 +55,11 @@
 //! decided. They agree on every input, and differ in their counterfactuals.
 //!
 //! ```
-//! use burn_align::causal_models::{CausalModel, CausalModelError, Inputs, Values};
+//! use burn_align::causal_models::{
+//!     CausalModel, CausalModelError, CounterfactualConfig, Inputs, Target, Values,
+//!     generate_counterfactuals_with,
+//! };
+//! use rand::Rng;
 //!
 //! # fn main() -> Result<(), CausalModelError> {
 //! // The price is compared with either boundary.
@@ -89,6 +104,20 @@
 //! assert_eq!(label(&boundaries, "left")?, [1]); // 350 >= 300, and 500 <= 600
 //! assert_eq!(label(&mid_point, "distance")?, [0]); // 150 from the middle, of a bracket of ±100
 //! assert_eq!(label(&bracket, "bracket")?, [1]); // 500 in 300..=700
+//!
+//! // Brackets are 2.50 to 7.50 wide: a sampler of one's own.
+//! let left = boundaries.variable("left")?;
+//! let config = CounterfactualConfig::new(1000, [Target::one_source([left])]).with_flips(0.5);
+//! let dataset = generate_counterfactuals_with(&boundaries, &config, |_, rng| {
+//!     let width = rng.random_range(250..=750);
+//!     let lower = rng.random_range(0..1000 - width);
+//!     Ok(Inputs::from([rng.random_range(0..1000), lower, lower + width]))
+//! })?;
+//! let [price, lower] = boundaries.variables(["price", "lower"])?;
+//! let example = &dataset.examples[0];
+//! let source = &example.sources[0].inputs;
+//! let right = example.base[price] <= example.base[boundaries.variable("upper")?];
+//! assert_eq!(example.label == [1], source[price] >= source[lower] && right);
 //! # Ok(())
 //! # }
 //! ```
@@ -135,24 +164,35 @@
 //! - `sample_input_tree_balanced`: [`BalancedSampler`];
 //! - `get_partial_filter` and the like: closures;
 //! - `generate_factual_dataset`: inputs that are drawn, and [`CausalModel::run`];
+//! - `generate_counterfactual_dataset`: [`generate_counterfactuals`]. A source is not drawn for a
+//!   value that was drawn first; instead the share of examples whose label flips is stated. There
+//!   are as many sources as a target names, without padding;
 //! - `print_structure`, `print_setting`: [`CausalModel::to_dot`], [`CausalModel::run_to_dot`].
 
 mod balanced;
 mod builder;
 mod classes;
+mod dataset;
 mod dot;
 mod draw;
 mod error;
+mod generate;
 mod model;
 mod run;
+mod split;
 mod values;
 mod variable;
 
 pub use balanced::BalancedSampler;
 pub use builder::CausalModelBuilder;
 pub use classes::EquivalenceClasses;
+pub use dataset::{CounterfactualDataset, CounterfactualExample, CounterfactualSource};
 pub use draw::AllInputs;
 pub use error::CausalModelError;
+pub use generate::{
+    CounterfactualConfig, Draw, Target, generate_counterfactuals, generate_counterfactuals_with,
+};
 pub use model::CausalModel;
+pub use split::Split;
 pub use values::{Value, Values};
 pub use variable::{Inputs, Setting, Variable, VariableRef};

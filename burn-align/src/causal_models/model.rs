@@ -9,8 +9,8 @@ use super::{CausalModelBuilder, CausalModelError, Value, Values, Variable, Varia
 ///
 /// For a model over variables *X* with functions *f*: running it under inputs computes
 /// `x = f_X(parents of X)` for every variable, in an order in which parents come first; an
-/// intervention puts `x` in the place of `f_X`; an interchange intervention takes that `x` from a run
-/// under other inputs (arXiv 2106.02997, arXiv 2303.02536).
+/// intervention puts `x` in the place of `f_X`; an interchange intervention takes that `x` from a
+/// run under other inputs (arXiv 2106.02997, arXiv 2303.02536).
 #[derive(Clone)]
 pub struct CausalModel<V> {
     /// Inputs first, then in the order of computation.

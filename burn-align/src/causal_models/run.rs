@@ -1,6 +1,9 @@
 use super::model::Node;
 use super::values::show;
-use super::{CausalModel, CausalModelError, Inputs, Setting, Value, Variable, VariableRef};
+use super::{
+    CausalModel, CausalModelError, CounterfactualSource, Inputs, Setting, Value, Variable,
+    VariableRef,
+};
 
 impl<V: Value> CausalModel<V> {
     /// Inputs by name or handle, in any order.
@@ -122,6 +125,24 @@ impl<V: Value> CausalModel<V> {
         for (variable, source) in sources {
             let variable = self.variable(variable)?;
             self.fix(&mut fixed, variable, self.run(source)?[variable].clone())?;
+        }
+        self.check_inputs(base)?;
+        self.compute(base, fixed)
+    }
+
+    /// The same for sources that each give several variables. Each runs once.
+    pub(super) fn interchange_sources(
+        &self,
+        base: &Inputs<V>,
+        sources: &[CounterfactualSource<V>],
+    ) -> Result<Setting<V>, CausalModelError> {
+        let mut fixed = self.nothing_fixed();
+        for source in sources {
+            let setting = self.run(&source.inputs)?;
+            for &variable in &source.variables {
+                let variable = self.variable(variable)?;
+                self.fix(&mut fixed, variable, setting[variable].clone())?;
+            }
         }
         self.check_inputs(base)?;
         self.compute(base, fixed)
