@@ -32,6 +32,7 @@
 //!
 //! # Layers
 //! - [`methods`]: sweeps, causal tracing;
+//! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
 //! - [`interventions`]: what is done to an activation;
@@ -40,6 +41,7 @@
 //!
 //! Axis names are those of [`burn_align_models`].
 
+pub mod causal_models;
 pub mod engine;
 pub mod front;
 pub mod interventions;

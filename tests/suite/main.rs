@@ -10,6 +10,7 @@ mod support;
 
 mod activations;
 mod builtin;
+mod causal_models;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
