@@ -200,7 +200,7 @@ fn time<B: Backend, M: AlignableTransformer<B>>(
 ) -> Result<Vec<f64>> {
     const LEAST: usize = 5;
     const MOST: usize = 200;
-    let interventions = [BuiltinIntervention::Vanilla(VanillaIntervention)];
+    let interventions = [BuiltinIntervention::<B>::from(VanillaIntervention)];
     let run = || -> Result<Duration> {
         B::sync(device)?;
         let start = Instant::now();

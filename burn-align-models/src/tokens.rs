@@ -47,6 +47,14 @@ pub enum TokensError {
         /// The model's limit.
         max_positions: usize,
     },
+    /// An example that is not in the batch.
+    #[error("expected an example below {batch}, found {found}")]
+    NoSuchExample {
+        /// Its index.
+        found: usize,
+        /// Number of examples.
+        batch: usize,
+    },
     /// A word that does not stand in a prompt.
     #[error("`{word}` does not occur in `{prompt}`")]
     WordNotFound {
@@ -119,6 +127,22 @@ impl TokenBatch {
     /// Number of real tokens of each example.
     pub fn lengths(&self) -> Vec<usize> {
         self.ids.iter().map(Vec::len).collect()
+    }
+
+    /// Some of the examples, in this order; one may be named several times.
+    ///
+    /// # Errors
+    /// If none is named, or one that is not there.
+    pub fn select(&self, examples: &[usize]) -> Result<Self, TokensError> {
+        let batch = self.batch();
+        let ids = examples.iter().map(|example| {
+            let ids = self.ids.get(*example).cloned();
+            ids.ok_or(TokensError::NoSuchExample {
+                found: *example,
+                batch,
+            })
+        });
+        Self::new(ids.collect::<Result<_, _>>()?)
     }
 
     /// Checks that a model of these sizes can read the batch.

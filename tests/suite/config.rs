@@ -263,8 +263,8 @@ fn unknown_and_wrong_fields_are_refused() {
             &["max_number_of_units: expected at least 1, found 0"],
         ),
         (
-            representation("alignable_low_rank_dimension", json!(4)),
-            &["alignable_low_rank_dimension: expected null, found 4"],
+            representation("alignable_low_rank_dimension", json!("four")),
+            &["string \"four\"", "expected usize"],
         ),
         (
             representation("subspace_partition", json!([0, 4])),

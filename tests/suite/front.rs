@@ -274,7 +274,9 @@ fn another_number_of_interventions() {
     let representations = [linked(7), output(), linked(7), collect];
     for found in [0, 1, 3, 4] {
         let config = AlignableConfig::new(representations.clone());
-        let vanilla = vec![BuiltinIntervention::Vanilla(VanillaIntervention); found];
+        let vanilla = (0..found)
+            .map(|_| BuiltinIntervention::<Flex>::from(VanillaIntervention))
+            .collect();
         let error =
             AlignableModel::<Flex, _, _>::with_interventions(config, model("gpt2_plain"), vanilla)
                 .expect_err("refused");

@@ -25,7 +25,7 @@ const SWAP: usize = 0;
 /// Index of the one that takes none.
 const ZERO: usize = 1;
 
-fn interventions() -> [BuiltinIntervention; 2] {
+fn interventions() -> [BuiltinIntervention<Flex>; 2] {
     [
         BuiltinIntervention::Vanilla(VanillaIntervention),
         BuiltinIntervention::Fill(FillIntervention::ZERO),

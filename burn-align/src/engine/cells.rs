@@ -6,6 +6,7 @@
 use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
 
 use super::{Indices, Units};
+use crate::interventions::Intervention;
 
 /// Cells of one or several worlds, in the order in which an intervention sees them.
 #[derive(Clone, Debug, Default)]
@@ -102,24 +103,34 @@ pub(super) fn scatter<B: Backend>(
         .reshape(shape)
 }
 
-/// Which features are to be changed: `[batch, 1, d_site]`.
+/// The number of features that subspaces are made of.
+pub(super) fn feature_count<B: Backend, I: Intervention<B>>(
+    intervention: &I,
+    units: usize,
+    d_site: usize,
+) -> usize {
+    let count = intervention.features(units, d_site);
+    count.expect("checked when the plan was validated")
+}
+
+/// Which features are to be changed: `[batch, 1, feature]`.
 ///
 /// For several edits under one another, each with its features and its number of examples.
 pub(super) fn feature_mask<'a, B: Backend>(
     edits: impl Iterator<Item = (&'a Indices, usize)>,
-    d_site: usize,
+    count: usize,
     device: &B::Device,
 ) -> Tensor<B, 3, Bool> {
     let mut mask = Vec::new();
     for (features, batch) in edits {
         for example in 0..batch {
             let start = mask.len();
-            mask.resize(start + d_site, false);
-            for feature in features.of(example, d_site) {
+            mask.resize(start + count, false);
+            for feature in features.of(example, count) {
                 mask[start + feature] = true;
             }
         }
     }
-    let rows = mask.len() / d_site;
-    Tensor::from_data(TensorData::new(mask, [rows, 1, d_site]), device)
+    let rows = mask.len() / count;
+    Tensor::from_data(TensorData::new(mask, [rows, 1, count]), device)
 }

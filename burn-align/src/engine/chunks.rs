@@ -27,7 +27,7 @@ pub(super) fn chunks<B: Backend>(
     whole: &Schedule,
     max_rows: usize,
 ) -> Result<Vec<Schedule>, PlanError> {
-    let mut worlds: Vec<WorldId> = plan.reads.iter().map(|read| read.world()).collect();
+    let mut worlds: Vec<WorldId> = plan.open_reads().map(|(_, read)| read.world()).collect();
     worlds.sort();
     worlds.dedup();
     let mut kept: HashSet<OperandKey> = HashSet::new();
@@ -35,8 +35,10 @@ pub(super) fn chunks<B: Backend>(
     let mut rest = &worlds[..];
     while !rest.is_empty() {
         let part = |count: usize| {
-            let reads: Vec<usize> = (0..plan.reads.len())
-                .filter(|index| rest[..count].contains(&plan.reads[*index].world()))
+            let reads: Vec<usize> = plan
+                .open_reads()
+                .filter(|(_, read)| rest[..count].contains(&read.world()))
+                .map(|(index, _)| index)
                 .collect();
             let is_kept =
                 |operand: &Operand| operand_key(operand).is_some_and(|key| kept.contains(&key));

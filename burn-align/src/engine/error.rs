@@ -1,5 +1,7 @@
 use burn_align_models::{Site, TokensError};
 
+use crate::interventions::Misfit;
+
 /// Why a plan cannot be run. Found before anything is computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -12,9 +14,27 @@ pub enum PlanError {
         /// What is wrong.
         source: TokensError,
     },
-    /// Token ids and vectors in one plan.
-    #[error("expected all inputs to be token ids, or all to be vectors; found both")]
+    /// Inputs of several kinds in one plan.
+    #[error(
+        "expected all inputs to be token ids, all to be vectors, or all to be resumed runs; found \
+         several kinds"
+    )]
     MixedInputs,
+    /// A world that [`Plan::freeze`](super::Plan::freeze) has taken out of the plan.
+    #[error(
+        "world {world} has been frozen: nothing new can be read of it; add reads before the plan \
+         is frozen"
+    )]
+    Frozen {
+        /// Index of the world.
+        world: usize,
+    },
+    /// A site before the one at which a frozen plan resumes.
+    #[error("{site}: the plan was frozen and resumes behind this site")]
+    NotReached {
+        /// The site.
+        site: Site,
+    },
     /// An id that belongs to another plan.
     #[error("{what} {found}: this plan has {count}; ids are valid only in the plan that gave them")]
     UnknownId {
@@ -140,16 +160,26 @@ pub enum PlanError {
         count: usize,
     },
     /// A feature that the changed units do not have.
-    #[error("{site}: example {example}: expected a feature below d_site = {d_site}, found {found}")]
+    #[error("{site}: example {example}: expected a feature below {features}, found {found}")]
     FeatureOutOfRange {
         /// The edit's site.
         site: Site,
         /// Index of the example.
         example: usize,
-        /// Number of features of a unit.
-        d_site: usize,
+        /// Number of features: of a unit, or of what the intervention makes of it.
+        features: usize,
         /// The feature.
         found: usize,
+    },
+    /// Units that the intervention cannot act on.
+    #[error("{site}: intervention {intervention}")]
+    Misfit {
+        /// The edit's site.
+        site: Site,
+        /// Index of the intervention.
+        intervention: usize,
+        /// What it takes.
+        source: Misfit,
     },
     /// An operand that is missing, or that the intervention does not take.
     #[error(

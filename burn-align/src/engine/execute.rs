@@ -79,7 +79,7 @@ impl<B: Backend> Plan<B> {
         interventions: &[I],
         options: &RunOptions,
     ) -> Result<Results<B>, PlanError> {
-        let whole = validate(self, model, &needs_source(interventions))?;
+        let whole = validate(self, model, interventions)?;
         let parts = match options.max_rows {
             Some(max_rows) if whole.max_rows(self) > max_rows => chunks(self, &whole, max_rows)?,
             _ => vec![whole.clone()],
@@ -92,7 +92,7 @@ impl<B: Backend> Plan<B> {
             interventions,
             device: model.device(),
             kept: HashMap::new(),
-            values: vec![None; self.reads.len()],
+            values: self.known.clone(),
         };
         for part in &parts {
             run.schedule = part;
@@ -107,11 +107,6 @@ impl<B: Backend> Plan<B> {
                 .collect(),
         })
     }
-}
-
-/// For each intervention: whether it needs a source.
-pub(super) fn needs_source<B: Backend, I: Intervention<B>>(interventions: &[I]) -> Vec<bool> {
-    interventions.iter().map(I::needs_source).collect()
 }
 
 /// Worlds' activations that edits elsewhere will take.
@@ -145,6 +140,9 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
         for current in &pass.stages {
             let forked = match (x.take(), before) {
                 (Some(x), Some(before)) => Some(self.fork(x, before, current)),
+                _ if current.stage != Stage::Embed => {
+                    Some(stack_residuals(self.plan, current, pos))
+                }
                 _ => None,
             };
             let mut tap = LockstepTap::new(self, index, current);
@@ -170,7 +168,7 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
                     self.unembed(x, normed, current, model);
                     None
                 }
-                (_, None) => unreachable!("embedding comes first"),
+                (_, None) => unreachable!("the embedding or a residual comes first"),
             };
             before = Some(current);
         }
@@ -298,6 +296,28 @@ fn stack<B: Backend>(
     )
 }
 
+/// The residuals that all groups start from, under one another, padded on the right.
+fn stack_residuals<B: Backend>(plan: &Plan<B>, stage: &StageGroups, pos: usize) -> Tensor<B, 3> {
+    let residuals = stage
+        .groups
+        .iter()
+        .map(|group| match plan.input_of(group.worlds[0]) {
+            WorldInput::Resumed(resumed) => padded(&resumed.x, pos),
+            _ => unreachable!("checked when the plan was validated"),
+        });
+    Tensor::cat(residuals.collect(), 0)
+}
+
+/// Zeros behind the last position, up to `pos` positions.
+fn padded<B: Backend>(x: &Tensor<B, 3>, pos: usize) -> Tensor<B, 3> {
+    let [batch, own_pos, width] = x.dims();
+    if own_pos == pos {
+        return x.clone();
+    }
+    let padding = Tensor::zeros([batch, pos - own_pos, width], (&x.device(), x.dtype()));
+    Tensor::cat(vec![x.clone(), padding], 1)
+}
+
 /// Inputs under one another, padded on the right to `pos` positions.
 pub(super) fn stack_inputs<'a, B: Backend>(
     inputs: impl Iterator<Item = &'a WorldInput<B>>,
@@ -314,14 +334,8 @@ pub(super) fn stack_inputs<'a, B: Backend>(
                     tokens.extend(std::iter::repeat_n(0, pos - ids.len()));
                 }
             }
-            WorldInput::Features(x) => {
-                let [batch, own_pos, width] = x.dims();
-                let padding = Tensor::zeros([batch, pos - own_pos, width], (device, x.dtype()));
-                features.push(match own_pos == pos {
-                    true => x.clone(),
-                    false => Tensor::cat(vec![x.clone(), padding], 1),
-                });
-            }
+            WorldInput::Features(x) => features.push(padded(x, pos)),
+            WorldInput::Resumed(_) => unreachable!("a resumed run has its residuals"),
         }
     }
     if features.is_empty() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, Tap};
 
-use super::cells::{Cells, feature_mask, gather, scatter};
+use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::{Run, first_rows};
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::{Stage, StageGroups};
@@ -225,7 +225,8 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 let input = self.run.plan.input_of(self.world_of(*group));
                 (&edit.features, input.batch())
             });
-            feature_mask(features, d_site, &base.device())
+            let count = feature_count(&self.run.interventions[call.intervention], unit, d_site);
+            feature_mask(features, count, &base.device())
         });
         let changed = self.run.interventions[call.intervention]
             .apply(base, Operands::new(source, subspace))

@@ -18,6 +18,7 @@ mod chunks;
 mod error;
 mod execute;
 mod explain;
+mod freeze;
 mod lockstep_tap;
 mod naive;
 mod plan;
@@ -29,6 +30,6 @@ pub use error::PlanError;
 pub use execute::{Results, RunOptions};
 pub use explain::{Explanation, PassExplanation, StageExplanation};
 pub use plan::{
-    ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, WorldId, WorldInput,
+    ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, Resumed, WorldId, WorldInput,
 };
 pub use units::{Indices, Units};

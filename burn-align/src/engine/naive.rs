@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::iter;
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, Site, Tap};
+use burn_align_models::{AlignableTransformer, Component, Site, Tap};
 
-use super::cells::{Cells, feature_mask, gather, scatter};
-use super::execute::{logit_units, needs_source, stack_inputs};
-use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
+use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
+use super::execute::{logit_units, stack_inputs};
+use super::plan::{Edit, Operand, Plan, Read, Resumed, WorldId, WorldInput};
+use super::schedule::{Part, Stage};
 use super::validate::validate;
 use super::{Indices, PlanError, Results, Units};
 use crate::interventions::{Intervention, Operands};
@@ -26,23 +27,28 @@ impl<B: Backend> Plan<B> {
         model: &M,
         interventions: &[I],
     ) -> Result<Results<B>, PlanError> {
-        validate(self, model, &needs_source(interventions))?;
+        validate(self, model, interventions)?;
         let naive = Naive {
             plan: self,
             model,
             interventions,
             device: model.device(),
         };
-        let values = self.reads.iter().map(|read| match read {
-            Read::Activation { world, site, units } => naive.activation(*world, *site, units),
-            Read::Logits { world, positions } => {
-                let input = self.input_of(*world);
-                let units = logit_units(positions, input);
-                let (logits, _) = naive.world(*world, None);
-                let [batch, pos, vocab] = logits.dims();
-                take(&logits.reshape([batch, 1, pos, vocab]), &units, input)
-            }
-        });
+        let values = self
+            .reads
+            .iter()
+            .zip(&self.known)
+            .map(|(read, known)| match read {
+                _ if let Some(known) = known => known.clone(),
+                Read::Activation { world, site, units } => naive.activation(*world, *site, units),
+                Read::Logits { world, positions } => {
+                    let input = self.input_of(*world);
+                    let units = logit_units(positions, input);
+                    let (logits, _) = naive.world(*world, None);
+                    let [batch, pos, vocab] = logits.dims();
+                    take(&logits.reshape([batch, 1, pos, vocab]), &units, input)
+                }
+            });
         Ok(Results {
             values: values.collect(),
         })
@@ -91,9 +97,34 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
             until,
             seen: None,
         };
-        let input = stack_inputs([input].into_iter(), input.pos(), &self.device);
-        let logits = self.model.forward_tapped(input, &mut tap);
+        let logits = match input {
+            WorldInput::Resumed(resumed) => self.resumed(resumed, &mut tap),
+            _ => {
+                let input = stack_inputs([input].into_iter(), input.pos(), &self.device);
+                self.model.forward_tapped(input, &mut tap)
+            }
+        };
         (logits, tap.seen)
+    }
+
+    /// The rest of a forward pass.
+    fn resumed(&self, resumed: &Resumed<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let mut x = resumed.x.clone();
+        let [_batch, pos, _d_model] = x.dims();
+        let pass = self.model.begin(pos, &self.device);
+        let layers = self.model.dims().layers;
+        let next = match resumed.stage {
+            Stage::Layer(layer, Part::Block) => layer,
+            Stage::Layer(layer, Part::Output) => {
+                x = tap.stream(Site::Block(layer, Component::BlockOutput), x);
+                layer + 1
+            }
+            Stage::Embed | Stage::FinalNorm | Stage::Unembed => layers,
+        };
+        for layer in next..layers {
+            x = self.model.block(layer, x, &pass, tap);
+        }
+        self.model.unembed(self.model.final_norm(x, tap))
     }
 }
 
@@ -129,10 +160,11 @@ impl<B: Backend, I: Intervention<B>> Tap<B> for WorldTap<'_, B, I> {
         for (edit, source) in self.edits_at.remove(&site).into_iter().flatten() {
             let base = take(&activation, &edit.units, self.input);
             let source = source.map(|source| source.expand(base.shape()));
-            let [batch, _unit, d_site] = base.dims();
+            let [batch, unit, d_site] = base.dims();
             let features = (edit.features != Indices::All).then_some((&edit.features, batch));
+            let count = feature_count(&self.interventions[edit.intervention], unit, d_site);
             let subspace =
-                features.map(|features| feature_mask(iter::once(features), d_site, &base.device()));
+                features.map(|features| feature_mask(iter::once(features), count, &base.device()));
             let changed = self.interventions[edit.intervention]
                 .apply(base, Operands::new(source, subspace))
                 .cast(activation.dtype());

@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
+use super::schedule::Stage;
 use super::{Indices, Units};
 
 /// A world of a [`Plan`].
@@ -26,6 +27,19 @@ pub enum WorldInput<B: Backend> {
     Tokens(TokenBatch),
     /// Vectors, `[batch, pos, feature]`.
     Features(Tensor<B, 3>),
+    /// The middle of a run: what [`Plan::freeze`] has left.
+    Resumed(Resumed<B>),
+}
+
+/// A run that has come as far as some layer.
+#[derive(Clone, Debug)]
+pub struct Resumed<B: Backend> {
+    /// The first stage to run.
+    pub(super) stage: Stage,
+    /// The residual stream before it, `[batch, pos, d_model]`.
+    pub(super) x: Tensor<B, 3>,
+    /// Number of positions of each example.
+    pub(super) lengths: Vec<usize>,
 }
 
 impl<B: Backend> From<TokenBatch> for WorldInput<B> {
@@ -46,6 +60,7 @@ impl<B: Backend> WorldInput<B> {
         match self {
             Self::Tokens(tokens) => tokens.batch(),
             Self::Features(features) => features.dims()[0],
+            Self::Resumed(resumed) => resumed.x.dims()[0],
         }
     }
 
@@ -54,6 +69,7 @@ impl<B: Backend> WorldInput<B> {
         match self {
             Self::Tokens(tokens) => tokens.pos(),
             Self::Features(features) => features.dims()[1],
+            Self::Resumed(resumed) => resumed.x.dims()[1],
         }
     }
 
@@ -62,6 +78,7 @@ impl<B: Backend> WorldInput<B> {
         match self {
             Self::Tokens(tokens) => tokens.lengths(),
             Self::Features(_) => vec![self.pos(); self.batch()],
+            Self::Resumed(resumed) => resumed.lengths.clone(),
         }
     }
 }
@@ -136,6 +153,8 @@ impl Edit {
 pub(super) struct World {
     pub(super) input: InputId,
     pub(super) edits: Vec<Edit>,
+    /// Whether all that others take of it has been computed, and it can do no more.
+    pub(super) frozen: bool,
 }
 
 /// Positions at which logits are wanted.
@@ -177,6 +196,8 @@ pub struct Plan<B: Backend> {
     pub(super) constants: Vec<Tensor<B, 3>>,
     pub(super) worlds: Vec<World>,
     pub(super) reads: Vec<Read>,
+    /// Of each read: its value, if it is already known.
+    pub(super) known: Vec<Option<Tensor<B, 3>>>,
 }
 
 impl<B: Backend> Default for Plan<B> {
@@ -186,6 +207,7 @@ impl<B: Backend> Default for Plan<B> {
             constants: Vec::new(),
             worlds: Vec::new(),
             reads: Vec::new(),
+            known: Vec::new(),
         }
     }
 }
@@ -228,6 +250,7 @@ impl<B: Backend> Plan<B> {
         self.worlds.push(World {
             input,
             edits: edits.into_iter().collect(),
+            frozen: false,
         });
         WorldId(self.worlds.len() - 1)
     }
@@ -254,7 +277,22 @@ impl<B: Backend> Plan<B> {
 
     fn add_read(&mut self, read: Read) -> ReadId {
         self.reads.push(read);
+        self.known.push(None);
         ReadId(self.reads.len() - 1)
+    }
+
+    /// The reads whose values are not known yet, with their numbers.
+    pub(super) fn open_reads(&self) -> impl Iterator<Item = (usize, &Read)> {
+        let reads = self.reads.iter().enumerate();
+        reads.filter(|(index, _)| self.known[*index].is_none())
+    }
+
+    /// The first stage that worlds run.
+    pub(super) fn start(&self) -> Stage {
+        match self.inputs.first() {
+            Some(WorldInput::Resumed(resumed)) => resumed.stage,
+            _ => Stage::Embed,
+        }
     }
 
     pub(super) fn input_of(&self, world: WorldId) -> &WorldInput<B> {

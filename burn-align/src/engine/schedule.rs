@@ -310,7 +310,8 @@ impl Pass {
         for world in worlds {
             before[plan.worlds[world.0].input.0].push(*world);
         }
-        for stage in model.all() {
+        let start = plan.start();
+        for stage in model.all().filter(|stage| *stage >= start) {
             let mut groups: Vec<Group> = Vec::new();
             for (parent, members) in before.iter().enumerate() {
                 let mut split: Vec<(Vec<&Edit>, Vec<WorldId>)> = Vec::new();

@@ -6,17 +6,28 @@ use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWid
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
 use super::schedule::{Schedule, Stages};
 use super::{Indices, PlanError, Units, WorldInput};
+use crate::interventions::Intervention;
 
-/// Checks the plan and lays out its passes. For each intervention: whether it needs a source.
-pub(super) fn validate<B: Backend, M: AlignableTransformer<B>>(
+/// Checks the plan and lays out its passes.
+pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     plan: &Plan<B>,
     model: &M,
-    needs_source: &[bool],
+    interventions: &[I],
 ) -> Result<Schedule, PlanError> {
+    let needs_source: Vec<bool> = interventions.iter().map(I::needs_source).collect();
     for edit in plan.worlds.iter().flat_map(|world| &world.edits) {
-        check_intervention(edit, needs_source)?;
+        check_intervention(edit, &needs_source)?;
     }
-    validate_without_interventions(plan, model)
+    validate_with(plan, model, |edit, [_batch, units, d_site]| {
+        interventions[edit.intervention]
+            .features(units, d_site)
+            .map(Some)
+            .map_err(|source| PlanError::Misfit {
+                site: edit.site,
+                intervention: edit.intervention,
+                source,
+            })
+    })
 }
 
 /// As [`validate`], but for what depends on the interventions.
@@ -24,20 +35,36 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
     plan: &Plan<B>,
     model: &M,
 ) -> Result<Schedule, PlanError> {
+    validate_with(plan, model, |_edit, _shape| Ok(None))
+}
+
+/// `features` gives the number of features that an edit's subspace is made of, if it is known, for
+/// a change of `[batch, unit, d_site]`.
+fn validate_with<B: Backend, M: AlignableTransformer<B>>(
+    plan: &Plan<B>,
+    model: &M,
+    features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
+) -> Result<Schedule, PlanError> {
     check_inputs(plan, model.dims())?;
     // First of all, for an edit may take from a world that comes later.
     for world in &plan.worlds {
         check_id("input", world.input.0, plan.inputs.len())?;
     }
-    let checker = Checker { plan, model };
+    let stages = Stages::new(model);
+    let checker = Checker {
+        plan,
+        model,
+        stages,
+    };
     for (world, edits) in plan.worlds.iter().map(|world| &world.edits).enumerate() {
         for edit in edits {
             let expected = checker.shape(WorldId(world), edit.site, &edit.units)?;
-            check_features(edit, expected)?;
+            let count = features(edit, expected)?;
+            check_features(edit, expected[0], count)?;
             let found = match &edit.operand {
                 Operand::None => continue,
                 Operand::Activation { world, site, units } => {
-                    check_id("world", world.0, plan.worlds.len())?;
+                    check_world(plan, *world)?;
                     checker.shape(*world, *site, units)?
                 }
                 Operand::Constant(id) => {
@@ -62,8 +89,8 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
             }
         }
     }
-    for read in &plan.reads {
-        check_id("world", read.world().0, plan.worlds.len())?;
+    for (_, read) in plan.open_reads() {
+        check_world(plan, read.world())?;
         match read {
             Read::Activation { world, site, units } => {
                 checker.shape(*world, *site, units)?;
@@ -76,13 +103,12 @@ pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer
             }
         }
     }
-    let reads: Vec<usize> = (0..plan.reads.len()).collect();
-    Schedule::new(plan, Stages::new(model), &reads, &|_| false)
-        .map_err(|site| PlanError::Circular { site })
+    let reads: Vec<usize> = plan.open_reads().map(|(index, _)| index).collect();
+    Schedule::new(plan, stages, &reads, &|_| false).map_err(|site| PlanError::Circular { site })
 }
 
 fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), PlanError> {
-    let mut tokens = 0;
+    let (mut tokens, mut resumed) = (0, 0);
     for (index, input) in plan.inputs.iter().enumerate() {
         let checked = match input {
             WorldInput::Tokens(batch) => {
@@ -90,13 +116,20 @@ fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), Plan
                 batch.check(dims)
             }
             WorldInput::Features(features) => check_features_input(features.dims(), dims),
+            WorldInput::Resumed(_) => {
+                resumed += 1;
+                Ok(())
+            }
         };
         checked.map_err(|source| PlanError::Input {
             input: index,
             source,
         })?;
     }
-    if tokens != 0 && tokens != plan.inputs.len() {
+    if [tokens, resumed]
+        .iter()
+        .any(|count| *count != 0 && *count != plan.inputs.len())
+    {
         return Err(PlanError::MixedInputs);
     }
     Ok(())
@@ -137,7 +170,7 @@ fn check_intervention(edit: &Edit, needs_source: &[bool]) -> Result<(), PlanErro
     })
 }
 
-fn check_features(edit: &Edit, [batch, _unit, d_site]: [usize; 3]) -> Result<(), PlanError> {
+fn check_features(edit: &Edit, batch: usize, count: Option<usize>) -> Result<(), PlanError> {
     if let Indices::Each(examples) = &edit.features
         && examples.len() != batch
     {
@@ -147,16 +180,16 @@ fn check_features(edit: &Edit, [batch, _unit, d_site]: [usize; 3]) -> Result<(),
             found: examples.len(),
         });
     }
-    if edit.features == Indices::All {
+    let Some(features) = count.filter(|_| edit.features != Indices::All) else {
         return Ok(());
-    }
+    };
     for example in 0..batch {
-        let features = edit.features.of(example, d_site);
-        if let Some(found) = features.into_iter().find(|feature| *feature >= d_site) {
+        let mut named = edit.features.of(example, features).into_iter();
+        if let Some(found) = named.find(|feature| *feature >= features) {
             return Err(PlanError::FeatureOutOfRange {
                 site: edit.site,
                 example,
-                d_site,
+                features,
                 found,
             });
         }
@@ -172,6 +205,15 @@ fn check_id(what: &'static str, found: usize, count: usize) -> Result<(), PlanEr
     }
 }
 
+/// Checks that a world is there, and has not been frozen.
+fn check_world<B: Backend>(plan: &Plan<B>, world: WorldId) -> Result<(), PlanError> {
+    check_id("world", world.0, plan.worlds.len())?;
+    match plan.worlds[world.0].frozen {
+        true => Err(PlanError::Frozen { world: world.0 }),
+        false => Ok(()),
+    }
+}
+
 /// Axes of size 1 stand for any number of batch entries and units.
 fn broadcast(found: [usize; 3], expected: [usize; 3]) -> [usize; 3] {
     let stretch = |axis: usize| match found[axis] {
@@ -184,6 +226,7 @@ fn broadcast(found: [usize; 3], expected: [usize; 3]) -> [usize; 3] {
 struct Checker<'a, B: Backend, M> {
     plan: &'a Plan<B>,
     model: &'a M,
+    stages: Stages,
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
@@ -195,6 +238,9 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
             layers: dims.layers,
             rotary: dims.rotary,
         })?;
+        if self.stages.of(site) < self.plan.start() {
+            return Err(PlanError::NotReached { site });
+        }
         let at = site.to_string();
         let head_count = self.heads(world, &units.heads, heads, site)?;
         let unit_count = self.positions(world, &units.positions, &at)?;

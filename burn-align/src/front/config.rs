@@ -5,10 +5,7 @@ use burn_align_models::{Component, Site};
 use serde::{Deserialize, Serialize};
 
 use super::config_json::{ConfigJson, RepresentationJson};
-use crate::interventions::{
-    AdditionIntervention, BuiltinIntervention, FillIntervention, SubtractionIntervention,
-    VanillaIntervention,
-};
+use crate::interventions::{ReftKind, TokenGrouping};
 
 /// Which representations of a model are aligned, and how.
 ///
@@ -72,20 +69,55 @@ pub enum InterventionType {
     /// Changes nothing and returns the base's activation, as it is when the interventions before
     /// this one have acted.
     Collect,
+    /// Adds noise.
+    Noise,
+    /// Swaps along all directions of a rotation (DAS).
+    RotatedSpace,
+    /// Swaps along a few directions (DAS).
+    LowRankRotatedSpace,
+    /// Swaps along directions up to a learned boundary (Boundless DAS).
+    BoundlessRotatedSpace,
+    /// Swaps along directions under a learned mask.
+    SigmoidMaskRotatedSpace,
+    /// Swaps features under a learned mask.
+    SigmoidMask,
+    /// Swaps principal components.
+    PcaRotatedSpace,
+    /// Swaps hidden features of an autoencoder.
+    Autoencoder,
+    /// Swaps hidden features of a JumpReLU autoencoder.
+    JumpReluAutoencoder,
+    /// Changes directions without a source.
+    Reft(ReftKind),
 }
 
 impl InterventionType {
     /// Every type.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 21] = [
         Self::Vanilla,
         Self::Addition,
         Self::Subtraction,
         Self::Zero,
         Self::Skip,
         Self::Collect,
+        Self::Noise,
+        Self::RotatedSpace,
+        Self::LowRankRotatedSpace,
+        Self::BoundlessRotatedSpace,
+        Self::SigmoidMaskRotatedSpace,
+        Self::SigmoidMask,
+        Self::PcaRotatedSpace,
+        Self::Autoencoder,
+        Self::JumpReluAutoencoder,
+        Self::Reft(ReftKind::LoReft),
+        Self::Reft(ReftKind::NoReft),
+        Self::Reft(ReftKind::ConsReft),
+        Self::Reft(ReftKind::LobiReft),
+        Self::Reft(ReftKind::DiReft),
+        Self::Reft(ReftKind::NodiReft),
     ];
 
-    /// The class name in pyvene.
+    /// The class name in pyvene, or of the ReFT family in pyreft.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vanilla => "VanillaIntervention",
@@ -94,17 +126,21 @@ impl InterventionType {
             Self::Zero => "ZeroIntervention",
             Self::Skip => "SkipIntervention",
             Self::Collect => "CollectIntervention",
-        }
-    }
-
-    /// The intervention, of those that come with this crate; `None` if nothing is changed.
-    pub fn builtin(self) -> Option<BuiltinIntervention> {
-        match self {
-            Self::Vanilla | Self::Skip => Some(BuiltinIntervention::Vanilla(VanillaIntervention)),
-            Self::Addition => Some(BuiltinIntervention::Addition(AdditionIntervention)),
-            Self::Subtraction => Some(BuiltinIntervention::Subtraction(SubtractionIntervention)),
-            Self::Zero => Some(BuiltinIntervention::Fill(FillIntervention::ZERO)),
-            Self::Collect => None,
+            Self::Noise => "NoiseIntervention",
+            Self::RotatedSpace => "RotatedSpaceIntervention",
+            Self::LowRankRotatedSpace => "LowRankRotatedSpaceIntervention",
+            Self::BoundlessRotatedSpace => "BoundlessRotatedSpaceIntervention",
+            Self::SigmoidMaskRotatedSpace => "SigmoidMaskRotatedSpaceIntervention",
+            Self::SigmoidMask => "SigmoidMaskIntervention",
+            Self::PcaRotatedSpace => "PCARotatedSpaceIntervention",
+            Self::Autoencoder => "AutoencoderIntervention",
+            Self::JumpReluAutoencoder => "JumpReLUAutoencoderIntervention",
+            Self::Reft(ReftKind::LoReft) => "LoreftIntervention",
+            Self::Reft(ReftKind::NoReft) => "NoreftIntervention",
+            Self::Reft(ReftKind::ConsReft) => "ConsreftIntervention",
+            Self::Reft(ReftKind::LobiReft) => "LobireftIntervention",
+            Self::Reft(ReftKind::DiReft) => "DireftIntervention",
+            Self::Reft(ReftKind::NodiReft) => "NodireftIntervention",
         }
     }
 }
@@ -206,9 +242,17 @@ pub struct AlignableRepresentationConfig {
     pub intervention: InterventionType,
     /// What an index of a unit location means.
     pub unit: Unit,
-    /// Number of units per example that a trained intervention takes as one vector. Interventions
-    /// without parameters treat each unit alike, however many there are.
+    /// Number of units per example that an intervention with parameters takes as one vector,
+    /// unless it [keeps the last dimension](Self::keep_last_dim). Interventions without parameters
+    /// treat each unit alike, however many there are.
     pub max_number_of_units: usize,
+    /// Whether an intervention with parameters treats each unit alike, however many there are.
+    pub keep_last_dim: bool,
+    /// Number of directions of a low-rank rotation or a member of the ReFT family, of principal
+    /// components, or of a JumpReLU autoencoder's hidden features.
+    pub low_rank_dimension: Option<usize>,
+    /// Number of an autoencoder's hidden features.
+    pub latent_dimension: Option<usize>,
     /// Parts of the representation that subspaces are named by: each the features listed, or, if
     /// it is two numbers, those from the first to before the second.
     pub subspace_partition: Option<Vec<Vec<usize>>>,
@@ -228,6 +272,9 @@ impl AlignableRepresentationConfig {
             intervention: InterventionType::Vanilla,
             unit: Unit::Pos,
             max_number_of_units: 1,
+            keep_last_dim: false,
+            low_rank_dimension: None,
+            latent_dimension: None,
             subspace_partition: None,
             group_key: None,
             intervention_link_key: None,
@@ -238,6 +285,31 @@ impl AlignableRepresentationConfig {
     pub fn with_intervention(mut self, intervention: InterventionType) -> Self {
         self.intervention = intervention;
         self
+    }
+
+    /// The same with a low-rank rotation of so many directions (DAS).
+    pub fn with_low_rank(mut self, rank: usize) -> Self {
+        self.intervention = InterventionType::LowRankRotatedSpace;
+        self.low_rank_dimension = Some(rank);
+        self
+    }
+
+    /// The same with its units grouped so, by interventions with parameters.
+    pub fn with_tokens(mut self, tokens: TokenGrouping) -> Self {
+        (self.max_number_of_units, self.keep_last_dim) = match tokens {
+            TokenGrouping::Each => (1, true),
+            TokenGrouping::Joint(units) => (units, false),
+        };
+        self
+    }
+
+    /// How interventions with parameters group units. Heads always stand side by side.
+    pub fn tokens(&self) -> TokenGrouping {
+        match self.unit {
+            Unit::Head | Unit::HeadPos => TokenGrouping::Each,
+            Unit::Pos | Unit::Step if self.keep_last_dim => TokenGrouping::Each,
+            Unit::Pos | Unit::Step => TokenGrouping::Joint(self.max_number_of_units),
+        }
     }
 
     /// The same divided into these parts.

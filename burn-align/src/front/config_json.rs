@@ -15,7 +15,9 @@ impl Serialize for AlignableRepresentationConfig {
             alignable_representation_type: self.site_name(),
             alignable_unit: self.unit,
             max_number_of_units: self.max_number_of_units,
-            alignable_low_rank_dimension: None,
+            alignable_low_rank_dimension: self.low_rank_dimension,
+            alignable_latent_dimension: self.latent_dimension,
+            keep_last_dim: self.keep_last_dim,
             subspace_partition: self.subspace_partition.clone(),
             group_key: self.group_key,
             intervention_link_key: self.intervention_link_key,
@@ -32,7 +34,11 @@ pub(super) struct RepresentationJson {
     alignable_representation_type: String,
     alignable_unit: Unit,
     max_number_of_units: usize,
-    alignable_low_rank_dimension: Option<Value>,
+    alignable_low_rank_dimension: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alignable_latent_dimension: Option<usize>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    keep_last_dim: bool,
     subspace_partition: Option<Vec<Vec<usize>>>,
     group_key: Option<usize>,
     intervention_link_key: Option<usize>,
@@ -46,6 +52,8 @@ impl Default for RepresentationJson {
             alignable_unit: Unit::Pos,
             max_number_of_units: 1,
             alignable_low_rank_dimension: None,
+            alignable_latent_dimension: None,
+            keep_last_dim: false,
             subspace_partition: None,
             group_key: None,
             intervention_link_key: None,
@@ -57,12 +65,6 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
     type Error = String;
 
     fn try_from(json: RepresentationJson) -> Result<Self, String> {
-        if let Some(found) = json.alignable_low_rank_dimension {
-            return Err(format!(
-                "alignable_low_rank_dimension: expected null, found {found}: the interventions \
-                 without parameters have no rank"
-            ));
-        }
         if json.max_number_of_units == 0 {
             return Err("max_number_of_units: expected at least 1, found 0".to_owned());
         }
@@ -72,6 +74,9 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
             intervention: InterventionType::Vanilla,
             unit: json.alignable_unit,
             max_number_of_units: json.max_number_of_units,
+            keep_last_dim: json.keep_last_dim,
+            low_rank_dimension: json.alignable_low_rank_dimension,
+            latent_dimension: json.alignable_latent_dimension,
             subspace_partition: json.subspace_partition,
             group_key: json.group_key,
             intervention_link_key: json.intervention_link_key,

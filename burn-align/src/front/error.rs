@@ -2,6 +2,7 @@ use burn_align_models::Site;
 
 use super::{Mode, Unit};
 use crate::engine::PlanError;
+use crate::interventions::OrthonormalError;
 
 /// Why interventions could not be run. Found before anything is computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -233,6 +234,46 @@ pub enum AlignError {
     /// The plan that the configuration and the inputs make cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A dimension that the intervention needs.
+    #[error("representation {representation}: {kind} needs {what}, a number above 0")]
+    NoDimension {
+        /// Index of the representation.
+        representation: usize,
+        /// The field that is missing.
+        what: &'static str,
+        /// The intervention.
+        kind: &'static str,
+    },
+    /// A rotation that cannot be made.
+    #[error("representation {representation}")]
+    Orthonormal {
+        /// Index of the representation.
+        representation: usize,
+        /// What is wrong.
+        source: OrthonormalError,
+    },
+    /// An intervention whose parameters come from data.
+    #[error(
+        "representation {representation}: {kind} is computed from activations; collect them, fit \
+         it, and use AlignableModel::with_interventions"
+    )]
+    NotFitted {
+        /// Index of the representation.
+        representation: usize,
+        /// The intervention.
+        kind: &'static str,
+    },
+    /// Parameters for vectors whose length is that of the input.
+    #[error(
+        "representation {representation}: {kind} needs vectors of a fixed width, which attention \
+         scores and weights are not"
+    )]
+    NoFixedWidth {
+        /// Index of the representation.
+        representation: usize,
+        /// The intervention.
+        kind: &'static str,
+    },
 }
 
 impl Mode {

@@ -1,5 +1,6 @@
 //! The words of align-transformers and pyvene, turned into plans.
 
+mod build;
 mod config;
 mod config_json;
 mod error;

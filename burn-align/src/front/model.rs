@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Site, SiteDims, SiteWidth, TokenBatch};
 
+use super::build::build;
 use super::locations::has_unit;
 use super::worlds::skipped_input;
 use super::{
@@ -16,7 +17,7 @@ use crate::interventions::{BuiltinIntervention, Intervention};
 /// A model with interventions at some of its representations.
 #[derive(Debug)]
 #[doc(alias = "IntervenableModel")]
-pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention> {
+pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {
     pub(super) config: AlignableConfig,
     model: M,
     pub(super) interventions: Vec<I>,
@@ -37,17 +38,28 @@ pub struct AlignableOutput<B: Backend> {
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
-    /// Makes a model alignable, with the interventions that the configuration names.
+    /// Makes a model alignable, with the interventions that the configuration names. Those with
+    /// parameters begin at random, from seed 0.
     ///
     /// # Errors
     /// If the configuration does not fit the model.
     pub fn new(config: AlignableConfig, model: M) -> Result<Self, AlignError> {
+        Self::new_seeded(config, model, 0)
+    }
+
+    /// As [`new`](Self::new), from another seed.
+    ///
+    /// # Errors
+    /// If the configuration does not fit the model.
+    pub fn new_seeded(config: AlignableConfig, model: M, seed: u64) -> Result<Self, AlignError> {
+        check_config(&config, &model)?;
         let mut interventions = Vec::new();
         let intervention_of = distinct_interventions(&config).0;
-        for (representation, index) in config.representations.iter().zip(intervention_of) {
+        for (index, representation) in config.representations.iter().enumerate() {
             // Linked representations have the intervention of the first of them.
-            if index == Some(interventions.len()) {
-                interventions.extend(representation.intervention.builtin());
+            if intervention_of[index] == Some(interventions.len()) {
+                let seed = seed.wrapping_add(index as u64);
+                interventions.extend(build(index, representation, &model, seed)?);
             }
         }
         Self::with_interventions(config, model, interventions)
@@ -235,14 +247,20 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
 fn check_partition(
     index: usize,
     representation: &AlignableRepresentationConfig,
-    SiteDims { heads, width }: SiteDims,
+    dims: SiteDims,
     max_positions: Option<usize>,
 ) -> Result<(), AlignError> {
+    let SiteDims { heads, width } = dims;
     let width = match width {
         SiteWidth::Features(width) => width,
         SiteWidth::KeyPositions => max_positions.unwrap_or(u32::MAX as usize),
     };
-    let features = heads * width;
+    let features = match representation.intervention.has_parameters() {
+        true => representation
+            .vector_width(dims)
+            .map_or(width, |width| representation.partitioned_features(width)),
+        false => heads * width,
+    };
     let parts = representation.subspace_partition.iter().flatten();
     for (part, found) in parts.enumerate() {
         let right = match found[..] {

@@ -7,7 +7,7 @@ pub enum TokenGrouping {
     #[default]
     #[doc(alias = "keep_last_dim")]
     Each,
-    /// So many tokens stand side by side in one vector.
+    /// Exactly so many tokens stand side by side in one vector.
     #[doc(alias = "max_number_of_units")]
     Joint(usize),
 }
@@ -28,14 +28,14 @@ impl TokenGrouping {
     /// Checks that units can be made into vectors of `width` features.
     pub(super) fn check(self, width: usize, units: usize, d_site: usize) -> Result<(), Misfit> {
         let size = self.size();
-        if units % size == 0 && d_site * size == width {
+        if (self == Self::Each || units == size) && d_site * size == width {
             return Ok(());
         }
         let expected = match self {
             Self::Each => format!("units of {width} features"),
             Self::Joint(_) => format!(
-                "groups of {size} units that together have {width} features (TokenGrouping::Each \
-                 would treat units one by one)"
+                "{size} units that together have {width} features as one vector; to treat any \
+                 number of units one by one, group tokens as TokenGrouping::Each (keep_last_dim)"
             ),
         };
         Err(Misfit {

@@ -13,7 +13,6 @@ use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 /// `β = clamp(b, 0.001, 1) · d` and a temperature `T` that falls during training. As in pyvene,
 /// the first factor is ½ at `i = 0`.
 #[derive(Module, Debug)]
-#[doc(alias = "BoundlessRotatedSpaceIntervention")]
 pub struct BoundlessRotatedSpaceIntervention<B: Backend> {
     /// The rotation, `[d, d]`.
     pub rotation: Orthonormal<B>,
@@ -109,7 +108,6 @@ impl<B: Backend> Intervention<B> for BoundlessRotatedSpaceIntervention<B> {
 
 /// A rotation with a learned mask: rotated feature `i` is swapped to the share `σ(mᵢ / T)`.
 #[derive(Module, Debug)]
-#[doc(alias = "SigmoidMaskRotatedSpaceIntervention")]
 pub struct SigmoidMaskRotatedSpaceIntervention<B: Backend> {
     /// The rotation, `[d, d]`.
     pub rotation: Orthonormal<B>,
@@ -191,7 +189,6 @@ impl<B: Backend> Intervention<B> for SigmoidMaskRotatedSpaceIntervention<B> {
 /// A learned mask without a rotation: feature `i` is swapped to the share `σ(mᵢ / T)`
 /// (differential binary masking; Davies et al. 2023, arXiv 2307.03637).
 #[derive(Module, Debug)]
-#[doc(alias = "SigmoidMaskIntervention")]
 #[doc(alias = "DBM")]
 pub struct SigmoidMaskIntervention<B: Backend> {
     /// The mask's logits, `[d]`.

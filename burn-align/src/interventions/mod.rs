@@ -7,7 +7,24 @@
 //! | [`SubtractionIntervention`] | `base - source` | yes |
 //! | [`FillIntervention`] | a number | no |
 //! | [`ScalingIntervention`] | `factor · base` | no |
+//! | [`NoiseIntervention`] | `base + noise` | no |
+//! | [`ConstantSourceIntervention`] | a vector of its own swapped in, added or subtracted | no |
 //! | [`LambdaIntervention`] | `f(base, source)` | as you say |
+//!
+//! With parameters that are trained or fitted:
+//!
+//! | intervention | new activation | source |
+//! | --- | --- | --- |
+//! | [`RotatedSpaceIntervention`] | `base + (source - base) W Wᵀ`: DAS, of any rank | yes |
+//! | [`BoundlessRotatedSpaceIntervention`] | the same up to a learned boundary | yes |
+//! | [`SigmoidMaskRotatedSpaceIntervention`] | the same under a learned mask | yes |
+//! | [`SigmoidMaskIntervention`] | a learned mask without a rotation | yes |
+//! | [`PcaIntervention`] | principal components swapped | yes |
+//! | [`AutoencoderIntervention`], [`JumpReluAutoencoderIntervention`] | hidden features swapped | yes |
+//! | [`ReftIntervention`] | the ReFT family | no |
+//!
+//! Rotations and masks are f32 whatever the model's dtype: activations are cast on the way in,
+//! and the change, or the new activation, on the way out.
 //!
 //! Other operations are these with the right source: *skip* swaps in the component's own input,
 //! *mean ablation* a mean over a dataset, *resample ablation* another example, *noise* adds a
@@ -17,16 +34,39 @@
 //! Every one acts on the whole activation or on a subspace of its features.
 
 mod arithmetic;
+mod autoencoder;
+mod builtin;
+mod constant_source;
 mod fill;
+mod grouping;
 mod lambda;
+mod masked;
+mod noise;
+mod orthonormal;
+mod pca;
+pub(crate) mod random;
+mod reft;
+mod rotated;
 mod vanilla;
 
-use burn::module::Module;
+use burn::module::{Module, ParamId};
 use burn::tensor::{Bool, Tensor, backend::Backend};
 
 pub use arithmetic::{AdditionIntervention, ScalingIntervention, SubtractionIntervention};
+pub use autoencoder::{AutoencoderIntervention, JumpReluAutoencoderIntervention};
+pub use builtin::BuiltinIntervention;
+pub use constant_source::{ConstantSourceIntervention, SourceOperation};
 pub use fill::FillIntervention;
+pub use grouping::{Misfit, TokenGrouping};
 pub use lambda::LambdaIntervention;
+pub use masked::{
+    BoundlessRotatedSpaceIntervention, SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention,
+};
+pub use noise::NoiseIntervention;
+pub use orthonormal::{Orthonormal, OrthonormalError, OrthonormalMap};
+pub use pca::{PcaError, PcaIntervention};
+pub use reft::{ReftIntervention, ReftKind};
+pub use rotated::RotatedSpaceIntervention;
 pub use vanilla::VanillaIntervention;
 
 /// Changes an activation, as a pure function of tensors.
@@ -46,6 +86,37 @@ pub trait Intervention<B: Backend>: Module<B> {
     /// # Shapes
     /// - base, output: `[batch, unit, d_site]`
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3>;
+
+    /// The number of features that subspaces are made of, where so many units of so many features
+    /// are changed. It is asked before anything is computed.
+    ///
+    /// # Errors
+    /// If the intervention cannot act on these units.
+    fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
+        let _any = units;
+        Ok(d_site)
+    }
+
+    /// The matrices whose columns training must keep orthonormal.
+    fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {
+        Vec::new()
+    }
+
+    /// The parameters of masks, which are trained at a learning rate of their own.
+    fn mask_parameters(&self) -> Vec<ParamId> {
+        Vec::new()
+    }
+
+    /// Sets the temperature of masks.
+    fn set_temperature(&mut self, temperature: f64) {
+        let _without = temperature;
+    }
+
+    /// What training adds to the loss so that less is swapped, `[1]`: a boundary, or the mean of a
+    /// mask.
+    fn penalty(&self) -> Option<Tensor<B, 1>> {
+        None
+    }
 }
 
 /// What an intervention takes besides the activation it changes.
@@ -55,8 +126,8 @@ pub struct Operands<B: Backend> {
     /// The source's activation, `[batch, unit, d_site]`; there if and only if the intervention
     /// [needs](Intervention::needs_source) one.
     pub source: Option<Tensor<B, 3>>,
-    /// Which features are to be changed, `[batch, 1, d_site]`; `None` for all. Of an intervention
-    /// that works in a rotated space, these are rotated features.
+    /// Which features are to be changed, `[batch, 1, feature]`; `None` for all. How many there are
+    /// says [`Intervention::features`]: those of the site, or the rotated or hidden ones.
     pub subspace: Option<Tensor<B, 3, Bool>>,
 }
 
@@ -86,44 +157,6 @@ impl<B: Backend> Operands<B> {
                 let shape = base.shape();
                 base.mask_where(subspace.clone().expand(shape), changed)
             }
-        }
-    }
-}
-
-/// The interventions that come with this crate.
-#[derive(Module, Clone, Debug)]
-#[non_exhaustive]
-pub enum BuiltinIntervention {
-    /// Puts the source's activation in the place of the base's.
-    Vanilla(VanillaIntervention),
-    /// Adds the source's activation.
-    Addition(AdditionIntervention),
-    /// Subtracts the source's activation.
-    Subtraction(SubtractionIntervention),
-    /// Puts a number in the place of every feature.
-    Fill(FillIntervention),
-    /// Multiplies by a number.
-    Scaling(ScalingIntervention),
-}
-
-impl<B: Backend> Intervention<B> for BuiltinIntervention {
-    fn needs_source(&self) -> bool {
-        match self {
-            Self::Vanilla(it) => Intervention::<B>::needs_source(it),
-            Self::Addition(it) => Intervention::<B>::needs_source(it),
-            Self::Subtraction(it) => Intervention::<B>::needs_source(it),
-            Self::Fill(it) => Intervention::<B>::needs_source(it),
-            Self::Scaling(it) => Intervention::<B>::needs_source(it),
-        }
-    }
-
-    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
-        match self {
-            Self::Vanilla(it) => it.apply(base, operands),
-            Self::Addition(it) => it.apply(base, operands),
-            Self::Subtraction(it) => it.apply(base, operands),
-            Self::Fill(it) => it.apply(base, operands),
-            Self::Scaling(it) => it.apply(base, operands),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Matrices with orthonormal columns, and how they stay so while they are trained.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+use super::random::Seeded;
 
 /// How a matrix keeps its columns orthonormal in training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +52,9 @@ pub enum OrthonormalError {
         rank: usize,
     },
     /// A map that needs a square matrix.
-    #[error("{map:?} needs as many columns as rows, found [{d}, {rank}]; use Retraction or Householder")]
+    #[error(
+        "{map:?} needs as many columns as rows, found [{d}, {rank}]; use Retraction or Householder"
+    )]
     NotSquare {
         /// The map.
         map: OrthonormalMap,
@@ -62,19 +66,19 @@ pub enum OrthonormalError {
 }
 
 impl<B: Backend> Orthonormal<B> {
-    /// A random matrix, uniform among all of its shape (the polar factor of a Gaussian one), drawn
-    /// by the backend's own generator: call `B::seed` before.
+    /// A random matrix, uniform among all of its shape: the polar factor of a Gaussian one. The
+    /// same seed gives the same matrix on every backend, but for rounding.
     ///
     /// # Errors
     /// If there is no such matrix.
     pub fn random(
         [d, rank]: [usize; 2],
         map: OrthonormalMap,
+        seed: u64,
         device: &B::Device,
     ) -> Result<Self, OrthonormalError> {
         check([d, rank], map)?;
-        let normal = Distribution::Normal(0.0, 1.0);
-        let matrix = Tensor::random([d, rank], normal, (device, DType::F32));
+        let matrix = Seeded::new(seed, device).normal([d, rank]);
         Self::from_matrix(matrix, map)
     }
 
@@ -96,10 +100,10 @@ impl<B: Backend> Orthonormal<B> {
         let (parameter, base) = match map {
             OrthonormalMap::Retraction => (matrix, None),
             OrthonormalMap::MatrixExponential | OrthonormalMap::Cayley => {
-                (-Tensor::eye(d, (&device, DType::F32)), Some(matrix))
+                (-identity(d, &device), Some(matrix))
             }
             OrthonormalMap::Householder => {
-                let start = -Tensor::eye(d, (&device, DType::F32)).narrow(1, 0, rank);
+                let start = -identity(d, &device).narrow(1, 0, rank);
                 (start, Some(complete(matrix)))
             }
         };
@@ -171,6 +175,10 @@ impl<B: Backend> Orthonormal<B> {
     }
 }
 
+fn identity<B: Backend>(d: usize, device: &B::Device) -> Tensor<B, 2> {
+    Tensor::<B, 2>::eye(d, device).cast(DType::F32)
+}
+
 fn check([d, rank]: [usize; 2], map: OrthonormalMap) -> Result<(), OrthonormalError> {
     if rank == 0 || rank > d {
         return Err(OrthonormalError::Rank { d, rank });
@@ -187,8 +195,8 @@ fn check([d, rank]: [usize; 2], map: OrthonormalMap) -> Result<(), OrthonormalEr
 
 fn deviation<B: Backend>(gram: &Tensor<B, 2>) -> f64 {
     let [rank, _rank] = gram.dims();
-    let identity = Tensor::eye(rank, (&gram.device(), gram.dtype()));
-    let largest = (gram.clone() - identity).abs().max();
+    let one = identity(rank, &gram.device());
+    let largest = (gram.clone() - one).abs().max();
     largest.into_data().iter::<f64>().next().unwrap_or(0.0)
 }
 
@@ -198,7 +206,7 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     // What f32 can reach.
     const ENOUGH: f64 = 1e-6;
     let [_d, rank] = matrix.dims();
-    let identity = Tensor::eye(rank, (&matrix.device(), matrix.dtype()));
+    let one = identity(rank, &matrix.device());
     let gram = |y: &Tensor<B, 2>| y.clone().transpose().matmul(y.clone());
     let mut y = matrix;
     let mut square = gram(&y);
@@ -218,7 +226,7 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
         if last < ENOUGH {
             break;
         }
-        y = y.matmul((identity.clone() * 3.0 - square) * 0.5);
+        y = y.matmul((one.clone() * 3.0 - square) * 0.5);
         square = gram(&y);
         let now = deviation(&square);
         if now >= last && now < 1e-4 {
@@ -236,8 +244,7 @@ fn complete<B: Backend>(columns: Tensor<B, 2>) -> Tensor<B, 2> {
         return columns;
     }
     let device = columns.device();
-    let normal = Distribution::Normal(0.0, 1.0);
-    let random = Tensor::random([d, d - rank], normal, (&device, DType::F32));
+    let random = Seeded::<B>::new(0, &device).normal([d, d - rank]);
     let orthogonal = |x: Tensor<B, 2>| {
         let inside = columns.clone().transpose().matmul(x.clone());
         x - columns.clone().matmul(inside)
@@ -256,7 +263,7 @@ fn skew<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
 /// `exp(A)`, by scaling and squaring of a Taylor polynomial of degree 8.
 fn exponential<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, _d] = a.dims();
-    let identity = Tensor::eye(d, (&a.device(), a.dtype()));
+    let one = identity(d, &a.device());
     let norm = a.clone().detach().abs().sum_dim(1).max();
     let norm: f64 = norm.into_data().iter::<f64>().next().unwrap_or(0.0);
     // The remainder is below norm⁹ / 9!, here 5e-9.
@@ -269,8 +276,8 @@ fn exponential<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
     let a2 = a.clone().matmul(a.clone());
     let a3 = a2.clone().matmul(a.clone());
     let a4 = a2.clone().matmul(a2.clone());
-    let low = identity.clone() + a.clone() + a2.clone() * 0.5 + a3.clone() * (1.0 / 6.0);
-    let high = identity * (1.0 / 24.0)
+    let low = one.clone() + a.clone() + a2.clone() * 0.5 + a3.clone() * (1.0 / 6.0);
+    let high = one * (1.0 / 24.0)
         + a * (1.0 / 120.0)
         + a2 * (1.0 / 720.0)
         + a3 * (1.0 / 5040.0)
@@ -285,17 +292,17 @@ fn exponential<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
 /// `(I - A/2)⁻¹ (I + A/2)`.
 fn cayley<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, _d] = a.dims();
-    let identity: Tensor<B, 2> = Tensor::eye(d, (&a.device(), a.dtype()));
+    let one: Tensor<B, 2> = identity(d, &a.device());
     let half = a * 0.5;
-    let matrix = identity.clone() - half.clone();
-    inverse(matrix).matmul(identity + half)
+    let matrix = one.clone() - half.clone();
+    inverse(matrix).matmul(one + half)
 }
 
 /// The inverse, by Newton's iteration `Y ← Y (2 I - M Y)`. Only its last step is differentiated,
 /// which gives the whole derivative, since the step's derivative by `Y` vanishes at the inverse.
 fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, _d] = matrix.dims();
-    let identity: Tensor<B, 2> = Tensor::eye(d, (&matrix.device(), matrix.dtype()));
+    let one: Tensor<B, 2> = identity(d, &matrix.device());
     let fixed = matrix.clone().detach();
     let largest = |axis| {
         let sums = fixed.clone().abs().sum_dim(axis).max().into_data();
@@ -304,7 +311,7 @@ fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     let mut y = fixed.clone().transpose() * (largest(0) * largest(1)).recip();
     let step = |matrix: Tensor<B, 2>, y: Tensor<B, 2>| {
         let product = matrix.matmul(y.clone());
-        y.matmul(identity.clone() * 2.0 - product)
+        y.matmul(one.clone() * 2.0 - product)
     };
     let mut last = f64::INFINITY;
     for _ in 0..80 {
@@ -323,8 +330,7 @@ fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
 /// which are not trained.
 fn householder<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, rank] = x.dims();
-    let options = (&x.device(), x.dtype());
-    let unit = Tensor::<B, 2>::eye(d, options).narrow(1, 0, rank);
+    let unit = identity(d, &x.device()).narrow(1, 0, rank);
     let signs = (x.clone().detach() * unit.clone()).sum_dim(0); // [1, rank]
     // PyTorch cuts them to whole numbers.
     let signs = signs.clone().sign() * signs.abs().floor();

@@ -10,7 +10,6 @@ use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 /// The columns of `W` span the subspace; a square `W` spans all, and its subspaces are chosen with
 /// [`Operands::subspace`] or by the number of columns that are swapped.
 #[derive(Module, Debug)]
-#[doc(alias = "RotatedSpaceIntervention")]
 #[doc(alias = "LowRankRotatedSpaceIntervention")]
 #[doc(alias = "DAS")]
 pub struct RotatedSpaceIntervention<B: Backend> {

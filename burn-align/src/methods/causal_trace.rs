@@ -127,7 +127,11 @@ pub fn causal_trace<B: Backend, M: AlignableTransformer<B>>(
             restored.push(world(&mut plan, input, noise, config, restore));
         }
     }
-    let results = plan.run_with(model, &INTERVENTIONS, options)?;
+    let interventions = [
+        BuiltinIntervention::from(AdditionIntervention),
+        BuiltinIntervention::from(VanillaIntervention),
+    ];
+    let results = plan.run_with(model, &interventions, options)?;
     let mean = |read: ReadId| probability(results.get(read).squeeze_dim(1), config.answer).mean();
     let ends = to_rows(vec![mean(clean_logits), mean(corrupted)], 2).remove(0);
     Ok(CausalTrace {
@@ -143,10 +147,6 @@ pub fn causal_trace<B: Backend, M: AlignableTransformer<B>>(
 
 const CORRUPT: usize = 0;
 const RESTORE: usize = 1;
-const INTERVENTIONS: [BuiltinIntervention; 2] = [
-    BuiltinIntervention::Addition(AdditionIntervention),
-    BuiltinIntervention::Vanilla(VanillaIntervention),
-];
 
 /// A corrupted world with more edits; its logits.
 fn world<B: Backend>(

@@ -1,0 +1,182 @@
+//! From the words of a configuration to interventions.
+
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, SiteDims, SiteWidth};
+
+use super::{AlignError, AlignableRepresentationConfig, InterventionType, Unit};
+use crate::interventions::random::Seeded;
+use crate::interventions::{
+    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
+    BuiltinIntervention, FillIntervention, JumpReluAutoencoderIntervention, NoiseIntervention,
+    Orthonormal, OrthonormalMap, ReftIntervention, RotatedSpaceIntervention,
+    SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention, SubtractionIntervention,
+    TokenGrouping, VanillaIntervention,
+};
+
+impl AlignableRepresentationConfig {
+    /// Features of what an intervention with parameters takes as one vector. `None` at attention
+    /// scores and weights, whose width is that of the input.
+    pub(super) fn vector_width(&self, SiteDims { heads, width }: SiteDims) -> Option<usize> {
+        let SiteWidth::Features(width) = width else {
+            return None;
+        };
+        Some(match (self.unit, self.tokens()) {
+            (Unit::Head | Unit::HeadPos, _) => width * self.max_number_of_units,
+            (Unit::Pos | Unit::Step, TokenGrouping::Each) => width * heads,
+            (Unit::Pos | Unit::Step, TokenGrouping::Joint(units)) => width * heads * units,
+        })
+    }
+
+    /// Number of features that a partition divides, of vectors of this width.
+    pub(super) fn partitioned_features(&self, width: usize) -> usize {
+        match self.intervention {
+            InterventionType::LowRankRotatedSpace
+            | InterventionType::PcaRotatedSpace
+            | InterventionType::JumpReluAutoencoder => self.low_rank_dimension.unwrap_or(width),
+            InterventionType::Autoencoder => self.latent_dimension.unwrap_or(width),
+            _ => width,
+        }
+    }
+}
+
+impl InterventionType {
+    /// Whether it has parameters.
+    pub fn has_parameters(self) -> bool {
+        !matches!(
+            self,
+            Self::Vanilla
+                | Self::Addition
+                | Self::Subtraction
+                | Self::Zero
+                | Self::Skip
+                | Self::Collect
+                | Self::Noise
+        )
+    }
+}
+
+/// The intervention of a representation, with parameters as they are before training; `None` if
+/// nothing is changed.
+pub(super) fn build<B: Backend, M: AlignableTransformer<B>>(
+    index: usize,
+    representation: &AlignableRepresentationConfig,
+    model: &M,
+    seed: u64,
+) -> Result<Option<BuiltinIntervention<B>>, AlignError> {
+    let kind = representation.intervention;
+    let device = model.device();
+    let builder = Builder {
+        index,
+        representation,
+        dims: model.site(representation.place()),
+        seed,
+        device: &device,
+    };
+    Ok(Some(match kind {
+        InterventionType::Vanilla | InterventionType::Skip => VanillaIntervention.into(),
+        InterventionType::Addition => AdditionIntervention.into(),
+        InterventionType::Subtraction => SubtractionIntervention.into(),
+        InterventionType::Zero => FillIntervention::ZERO.into(),
+        InterventionType::Noise => NoiseIntervention::new(NoiseIntervention::LEVEL, seed).into(),
+        InterventionType::Collect => return Ok(None),
+        _ => builder.with_parameters()?,
+    }))
+}
+
+struct Builder<'a, B: Backend> {
+    index: usize,
+    representation: &'a AlignableRepresentationConfig,
+    dims: Option<SiteDims>,
+    seed: u64,
+    device: &'a B::Device,
+}
+
+impl<B: Backend> Builder<'_, B> {
+    fn with_parameters(&self) -> Result<BuiltinIntervention<B>, AlignError> {
+        let tokens = self.representation.tokens();
+        let width = self.width()?;
+        Ok(match self.representation.intervention {
+            InterventionType::RotatedSpace => {
+                RotatedSpaceIntervention::new(self.rotation(width)?, tokens).into()
+            }
+            InterventionType::LowRankRotatedSpace => {
+                RotatedSpaceIntervention::new(self.rotation(self.rank()?)?, tokens).into()
+            }
+            InterventionType::BoundlessRotatedSpace => {
+                BoundlessRotatedSpaceIntervention::new(self.rotation(width)?, tokens).into()
+            }
+            InterventionType::SigmoidMaskRotatedSpace => {
+                SigmoidMaskRotatedSpaceIntervention::new(self.rotation(width)?, tokens).into()
+            }
+            InterventionType::SigmoidMask => {
+                SigmoidMaskIntervention::new(width, tokens, self.device).into()
+            }
+            InterventionType::Autoencoder => {
+                let latent =
+                    self.needed("latent_dimension", self.representation.latent_dimension)?;
+                let mut seeded = Seeded::<B>::new(self.seed, self.device);
+                let encoder = (
+                    seeded.linear([width, latent], width),
+                    seeded.linear([latent], width),
+                );
+                let decoder = (
+                    seeded.linear([latent, width], latent),
+                    seeded.linear([width], latent),
+                );
+                AutoencoderIntervention::new(encoder, decoder, tokens).into()
+            }
+            InterventionType::JumpReluAutoencoder => {
+                let latent = self.rank()?;
+                let zeros = |n| Tensor::zeros([n], (self.device, DType::F32));
+                let mut seeded = Seeded::<B>::new(self.seed, self.device);
+                let encoder = (seeded.linear([width, latent], width), zeros(latent));
+                let decoder = (seeded.linear([latent, width], latent), zeros(width));
+                JumpReluAutoencoderIntervention::new(encoder, zeros(latent), decoder, tokens).into()
+            }
+            InterventionType::Reft(kind) => {
+                let rotation = self.rotation(self.rank()?)?;
+                ReftIntervention::new(kind, rotation, self.seed).into()
+            }
+            kind => {
+                return Err(AlignError::NotFitted {
+                    representation: self.index,
+                    kind: kind.name(),
+                });
+            }
+        })
+    }
+
+    fn width(&self) -> Result<usize, AlignError> {
+        let width = self
+            .dims
+            .and_then(|dims| self.representation.vector_width(dims));
+        width.ok_or(AlignError::NoFixedWidth {
+            representation: self.index,
+            kind: self.representation.intervention.name(),
+        })
+    }
+
+    fn rank(&self) -> Result<usize, AlignError> {
+        self.needed("low_rank_dimension", self.representation.low_rank_dimension)
+    }
+
+    fn needed(&self, what: &'static str, found: Option<usize>) -> Result<usize, AlignError> {
+        found
+            .filter(|found| *found > 0)
+            .ok_or(AlignError::NoDimension {
+                representation: self.index,
+                what,
+                kind: self.representation.intervention.name(),
+            })
+    }
+
+    fn rotation(&self, rank: usize) -> Result<Orthonormal<B>, AlignError> {
+        let shape = [self.width()?, rank];
+        Orthonormal::random(shape, OrthonormalMap::Retraction, self.seed, self.device).map_err(
+            |source| AlignError::Orthonormal {
+                representation: self.index,
+                source,
+            },
+        )
+    }
+}

@@ -1,0 +1,177 @@
+use burn::module::{Module, Param};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::nn::Activation;
+
+use super::random::Seeded;
+use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
+
+/// The members of the ReFT family (Wu et al. 2024, arXiv 2404.03592), with the names of pyreft.
+///
+/// `R` has orthonormal columns, `P` is free; `s(x) = f(x W + b)` is learned, or a constant `b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReftKind {
+    /// `x + (s(x) - x R) Rᵀ`, eq. 2 of the paper.
+    LoReft,
+    /// `x + (s(x) - (x P + p)) Pᵀ`.
+    NoReft,
+    /// `x + (b - x R) Rᵀ`.
+    ConsReft,
+    /// `x + b Rᵀ`.
+    LobiReft,
+    /// `x + s(x) Rᵀ`.
+    DiReft,
+    /// `x + s(x) Pᵀ`.
+    NodiReft,
+}
+
+impl ReftKind {
+    /// Whether the directions are orthonormal.
+    pub fn is_orthonormal(self) -> bool {
+        !matches!(self, Self::NoReft | Self::NodiReft)
+    }
+
+    /// Whether what is put in is a constant.
+    pub fn is_constant(self) -> bool {
+        matches!(self, Self::ConsReft | Self::LobiReft)
+    }
+
+    /// Whether what is put in takes the place of what was there.
+    pub fn replaces(self) -> bool {
+        matches!(self, Self::LoReft | Self::NoReft | Self::ConsReft)
+    }
+}
+
+/// Representation finetuning: a learned change in a subspace, without a source.
+#[derive(Module, Debug)]
+#[doc(alias = "LoReFT")]
+pub struct ReftIntervention<B: Backend> {
+    /// The directions `R`, `[d, rank]`, of the kinds that have them orthonormal.
+    pub rotation: Option<Orthonormal<B>>,
+    /// The directions `P`, `[d, rank]`, of the others.
+    pub projection: Option<Param<Tensor<B, 2>>>,
+    /// `p`, `[rank]`, of [`ReftKind::NoReft`].
+    pub projection_bias: Option<Param<Tensor<B, 1>>>,
+    /// `W`, `[d, rank]`, of the kinds whose source is not constant.
+    pub weight: Option<Param<Tensor<B, 2>>>,
+    /// `b`, `[rank]`.
+    pub bias: Param<Tensor<B, 1>>,
+    #[module(skip)]
+    activation: Activation,
+    #[module(skip)]
+    kind: ReftKind,
+}
+
+/// The parameters of a [`ReftIntervention`], as they are saved.
+#[derive(Debug)]
+pub(crate) struct ReftParts<B: Backend> {
+    pub(crate) rotation: Option<Orthonormal<B>>,
+    pub(crate) projection: Option<Tensor<B, 2>>,
+    pub(crate) projection_bias: Option<Tensor<B, 1>>,
+    pub(crate) weight: Option<Tensor<B, 2>>,
+    pub(crate) bias: Tensor<B, 1>,
+}
+
+impl<B: Backend> ReftIntervention<B> {
+    /// Random parameters, distributed as in pyreft; the directions are these, if the kind has them
+    /// orthonormal, else there are as many.
+    pub fn new(kind: ReftKind, rotation: Orthonormal<B>, seed: u64) -> Self {
+        let [d, rank] = rotation.dims();
+        let device = rotation.parameter.device();
+        let mut seeded = Seeded::<B>::new(seed, &device);
+        let free = !kind.is_orthonormal();
+        let constant = kind.is_constant();
+        Self::from_parts(
+            kind,
+            ReftParts {
+                rotation: (!free).then_some(rotation),
+                projection: free.then(|| seeded.linear([d, rank], d)),
+                projection_bias: (kind == ReftKind::NoReft).then(|| seeded.linear([rank], d)),
+                weight: (!constant).then(|| seeded.linear([d, rank], d)),
+                bias: match constant {
+                    true => seeded.uniform([rank], [0.0, 1.0]),
+                    false => seeded.linear([rank], d),
+                },
+            },
+        )
+    }
+
+    pub(crate) fn from_parts(kind: ReftKind, parts: ReftParts<B>) -> Self {
+        Self {
+            rotation: parts.rotation,
+            projection: parts.projection.map(Param::from_tensor),
+            projection_bias: parts.projection_bias.map(Param::from_tensor),
+            weight: parts.weight.map(Param::from_tensor),
+            bias: Param::from_tensor(parts.bias),
+            activation: Activation::Linear,
+            kind,
+        }
+    }
+
+    /// The same with a function `f` behind its learned linear map; without it, the identity.
+    pub fn with_activation(mut self, activation: Activation) -> Self {
+        self.activation = activation;
+        self
+    }
+
+    /// Which of the family this is.
+    pub fn kind(&self) -> ReftKind {
+        self.kind
+    }
+
+    /// The function `f`.
+    pub fn activation(&self) -> Activation {
+        self.activation
+    }
+
+    /// `R` or `P`, `[d, rank]`.
+    fn directions(&self) -> Tensor<B, 2> {
+        match (&self.rotation, &self.projection) {
+            (Some(rotation), _) => rotation.matrix(),
+            (None, Some(projection)) => projection.val(),
+            (None, None) => unreachable!("every kind has one of them"),
+        }
+    }
+}
+
+impl<B: Backend> Intervention<B> for ReftIntervention<B> {
+    fn needs_source(&self) -> bool {
+        false
+    }
+
+    fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
+        let [d, _rank] = match (&self.rotation, &self.projection) {
+            (Some(rotation), _) => rotation.dims(),
+            (None, Some(projection)) => projection.dims(),
+            (None, None) => unreachable!("every kind has one of them"),
+        };
+        TokenGrouping::Each.check(d, units, d_site)?;
+        Ok(d)
+    }
+
+    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
+        let tokens = TokenGrouping::Each;
+        let directions = self.directions();
+        let x = tokens.join(base.clone());
+        let mut new: Tensor<B, 2> = self.bias.val().unsqueeze();
+        if let Some(weight) = &self.weight {
+            new = self
+                .activation
+                .forward(x.clone().matmul(weight.val()) + new);
+        }
+        if self.kind.replaces() {
+            let mut old = x.clone().matmul(directions.clone());
+            if let Some(bias) = &self.projection_bias {
+                old = old + bias.val().unsqueeze();
+            }
+            new = new - old;
+        }
+        let [vectors, _d] = x.dims();
+        let [_one, rank] = new.dims();
+        let change = new.expand([vectors, rank]).matmul(directions.transpose());
+        operands.within_subspace(base.clone(), tokens.add(base, change))
+    }
+
+    fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {
+        self.rotation.iter_mut().collect()
+    }
+}
