@@ -201,7 +201,7 @@ fn unknown_and_wrong_fields_are_refused() {
             ),
             &[
                 "alignable_interventions_type: expected one of VanillaIntervention, ",
-                "CollectIntervention, found `BoundlessIntervention`",
+                "NodireftIntervention, found `BoundlessIntervention`",
             ],
         ),
         (

@@ -424,7 +424,7 @@ fn subspace_of_features_that_the_site_does_not_have() {
     let expected = PlanError::FeatureOutOfRange {
         site,
         example: 0,
-        d_site: 16,
+        features: 16,
         found: 16,
     };
     assert_eq!(error, AlignError::Plan(expected));
@@ -469,7 +469,7 @@ fn part_of_features_that_the_site_does_not_have() {
     assert!(matches!(
         error,
         AlignError::Plan(PlanError::FeatureOutOfRange {
-            d_site: 4,
+            features: 4,
             found: 4,
             ..
         })

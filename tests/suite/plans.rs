@@ -210,7 +210,8 @@ fn tokens_beside_vectors() {
     assert_eq!(error, PlanError::MixedInputs);
     assert_says(
         &error,
-        "expected all inputs to be token ids, or all to be vectors; found both",
+        "expected all inputs to be token ids, all to be vectors, or all to be resumed runs; found \
+         several kinds",
     );
 }
 
@@ -616,13 +617,13 @@ fn feature_out_of_range() {
     let expected = |site, example, d_site| PlanError::FeatureOutOfRange {
         site,
         example,
-        d_site,
+        features: d_site,
         found: d_site,
     };
     assert_eq!(error, expected(OUTPUT, 1, 16));
     assert_says(
         &error,
-        "layer 0 block_output: example 1: expected a feature below d_site = 16, found 16",
+        "layer 0 block_output: example 1: expected a feature below 16, found 16",
     );
     // Of one head, its own features count.
     let error = refused(|plan| {

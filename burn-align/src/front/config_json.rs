@@ -35,13 +35,14 @@ pub(super) struct RepresentationJson {
     alignable_unit: Unit,
     max_number_of_units: usize,
     alignable_low_rank_dimension: Option<usize>,
+    subspace_partition: Option<Vec<Vec<usize>>>,
+    group_key: Option<usize>,
+    intervention_link_key: Option<usize>,
+    // Not of align-transformers; behind its fields, which a list has in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     alignable_latent_dimension: Option<usize>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     keep_last_dim: bool,
-    subspace_partition: Option<Vec<Vec<usize>>>,
-    group_key: Option<usize>,
-    intervention_link_key: Option<usize>,
 }
 
 impl Default for RepresentationJson {
