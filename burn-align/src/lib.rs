@@ -31,7 +31,7 @@
 //! ```
 //!
 //! # Layers
-//! - [`methods`]: sweeps, causal tracing;
+//! - [`methods`]: sweeps, ablations, causal tracing;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;

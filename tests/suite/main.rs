@@ -8,6 +8,7 @@
 #[macro_use]
 mod support;
 
+mod ablation;
 mod activations;
 mod builtin;
 mod causal_models;

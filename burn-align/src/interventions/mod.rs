@@ -27,9 +27,9 @@
 //! and the change, or the new activation, on the way out.
 //!
 //! Other operations are these with the right source: *skip* swaps in the component's own input,
-//! *mean ablation* a mean over a dataset, *resample ablation* another example, *noise* adds a
-//! constant, and *attention knock-out* fills attention scores with
-//! [`FillIntervention::KNOCK_OUT`].
+//! *mean ablation* a mean over a dataset, *resample ablation* another example (see
+//! [`ablate`](crate::methods::ablate)), *noise* adds a constant, and *attention knock-out* fills
+//! attention scores with [`FillIntervention::KNOCK_OUT`].
 //!
 //! Every one acts on the whole activation or on a subspace of its features.
 

@@ -1,10 +1,12 @@
 //! Experiments, each one plan.
 
+mod ablation;
 mod causal_trace;
 mod grid;
 mod metric;
 mod sweep;
 
+pub use ablation::{Ablation, AblationError, ablate, mean_activations, resample_donors};
 pub use causal_trace::{CausalTrace, CausalTraceConfig, CausalTraceError, causal_trace};
 pub use grid::Grid;
 pub use metric::{logit_difference, probability};

@@ -4,7 +4,9 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
 
 use super::Grid;
-use crate::engine::{Edit, Indices, LogitPositions, Plan, PlanError, RunOptions, Units};
+use crate::engine::{
+    Edit, Indices, InputId, LogitPositions, Plan, PlanError, ReadId, RunOptions, Units,
+};
 use crate::interventions::Intervention;
 
 /// The places of a sweep, on two axes.
@@ -13,7 +15,7 @@ pub struct SweepGrid {
     rows: Vec<String>,
     columns: Vec<String>,
     /// `[row * columns + column]`
-    cells: Vec<(Site, Units)>,
+    pub(super) cells: Vec<(Site, Units)>,
 }
 
 impl SweepGrid {
@@ -84,22 +86,46 @@ pub fn sweep<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     let mut plan = Plan::new();
     let (base, source) = (plan.tokens(base), plan.tokens(source));
     let source = plan.world(source, []);
-    let cells = grid.cells.iter().map(|(site, units)| {
-        let edit = Edit::from_world(source, *site, units.clone(), 0);
+    let edits = grid.cells.iter();
+    let edits = edits.map(|(site, units)| Edit::from_world(source, *site, units.clone(), 0));
+    let worlds = worlds(&mut plan, base, edits);
+    grid.measure(&plan, &worlds, model, intervention, metric, options)
+}
+
+/// A world of its own for each edit of the base; their logits behind the last token.
+pub(super) fn worlds<B: Backend>(
+    plan: &mut Plan<B>,
+    base: InputId,
+    edits: impl IntoIterator<Item = Edit>,
+) -> Vec<ReadId> {
+    let edits = edits.into_iter();
+    let worlds = edits.map(|edit| {
         let world = plan.world(base, [edit]);
         plan.read_logits(world, LogitPositions::Last)
     });
-    let cells: Vec<_> = cells.collect();
-    let results = plan.run_with(model, std::slice::from_ref(intervention), options)?;
-    let values: Vec<Tensor<B, 1>> = cells
-        .into_iter()
-        .map(|read| metric(results.get(read).squeeze_dim(1)).mean())
-        .collect();
-    Ok(Grid {
-        rows: grid.rows.clone(),
-        columns: grid.columns.clone(),
-        values: to_rows(values, grid.columns.len()),
-    })
+    worlds.collect()
+}
+
+impl SweepGrid {
+    /// Runs a plan that has a world for each place, and measures each world's logits.
+    pub(super) fn measure<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        plan: &Plan<B>,
+        worlds: &[ReadId],
+        model: &M,
+        intervention: &I,
+        metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+        options: &RunOptions,
+    ) -> Result<Grid, PlanError> {
+        let results = plan.run_with(model, std::slice::from_ref(intervention), options)?;
+        let values = worlds.iter();
+        let values = values.map(|read| metric(results.get(*read).squeeze_dim(1)).mean());
+        Ok(Grid {
+            rows: self.rows.clone(),
+            columns: self.columns.clone(),
+            values: to_rows(values.collect(), self.columns.len()),
+        })
+    }
 }
 
 /// Brings numbers to the host, all in one go.
