@@ -11,14 +11,14 @@
 //! ```
 //!
 //! Prints the probability of the answer clean, corrupted, and restored at every layer and
-//! position: of the residual stream, and of windows of MLP and attention outputs. `--svg DIR`
-//! writes the three grids as pictures, `--json FILE` as data. With the default question it checks
-//! its own claim: the corrupted model has forgotten, and restoring one residual brings the answer
-//! back.
+//! position: of the residual stream, and of windows of MLP and attention outputs.
+//! `--plot trace.png` (or `.svg`) writes the three grids as pictures, `trace_residual_stream.png`
+//! and so on, `--json FILE` as data. With the default question it checks its own claim: the
+//! corrupted model has forgotten, and restoring one residual brings the answer back.
 
 #![allow(clippy::print_stdout, reason = "an example talks to its reader")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -27,7 +27,7 @@ use burn_align::engine::RunOptions;
 use burn_align::methods::{CausalTraceConfig, causal_trace};
 use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
-use workbench::plot::heat_map;
+use workbench::plot::{heat_map, picture_file};
 use workbench::table::heat_map_text;
 use workbench::{BackendArgs, on_backend, progress};
 
@@ -55,9 +55,9 @@ struct Args {
     /// Most rows at a time, for large models.
     #[arg(long)]
     max_rows: Option<usize>,
-    /// Folder for pictures.
-    #[arg(long)]
-    svg: Option<PathBuf>,
+    /// Pictures, .svg or .png; what is restored is put before the extension.
+    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    plot: Option<PathBuf>,
     /// File for the numbers.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -121,9 +121,8 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     for (name, window, trace) in &traces {
         println!("\nrestored: {name}, {window} layers at a time");
         println!("{}", heat_map_text(&trace.restored));
-        if let Some(folder) = &args.svg {
-            std::fs::create_dir_all(folder)?;
-            let file = folder.join(format!("{}.svg", name.replace(' ', "_")));
+        if let Some(file) = &args.plot {
+            let file = beside(file, &name.replace(' ', "_"));
             let title = format!("P({}) after restoring the {name}", args.answer.trim());
             heat_map(&file, &title, ["token", "layer"], &trace.restored)?;
         }
@@ -151,4 +150,11 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// `trace_NAME.png` for `trace.png`.
+fn beside(file: &Path, name: &str) -> PathBuf {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = file.extension().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!("{stem}_{name}.{extension}"))
 }

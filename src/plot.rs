@@ -1,10 +1,17 @@
-//! Pictures, as SVG.
+//! Pictures, as SVG or PNG, by the extension of the file.
+//!
+//! A PNG has a font of its own, with Latin, Greek and Cyrillic letters; others are drawn as boxes.
+//! In an SVG they are left to whoever shows it.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use burn_align::methods::Grid;
+use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::register_font;
 
 /// One line of a [`line_chart`].
 pub struct Line<'a> {
@@ -17,13 +24,8 @@ pub struct Line<'a> {
 /// Draws lines over a common axis.
 ///
 /// # Errors
-/// If the file cannot be written, or no line has a point.
-pub fn line_chart(
-    file: &Path,
-    title: &str,
-    [x_label, y_label]: [&str; 2],
-    lines: &[Line<'_>],
-) -> Result<()> {
+/// If the file is neither `.svg` nor `.png`, cannot be written, or no line has a point.
+pub fn line_chart(file: &Path, title: &str, labels: [&str; 2], lines: &[Line<'_>]) -> Result<()> {
     let points = || lines.iter().flat_map(|line| line.points.iter().copied());
     let bounds = |values: &mut dyn Iterator<Item = f64>| {
         values.fold(None, |bounds: Option<(f64, f64)>, value| {
@@ -31,68 +33,223 @@ pub fn line_chart(
             Some((low.min(value), high.max(value)))
         })
     };
-    let (x_low, x_high) = bounds(&mut points().map(|(x, _)| x)).context("nothing to draw")?;
-    let (y_low, y_high) = bounds(&mut points().map(|(_, y)| y)).context("nothing to draw")?;
-
-    let draw = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-        let area = SVGBackend::new(file, (720, 400)).into_drawing_area();
-        area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(title, ("sans-serif", 20))
-            .margin(12)
-            .x_label_area_size(40)
-            .y_label_area_size(56)
-            .build_cartesian_2d(x_low..x_high, y_low.min(0.0)..y_high)?;
-        chart
-            .configure_mesh()
-            .x_desc(x_label)
-            .y_desc(y_label)
-            .light_line_style(TRANSPARENT)
-            .draw()?;
-        for (index, line) in lines.iter().enumerate() {
-            let color = Palette99::pick(index).to_rgba();
-            chart
-                .draw_series(LineSeries::new(
-                    line.points.iter().copied(),
-                    color.stroke_width(2),
-                ))?
-                .label(line.name)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2))
-                });
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.2))
-            .draw()?;
-        area.present()
+    let x = bounds(&mut points().map(|(x, _)| x)).context("nothing to draw")?;
+    let y = bounds(&mut points().map(|(_, y)| y)).context("nothing to draw")?;
+    let chart = LineChart {
+        title,
+        labels,
+        lines,
+        bounds: [x, y],
     };
-    draw().map_err(|error| anyhow!("{}: {error}", file.display()))
+    save(file, &chart)
 }
 
 /// Draws a grid of numbers, darker where the number is larger.
 ///
 /// # Errors
-/// If the file cannot be written, or the grid is empty.
-pub fn heat_map(
-    file: &Path,
-    title: &str,
-    [x_label, y_label]: [&str; 2],
-    grid: &Grid,
-) -> Result<()> {
-    let (rows, columns) = (grid.rows.len(), grid.columns.len());
-    ensure!(rows > 0 && columns > 0, "nothing to draw");
-    let values = || {
-        grid.values
-            .iter()
-            .flatten()
-            .copied()
-            .filter(|v| v.is_finite())
+/// If the file is neither `.svg` nor `.png`, cannot be written, or the grid has no numbers.
+pub fn heat_map(file: &Path, title: &str, labels: [&str; 2], grid: &Grid) -> Result<()> {
+    let is_empty = grid.rows.is_empty() || grid.columns.is_empty();
+    let range = grid.range().filter(|_| !is_empty);
+    let range = range.context("nothing to draw")?;
+    let map = HeatMap {
+        title,
+        labels,
+        grid,
+        range,
     };
-    let low = values().fold(f64::INFINITY, f64::min);
-    let high = values().fold(f64::NEG_INFINITY, f64::max);
-    let color = |value: f64| {
+    save(file, &map)
+}
+
+/// Reads the name of a picture from the command line, for clap's `value_parser`.
+///
+/// # Errors
+/// If it ends neither with `.svg` nor with `.png`.
+pub fn picture_file(name: &str) -> Result<PathBuf> {
+    let file = PathBuf::from(name);
+    Format::of(&file)?;
+    Ok(file)
+}
+
+/// What a picture is written as.
+#[derive(Clone, Copy)]
+enum Format {
+    Svg,
+    Png,
+}
+
+impl Format {
+    /// The format of a file, by its extension.
+    fn of(file: &Path) -> Result<Self> {
+        let extension = file.extension().and_then(OsStr::to_str);
+        match extension.map(str::to_ascii_lowercase).as_deref() {
+            Some("svg") => Ok(Self::Svg),
+            Some("png") => Ok(Self::Png),
+            _ => bail!("expected the name of a picture, .svg or .png"),
+        }
+    }
+}
+
+/// A picture that can be drawn with any of the backends of plotters.
+trait Picture {
+    /// Width and height.
+    fn size(&self) -> (u32, u32);
+
+    /// Draws it with this many pixels for each unit of length.
+    fn draw<D: DrawingBackend>(&self, area: &DrawingArea<D, Shift>, scale: u32) -> Drawn<D>;
+}
+
+type Drawn<D> = Result<(), DrawingAreaErrorKind<<D as DrawingBackend>::ErrorType>>;
+
+/// Draws a picture in memory, then writes it.
+fn save(file: &Path, picture: &impl Picture) -> Result<()> {
+    register_fonts();
+    let saved = Format::of(file).and_then(|format| {
+        let bytes = match format {
+            Format::Svg => svg(picture)?,
+            Format::Png => png(picture)?,
+        };
+        Ok(std::fs::write(file, bytes)?)
+    });
+    saved.with_context(|| file.display().to_string())
+}
+
+fn svg(picture: &impl Picture) -> Result<Vec<u8>> {
+    let mut text = String::new();
+    let area = SVGBackend::with_string(&mut text, picture.size()).into_drawing_area();
+    drawn(picture.draw(&area, 1))?;
+    drop(area);
+    Ok(text.into_bytes())
+}
+
+fn png(picture: &impl Picture) -> Result<Vec<u8>> {
+    /// So that text is sharp.
+    const SCALE: u32 = 2;
+    /// 768 MiB in memory.
+    const MOST_PIXELS: u64 = 1 << 28;
+    let (width, height) = picture.size();
+    let (width, height) = (width.saturating_mul(SCALE), height.saturating_mul(SCALE));
+    let pixels = u64::from(width) * u64::from(height);
+    ensure!(
+        pixels <= MOST_PIXELS,
+        "{width} × {height} pixels are too many for a PNG: write an SVG"
+    );
+    let mut rgb = vec![0; 3 * pixels as usize];
+    let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
+    drawn(picture.draw(&area, SCALE))?;
+    drop(area);
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.write_header()?.write_image_data(&rgb)?;
+    Ok(bytes)
+}
+
+/// The error of a drawing without the type of its backend.
+fn drawn<E: std::error::Error + Send + Sync>(
+    result: Result<(), DrawingAreaErrorKind<E>>,
+) -> Result<()> {
+    result.map_err(|error| anyhow!("{error}"))
+}
+
+/// The font of all text. plotters measures text with it, and draws it in bitmaps; an SVG asks its
+/// reader for any sans-serif.
+const FONT: &str = "sans-serif";
+
+// Sizes, as plotters has them.
+const MARGIN: u32 = 12;
+const LABEL: u32 = 12;
+const TICK: u32 = 5;
+const LEGEND: u32 = 30;
+const LEGEND_MARGIN: u32 = 10;
+
+/// Gives plotters the font, once in the life of the program.
+fn register_fonts() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let font = epaint_default_fonts::UBUNTU_LIGHT;
+        let registered = register_font(FONT, FontStyle::Normal, font);
+        assert!(registered.is_ok(), "the font in the program is a font");
+    });
+}
+
+struct LineChart<'a> {
+    title: &'a str,
+    labels: [&'a str; 2],
+    lines: &'a [Line<'a>],
+    /// Smallest and largest x and y.
+    bounds: [(f64, f64); 2],
+}
+
+impl Picture for LineChart<'_> {
+    fn size(&self) -> (u32, u32) {
+        (720, 400)
+    }
+
+    fn draw<D: DrawingBackend>(&self, area: &DrawingArea<D, Shift>, scale: u32) -> Drawn<D> {
+        let [x_label, y_label] = self.labels;
+        let [(x_low, x_high), (y_low, y_high)] = self.bounds;
+        area.fill(&WHITE)?;
+        let mut chart = ChartBuilder::on(area)
+            .caption(self.title, (FONT, 20 * scale))
+            .margin(MARGIN * scale)
+            .x_label_area_size(40 * scale)
+            .y_label_area_size(56 * scale)
+            .build_cartesian_2d(x_low..x_high, y_low.min(0.0)..y_high)?;
+        chart
+            .configure_mesh()
+            .x_desc(x_label)
+            .y_desc(y_label)
+            .label_style((FONT, LABEL * scale))
+            .axis_style(BLACK.stroke_width(scale))
+            .set_all_tick_mark_size(TICK * scale)
+            .bold_line_style(BLACK.mix(0.2).stroke_width(scale))
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for (index, line) in self.lines.iter().enumerate() {
+            let color = Palette99::pick(index).to_rgba();
+            let length = 16 * scale as i32;
+            chart
+                .draw_series(LineSeries::new(
+                    line.points.iter().copied(),
+                    color.stroke_width(2 * scale),
+                ))?
+                .label(line.name)
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + length, y)], color.stroke_width(2 * scale))
+                });
+        }
+        chart
+            .configure_series_labels()
+            .label_font((FONT, LABEL * scale))
+            .legend_area_size(LEGEND * scale)
+            .margin(LEGEND_MARGIN * scale)
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.2))
+            .draw()?;
+        area.present()
+    }
+}
+
+struct HeatMap<'a> {
+    title: &'a str,
+    labels: [&'a str; 2],
+    grid: &'a Grid,
+    /// Smallest and largest value.
+    range: (f64, f64),
+}
+
+impl HeatMap<'_> {
+    const CAPTION: u32 = 16;
+
+    fn caption(&self) -> String {
+        let (low, high) = self.range;
+        format!("{} ({low:.3} to {high:.3})", self.title)
+    }
+
+    fn color(&self, value: f64) -> RGBColor {
+        let (low, high) = self.range;
         let share = if high > low {
             (value - low) / (high - low)
         } else {
@@ -104,23 +261,34 @@ pub fn heat_map(
             channel(251.0, 48.0),
             channel(255.0, 107.0),
         )
-    };
-    let label = |labels: &[String], at: &SegmentValue<i32>| match at {
-        SegmentValue::CenterOf(index) => labels.get(*index as usize).cloned().unwrap_or_default(),
-        _ => String::new(),
-    };
-    let draw = || -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
-        let size = (160 + 48 * columns as u32, 140 + 28 * rows as u32);
-        let area = SVGBackend::new(file, size).into_drawing_area();
+    }
+}
+
+impl Picture for HeatMap<'_> {
+    fn size(&self) -> (u32, u32) {
+        let (rows, columns) = (self.grid.rows.len(), self.grid.columns.len());
+        let font = (FONT, Self::CAPTION).into_font();
+        // A caption that cannot be measured cannot be drawn either, which is told there.
+        let (caption, _height) = font.box_size(&self.caption()).unwrap_or_default();
+        let width = 160 + 48 * columns as u32;
+        (width.max(caption + 2 * MARGIN), 140 + 28 * rows as u32)
+    }
+
+    fn draw<D: DrawingBackend>(&self, area: &DrawingArea<D, Shift>, scale: u32) -> Drawn<D> {
+        let (grid, [x_label, y_label]) = (self.grid, self.labels);
+        let (rows, columns) = (grid.rows.len(), grid.columns.len());
+        let label = |labels: &[String], at: &SegmentValue<i32>| match at {
+            SegmentValue::CenterOf(index) => {
+                labels.get(*index as usize).cloned().unwrap_or_default()
+            }
+            _ => String::new(),
+        };
         area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(&area)
-            .caption(
-                format!("{title} ({low:.3} to {high:.3})"),
-                ("sans-serif", 16),
-            )
-            .margin(12)
-            .x_label_area_size(56)
-            .y_label_area_size(56)
+        let mut chart = ChartBuilder::on(area)
+            .caption(self.caption(), (FONT, Self::CAPTION * scale))
+            .margin(MARGIN * scale)
+            .x_label_area_size(56 * scale)
+            .y_label_area_size(56 * scale)
             .build_cartesian_2d(
                 (0..columns as i32 - 1).into_segmented(),
                 (0..rows as i32 - 1).into_segmented(),
@@ -130,6 +298,9 @@ pub fn heat_map(
             .disable_mesh()
             .x_desc(x_label)
             .y_desc(y_label)
+            .label_style((FONT, LABEL * scale))
+            .axis_style(BLACK.stroke_width(scale))
+            .set_all_tick_mark_size(TICK * scale)
             .x_labels(columns)
             .y_labels(rows)
             .x_label_formatter(&|at| label(&grid.columns, at))
@@ -144,11 +315,10 @@ pub fn heat_map(
                     )
                 };
                 let corners = [corner(column, row), corner(column + 1, row + 1)];
-                Rectangle::new(corners, color(*value).filled())
+                Rectangle::new(corners, self.color(*value).filled())
             })
         });
         chart.draw_series(cells)?;
         area.present()
-    };
-    draw().map_err(|error| anyhow!("{}: {error}", file.display()))
+    }
 }

@@ -20,20 +20,11 @@ pub fn align_numbers(table: &mut Table) {
 
 /// A grid of numbers as text, darker where the number is larger.
 pub fn heat_map_text(grid: &Grid) -> Table {
-    let values = || {
-        grid.values
-            .iter()
-            .flatten()
-            .copied()
-            .filter(|v| v.is_finite())
-    };
-    let (low, high) = values().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
-        (low.min(v), high.max(v))
-    });
+    let (low, high) = grid.range().unwrap_or_default();
     let shade = |value: f64| {
         const SHADES: [&str; 5] = [" ", "░", "▒", "▓", "█"];
         let share = if high > low {
-            (value - low) / (high - low)
+            ((value - low) / (high - low)).clamp(0.0, 1.0)
         } else {
             0.0
         };

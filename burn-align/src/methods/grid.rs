@@ -24,6 +24,15 @@ impl Grid {
             .max_by(|a, b| a.2.total_cmp(&b.2))
     }
 
+    /// The smallest and the largest of the finite values. `None` of a grid without any.
+    pub fn range(&self) -> Option<(f64, f64)> {
+        let values = self.values.iter().flatten().copied();
+        values
+            .filter(|value| value.is_finite())
+            .map(|value| (value, value))
+            .reduce(|(low, high), (value, _)| (low.min(value), high.max(value)))
+    }
+
     /// Comma-separated values, with the labels in the first line and column (RFC 4180).
     pub fn to_csv(&self) -> String {
         let quoted = |label: &String| format!("\"{}\"", label.replace('"', "\"\""));

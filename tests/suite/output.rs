@@ -1,0 +1,108 @@
+//! What programs draw.
+
+use std::path::Path;
+
+use burn_align::methods::Grid;
+use workbench::plot::{Line, heat_map, line_chart, picture_file};
+use workbench::table::heat_map_text;
+
+fn grid(values: Vec<Vec<f64>>) -> Grid {
+    let labels = |count: usize| (0..count).map(|label| label.to_string()).collect();
+    Grid {
+        rows: labels(values.len()),
+        columns: labels(values.first().map_or(0, Vec::len)),
+        values,
+    }
+}
+
+/// A grid with everything that a model can give.
+fn wild() -> Grid {
+    grid(vec![
+        vec![0.25, f64::NAN, f64::INFINITY],
+        vec![f64::NEG_INFINITY, -0.5, 0.0],
+    ])
+}
+
+#[test]
+fn ranges_are_of_finite_values() {
+    assert_eq!(wild().range(), Some((-0.5, 0.25)));
+    assert_eq!(grid(vec![vec![2.0]]).range(), Some((2.0, 2.0)));
+    assert_eq!(grid(vec![vec![f64::NAN, f64::INFINITY]]).range(), None);
+    assert_eq!(grid(vec![]).range(), None);
+}
+
+#[test]
+fn shades_stay_within_their_scale() {
+    let text = heat_map_text(&wild()).to_string();
+    for cell in ["█ 0.2500", "█ inf", "-inf", "NaN"] {
+        assert!(text.contains(cell), "expected `{cell}` in:\n{text}");
+    }
+    heat_map_text(&grid(vec![vec![f64::NAN]]));
+}
+
+fn draw_all(folder: &Path, extension: &str) -> [Vec<u8>; 2] {
+    let file = |name: &str| folder.join(format!("{name}.{extension}"));
+    heat_map(&file("map"), "a map", ["x", "y"], &wild()).expect("drawn");
+    let line = Line {
+        name: "a line",
+        points: vec![(0.0, 1.0), (1.0, 3.0), (2.0, 2.0)],
+    };
+    line_chart(&file("chart"), "a chart", ["x", "y"], &[line]).expect("drawn");
+    ["map", "chart"].map(|name| std::fs::read(file(name)).expect("written"))
+}
+
+#[test]
+fn pictures_are_drawn_as_svg_and_png() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for svg in draw_all(folder.path(), "svg") {
+        let text = String::from_utf8(svg).expect("text");
+        assert!(text.starts_with("<svg "), "{text}");
+        assert!(text.trim_end().ends_with("</svg>"), "{text}");
+    }
+    for (png, size) in draw_all(folder.path(), "PNG")
+        .into_iter()
+        .zip([(2 * (160 + 3 * 48), 2 * (140 + 2 * 28)), (1440, 800)])
+    {
+        let (signature, rest) = png.split_at(8);
+        assert_eq!(signature, b"\x89PNG\r\n\x1a\n");
+        // Length and name of the header chunk, width and height.
+        let number = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("four"));
+        assert_eq!(&rest[4..8], b"IHDR");
+        assert_eq!((number(8), number(12)), size);
+        assert!(png.ends_with(b"IEND\xaeB`\x82"), "the file is whole");
+    }
+}
+
+#[test]
+fn pictures_that_cannot_be_drawn_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = |name: &str, grid: &Grid| {
+        let file = folder.path().join(name);
+        let error = heat_map(&file, "a map", ["x", "y"], grid).expect_err("refused");
+        assert!(!file.exists(), "{} was written", file.display());
+        format!("{error:#}")
+    };
+    for name in ["map", "map.jpg", "map.svg.gz", ".png"] {
+        let said = refused(name, &wild());
+        assert!(
+            said.contains("expected the name of a picture, .svg or .png"),
+            "{said}"
+        );
+        assert!(said.contains(name), "{said}");
+        picture_file(name).expect_err("refused on the command line");
+    }
+    assert_eq!(
+        picture_file("a/map.png").expect("right"),
+        Path::new("a/map.png")
+    );
+    for name in ["map.svg", "map.png"] {
+        for empty in [grid(vec![]), grid(vec![vec![f64::NAN]])] {
+            assert_eq!(refused(name, &empty), "nothing to draw");
+        }
+        let nowhere = format!("no_such_folder/{name}");
+        let said = refused(&nowhere, &wild());
+        assert!(said.contains(name) && said.contains("os error"), "{said}");
+    }
+    let said = refused("wide.png", &grid(vec![vec![1.0; 1 << 18]]));
+    assert!(said.contains("too many for a PNG: write an SVG"), "{said}");
+}
