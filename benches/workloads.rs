@@ -8,8 +8,6 @@
 //! seconds after a warm-up, and the spread, (slowest - fastest) / median. The device is waited
 //! for before and after every repeat. Names say batch × tokens.
 
-#![allow(clippy::print_stdout, reason = "a benchmark talks to its reader")]
-
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,7 +21,7 @@ use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
 use burn_align_models::{AlignableTransformer, Component, Gpt2, Gpt2Config, Site, TokenBatch};
 use clap::Parser;
 use serde_json::json;
-use workbench::{BackendArgs, on_backend};
+use workbench::{BackendArgs, on_backend, out};
 
 /// Times named workloads.
 #[derive(Parser)]
@@ -183,7 +181,7 @@ fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             "seconds": median,
             "spread": (times[times.len() - 1] - times[0]) / median,
         });
-        println!("{line}");
+        out!("{line}")?;
         if let Some(file) = &mut file {
             writeln!(file, "{line}")?;
         }

@@ -8,13 +8,12 @@
 //! which device and in which dtypes. Never fails: a backend whose driver is missing is tried in a
 //! process of its own, and its row says why it cannot be used.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 use workbench::backends::{ALL_BACKENDS, BackendChoice, probe};
+use workbench::out;
 use workbench::table::table;
 
 /// Shows which backends can be used on this machine.
@@ -55,6 +54,6 @@ fn backends(_args: Args) -> Result<()> {
         };
         table.add_row(row);
     }
-    println!("{table}");
+    out!("{table}")?;
     Ok(())
 }

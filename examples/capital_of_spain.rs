@@ -14,8 +14,6 @@
 //! Prints the next words of base, source and counterfactual, and P(Rome) as a grid. With the
 //! default question it checks its own claim: some swap turns Madrid into Rome.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -29,7 +27,7 @@ use burn_align_models::{
 use clap::Parser;
 use workbench::predictions::{probabilities, top_k};
 use workbench::table::{align_numbers, table};
-use workbench::{BackendArgs, on_backend, progress};
+use workbench::{BackendArgs, on_backend, out, progress};
 
 const BASE: &str = "The capital of Spain is";
 const SOURCE: &str = "The capital of Italy is";
@@ -110,14 +108,14 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         next_words.map(|read| probabilities(results.get(read).squeeze_dim(1)));
     let (base_next, source_next) = (base_next?.remove(0), source_next?.remove(0));
     let counterfactual = probabilities(counterfactual)?.remove(0);
-    println!(
+    out!(
         "\nbase:   {}\nsource: {}\nswap:   layer {} {} at position {position} (`{}`)\n",
         args.base,
         args.source,
         args.layer,
         args.component,
         words.get(position).context("no such position")?.trim(),
-    );
+    )?;
     let columns =
         [&base_next, &source_next, &counterfactual].map(|p| top_k(p, 10, Some(&tokenizer)));
     let mut next = table(["base", "p", "source", "p", "counterfactual", "p"]);
@@ -128,7 +126,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             [token, format!("{:.4}", prediction.probability)]
         }));
     }
-    println!("{next}");
+    out!("{next}")?;
 
     // 5. The same swap of the residual stream, before and behind every layer, at every position:
     //    one pass.
@@ -148,21 +146,21 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         }
     }
     if args.explain {
-        println!("\n{}", plan.explain(alignable.model())?);
+        out!("\n{}", plan.explain(alignable.model())?)?;
     }
     let results = alignable.run(&plan)?;
     let grid: Vec<f32> = cells
         .into_iter()
         .map(|cell| Ok(probabilities(results.get(cell).squeeze_dim(1))?[0][answer.id as usize]))
         .collect::<Result<_>>()?;
-    println!(
+    out!(
         "\nP({}) after swapping the embedding, or block_output of a layer; without a swap {:.4} \
          ({} swaps in one pass, {:.0} ms)",
         answer_word.trim(),
         base_next[answer.id as usize],
         grid.len(),
         started.elapsed().as_secs_f64() * 1000.0,
-    );
+    )?;
     let mut cells = table([String::from("layer")].into_iter().chain(words));
     let names = ["embedding".to_owned()]
         .into_iter()
@@ -172,7 +170,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         cells.add_row([name].into_iter().chain(values));
     }
     align_numbers(&mut cells);
-    println!("{cells}");
+    out!("{cells}")?;
 
     // What is claimed at the top, of the question that is asked there.
     if (

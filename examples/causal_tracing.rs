@@ -16,8 +16,6 @@
 //! and so on, `--json FILE` as data. With the default question it checks its own claim: the
 //! corrupted model has forgotten, and restoring one residual brings the answer back.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -29,7 +27,7 @@ use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, L
 use clap::Parser;
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::heat_map_text;
-use workbench::{BackendArgs, on_backend, progress};
+use workbench::{BackendArgs, on_backend, out, progress};
 
 /// Traces which activations carry a fact.
 #[derive(Parser)]
@@ -111,16 +109,16 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     bar.finish_and_clear();
 
     // 4. What came back.
-    println!(
+    out!(
         "P({}) clean {:.4}, with `{}` corrupted {:.4}",
         args.answer.trim(),
         traces[0].2.clean,
         args.subject,
         traces[0].2.corrupted
-    );
+    )?;
     for (name, window, trace) in &traces {
-        println!("\nrestored: {name}, {window} layers at a time");
-        println!("{}", heat_map_text(&trace.restored));
+        out!("\nrestored: {name}, {window} layers at a time")?;
+        out!("{}", heat_map_text(&trace.restored))?;
         if let Some(file) = &args.plot {
             let file = beside(file, &name.replace(' ', "_"));
             let title = format!("P({}) after restoring the {name}", args.answer.trim());

@@ -10,8 +10,6 @@
 //! Swaps the hidden state at each step in from another sequence. The two sequences end alike, so
 //! the swap brings the source's prediction from the step on at which they no longer differ.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -24,7 +22,7 @@ use burn_align::front::{
 };
 use burn_align_models::{AlignableTransformer, Component, ModelDims, ModelInput, Site, Tap};
 use clap::Parser;
-use workbench::{BackendArgs, on_backend};
+use workbench::{BackendArgs, on_backend, out};
 
 const STEPS: usize = 6;
 const D_INPUT: usize = 3;
@@ -150,10 +148,10 @@ fn swap_states<B: Backend>(device: &B::Device) -> Result<()> {
         let swapped = last(alignable.forward_inputs(&inputs)?.counterfactual);
         let difference = (swapped - expected.clone()).abs().max().into_data();
         differences.push(difference.iter::<f32>().next().unwrap_or(f32::NAN));
-        println!(
+        out!(
             "state swapped at step {step}: {:.6} from the source's logits",
             differences[step]
-        );
+        )?;
     }
     ensure!(
         differences[..STEPS / 2 - 1].iter().all(|d| *d > 1e-4),

@@ -32,9 +32,6 @@
 //! stands at their padding means nothing. A bad request gets one line on standard error and exit
 //! status 2; nothing is written for it, and the others are served.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-#![allow(clippy::print_stderr, reason = "an example talks to its reader")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,7 +46,7 @@ use serde_json::json;
 use workbench::predictions::{Prediction, probabilities, top_k};
 use workbench::requests::{Answer, Model, Request};
 use workbench::table::table;
-use workbench::{BackendArgs, backends, on_backend};
+use workbench::{BackendArgs, backends, complain, on_backend, out};
 
 /// Serves requests for interventions, each from a JSON file.
 #[derive(Parser)]
@@ -74,7 +71,7 @@ fn main() -> ExitCode {
     backends::answer_probe();
     let args = Args::parse();
     if let Err(error) = args.backend.check() {
-        eprintln!("{error:#}");
+        complain!("{error:#}");
         return ExitCode::from(2);
     }
     on_backend!(args.backend.backend, |B, device| serve::<B>(&args, &device))
@@ -87,7 +84,7 @@ fn serve<B: Backend>(args: &Args, device: &B::Device) -> ExitCode {
     let mut status = ExitCode::SUCCESS;
     for file in &args.requests {
         if let Err(error) = answer(args, file, &mut written, &mut models, device) {
-            eprintln!("{}: {}", file.display(), one_line(&error));
+            complain!("{}: {}", file.display(), one_line(&error));
             status = ExitCode::from(2);
         }
     }
@@ -194,7 +191,7 @@ fn print_top<B: Backend>(
         let last = logits.clone().narrow(0, row, 1).narrow(1, length - 1, 1);
         let next: Vec<Prediction> = top_k(&probabilities(last.squeeze_dim(1))?[0], k, tokenizer);
         if args.json {
-            println!("{}", json!({"request": file, "row": row, "top": next}));
+            out!("{}", json!({"request": file, "row": row, "top": next}))?;
         }
         for (rank, prediction) in next.iter().enumerate() {
             rows.add_row([
@@ -207,7 +204,7 @@ fn print_top<B: Backend>(
         }
     }
     if !args.json {
-        println!("{}\n{rows}", file.display());
+        out!("{}\n{rows}", file.display())?;
     }
     Ok(())
 }

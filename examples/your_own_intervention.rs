@@ -10,8 +10,6 @@
 //!
 //! Prints what the bundled model says after "The capital of Spain is" as the share of Italy grows.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -23,7 +21,7 @@ use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
 use workbench::predictions::{probabilities, top_k};
 use workbench::table::table;
-use workbench::{BackendArgs, on_backend};
+use workbench::{BackendArgs, on_backend, out};
 
 /// `b + share · (s - b)`, scaled to the norm of `b`.
 #[derive(Module, Debug)]
@@ -89,7 +87,7 @@ fn blend<B: Backend>(device: &B::Device) -> Result<()> {
         ]);
         words.push(word);
     }
-    println!("{report}");
+    out!("{report}")?;
     ensure!(
         words[0] == "Madrid" && words[4] == "Rome",
         "the ends are {words:?}"

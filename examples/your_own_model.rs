@@ -9,8 +9,6 @@
 //!
 //! Swaps one hidden layer in from another input, whole and by halves, and prints the logits.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
@@ -22,7 +20,7 @@ use burn_align::front::{
 };
 use burn_align_models::{AlignableTransformer, Component, ModelDims, ModelInput, Site, Tap};
 use clap::Parser;
-use workbench::{BackendArgs, on_backend};
+use workbench::{BackendArgs, on_backend, out};
 
 /// `relu(x W)`, layer by layer, then a linear classifier.
 #[derive(Module, Debug)]
@@ -104,18 +102,18 @@ fn swap_hidden<B: Backend>(device: &B::Device) -> Result<()> {
     let whole = alignable.forward_inputs(&inputs)?;
     let show = |name: &str, logits: &Tensor<B, 3>| {
         let logits = logits.to_data().iter::<f32>().collect::<Vec<f32>>();
-        println!("{name:<22} {logits:+.4?}");
+        out!("{name:<22} {logits:+.4?}")
     };
-    show("base", whole.original.as_ref().expect("it was asked for"));
-    show("source", &expected);
+    show("base", whole.original.as_ref().expect("it was asked for"))?;
+    show("source", &expected)?;
     for half in [0, 1] {
         let inputs = inputs
             .clone()
             .with_subspaces(Subspaces::Everywhere(vec![half]));
         let swapped = alignable.forward_inputs(&inputs)?.counterfactual;
-        show(&format!("half {half} swapped in"), &swapped);
+        show(&format!("half {half} swapped in"), &swapped)?;
     }
-    show("whole layer swapped in", &whole.counterfactual);
+    show("whole layer swapped in", &whole.counterfactual)?;
     let difference = (whole.counterfactual - expected).abs().max().into_data();
     let difference = difference.iter::<f32>().next().unwrap_or(f32::NAN);
     ensure!(

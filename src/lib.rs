@@ -1,7 +1,8 @@
 //! What the examples, benchmarks and tests of burn-align share: the choice of the backend,
-//! tables, pictures and progress bars.
+//! what is printed, tables, pictures and progress bars.
 
 pub mod backends;
+pub mod console;
 pub mod plot;
 pub mod predictions;
 pub mod progress;
@@ -24,10 +25,7 @@ pub fn run<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
     match program(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "the program's last words")]
-            {
-                eprintln!("error: {error:#}");
-            }
+            complain!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -12,8 +12,6 @@
 //! same files each time, and prints how many facts of each relation the model knows. Ends with an
 //! error if that is less than 99 %.
 
-#![allow(clippy::print_stdout, reason = "an example talks to its reader")]
-
 pub mod facts;
 
 use std::collections::BTreeMap;
@@ -41,7 +39,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use serde_json::json;
 use workbench::plot::{Line, line_chart};
 use workbench::table::{align_numbers, table};
-use workbench::{BackendChoice, on_backend, progress};
+use workbench::{BackendChoice, on_backend, out, progress};
 
 /// Trains the bundled model.
 #[derive(Parser)]
@@ -134,7 +132,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
         report.add_row([relation.clone(), count.to_string(), right.to_string()]);
     }
     align_numbers(&mut report);
-    println!("{report}");
+    out!("{report}")?;
 
     // 5. The folder.
     model.save_pretrained(&config, Some(&tokenizer), &args.output)?;
@@ -143,10 +141,10 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let (count, right) = known
         .values()
         .fold((0, 0), |(count, right), (c, r)| (count + c, right + r));
-    println!(
+    out!(
         "{right} of {count} facts right; wrote {}",
         args.output.display()
-    );
+    )?;
     ensure!(
         right * 100 >= count * 99,
         "the model knows less than 99 % of the facts"

@@ -1,8 +1,10 @@
-//! What programs draw.
+//! What programs print and draw.
 
+use std::io::{self, Write};
 use std::path::Path;
 
 use burn_align::methods::Grid;
+use workbench::console::write_line;
 use workbench::plot::{Line, heat_map, line_chart, picture_file};
 use workbench::table::heat_map_text;
 
@@ -21,6 +23,29 @@ fn wild() -> Grid {
         vec![0.25, f64::NAN, f64::INFINITY],
         vec![f64::NEG_INFINITY, -0.5, 0.0],
     ])
+}
+
+/// A writer that fails in one way.
+struct Failing(io::ErrorKind);
+
+impl Write for Failing {
+    fn write(&mut self, _bytes: &[u8]) -> io::Result<usize> {
+        Err(self.0.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Err(self.0.into())
+    }
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_error() {
+    let mut written = Vec::new();
+    write_line(&mut written, format_args!("{} and {}", 1, 2)).expect("a vector takes all");
+    assert_eq!(written, b"1 and 2\n");
+    write_line(Failing(io::ErrorKind::BrokenPipe), format_args!("unread")).expect("not told");
+    let full = write_line(Failing(io::ErrorKind::StorageFull), format_args!("lost"));
+    assert_eq!(full.expect_err("told").kind(), io::ErrorKind::StorageFull);
 }
 
 #[test]
