@@ -14,6 +14,7 @@ use burn_align_models::{
     Tokenizer,
 };
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// A model that requests are about.
@@ -69,9 +70,9 @@ impl Request {
     /// Reads a request.
     ///
     /// # Errors
-    /// If it is no request.
+    /// If it is no request. The error names the path of what is wrong.
     pub fn parse(json: &str) -> Result<Self> {
-        let request: Self = serde_json::from_str(json)?;
+        let request: Self = from_json(json)?;
         ensure!(
             request.interventions.is_null(),
             "interventions: expected null, found {}: there are no saved interventions to load",
@@ -157,4 +158,13 @@ impl Request {
         }
         Ok(tensors)
     }
+}
+
+/// Reads JSON. An error begins with the path of the value that is wrong, such as
+/// `config.alignable_representations[1].alignable_layer`.
+fn from_json<T: DeserializeOwned>(json: &str) -> Result<T> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let value = serde_path_to_error::deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
 }

@@ -446,6 +446,81 @@ fn a_right_request_is_read() {
     Subspaces::try_from(&request["subspaces"]).expect("right");
 }
 
+#[test]
+fn errors_of_requests_name_the_path() {
+    // What is said when the part of a right request that the pointer names is another.
+    for (pointer, value, said) in [
+        (
+            "/model",
+            json!(3),
+            "model: invalid type: integer `3`, expected a string",
+        ),
+        (
+            "/base",
+            json!({"txt": ["a"]}),
+            "base: unknown variant `txt`",
+        ),
+        (
+            "/base/input_ids/0/2",
+            json!("a"),
+            "base.input_ids[0][2]: invalid type: string \"a\", expected u32",
+        ),
+        (
+            "/sources/0/text/0",
+            json!(null),
+            "sources[0].text[0]: invalid type: null, expected a string",
+        ),
+        (
+            "/config/mode",
+            json!("sequential"),
+            "config.mode: unknown variant `sequential`",
+        ),
+        (
+            "/config/alignable_representations/1/alignable_layer",
+            json!(-1),
+            "config.alignable_representations[1].alignable_layer: invalid value: integer `-1`",
+        ),
+        (
+            "/config/alignable_representations/0/subspace_partition/1/0",
+            json!("a"),
+            "config.alignable_representations[0].subspace_partition[1][0]: invalid type",
+        ),
+        // What holds for several fields is said of what they belong to.
+        (
+            "/config/alignable_representations/1/max_number_of_units",
+            json!(0),
+            "config.alignable_representations[1]: max_number_of_units: expected at least 1",
+        ),
+        (
+            "/config/alignable_interventions_type",
+            json!(["VanillaIntervention"]),
+            "config: alignable_interventions_type: expected one type",
+        ),
+    ] {
+        let mut request = right_request();
+        *request.pointer_mut(pointer).expect("a part of the request") = value;
+        let error = Request::parse(&request.to_string()).err().expect("wrong");
+        let error = format!("{error:#}");
+        assert!(
+            error.starts_with(said),
+            "expected `{said}` at the beginning of: {error}"
+        );
+    }
+    for (text, said) in [
+        ("{", "EOF while parsing an object at line 1 column 1"),
+        (
+            "{\"model\": \"a\"}",
+            "missing field `base` at line 1 column 14",
+        ),
+    ] {
+        let error = Request::parse(text).err().expect("wrong");
+        assert_eq!(format!("{error:#}"), said);
+    }
+    let text = format!("{} true", right_request());
+    let error = Request::parse(&text).err().expect("wrong");
+    assert!(error.to_string().starts_with("trailing characters"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
