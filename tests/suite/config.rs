@@ -292,6 +292,10 @@ fn unknown_and_wrong_fields_are_refused() {
                 null,
                 null,
                 null,
+                null,
+                false,
+                null,
+                null,
                 null
             ])),
             // A list of pyvene, which has more.

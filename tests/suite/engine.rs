@@ -287,6 +287,24 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
                     }
                 }
             }
+            // Frozen before the first edit by one of the interventions, or by none.
+            let trained = raw.read_site % (interventions.len() + 1);
+            let frozen = plan
+                .freeze(
+                    &model,
+                    &interventions,
+                    |index| index == trained,
+                    &RunOptions::default(),
+                )
+                .expect("valid");
+            let rest = frozen.run(&model, &interventions).expect("valid");
+            let naively = frozen.run_naively(&model, &interventions).expect("valid");
+            let pairs = rest.iter().zip(lockstep.iter());
+            for (found, whole) in pairs.chain(naively.iter().zip(lockstep.iter())) {
+                let scale = magnitude(whole);
+                let difference = max_difference(found.clone(), &whole.to_data());
+                prop_assert!(difference <= 1e-5 * scale, "frozen: {difference}");
+            }
             let naive = plan.run_naively(&model, &interventions).expect("valid");
             for (index, (lockstep, naive)) in lockstep.iter().zip(naive.iter()).enumerate() {
                 let scale = magnitude(naive);

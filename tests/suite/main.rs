@@ -25,6 +25,7 @@ mod identities;
 mod interventions;
 mod loading;
 mod methods;
+mod orthonormal;
 mod output;
 mod parity;
 #[cfg(feature = "flex")]

@@ -43,7 +43,9 @@ fn refused_by(name: &str, build: impl FnOnce(&mut Plan<Flex>)) -> PlanError {
     // It knows of no interventions.
     let of_interventions = matches!(
         error,
-        PlanError::NoSuchIntervention { .. } | PlanError::OperandPresence { .. }
+        PlanError::NoSuchIntervention { .. }
+            | PlanError::OperandPresence { .. }
+            | PlanError::FeatureOutOfRange { .. }
     );
     match plan.explain(&model) {
         Err(other) => assert_eq!(other, error),

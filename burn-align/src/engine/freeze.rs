@@ -163,7 +163,9 @@ impl<B: Backend> Plan<B> {
             Read::Logits { world, positions } => Read::Logits {
                 world: *world,
                 positions: match positions {
-                    LogitPositions::Each(each) => {
+                    LogitPositions::Each(each)
+                        if examples.iter().all(|example| *example < each.len()) =>
+                    {
                         LogitPositions::Each(examples.iter().map(|e| each[*e].clone()).collect())
                     }
                     other => other.clone(),
@@ -408,7 +410,10 @@ impl<B: Backend> Freezer<'_, B> {
 
 fn indices(indices: &Indices, examples: &[usize]) -> Indices {
     match indices {
-        Indices::Each(each) => Indices::Each(examples.iter().map(|e| each[*e].clone()).collect()),
+        // A list of a wrong length is refused when the plan is run.
+        Indices::Each(each) if examples.iter().all(|example| *example < each.len()) => {
+            Indices::Each(examples.iter().map(|e| each[*e].clone()).collect())
+        }
         other => other.clone(),
     }
 }

@@ -39,7 +39,7 @@ impl<B: Backend> Plan<B> {
             .iter()
             .zip(&self.known)
             .map(|(read, known)| match read {
-                _ if let Some(known) = known => known.clone(),
+                _ if known.is_some() => known.clone().expect("it is there"),
                 Read::Activation { world, site, units } => naive.activation(*world, *site, units),
                 Read::Logits { world, positions } => {
                     let input = self.input_of(*world);

@@ -156,13 +156,14 @@ impl<B: Backend> Orthonormal<B> {
             return self;
         }
         let parameter = self.parameter.map(|after| {
+            let trained = after.is_require_grad();
             let after = after.detach();
             let before = before.clone().detach();
             let step = after - before.clone();
             let inner = before.clone().transpose().matmul(step.clone());
             let normal = (inner.clone() + inner.transpose()) * 0.5;
             let tangent = step - before.clone().matmul(normal);
-            polar(before + tangent)
+            polar(before + tangent).set_require_grad(trained)
         });
         Self { parameter, ..self }
     }

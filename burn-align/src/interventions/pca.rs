@@ -118,8 +118,9 @@ impl<B: Backend> Intervention<B> for PcaIntervention<B> {
     }
 
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
-        let (mean, std) = (self.mean.val().unsqueeze(), self.std.val().unsqueeze());
-        let components = self.components.val();
+        let mean = self.mean.val().detach().unsqueeze();
+        let std = self.std.val().detach().unsqueeze();
+        let components = self.components.val().detach();
         let project = |x: Tensor<B, 3>| {
             ((self.tokens.join(x) - mean.clone()) / std.clone())
                 .matmul(components.clone().transpose())

@@ -14,7 +14,7 @@ const TASK: usize = 16 * 1024;
 
 /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as `x σ(2u)`.
 pub(super) fn gelu_tanh(x: &mut [f32]) {
-    const LINEAR: f32 = 1.595_769_1; // 2 √(2/π)
+    const LINEAR: f32 = 1.595_769; // 2 √(2/π)
     const CUBIC: f32 = LINEAR * 0.044715;
     map(x, |x| x * logistic(x * (x * x * CUBIC + LINEAR)));
 }
