@@ -163,7 +163,7 @@ impl<B: Backend> Orthonormal<B> {
             let inner = before.clone().transpose().matmul(step.clone());
             let normal = (inner.clone() + inner.transpose()) * 0.5;
             let tangent = step - before.clone().matmul(normal);
-            polar(before + tangent).set_require_grad(trained)
+            polar(before + tangent).detach().set_require_grad(trained)
         });
         Self { parameter, ..self }
     }
