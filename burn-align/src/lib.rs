@@ -46,5 +46,6 @@ pub mod engine;
 pub mod front;
 pub mod interventions;
 pub mod methods;
+pub mod training;
 
 pub use burn_align_models as models;

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::module::AutodiffModule;
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::{AlignableTransformer, Site, SiteDims, SiteWidth, TokenBatch};
 
 use super::build::build;
@@ -92,6 +94,40 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             intervention_of,
             _backend: PhantomData,
         })
+    }
+
+    /// The same on another version of the model.
+    pub(crate) fn map_model(self, map: impl FnOnce(M) -> M) -> Self {
+        Self {
+            model: map(self.model),
+            ..self
+        }
+    }
+
+    /// Takes the interventions out; [`put_interventions`](Self::put_interventions) must follow.
+    pub(crate) fn take_interventions(&mut self) -> Vec<I> {
+        std::mem::take(&mut self.interventions)
+    }
+
+    /// Puts as many interventions back as were taken.
+    pub(crate) fn put_interventions(&mut self, interventions: Vec<I>) {
+        self.interventions = interventions;
+    }
+
+    /// The same without differentiation.
+    pub fn valid(&self) -> AlignableModel<B::InnerBackend, M::InnerModule, I::InnerModule>
+    where
+        B: AutodiffBackend,
+        M: AutodiffModule<B>,
+        I: AutodiffModule<B>,
+    {
+        AlignableModel {
+            config: self.config.clone(),
+            model: self.model.valid(),
+            interventions: self.interventions.iter().map(I::valid).collect(),
+            intervention_of: self.intervention_of.clone(),
+            _backend: PhantomData,
+        }
     }
 
     /// The model.

@@ -1,0 +1,191 @@
+use burn::optim::AdamConfig;
+use serde::{Deserialize, Serialize};
+
+use super::TrainingError;
+
+/// How the learning rate changes over all steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum RateSchedule {
+    /// Not at all.
+    #[default]
+    Constant,
+    /// Up from 0 over this share of the steps, then down to 0: that of the Boundless DAS notebook
+    /// of pyvene, with a share of 0.1.
+    WarmUpThenDecay(f64),
+}
+
+impl RateSchedule {
+    /// The factor on the learning rate at a step.
+    pub fn factor(self, step: usize, steps: usize) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::WarmUpThenDecay(share) => {
+                let warm = (share * steps as f64).round();
+                let step = step as f64;
+                if step < warm {
+                    step / warm.max(1.0)
+                } else {
+                    ((steps as f64 - step) / (steps as f64 - warm).max(1.0)).max(0.0)
+                }
+            }
+        }
+    }
+}
+
+/// How interventions are trained.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TrainingConfig {
+    /// Passes over the data. Default: 3.
+    pub epochs: usize,
+    /// Examples of a batch. Default: 16.
+    pub batch_size: usize,
+    /// Learning rate of rotations and of all that is no mask. Default: 1e-3.
+    pub learning_rate: f64,
+    /// Learning rate of masks and boundaries. Default: 1e-2.
+    pub mask_learning_rate: f64,
+    /// How both learning rates change.
+    pub schedule: RateSchedule,
+    /// The optimizer; also the place to clip gradients or to decay weights.
+    pub optimizer: AdamConfig,
+    /// Batches whose gradients are summed for one step of the optimizer. Default: 1.
+    pub accumulation: usize,
+    /// Temperature of masks at the first and at the last step, linear in between. Default: left as
+    /// it is.
+    pub temperature: Option<[f64; 2]>,
+    /// Factor of the [penalty](crate::interventions::Intervention::penalty) in the loss. Default:
+    /// 1.
+    pub penalty: f64,
+    /// Seed of the order of the examples.
+    pub seed: u64,
+    /// Stop when the accuracy on held-out data has not risen for so many epochs. Default: never.
+    pub patience: Option<usize>,
+    /// Bytes up to which what does not change between epochs is kept; past them, it is computed
+    /// anew for every batch. Default: 2 GiB.
+    pub memory_budget: usize,
+}
+
+impl Default for TrainingConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 3,
+            batch_size: 16,
+            learning_rate: 1e-3,
+            mask_learning_rate: 1e-2,
+            schedule: RateSchedule::Constant,
+            optimizer: AdamConfig::new(),
+            accumulation: 1,
+            temperature: None,
+            penalty: 1.0,
+            seed: 0,
+            patience: None,
+            memory_budget: 2 << 30,
+        }
+    }
+}
+
+impl TrainingConfig {
+    /// The same with so many passes over the data.
+    pub fn with_epochs(mut self, epochs: usize) -> Self {
+        self.epochs = epochs;
+        self
+    }
+
+    /// The same with batches of this size.
+    pub fn with_batch_size(mut self, batch_size: usize) -> Self {
+        self.batch_size = batch_size;
+        self
+    }
+
+    /// The same with this learning rate of all but masks.
+    pub fn with_learning_rate(mut self, learning_rate: f64) -> Self {
+        self.learning_rate = learning_rate;
+        self
+    }
+
+    /// The same with this learning rate of masks and boundaries.
+    pub fn with_mask_learning_rate(mut self, learning_rate: f64) -> Self {
+        self.mask_learning_rate = learning_rate;
+        self
+    }
+
+    /// The same with this schedule of the learning rates.
+    pub fn with_schedule(mut self, schedule: RateSchedule) -> Self {
+        self.schedule = schedule;
+        self
+    }
+
+    /// The same with this optimizer.
+    pub fn with_optimizer(mut self, optimizer: AdamConfig) -> Self {
+        self.optimizer = optimizer;
+        self
+    }
+
+    /// The same with the gradients of so many batches summed for a step.
+    pub fn with_accumulation(mut self, batches: usize) -> Self {
+        self.accumulation = batches;
+        self
+    }
+
+    /// The same with the temperature of masks going from the first to the second.
+    pub fn with_temperature(mut self, from: f64, to: f64) -> Self {
+        self.temperature = Some([from, to]);
+        self
+    }
+
+    /// The same with this factor of the penalty.
+    pub fn with_penalty(mut self, factor: f64) -> Self {
+        self.penalty = factor;
+        self
+    }
+
+    /// The same from another seed.
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The same that stops after so many epochs without progress.
+    pub fn with_patience(mut self, epochs: usize) -> Self {
+        self.patience = Some(epochs);
+        self
+    }
+
+    /// The same keeping at most so many bytes.
+    pub fn with_memory_budget(mut self, bytes: usize) -> Self {
+        self.memory_budget = bytes;
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<(), TrainingError> {
+        let wrong = |what, expected, found: String| {
+            Err(TrainingError::Setting {
+                what,
+                expected,
+                found,
+            })
+        };
+        for (what, number) in [
+            ("batch_size", self.batch_size),
+            ("accumulation", self.accumulation),
+        ] {
+            if number == 0 {
+                return wrong(what, "at least 1", number.to_string());
+            }
+        }
+        for (what, rate) in [
+            ("learning_rate", self.learning_rate),
+            ("mask_learning_rate", self.mask_learning_rate),
+        ] {
+            if !rate.is_finite() || rate < 0.0 {
+                return wrong(what, "a finite number, not below 0", rate.to_string());
+            }
+        }
+        for temperature in self.temperature.iter().flatten() {
+            if !temperature.is_finite() || *temperature <= 0.0 {
+                return wrong("temperature", "numbers above 0", temperature.to_string());
+            }
+        }
+        Ok(())
+    }
+}

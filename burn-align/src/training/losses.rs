@@ -1,0 +1,58 @@
+//! Losses of a batch: what training makes small.
+
+use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
+
+use super::Targets;
+
+/// The cross-entropy with the labels, averaged over examples and positions.
+///
+/// # Shapes
+/// - logits: `[batch, unit, vocab]`
+/// - output: `[1]`
+pub fn cross_entropy<B: Backend>(logits: Tensor<B, 3>, targets: &Targets<B>) -> Tensor<B, 1> {
+    let log_probabilities = activation::log_softmax(logits.cast(DType::F32), 2);
+    -at(log_probabilities, targets.labels.clone()).mean()
+}
+
+/// How much lower the labels' logits are than those of other classes, averaged.
+///
+/// # Shapes
+/// - logits: `[batch, unit, vocab]`
+/// - others: `[batch, unit]`
+/// - output: `[1]`
+pub fn logit_difference<B: Backend>(
+    logits: Tensor<B, 3>,
+    targets: &Targets<B>,
+    others: Tensor<B, 2, Int>,
+) -> Tensor<B, 1> {
+    let logits = logits.cast(DType::F32);
+    (at(logits.clone(), others) - at(logits, targets.labels.clone())).mean()
+}
+
+/// The Kullback-Leibler divergence from the wanted distributions, `Σ p (ln p - ln q)`, averaged.
+///
+/// # Shapes
+/// - logits, wanted (logits too): `[batch, unit, vocab]`
+/// - output: `[1]`
+pub fn kl_divergence<B: Backend>(logits: Tensor<B, 3>, wanted: Tensor<B, 3>) -> Tensor<B, 1> {
+    let [batch, units, _vocab] = logits.dims();
+    let found = activation::log_softmax(logits.cast(DType::F32), 2);
+    let wanted = activation::log_softmax(wanted.cast(DType::F32), 2);
+    (wanted.clone().exp() * (wanted - found)).sum() / (batch * units) as f64
+}
+
+/// The mean of the squared differences: for models whose outputs are no logits.
+///
+/// # Shapes
+/// - outputs, wanted: `[batch, unit, vocab]`
+/// - output: `[1]`
+pub fn mean_squared_error<B: Backend>(outputs: Tensor<B, 3>, wanted: Tensor<B, 3>) -> Tensor<B, 1> {
+    (outputs.cast(DType::F32) - wanted.cast(DType::F32))
+        .powi_scalar(2)
+        .mean()
+}
+
+/// One class of each, `[batch, unit]`.
+fn at<B: Backend>(values: Tensor<B, 3>, classes: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    values.gather(2, classes.unsqueeze_dim(2)).squeeze_dim(2)
+}

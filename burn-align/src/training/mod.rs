@@ -1,0 +1,21 @@
+//! Finding variables in a model: interventions are trained, and then judged.
+//!
+//! A [dataset](InterchangeData) says what the model should predict under an interchange, for
+//! instance from a [causal model](crate::causal_models). [`train`] fits the parameters of the
+//! interventions of an [`AlignableModel`](crate::front::AlignableModel), with the model itself
+//! frozen; [`evaluate`] gives the interchange intervention accuracy, and
+//! [`evaluate_with_controls`] what it is worth: beside it stand a random rotation of the same
+//! size, the whole vector swapped, and nothing swapped.
+
+mod config;
+mod data;
+mod error;
+mod evaluate;
+pub mod losses;
+mod train;
+
+pub use config::{RateSchedule, TrainingConfig};
+pub use data::{InterchangeData, Targets};
+pub use error::TrainingError;
+pub use evaluate::{Controlled, Evaluation, evaluate, evaluate_with_controls};
+pub use train::{EpochReport, History, StepReport, TrainingEvent, train};
