@@ -34,3 +34,4 @@ mod plans;
 mod pretrained;
 mod scratch;
 mod tokens;
+mod training;
