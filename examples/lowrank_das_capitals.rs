@@ -1,0 +1,204 @@
+//! How many dimensions does a country take in a language model?
+//!
+//! In the bundled model, prompts such as "The capital of Spain is" and "The language of Italy is"
+//! differ in the country and in what is asked. A low-rank rotation (distributed alignment search,
+//! Geiger et al. 2023, arXiv 2303.02536) is trained at the last position such that swapping its
+//! subspace from the second prompt into the first brings the capital of Italy: the source's
+//! country, the base's question. Ranks from 1 to 64 are tried.
+//!
+//! ```sh
+//! cargo run --release --example lowrank_das_capitals
+//! ```
+//!
+//! Prints the interchange intervention accuracy on pairs whose source names a country that no
+//! source has named in training, beside random subspaces of the same rank. The whole vector brings
+//! the source's question, too, so swapping it all is wrong.
+
+#[allow(dead_code, unreachable_pub, reason = "the table of another example")]
+#[path = "train_capitals/facts.rs"]
+mod facts;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+};
+use burn_align::training::{
+    Controlled, InterchangeData, RateSchedule, TrainingConfig, evaluate_with_controls, losses,
+    train,
+};
+use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions, TokenBatch, Tokenizer};
+use clap::Parser;
+use facts::{COUNTRIES, Country};
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use workbench::plot::{Line, line_chart};
+use workbench::{BackendArgs, on_backend, out, progress};
+
+/// Finds the country by low-rank distributed alignment search.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    backend: BackendArgs,
+    /// The layer behind which the residual stream is aligned.
+    #[arg(long, default_value_t = 0)]
+    layer: usize,
+    /// Ranks to try.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4, 8, 16, 32, 64])]
+    ranks: Vec<usize>,
+    /// Passes over the 4,000 pairs.
+    #[arg(long, default_value_t = 12)]
+    epochs: usize,
+    /// Seed of pairs and rotations.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Draw accuracy over rank into this file (SVG or PNG).
+    #[arg(long)]
+    plot: Option<PathBuf>,
+}
+
+/// Every prompt has the country at position 3, and the answer behind position 4.
+const LAST: usize = 4;
+
+/// A question, and its answer for a country.
+type Question = (fn(&str) -> String, fn(&Country) -> &'static str);
+
+const QUESTIONS: [Question; 4] = [
+    (
+        |country| format!("The capital of {country} is"),
+        |it| it.capital,
+    ),
+    (
+        |country| format!("The language of {country} is"),
+        |it| it.language,
+    ),
+    (
+        |country| format!("The continent of {country} is"),
+        |it| it.continent,
+    ),
+    (
+        |country| format!("The people of {country} are"),
+        |it| it.demonym,
+    ),
+];
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| search::<B>(
+            &args, &device
+        ))
+    })
+}
+
+fn search<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
+    let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
+    let tokenizer = loaded.tokenizer()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
+    let mut countries: Vec<&Country> = COUNTRIES.iter().collect();
+    countries.shuffle(&mut rng);
+    let (seen, unseen) = countries.split_at(countries.len() * 4 / 5);
+    let training = [pairs(4000, seen, seen, tokenizer, &mut rng)?];
+    let held_out = [pairs(2000, &countries, unseen, tokenizer, &mut rng)?];
+
+    out!("accuracy on {} pairs, by rank", held_out[0].len())?;
+    out!("{:>6} {:>9} {:>9}", "rank", "trained", "random")?;
+    let mut points = Vec::new();
+    let bar = progress::bar(args.ranks.len() as u64, "aligning");
+    let mut last: Option<Controlled> = None;
+    for rank in &args.ranks {
+        let residual = AlignableRepresentationConfig::new(args.layer, Component::BlockOutput)
+            .with_low_rank(*rank);
+        let config = AlignableConfig::new([residual]);
+        let model = AlignableModel::new_seeded(config, loaded.model.clone(), args.seed)?;
+        let config = TrainingConfig::default()
+            .with_epochs(args.epochs)
+            .with_batch_size(64)
+            .with_learning_rate(1e-2)
+            .with_schedule(RateSchedule::WarmUpThenDecay(0.05))
+            .with_seed(args.seed);
+        let (model, _) = train(
+            model,
+            &training,
+            &[],
+            &config,
+            losses::cross_entropy,
+            |_| {},
+        )?;
+        let found = evaluate_with_controls(&model.valid(), &held_out, 500, args.seed + 99)?;
+        bar.suspend(|| {
+            let (trained, random) = (found.trained.accuracy, found.random_rotation.accuracy);
+            out!("{rank:>6} {trained:>9.4} {random:>9.4}")
+        })?;
+        points.push((
+            *rank as f64,
+            found.trained.accuracy,
+            found.random_rotation.accuracy,
+        ));
+        last = Some(found);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    if let Some(found) = &last {
+        out!("{:>6} {:>9.4}", "all", found.whole_vector.accuracy)?;
+        out!("{:>6} {:>9.4}", "none", found.no_swap.accuracy)?;
+    }
+    if let Some(file) = &args.plot {
+        let lines = [
+            Line {
+                name: "trained",
+                points: points.iter().map(|it| (it.0, it.1)).collect(),
+            },
+            Line {
+                name: "random",
+                points: points.iter().map(|it| (it.0, it.2)).collect(),
+            },
+        ];
+        line_chart(file, "The country's subspace", ["rank", "accuracy"], &lines)?;
+    }
+    if let (Some(found), true) = (last, args.layer == 0 && args.ranks.last() == Some(&64)) {
+        ensure!(found.trained.accuracy >= 0.75, "the country was not found");
+        ensure!(
+            found.random_rotation.accuracy < 0.5 && found.whole_vector.accuracy < 0.5,
+            "a control is as good as the search"
+        );
+    }
+    Ok(())
+}
+
+/// Pairs of different countries and questions: base, source, and the base's question about the
+/// source's country.
+fn pairs<B: Backend>(
+    count: usize,
+    bases: &[&Country],
+    sources: &[&Country],
+    tokenizer: &Tokenizer,
+    rng: &mut ChaCha8Rng,
+) -> Result<InterchangeData<B>> {
+    let (mut base, mut source, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    while labels.len() < count {
+        let mut draw = |from: &[&Country]| {
+            let country = *from[rng.random_range(0..from.len())];
+            (country, QUESTIONS[rng.random_range(0..QUESTIONS.len())])
+        };
+        let (base_country, (ask, answer)) = draw(bases);
+        let (country, (ask_source, _)) = draw(sources);
+        // The answer must tell the countries apart.
+        if answer(&base_country) == answer(&country) {
+            continue;
+        }
+        base.push(tokenizer.encode(&ask(base_country.name))?);
+        source.push(tokenizer.encode(&ask_source(country.name))?);
+        labels.push(tokenizer.single_token(&format!(" {}", answer(&country)))?);
+    }
+    let inputs = AlignableInputs::new(TokenBatch::new(base)?)
+        .with_sources([TokenBatch::new(source)?])
+        .with_locations(LAST);
+    Ok(InterchangeData::new(inputs, labels))
+}
