@@ -31,5 +31,6 @@ mod parity;
 mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
+mod saved;
 mod scratch;
 mod tokens;
