@@ -132,6 +132,7 @@ macro_rules! names {
     ($name:ident = $type:ty { $($variant:ident,)* }) => {
         #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case")]
+        #[allow(clippy::enum_variant_names)]
         enum $name {
             $($variant,)*
         }

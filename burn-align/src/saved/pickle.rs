@@ -180,7 +180,7 @@ impl Machine<'_> {
                 b'}' => self.new_dict(),
                 b')' => self.new_tuple(Vec::new()),
                 b't' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.new_tuple(items);
                 }
                 0x85..=0x87 => {
@@ -215,7 +215,7 @@ impl Machine<'_> {
                     self.set_items(vec![key, value])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.set_items(items)?;
                 }
                 b'b' => {
@@ -306,7 +306,7 @@ impl Machine<'_> {
         }
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Item>, PickleError> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Item>, PickleError> {
         let mark = self.stack.iter().rposition(|i| matches!(i, Item::Mark));
         let Some(mark) = mark else {
             return malformed("expected a mark, found none");
