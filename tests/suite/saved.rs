@@ -378,8 +378,10 @@ fn pyvene_folders_match_the_formulas<B: Backend>(device: &B::Device) {
             }
         }
     }
-    println!("outputs {worst_output:?}, gradients {worst_gradient:?}, {compared:?}");
-    assert!(failures.is_empty(), "{failures:#?}");
+    assert!(
+        failures.is_empty(),
+        "{failures:#?}\nworst: {worst_output:?}, {worst_gradient:?}"
+    );
     assert!(outputs >= 70, "only {outputs} outputs");
     assert!(
         compared["raw"] >= 30 && compared.len() >= 15,
@@ -404,7 +406,6 @@ fn pyvene_folders_work_in_a_model<B: Backend>(device: &B::Device) {
     let expected = read_tensors(&trainable().join("runs.safetensors"));
     let model = load::<Autodiff<B>>("gpt2_plain", device);
     let runs = read_json(&trainable().join("runs.json"));
-    let mut worst = (0.0_f32, 0.0_f32);
     for (name, run) in runs["runs"].as_object().expect("runs") {
         let folder = trainable().join(run["folder"].as_str().expect("a folder"));
         let alignable = AlignableModel::<Autodiff<B>, _>::load(&folder, model.clone());
@@ -437,14 +438,11 @@ fn pyvene_folders_work_in_a_model<B: Backend>(device: &B::Device) {
                     })
                     .fold(f32::INFINITY, f32::min);
                 assert!(best <= 1e-4, "{name}: gradient by {part}: {best}");
-                worst.1 = worst.1.max(best);
                 compared += 1;
             }
         }
         assert!(compared > 0, "{name}: no gradient");
-        worst.0 = worst.0.max(found);
     }
-    println!("logits and gradients {worst:?}");
     // Older releases of pyvene: the same parameters.
     for (old, new) in [("old_comp", "rotated"), ("old_repr", "low_rank")] {
         let [old, new] = [old, new].map(|name| only::<B>(&trainable().join(name), device));
