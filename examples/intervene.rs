@@ -18,9 +18,11 @@
 //!
 //! - `model`: a Hugging Face folder, absolute or relative to the request file, a hub id, or
 //!   `bundled:capitals`;
-//! - `config`: as in align-transformers, `null` for a plain forward pass; interventions are
-//!   `VanillaIntervention`, `AdditionIntervention`, `SubtractionIntervention`,
+//! - `config`: as in align-transformers, `null` for a plain forward pass; interventions without
+//!   parameters are `VanillaIntervention`, `AdditionIntervention`, `SubtractionIntervention`,
 //!   `ZeroIntervention`, `SkipIntervention` and `CollectIntervention`;
+//! - `interventions`: instead of `config`, a folder of trained interventions, absolute or relative
+//!   to the request file, as `AlignableModel::save_interventions` or pyvene's `save` writes it;
 //! - `base` and each of `sources`: `{"text": [...]}` or `{"input_ids": [[...]]}`;
 //! - `unit_locations`: `{"sources->base": [source, base]}`, both sides
 //!   `[representation][batch][unit]`; `null` for whole representations;
@@ -116,10 +118,11 @@ fn answer<B: Backend>(
         output.display()
     );
     let request = Request::parse(&fs::read_to_string(file)?)?;
-    let source = request.model(file.parent().unwrap_or(Path::new("")));
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let source = request.model(folder);
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
     let model = models.load(source, &options, device)?;
-    let answer = request.answer(model, device)?;
+    let answer = request.answer(folder, model, device)?;
 
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
     write(&answer.tensors, &output).with_context(|| output.display().to_string())?;

@@ -1,7 +1,7 @@
 //! Requests for interventions, as JSON: what the example `intervene` serves.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, backend::Backend};
@@ -32,8 +32,7 @@ pub struct Request {
     unit_locations: Value,
     #[serde(default)]
     subspaces: Value,
-    #[serde(default)]
-    interventions: Value,
+    interventions: Option<PathBuf>,
     #[serde(default)]
     output_original_output: bool,
 }
@@ -74,9 +73,8 @@ impl Request {
     pub fn parse(json: &str) -> Result<Self> {
         let request: Self = from_json(json)?;
         ensure!(
-            request.interventions.is_null(),
-            "interventions: expected null, found {}: there are no saved interventions to load",
-            request.interventions
+            request.config.is_none() || request.interventions.is_none(),
+            "config: expected none beside interventions, which come with their own"
         );
         Ok(request)
     }
@@ -90,16 +88,29 @@ impl Request {
         }
     }
 
-    /// Computes what the request asks for.
+    /// Computes what the request, in `folder`, asks for.
     ///
     /// # Errors
     /// If it does not fit the model.
-    pub fn answer<B: Backend>(&self, model: &Model<B>, device: &B::Device) -> Result<Answer<B>> {
+    pub fn answer<B: Backend>(
+        &self,
+        folder: &Path,
+        model: &Model<B>,
+        device: &B::Device,
+    ) -> Result<Answer<B>> {
         let tokenizer = model.tokenizer.as_ref();
         let base = self.base.tokens(tokenizer).context("base")?;
-        let tensors = match &self.config {
-            None => self.plain_forward(&model.model, &base, device)?,
-            Some(config) => self.intervene(config, model, &base)?,
+        let interventions = self.interventions.as_ref();
+        let tensors = match (&self.config, interventions) {
+            (None, None) => self.plain_forward(&model.model, &base, device)?,
+            (Some(config), _) => {
+                let alignable = AlignableModel::new(config.clone(), model.model.clone())?;
+                self.intervene(&alignable, model, &base)?
+            }
+            (None, Some(saved)) => {
+                let alignable = AlignableModel::load(folder.join(saved), model.model.clone());
+                self.intervene(&alignable.context("interventions")?, model, &base)?
+            }
         };
         Ok(Answer { base, tensors })
     }
@@ -115,7 +126,10 @@ impl Request {
             ("unit_locations", self.unit_locations.is_null()),
             ("subspaces", self.subspaces.is_null()),
         ] {
-            ensure!(absent, "{key}: expected none without a config");
+            ensure!(
+                absent,
+                "{key}: expected none without a config or interventions"
+            );
         }
         base.check(model.dims())?;
         let logits = model.forward(ModelInput::Tokens(base.to_tensor(device)));
@@ -128,7 +142,7 @@ impl Request {
 
     fn intervene<B: Backend>(
         &self,
-        config: &AlignableConfig,
+        alignable: &AlignableModel<B, LanguageModel<B>>,
         model: &Model<B>,
         base: &TokenBatch,
     ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
@@ -147,7 +161,6 @@ impl Request {
             .with_subspaces(Subspaces::try_from(&self.subspaces)?);
         inputs.output_original_output = self.output_original_output;
 
-        let alignable = AlignableModel::new(config.clone(), model.model.clone())?;
         let output = alignable.forward_inputs(&inputs)?;
         let mut tensors = BTreeMap::from([("logits".to_owned(), output.counterfactual)]);
         if let Some(original) = output.original {

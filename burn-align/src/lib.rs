@@ -35,6 +35,7 @@
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
+//! - [`saved`]: trained interventions in a folder, also as pyvene writes them;
 //! - [`interventions`]: what is done to an activation;
 //! - [`engine`]: plans of worlds, and how they are run in one pass;
 //! - [`models`]: GPT-2 and LLaMA, with a tap at every named activation.
@@ -46,6 +47,7 @@ pub mod engine;
 pub mod front;
 pub mod interventions;
 pub mod methods;
+pub mod saved;
 pub mod training;
 
 pub use burn_align_models as models;

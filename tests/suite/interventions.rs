@@ -27,7 +27,7 @@ fn requests_match_pytorch_hooks<B: Backend>(device: &B::Device) {
         let model = models
             .entry(format!("{source:?}"))
             .or_insert_with(|| load(source, device));
-        let answer = match request.answer(model, device) {
+        let answer = match request.answer(&folder, model, device) {
             Ok(answer) => answer,
             Err(error) => {
                 failures.push(format!("{name}: {error:#}"));

@@ -32,6 +32,7 @@ mod parity;
 mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
+mod saved;
 mod scratch;
 mod tokens;
 mod training;

@@ -27,6 +27,19 @@ impl AlignableRepresentationConfig {
         })
     }
 
+    /// Features of what pyvene takes as one vector; `None` as of
+    /// [`vector_width`](Self::vector_width).
+    pub(crate) fn stored_width(&self, SiteDims { heads, width }: SiteDims) -> Option<usize> {
+        let SiteWidth::Features(width) = width else {
+            return None;
+        };
+        let heads = match self.unit {
+            Unit::Head | Unit::HeadPos => 1,
+            Unit::Pos | Unit::Step => heads,
+        };
+        Some(width * heads * self.max_number_of_units)
+    }
+
     /// Number of features that a partition divides, of vectors of this width.
     pub(super) fn partitioned_features(&self, width: usize) -> usize {
         match self.intervention {

@@ -17,6 +17,7 @@ pub use config::{
 pub use error::AlignError;
 pub use inputs::{AlignableInputs, Source};
 pub use locations::{Locations, RepresentationLocations, UnitLocations};
+pub(crate) use model::distinct_interventions;
 pub use model::{AlignableModel, AlignableOutput};
 pub use subspaces::Subspaces;
 pub use worlds::AddedWorlds;

@@ -202,7 +202,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
 }
 
 /// Which intervention each representation has, and how many there are.
-fn distinct_interventions(config: &AlignableConfig) -> (Vec<Option<usize>>, usize) {
+pub(crate) fn distinct_interventions(config: &AlignableConfig) -> (Vec<Option<usize>>, usize) {
     let mut linked: Vec<(usize, usize)> = Vec::new();
     let mut count = 0;
     let mut intervention_of = Vec::new();

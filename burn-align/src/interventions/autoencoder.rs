@@ -1,7 +1,7 @@
 //! Swapping features of an autoencoder's hidden layer.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Bool, DType, Tensor, activation, backend::Backend};
+use burn::tensor::{Bool, DType, Tensor, TensorData, activation, backend::Backend};
 
 use super::rotated::choose;
 use super::{Intervention, Misfit, Operands, TokenGrouping};
@@ -21,6 +21,9 @@ pub struct AutoencoderIntervention<B: Backend> {
     pub decoder_bias: Param<Tensor<B, 1>>,
     #[module(skip)]
     tokens: TokenGrouping,
+    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    #[module(skip)]
+    swapped: Option<Vec<usize>>,
 }
 
 impl<B: Backend> AutoencoderIntervention<B> {
@@ -40,7 +43,20 @@ impl<B: Backend> AutoencoderIntervention<B> {
             decoder: Param::from_tensor(decoder.0.cast(DType::F32)),
             decoder_bias: Param::from_tensor(decoder.1.cast(DType::F32)),
             tokens,
+            swapped: None,
         }
+    }
+
+    /// The same swapping these hidden features only, where no subspace is named.
+    #[doc(alias = "interchange_dim")]
+    pub fn with_swapped(mut self, features: Vec<usize>) -> Self {
+        self.swapped = Some(features);
+        self
+    }
+
+    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    pub fn swapped(&self) -> Option<&[usize]> {
+        self.swapped.as_deref()
     }
 
     /// Which tokens are one vector.
@@ -73,7 +89,14 @@ impl<B: Backend> Intervention<B> for AutoencoderIntervention<B> {
 
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
         let encode = |x| self.encode(self.tokens.join(x));
-        let new = swap(encode, &base, operands.source(), operands.subspace);
+        let subspace = match (&operands.subspace, &self.swapped) {
+            (None, Some(swapped)) => {
+                let [_d, latent] = self.encoder.dims();
+                Some(only(swapped, latent, &base.device()))
+            }
+            (named, _) => named.clone(),
+        };
+        let new = swap(encode, &base, operands.source(), subspace);
         self.tokens.split(&base, self.decode(new))
     }
 }
@@ -97,6 +120,9 @@ pub struct JumpReluAutoencoderIntervention<B: Backend> {
     pub decoder_bias: Param<Tensor<B, 1>>,
     #[module(skip)]
     tokens: TokenGrouping,
+    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    #[module(skip)]
+    swapped: Option<Vec<usize>>,
 }
 
 impl<B: Backend> JumpReluAutoencoderIntervention<B> {
@@ -119,7 +145,20 @@ impl<B: Backend> JumpReluAutoencoderIntervention<B> {
             decoder: Param::from_tensor(decoder.0.cast(DType::F32)),
             decoder_bias: Param::from_tensor(decoder.1.cast(DType::F32)),
             tokens,
+            swapped: None,
         }
+    }
+
+    /// The same swapping these hidden features only, where no subspace is named.
+    #[doc(alias = "interchange_dim")]
+    pub fn with_swapped(mut self, features: Vec<usize>) -> Self {
+        self.swapped = Some(features);
+        self
+    }
+
+    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    pub fn swapped(&self) -> Option<&[usize]> {
+        self.swapped.as_deref()
     }
 
     /// Which tokens are one vector.
@@ -154,9 +193,22 @@ impl<B: Backend> Intervention<B> for JumpReluAutoencoderIntervention<B> {
 
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
         let encode = |x| self.encode(self.tokens.join(x));
-        let new = swap(encode, &base, operands.source(), operands.subspace);
+        let subspace = match (&operands.subspace, &self.swapped) {
+            (None, Some(swapped)) => {
+                let [_d, latent] = self.encoder.dims();
+                Some(only(swapped, latent, &base.device()))
+            }
+            (named, _) => named.clone(),
+        };
+        let new = swap(encode, &base, operands.source(), subspace);
         self.tokens.split(&base, self.decode(new))
     }
+}
+
+/// A subspace of these features, the same for every example, `[1, 1, latent]`.
+fn only<B: Backend>(features: &[usize], latent: usize, device: &B::Device) -> Tensor<B, 3, Bool> {
+    let chosen: Vec<bool> = (0..latent).map(|i| features.contains(&i)).collect();
+    Tensor::from_data(TensorData::new(chosen, [1, 1, latent]), device)
 }
 
 /// The base's hidden features with the source's in the subspace, `[vector, latent]`.

@@ -65,6 +65,7 @@ pub use masked::{
 pub use noise::NoiseIntervention;
 pub use orthonormal::{Orthonormal, OrthonormalError, OrthonormalMap};
 pub use pca::{PcaError, PcaIntervention};
+pub(crate) use reft::ReftParts;
 pub use reft::{ReftIntervention, ReftKind};
 pub use rotated::RotatedSpaceIntervention;
 pub use vanilla::VanillaIntervention;
@@ -132,7 +133,12 @@ pub struct Operands<B: Backend> {
 }
 
 impl<B: Backend> Operands<B> {
-    pub(crate) fn new(source: Option<Tensor<B, 3>>, subspace: Option<Tensor<B, 3, Bool>>) -> Self {
+    /// A source, and which features are to be changed.
+    ///
+    /// # Shapes
+    /// - source: `[batch, unit, d_site]`
+    /// - subspace: `[batch, 1, feature]`
+    pub fn new(source: Option<Tensor<B, 3>>, subspace: Option<Tensor<B, 3, Bool>>) -> Self {
         Self { source, subspace }
     }
 

@@ -1,0 +1,226 @@
+use std::io;
+use std::path::PathBuf;
+
+use crate::front::AlignError;
+
+/// Why interventions could not be loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadInterventionsError {
+    /// A folder without `config.json`.
+    #[error(
+        "{}: no config.json; expected a folder as save_interventions or pyvene's save writes it",
+        folder.display()
+    )]
+    NoConfig {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("{}: cannot be read", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// `config.json` cannot be used.
+    #[error("{}: {reason}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong, what was expected and what was found.
+        reason: String,
+    },
+    /// A class that there is no intervention for.
+    #[error(
+        "{}: representation {representation}: no intervention for `{class}`; {reason}",
+        file.display()
+    )]
+    UnknownClass {
+        /// The configuration.
+        file: PathBuf,
+        /// Index of the representation.
+        representation: usize,
+        /// The class.
+        class: String,
+        /// What is expected.
+        reason: String,
+    },
+    /// Something that would not compute the same here.
+    #[error(
+        "{}: representation {representation}: {what}: found {found}, which is not supported; \
+         {remedy}",
+        file.display()
+    )]
+    Unsupported {
+        /// The file.
+        file: PathBuf,
+        /// Index of the representation.
+        representation: usize,
+        /// What is not supported.
+        what: &'static str,
+        /// The value.
+        found: String,
+        /// What is expected, or what to do.
+        remedy: &'static str,
+    },
+    /// A representation whose parameters are in no file.
+    #[error(
+        "{}: representation {representation}: expected its parameters in {}, found no such file; \
+         save the interventions again, or name the representation as its file does",
+        folder.display(),
+        expected.join(" or ")
+    )]
+    MissingFile {
+        /// The folder.
+        folder: PathBuf,
+        /// Index of the representation.
+        representation: usize,
+        /// The names that the file may have.
+        expected: Vec<String>,
+    },
+    /// A file with parameters of no representation.
+    #[error(
+        "{}: expected parameters of a representation of config.json, found a file of none of \
+         them; remove it, or add the representation",
+        file.display()
+    )]
+    UnusedFile {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A damaged file.
+    #[error("{}: not readable: {reason}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A pickle that would run code.
+    #[error(
+        "{}: refused: expected a pickle of tensors only, found one that calls `{global}`, which \
+         may run any code; do not load it anywhere",
+        file.display()
+    )]
+    ForbiddenGlobal {
+        /// The file.
+        file: PathBuf,
+        /// What the pickle names.
+        global: String,
+    },
+    /// A parameter without a tensor.
+    #[error("{}: expected a tensor `{tensor}`, found none; save the interventions again", file.display())]
+    MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+    },
+    /// Tensors without a parameter.
+    #[error(
+        "{}: expected only the parameters that config.json calls for, found also {}; is the \
+         configuration that of these tensors?",
+        file.display(),
+        tensors.join(", ")
+    )]
+    UnusedTensors {
+        /// The file.
+        file: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// A tensor of a shape that does not fit the others or the configuration.
+    #[error("{}: tensor `{tensor}`: expected shape {expected}, found {found:?}", file.display())]
+    WrongShape {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// The shape, with `_` for any size.
+        expected: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor of another type.
+    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", file.display())]
+    WrongDType {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// The types that are read.
+        expected: &'static str,
+        /// The type in the file.
+        found: String,
+    },
+    /// Linked representations with different parameters.
+    #[error(
+        "{}: expected the same parameters as of representation {first}, with which \
+         representation {representation} shares its intervention_link_key, found others",
+        file.display()
+    )]
+    LinkedDiffer {
+        /// The file.
+        file: PathBuf,
+        /// Index of the representation.
+        representation: usize,
+        /// Index of the first one with the key.
+        first: usize,
+    },
+    /// An intervention that changes part of the features only, by the saved width.
+    #[error(
+        "representation {representation}: expected interventions on all {expected} features of \
+         the model's representation, found one on {found} of them; name them as a subspace instead"
+    )]
+    Width {
+        /// Index of the representation.
+        representation: usize,
+        /// Number of the model's features.
+        expected: usize,
+        /// Number of features.
+        found: usize,
+    },
+    /// The interventions do not fit the model, or not the configuration.
+    #[error(transparent)]
+    Align(#[from] AlignError),
+}
+
+/// Why interventions could not be saved.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SaveInterventionsError {
+    /// A file could not be written.
+    #[error("{}: cannot be written", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The configuration and the interventions do not belong together.
+    #[error(
+        "expected {expected} interventions, one for each representation or link key, found {found}"
+    )]
+    WrongInterventionCount {
+        /// What the configuration calls for.
+        expected: usize,
+        /// What was given.
+        found: usize,
+    },
+    /// A configuration that would read back as another one.
+    #[error("the configuration cannot be saved: {reason}")]
+    Config {
+        /// Why.
+        reason: String,
+    },
+    /// A tensor that f32 does not hold exactly, or that cannot be read.
+    #[error("tensor `{tensor}`: expected f32, f16 or bf16, found {found}")]
+    Tensor {
+        /// Its name.
+        tensor: String,
+        /// Its type, or what went wrong.
+        found: String,
+    },
+}

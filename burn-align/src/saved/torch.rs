@@ -1,0 +1,168 @@
+//! Files of `torch.save`: zip archives of a pickle and the numbers it refers to.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+use burn::tensor::{bf16, f16};
+use zip::ZipArchive;
+
+use super::LoadInterventionsError;
+use super::pickle::{PickleError, PickledTensor, read_state_dict};
+use super::tensors::{Stored, Tensors, Values};
+
+/// Reads a state dict.
+pub(super) fn read(file: &Path) -> Result<Tensors, LoadInterventionsError> {
+    let bytes = fs::read(file).map_err(|source| LoadInterventionsError::Io {
+        file: file.to_owned(),
+        source,
+    })?;
+    let tensors = state_dict(&bytes).map_err(|error| match error {
+        PickleError::Forbidden(global) => LoadInterventionsError::ForbiddenGlobal {
+            file: file.to_owned(),
+            global,
+        },
+        PickleError::Malformed(reason) => LoadInterventionsError::Unreadable {
+            file: file.to_owned(),
+            reason,
+        },
+    })?;
+    Ok(Tensors::new(file, tensors))
+}
+
+type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
+
+fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
+    let mut archive = Archive::new(Cursor::new(bytes)).map_err(|error| {
+        PickleError::Malformed(format!(
+            "expected a zip archive, as torch.save writes since 1.6: {error}"
+        ))
+    })?;
+    let pickles: Vec<String> = archive
+        .file_names()
+        .filter(|name| name.ends_with("/data.pkl"))
+        .map(str::to_owned)
+        .collect();
+    let [pickle] = &pickles[..] else {
+        return Err(PickleError::Malformed(format!(
+            "expected one data.pkl in the archive, found {}",
+            pickles.len()
+        )));
+    };
+    let folder = pickle.trim_end_matches("data.pkl");
+    let byte_order = format!("{folder}byteorder");
+    if archive.index_for_name(&byte_order).is_some() {
+        let order = entry(&mut archive, &byte_order)?;
+        if order != b"little" {
+            return Err(PickleError::Malformed(format!(
+                "expected little-endian numbers, found `{}`",
+                String::from_utf8_lossy(&order)
+            )));
+        }
+    }
+    let tensors = read_state_dict(&entry(&mut archive, pickle)?)?;
+    let mut storages = BTreeMap::new();
+    let mut read = BTreeMap::new();
+    // Tensors may share numbers, but not without end.
+    let mut budget = bytes.len().saturating_mul(4);
+    for (name, tensor) in tensors {
+        let key = tensor.storage.key.to_string();
+        if !storages.contains_key(&key) {
+            let file = format!("{folder}data/{key}");
+            storages.insert(key.clone(), entry(&mut archive, &file)?);
+        }
+        let size: usize = storages[&key].len();
+        let Some(left) = budget.checked_sub(size) else {
+            return Err(PickleError::Malformed(
+                "expected tensors with numbers of their own, found too many that share".to_owned(),
+            ));
+        };
+        budget = left;
+        let stored = stored(&tensor, &storages[&key])
+            .map_err(|reason| PickleError::Malformed(format!("tensor `{name}`: {reason}")))?;
+        read.insert(name, stored);
+    }
+    Ok(read)
+}
+
+fn entry(archive: &mut Archive<'_>, name: &str) -> Result<Vec<u8>, PickleError> {
+    let failed = |error: &dyn std::fmt::Display| PickleError::Malformed(format!("{name}: {error}"));
+    let mut file = archive.by_name(name).map_err(|error| failed(&error))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(|error| failed(&error))?;
+    Ok(bytes)
+}
+
+/// The values of a tensor, row by row whatever its strides.
+fn stored(tensor: &PickledTensor, bytes: &[u8]) -> Result<Stored, String> {
+    let shape = tensor.shape.clone();
+    let values = match tensor.storage.class {
+        "FloatStorage" => Values::F32(collect(tensor, bytes, f32::from_le_bytes)?),
+        "HalfStorage" => Values::F32(collect(tensor, bytes, |b| f16::from_le_bytes(b).to_f32())?),
+        "BFloat16Storage" => {
+            Values::F32(collect(tensor, bytes, |b| bf16::from_le_bytes(b).to_f32())?)
+        }
+        "LongStorage" => Values::I64(collect(tensor, bytes, i64::from_le_bytes)?),
+        other => Values::Other(format!("torch.{other}")),
+    };
+    Ok(Stored { shape, values })
+}
+
+/// More than any parameter has.
+const MOST_AXES: usize = 8;
+
+fn collect<T, const SIZE: usize>(
+    tensor: &PickledTensor,
+    bytes: &[u8],
+    read: impl Fn([u8; SIZE]) -> T,
+) -> Result<Vec<T>, String> {
+    let PickledTensor {
+        storage,
+        offset,
+        shape,
+        stride,
+    } = tensor;
+    let (elements, rest) = bytes.as_chunks::<SIZE>();
+    if !rest.is_empty() || elements.len() != storage.count {
+        return Err(format!(
+            "expected {} elements of {SIZE} bytes, found {} bytes",
+            storage.count,
+            bytes.len()
+        ));
+    }
+    if shape.len() > MOST_AXES || shape.len() != stride.len() {
+        return Err(format!("shape {shape:?} does not fit strides {stride:?}"));
+    }
+    let count = shape.iter().try_fold(1_usize, |n, s| n.checked_mul(*s));
+    let Some(count) = count.filter(|count| *count <= elements.len()) else {
+        return Err(format!(
+            "expected at most the {} elements of its storage, found shape {shape:?}",
+            elements.len()
+        ));
+    };
+    let mut values = Vec::with_capacity(count);
+    let mut index = vec![0; shape.len()];
+    for _ in 0..count {
+        let steps = index.iter().zip(stride);
+        let at = steps.into_iter().try_fold(*offset, |at, (i, stride)| {
+            stride.checked_mul(*i).and_then(|step| at.checked_add(step))
+        });
+        let element = at.and_then(|at| elements.get(at));
+        let Some(element) = element else {
+            return Err(format!(
+                "shape {shape:?} with strides {stride:?} leads out of its storage"
+            ));
+        };
+        values.push(read(*element));
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    Ok(values)
+}
