@@ -320,12 +320,14 @@ fn config(kind: InterventionType) -> AlignableConfig {
     AlignableConfig::new([hidden.clone(), hidden])
 }
 
+type Aligned<B> = AlignableModel<B, Mlp<B>>;
+
 /// The trained alignment, and its losses.
 fn align<B: Backend>(
     args: &Args,
     network: &Mlp<Autodiff<B>>,
     data: &[InterchangeData<B>],
-) -> Result<(AlignableModel<B, Mlp<B>>, Vec<f64>)> {
+) -> Result<(Aligned<B>, Vec<f64>)> {
     let config = config(InterventionType::RotatedSpace);
     let model = AlignableModel::new_seeded(config, network.clone(), args.seed)?;
     let training = TrainingConfig::default()
