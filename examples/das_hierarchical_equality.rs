@@ -13,6 +13,8 @@
 //! training has not seen, and beside it those of the alternatives: a random rotation, the neurons
 //! themselves, whole layers, no swap; and of a hypothesis that is wrong, that the layer keeps which
 //! vector the first one is.
+//!
+//! The accuracies of seeds 0 to 5 are 0.9963, 0.9982, 0.9994, 0.9982, 0.9986 and 0.9979 (on Flex).
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -32,6 +32,7 @@
 //!
 //! # Layers
 //! - [`methods`]: sweeps, ablations, causal tracing;
+//! - [`training`]: interventions are trained and judged;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
