@@ -48,7 +48,7 @@ pub struct TrainingConfig {
     pub schedule: RateSchedule,
     /// The optimizer; also the place to clip gradients or to decay weights.
     pub optimizer: AdamConfig,
-    /// Batches whose gradients are summed for one step of the optimizer. Default: 1.
+    /// Batches whose losses are averaged for one step of the optimizer. Default: 1.
     pub accumulation: usize,
     /// Temperature of masks at the first and at the last step, linear in between. Default: left as
     /// it is.
@@ -121,7 +121,7 @@ impl TrainingConfig {
         self
     }
 
-    /// The same with the gradients of so many batches summed for a step.
+    /// The same with the losses of so many batches averaged for a step.
     pub fn with_accumulation(mut self, batches: usize) -> Self {
         self.accumulation = batches;
         self
