@@ -4,6 +4,9 @@
 //! cargo bench --bench workloads -- [--backend B] [--dtype T] [--fused] [--json FILE] [NAME…]
 //! ```
 //!
+//! The `das_…` ones are seconds per step of the optimizer, layer 6, position 15, once what does not
+//! change in training is kept.
+//!
 //! Prints, and writes to the file, one JSON line per workload: the median of the repeats in
 //! seconds after a warm-up, and the spread, (slowest - fastest) / median. The device is waited
 //! for before and after every repeat. Names say batch × tokens.
@@ -15,9 +18,16 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn_align::engine::{Edit, LogitPositions, Plan, Units, WorldId};
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+    InterventionType,
+};
 use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
+use burn_align::training::{InterchangeData, TrainingConfig, TrainingEvent, losses, train};
 use burn_align_models::{AlignableTransformer, Component, Gpt2, Gpt2Config, Site, TokenBatch};
 use clap::Parser;
 use serde_json::json;
@@ -147,7 +157,8 @@ fn main() -> ExitCode {
 
 fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let workloads = workloads::<B>();
-    let known: Vec<&str> = workloads.iter().map(|workload| workload.name).collect();
+    let known = workloads.iter().map(|workload| workload.name);
+    let known: Vec<&str> = known.chain(DAS.map(|(name, _)| name)).collect();
     if let Some(unknown) = args
         .names
         .iter()
@@ -167,15 +178,12 @@ fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         Some(path) => Some(File::create(path).with_context(|| path.display().to_string())?),
         None => None,
     };
-    for workload in &workloads {
-        if !args.names.is_empty() && !args.names.iter().any(|name| name == workload.name) {
-            continue;
-        }
-        let plan = (workload.plan)();
-        let times = time(&plan, &model, args.seconds, device)?;
+    let wanted =
+        |name: &str| args.names.is_empty() || args.names.iter().any(|wanted| wanted == name);
+    let mut report = |name: &str, times: &[f64]| -> Result<()> {
         let median = times[times.len() / 2];
         let line = json!({
-            "workload": workload.name,
+            "workload": name,
             "backend": args.backend.backend.name(),
             "dtype": args.backend.dtype.to_string(),
             "seconds": median,
@@ -185,8 +193,92 @@ fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         if let Some(file) = &mut file {
             writeln!(file, "{line}")?;
         }
+        Ok(())
+    };
+    for workload in workloads.iter().filter(|workload| wanted(workload.name)) {
+        let plan = (workload.plan)();
+        report(workload.name, &time(&plan, &model, args.seconds, device)?)?;
+    }
+    for (name, representation) in DAS.into_iter().filter(|(name, _)| wanted(name)) {
+        report(
+            name,
+            &time_das(representation(), &model, args.seconds, device)?,
+        )?;
     }
     Ok(())
+}
+
+type Representation = fn() -> AlignableRepresentationConfig;
+
+/// Distributed alignment search: names and what is trained.
+const DAS: [(&str, Representation); 3] = [
+    ("das_rotated_step_16x32", || {
+        residual().with_intervention(InterventionType::RotatedSpace)
+    }),
+    ("das_lowrank64_step_16x32", || residual().with_low_rank(64)),
+    ("das_boundless_step_16x32", || {
+        residual().with_intervention(InterventionType::BoundlessRotatedSpace)
+    }),
+];
+
+fn residual() -> AlignableRepresentationConfig {
+    AlignableRepresentationConfig::new(6, Component::BlockOutput)
+}
+
+/// Seconds of every step of the optimizer, ascending.
+fn time_das<B: Backend>(
+    representation: AlignableRepresentationConfig,
+    model: &Gpt2<B>,
+    seconds: f64,
+    device: &B::Device,
+) -> Result<Vec<f64>> {
+    const WARM_UP: usize = 3;
+    const LEAST: usize = 5;
+    let inputs = AlignableInputs::new(tokens(16, 32, 1))
+        .with_sources([tokens(16, 32, 2)])
+        .with_locations(15);
+    let data = [InterchangeData::new(
+        inputs,
+        (0..16).map(|label| label * 3001),
+    )];
+    let model = Gpt2::<Autodiff<B>>::from_inner(model.clone());
+    let model = AlignableModel::new(AlignableConfig::new([representation]), model)?;
+    // One batch: an epoch is a step. Without a limit on steps, the number of epochs is guessed
+    // from the first few.
+    let mut steps = WARM_UP + LEAST;
+    loop {
+        let mut times = Vec::new();
+        let mut start = Instant::now();
+        let config = TrainingConfig::default().with_epochs(steps);
+        train(
+            model.clone(),
+            &data,
+            &[],
+            &config,
+            losses::cross_entropy,
+            |event| {
+                if let TrainingEvent::Step(_) = event {
+                    // The step has read its loss from the device, but its update may still run.
+                    let synchronised = B::sync(device).is_ok();
+                    times.push(if synchronised {
+                        start.elapsed().as_secs_f64()
+                    } else {
+                        f64::NAN
+                    });
+                    start = Instant::now();
+                }
+            },
+        )?;
+        let mut times = times.split_off(WARM_UP);
+        let all: f64 = times.iter().sum();
+        ensure!(all.is_finite(), "the device was lost");
+        if all >= seconds || times.len() >= 200 {
+            times.sort_by(f64::total_cmp);
+            return Ok(times);
+        }
+        let wanted = (seconds / all * times.len() as f64).ceil() as usize;
+        steps = WARM_UP + wanted.clamp(times.len() + 1, 200);
+    }
 }
 
 /// Seconds of every repeat, ascending.

@@ -17,7 +17,7 @@ use crate::engine::{LogitPositions, Plan, Results};
 use crate::interventions::{BuiltinIntervention, Intervention};
 
 /// A model with interventions at some of its representations.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[doc(alias = "IntervenableModel")]
 pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {
     pub(super) config: AlignableConfig,
