@@ -1,7 +1,7 @@
 //! Pickles of state dicts, read and not run: of what a pickle can name, only tensors and ordered
 //! dictionaries are known, and anything else is refused at its first mention.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 /// Why a pickle cannot be read.
@@ -241,11 +241,12 @@ impl Machine<'_> {
             return malformed("expected a state dict, found another object");
         };
         let mut tensors: Vec<(String, Rc<PickledTensor>)> = Vec::new();
+        let mut names = HashSet::new();
         for (key, value) in std::mem::take(&mut self.dicts[index]) {
             let (Item::Text(name), Item::Tensor(tensor)) = (key, value) else {
                 return malformed("expected tensors by name, found something else");
             };
-            if tensors.iter().any(|(other, _)| **other == *name) {
+            if !names.insert(name.clone()) {
                 return malformed(format!("tensor `{name}` is there twice"));
             }
             tensors.push((name.to_string(), tensor));
