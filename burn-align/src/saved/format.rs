@@ -26,6 +26,7 @@ use crate::interventions::{
 
 const TENSORS: &str = "interventions.safetensors";
 const INTERVENTIONS: &str = "interventions";
+const WIDTHS: &str = "changed_features";
 
 /// What an intervention is apart from its tensors.
 #[derive(Debug, Serialize, Deserialize)]
@@ -207,11 +208,12 @@ impl From<Tokens> for TokenGrouping {
     }
 }
 
-/// Writes a folder.
+/// Writes a folder. Of the widths, `None` at the end may be left out.
 pub(super) fn save<B: Backend>(
     folder: &Path,
     config: &AlignableConfig,
     interventions: &[BuiltinIntervention<B>],
+    widths: &[Option<usize>],
 ) -> Result<(), SaveInterventionsError> {
     let (_, expected) = distinct_interventions(config);
     if interventions.len() != expected {
@@ -226,7 +228,7 @@ pub(super) fn save<B: Backend>(
         saved.index = index;
         descriptions.push(saved.describe(intervention)?);
     }
-    let json = config_json(config, &descriptions)?;
+    let json = config_json(config, &descriptions, widths)?;
     let views = saved.tensors.iter().map(|(name, (shape, bytes))| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("4 bytes a value");
         (name.as_str(), view)
@@ -269,6 +271,7 @@ pub(super) fn save<B: Backend>(
 fn config_json(
     config: &AlignableConfig,
     descriptions: &[Description],
+    widths: &[Option<usize>],
 ) -> Result<String, SaveInterventionsError> {
     let failed = |reason: String| SaveInterventionsError::Config { reason };
     let mut json =
@@ -282,6 +285,9 @@ fn config_json(
     }
     json[INTERVENTIONS] =
         serde_json::to_value(descriptions).map_err(|error| failed(error.to_string()))?;
+    if widths.iter().any(Option::is_some) {
+        json[WIDTHS] = widths.into();
+    }
     Ok(format!("{json:#}\n"))
 }
 
@@ -452,6 +458,11 @@ pub(super) fn load<B: Backend>(
     };
     let descriptions: Vec<Value> = serde_json::from_value(descriptions)
         .map_err(|error| bad(format!("interventions: expected a list: {error}")))?;
+    let widths: Vec<Option<usize>> = match fields.remove(WIDTHS) {
+        None => Vec::new(),
+        Some(widths) => serde_json::from_value(widths)
+            .map_err(|error| bad(format!("{WIDTHS}: expected numbers or null: {error}")))?,
+    };
     let config: AlignableConfig =
         serde_json::from_value(fields.into()).map_err(|error| bad(error.to_string()))?;
     let (_, expected) = distinct_interventions(&config);
@@ -459,6 +470,13 @@ pub(super) fn load<B: Backend>(
         return Err(bad(format!(
             "interventions: expected {expected}, one for each representation or link key, found {}",
             descriptions.len()
+        )));
+    }
+    if !widths.is_empty() && widths.len() != config.representations.len() {
+        return Err(bad(format!(
+            "{WIDTHS}: expected one for each of {} representations, found {}",
+            config.representations.len(),
+            widths.len()
         )));
     }
     let tensors_file = folder.join(TENSORS);
@@ -479,7 +497,11 @@ pub(super) fn load<B: Backend>(
         })?);
     }
     tensors.finish()?;
-    Ok(SavedInterventions::new(config, interventions))
+    Ok(SavedInterventions {
+        config,
+        interventions,
+        widths,
+    })
 }
 
 fn read_safetensors(file: &Path) -> Result<BTreeMap<String, Stored>, LoadInterventionsError> {

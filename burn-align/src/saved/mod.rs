@@ -25,7 +25,12 @@
 //! `config.json` is that of an [`AlignableConfig`] with one more field, `interventions`: what each
 //! of them is apart from its tensors. `interventions.safetensors` holds these, in f32, as
 //! `INDEX.PARAMETER`, for instance `0.rotation.parameter`. What is loaded computes the same, bit by
-//! bit. Linked representations share an intervention, which is stored once.
+//! bit. Linked representations share an intervention, which is stored once. What began as a folder
+//! of pyvene has a field `changed_features`, too, if only a model can tell whether they are all.
+//!
+//! Interventions of your own are not [`BuiltinIntervention`]s and cannot be saved so: save them as
+//! what they are, Burn modules, and put them into a model with
+//! [`AlignableModel::with_interventions`].
 //!
 //! # Folders by pyvene and pyreft
 //! [`load`](SavedInterventions::load) reads them, too, of all releases (`config.json` and
@@ -68,10 +73,12 @@ pub struct SavedInterventions<B: Backend> {
     /// Which representations they are for.
     pub config: AlignableConfig,
     /// One for each representation that is not collected, and one for all representations with
-    /// the same link key.
+    /// the same link key. Put them into a model by [`with_model`](Self::with_model), which checks
+    /// what a folder of pyvene says beside them.
     pub interventions: Vec<BuiltinIntervention<B>>,
-    /// How many features of each representation are changed, where the folder says so and only a
-    /// model can tell whether these are all.
+    /// How many features of each representation are changed, where a folder of pyvene says so and
+    /// only a model can tell whether these are all. It is saved, and
+    /// [`with_model`](Self::with_model) checks it.
     widths: Vec<Option<usize>>,
 }
 
@@ -91,7 +98,12 @@ impl<B: Backend> SavedInterventions<B> {
     /// # Errors
     /// If configuration and interventions do not belong together, or the files cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<(), SaveInterventionsError> {
-        format::save(folder.as_ref(), &self.config, &self.interventions)
+        format::save(
+            folder.as_ref(),
+            &self.config,
+            &self.interventions,
+            &self.widths,
+        )
     }
 
     /// Reads a folder as [`save`](Self::save) writes it, or pyvene.
@@ -142,8 +154,8 @@ impl<B: Backend> SavedInterventions<B> {
         self,
         model: M,
     ) -> Result<AlignableModel<B, M>, LoadInterventionsError> {
-        for (index, width) in self.widths.iter().enumerate() {
-            let representation = &self.config.representations[index];
+        let representations = self.config.representations.iter();
+        for (index, (representation, width)) in representations.zip(&self.widths).enumerate() {
             let dims = model.site(representation.place());
             if let (Some(found), Some(dims)) = (*width, dims)
                 && let Some(expected) = representation.stored_width(dims)
@@ -171,7 +183,8 @@ impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
         &self,
         folder: impl AsRef<Path>,
     ) -> Result<(), SaveInterventionsError> {
-        format::save(folder.as_ref(), self.config(), self.interventions())
+        // The model has been asked: all interventions are on all features.
+        format::save(folder.as_ref(), self.config(), self.interventions(), &[])
     }
 
     /// Puts the interventions of a folder into a model; the folder is as
