@@ -21,9 +21,11 @@ impl AlignableRepresentationConfig {
             return None;
         };
         Some(match (self.unit, self.tokens()) {
-            (Unit::Head | Unit::HeadPos, _) => width * self.max_number_of_units,
+            (Unit::Head | Unit::HeadPos, _) => width.saturating_mul(self.max_number_of_units),
             (Unit::Pos | Unit::Step, TokenGrouping::Each) => width * heads,
-            (Unit::Pos | Unit::Step, TokenGrouping::Joint(units)) => width * heads * units,
+            (Unit::Pos | Unit::Step, TokenGrouping::Joint(units)) => {
+                (width * heads).saturating_mul(units)
+            }
         })
     }
 
@@ -37,7 +39,7 @@ impl AlignableRepresentationConfig {
             Unit::Head | Unit::HeadPos => 1,
             Unit::Pos | Unit::Step => heads,
         };
-        Some(width * heads * self.max_number_of_units)
+        Some((width * heads).saturating_mul(self.max_number_of_units))
     }
 
     /// Number of features that a partition divides, of vectors of this width.

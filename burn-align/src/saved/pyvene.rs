@@ -167,8 +167,8 @@ impl<B: Backend> Reader<'_, B> {
             (_, Type::Noise) => Err(self.unsupported(
                 "class",
                 kind.name().to_owned(),
-                "its noise is in no file; save interventions with a ConstantSourceIntervention, \
-                 or use NoiseIntervention, whose numbers are others",
+                "its noise is in no file; give it as the source of an AdditionIntervention \
+                 (Source::Values), or use NoiseIntervention, whose numbers are others",
             )),
             (_, Type::PcaRotatedSpace) => Err(self.unsupported(
                 "class",
@@ -305,7 +305,13 @@ impl<B: Backend> Reader<'_, B> {
     fn constant(&self, state: &mut Tensors, operation: SourceOperation) -> Built<B> {
         let source = state.take("source_representation", [None], self.device)?;
         let [d] = source.dims();
-        match self.exchanged(state, d)? {
+        // It is of one unit and goes to each, however many there are.
+        let embed = d.saturating_mul(self.representation.max_number_of_units);
+        let width = match state.integer("embed_dim") {
+            Some(found) if found == embed as i64 => embed,
+            _ => d,
+        };
+        match self.exchanged(state, width)? {
             Exchanged::All => Ok(ConstantSourceIntervention::new(source, operation).into()),
             Exchanged::Number(count) => Err(self.dimension(vec![count])),
             Exchanged::Listed(list) => Err(self.dimension(list)),

@@ -77,6 +77,14 @@ impl Tensors {
         }
     }
 
+    /// One integer, if there is one of this name. It is not taken.
+    pub(super) fn integer(&self, name: &str) -> Option<i64> {
+        match &self.tensors.get(name)?.values {
+            Values::I64(values) if values.len() == 1 => Some(values[0]),
+            _ => None,
+        }
+    }
+
     /// Integers: one, or a list.
     pub(super) fn integers(
         &mut self,
