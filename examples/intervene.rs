@@ -21,8 +21,9 @@
 //! - `config`: as in align-transformers, `null` for a plain forward pass; interventions without
 //!   parameters are `VanillaIntervention`, `AdditionIntervention`, `SubtractionIntervention`,
 //!   `ZeroIntervention`, `SkipIntervention` and `CollectIntervention`;
-//! - `interventions`: instead of `config`, a folder of trained interventions, absolute or relative
-//!   to the request file, as `AlignableModel::save_interventions` or pyvene's `save` writes it;
+//! - `interventions`: a folder of trained interventions, absolute or relative to the request file,
+//!   as `AlignableModel::save_interventions` or pyvene's `save` writes it. It has a `config` of its
+//!   own: leave that of the request out, or give the same;
 //! - `base` and each of `sources`: `{"text": [...]}` or `{"input_ids": [[...]]}`;
 //! - `unit_locations`: `{"sources->base": [source, base]}`, both sides
 //!   `[representation][batch][unit]`; `null` for whole representations;

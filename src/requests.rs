@@ -71,12 +71,7 @@ impl Request {
     /// # Errors
     /// If it is no request. The error names the path of what is wrong.
     pub fn parse(json: &str) -> Result<Self> {
-        let request: Self = from_json(json)?;
-        ensure!(
-            request.config.is_none() || request.interventions.is_none(),
-            "config: expected none beside interventions, which come with their own"
-        );
-        Ok(request)
+        from_json(json)
     }
 
     /// The model that a request in `folder` names: a folder relative to it, or any source.
@@ -100,16 +95,23 @@ impl Request {
     ) -> Result<Answer<B>> {
         let tokenizer = model.tokenizer.as_ref();
         let base = self.base.tokens(tokenizer).context("base")?;
-        let interventions = self.interventions.as_ref();
-        let tensors = match (&self.config, interventions) {
+        let tensors = match (&self.config, &self.interventions) {
             (None, None) => self.plain_forward(&model.model, &base, device)?,
-            (Some(config), _) => {
+            (Some(config), None) => {
                 let alignable = AlignableModel::new(config.clone(), model.model.clone())?;
                 self.intervene(&alignable, model, &base)?
             }
-            (None, Some(saved)) => {
+            (config, Some(saved)) => {
                 let alignable = AlignableModel::load(folder.join(saved), model.model.clone());
-                self.intervene(&alignable.context("interventions")?, model, &base)?
+                let alignable = alignable.context("interventions")?;
+                ensure!(
+                    config
+                        .as_ref()
+                        .is_none_or(|config| config == alignable.config()),
+                    "config: expected none beside interventions, or the one in {}, found another",
+                    saved.display()
+                );
+                self.intervene(&alignable, model, &base)?
             }
         };
         Ok(Answer { base, tensors })
