@@ -69,10 +69,20 @@ pub(crate) fn tokens(rows: &[&[u32]]) -> TokenBatch {
 
 /// The tensors of a safetensors file, floats as f32 and integers as i64.
 pub(crate) fn read_tensors(file: &Path) -> BTreeMap<String, TensorData> {
+    read_tensors_where(file, |_| true)
+}
+
+/// The same without those whose names begin so.
+pub(crate) fn read_tensors_but(file: &Path, prefix: &str) -> BTreeMap<String, TensorData> {
+    read_tensors_where(file, |name| !name.starts_with(prefix))
+}
+
+fn read_tensors_where(file: &Path, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, TensorData> {
     let bytes = std::fs::read(file).expect("the fixture can be read");
     let tensors = SafeTensors::deserialize(&bytes).expect("the fixture is safetensors");
     tensors
         .iter()
+        .filter(|(name, _)| wanted(name))
         .map(|(name, view)| {
             let shape = view.shape().to_vec();
             let data = match view.dtype() {
