@@ -1,0 +1,347 @@
+//! Where the positions of rows are in the tensors of a stage.
+//!
+//! Rows on the same input are the same before the first position at which one of them has been
+//! edited. One row of them, the one that stays unedited longest, is the *trunk* and is computed as
+//! a whole. Of the others only the *suffix* is computed, from that position on, and what comes
+//! before it is found in the trunk.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn_align_models::{Prefixes, SuffixClass, Suffixes};
+
+use super::Indices;
+use super::plan::{Edit, Plan};
+use super::schedule::Group;
+
+/// Where the positions of the rows of a stage are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Number of positions of the longest row of the pass.
+    pub(super) pos: usize,
+    /// The first row of each group.
+    first_rows: Vec<usize>,
+    rows: Vec<Row>,
+    /// Suffixes that begin and end alike; `None` where all rows are computed as wholes.
+    classes: Option<Vec<Class>>,
+    /// Number of positions that are computed, in all rows.
+    tokens: usize,
+}
+
+/// One example of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Row {
+    /// Number of positions.
+    pos: usize,
+    /// The first position that is computed.
+    start: usize,
+    /// The row that has the positions before.
+    trunk: usize,
+    /// Where the first position is that is computed.
+    first_token: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Class {
+    start: usize,
+    pos: usize,
+    /// Rows with the same trunk stand behind one another.
+    rows: Vec<usize>,
+}
+
+/// The first position at which a world has been edited so far, in each example; past the last
+/// position where it has not.
+pub(super) type Edited = Vec<usize>;
+
+/// Takes an edit into account.
+pub(super) fn add_edit(edited: &mut Edited, edit: &Edit) {
+    for (example, first) in edited.iter_mut().enumerate() {
+        let earliest = match &edit.units.positions {
+            Indices::All => Some(0),
+            Indices::Same(positions) => positions.iter().min().copied(),
+            Indices::Each(each) => each[example].iter().min().copied(),
+        };
+        *first = earliest.map_or(*first, |earliest| earliest.min(*first));
+    }
+}
+
+impl Layout {
+    /// Most classes of suffixes in a stage. Each costs some small operations per block; what it
+    /// saves are positions. Suffixes of one class more begin earlier than they could.
+    const MOST_CLASSES: usize = 8;
+
+    /// All rows as wholes, padded to `pos` positions.
+    pub(super) fn whole<B: Backend>(plan: &Plan<B>, groups: &[Group], pos: usize) -> Self {
+        let mut first_rows = Vec::with_capacity(groups.len());
+        let mut rows = Vec::new();
+        for group in groups {
+            let input = plan.input_of(group.worlds[0]);
+            first_rows.push(rows.len());
+            for _example in 0..input.batch() {
+                rows.push(Row {
+                    pos: input.pos(),
+                    start: 0,
+                    trunk: rows.len(),
+                    first_token: 0,
+                });
+            }
+        }
+        for (index, row) in rows.iter_mut().enumerate() {
+            row.first_token = index * pos;
+        }
+        Self {
+            pos,
+            first_rows,
+            tokens: rows.len() * pos,
+            rows,
+            classes: None,
+        }
+    }
+
+    /// Suffixes where they are enough, if that saves a tenth of all positions.
+    ///
+    /// - `edited`: of each group
+    pub(super) fn with_suffixes<B: Backend>(
+        plan: &Plan<B>,
+        groups: &[Group],
+        pos: usize,
+        edited: &[&Edited],
+    ) -> Self {
+        let whole = Self::whole(plan, groups, pos);
+        let mut layout = whole.clone();
+        // The trunk of each example of each input.
+        let mut trunks: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
+        let input = |group: &Group| plan.worlds[group.worlds[0].0].input.0;
+        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+            for (example, edited) in edited.iter().enumerate() {
+                let here = (*edited, first_row + example);
+                let trunk = trunks.entry((input(group), example)).or_insert(here);
+                if here.0 > trunk.0 {
+                    *trunk = here;
+                }
+            }
+        }
+        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+            for (example, edited) in edited.iter().enumerate() {
+                let (_, trunk) = trunks[&(input(group), example)];
+                let row = &mut layout.rows[first_row + example];
+                row.trunk = trunk;
+                if trunk != first_row + example {
+                    row.start = (*edited).min(row.pos);
+                }
+            }
+        }
+        layout.classify();
+        match 10 * layout.tokens <= 9 * whole.tokens {
+            true => layout,
+            false => whole,
+        }
+    }
+
+    /// Gathers suffixes into classes, and gives each its tokens.
+    fn classify(&mut self) {
+        // Number of rows that end and begin at each position; a suffix may be empty.
+        let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        for row in self.rows.iter().filter(|row| row.start < row.pos) {
+            *counts.entry((row.pos, row.start)).or_default() += 1;
+        }
+        let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
+        while kinds.len() > Self::MOST_CLASSES {
+            // What it costs to let the rows of a class begin where the class before does. Whole
+            // rows stay apart.
+            let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
+                let ([(pos, start), (other_pos, later)], count) =
+                    ([pair[0].0, pair[1].0], pair[1].1);
+                (pos == other_pos && start > 0).then_some(((later - start) * count, index))
+            });
+            let Some((_, index)) = costs.min() else {
+                break;
+            };
+            kinds[index].1 += kinds.remove(index + 1).1;
+        }
+        let mut classes: Vec<Class> = kinds
+            .iter()
+            .map(|((pos, start), _)| Class {
+                start: *start,
+                pos: *pos,
+                rows: Vec::new(),
+            })
+            .collect();
+        for (index, row) in self.rows.iter_mut().enumerate() {
+            if row.start == row.pos {
+                continue;
+            }
+            let class = classes
+                .iter_mut()
+                .filter(|class| class.pos == row.pos && class.start <= row.start)
+                .max_by_key(|class| class.start)
+                .expect("each row has been counted");
+            row.start = class.start;
+            class.rows.push(index);
+        }
+        self.tokens = 0;
+        for class in &mut classes {
+            class.rows.sort_by_key(|row| (self.rows[*row].trunk, *row));
+            for row in &class.rows {
+                self.rows[*row].first_token = self.tokens;
+                self.tokens += class.pos - class.start;
+            }
+        }
+        self.classes = Some(classes);
+    }
+
+    /// Number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The first row of a group.
+    pub(super) fn first_row(&self, group: usize) -> usize {
+        self.first_rows[group]
+    }
+
+    /// Whether all rows are computed as wholes.
+    pub(super) fn is_whole(&self) -> bool {
+        self.classes.is_none()
+    }
+
+    /// The first two axes of the residual stream.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        match &self.classes {
+            None => [self.rows.len(), self.pos],
+            Some(_) => [1, self.tokens],
+        }
+    }
+
+    /// Where a position of a row is among the positions of all rows.
+    pub(super) fn token(&self, row: usize, position: usize) -> usize {
+        let here = &self.rows[row];
+        if position < here.start {
+            return self.token(here.trunk, position);
+        }
+        here.first_token + position - here.start
+    }
+
+    /// Where the vector of a head at a position of a row is among all vectors.
+    pub(super) fn cell(&self, row: usize, [head, heads]: [usize; 2], position: usize) -> usize {
+        match &self.classes {
+            None => (row * heads + head) * self.pos + position,
+            Some(_) => head * self.tokens + self.token(row, position),
+        }
+    }
+
+    /// Rows and positions, in the order in which they stand.
+    pub(super) fn places(&self) -> Vec<(usize, usize)> {
+        let mut places = Vec::with_capacity(self.tokens);
+        match &self.classes {
+            None => {
+                for row in 0..self.rows.len() {
+                    places.extend((0..self.pos).map(|position| (row, position)));
+                }
+            }
+            Some(classes) => {
+                for class in classes {
+                    for row in &class.rows {
+                        let positions = class.start..class.pos;
+                        places.extend(positions.map(|position| (*row, position)));
+                    }
+                }
+            }
+        }
+        places
+    }
+
+    /// Of each row of this layout: the row of another one that it continues.
+    ///
+    /// - `parents`: the group there that each group here continues
+    pub(super) fn rows_before(&self, before: &Self, parents: &[usize]) -> Vec<usize> {
+        let all = self.rows.len();
+        let ends = self.first_rows.iter().skip(1).copied().chain([all]);
+        let groups = self.first_rows.iter().zip(ends).zip(parents);
+        groups
+            .flat_map(|((first, end), parent)| {
+                let start = before.first_rows[*parent];
+                start..start + end - first
+            })
+            .collect()
+    }
+
+    /// Of each position of this layout: where another one has it. What stands behind the end of a
+    /// row is anything.
+    pub(super) fn tokens_in(&self, before: &Self, rows_before: &[usize]) -> Vec<usize> {
+        let places = self.places().into_iter().map(|(row, position)| {
+            let row = rows_before[row];
+            before.token(row, position.min(before.rows[row].pos - 1))
+        });
+        places.collect()
+    }
+
+    /// What the model has to know about it.
+    pub(super) fn suffixes<B: Backend>(&self, device: &B::Device) -> Option<Suffixes<B>> {
+        let classes = self.classes.as_ref()?;
+        let positions = self.places().into_iter().map(|(_row, position)| position);
+        Some(Suffixes {
+            positions: int_tensor(positions, device),
+            classes: classes
+                .iter()
+                .map(|class| SuffixClass {
+                    rows: class.rows.len(),
+                    start: class.start,
+                    pos: class.pos,
+                    prefixes: (class.start > 0).then(|| self.prefixes(class, device)),
+                })
+                .collect(),
+        })
+    }
+
+    fn prefixes<B: Backend>(&self, class: &Class, device: &B::Device) -> Prefixes<B> {
+        // Each trunk with the number of rows that continue it.
+        let mut trunks: Vec<(usize, usize)> = Vec::new();
+        for row in &class.rows {
+            let trunk = self.rows[*row].trunk;
+            match trunks.last_mut() {
+                Some((last, count)) if *last == trunk => *count += 1,
+                _ => trunks.push((trunk, 1)),
+            }
+        }
+        // All prefixes are to have the same number of suffixes.
+        let each = trunks.iter().fold(0, |each, (_, count)| gcd(each, *count));
+        let rows: Vec<usize> = trunks
+            .iter()
+            .flat_map(|(trunk, count)| std::iter::repeat_n(*trunk, count / each))
+            .collect();
+        let tokens = rows
+            .iter()
+            .flat_map(|row| (0..class.start).map(|position| self.token(*row, position)));
+        Prefixes {
+            rows: rows.len(),
+            tokens: int_tensor(tokens, device),
+        }
+    }
+
+    /// For each class of rows: their number, the number of positions that are computed, and of
+    /// those that these look at.
+    pub(super) fn work(&self) -> Vec<[usize; 3]> {
+        match &self.classes {
+            None => vec![[self.rows.len(), self.pos, self.pos]],
+            Some(classes) => classes
+                .iter()
+                .map(|class| [class.rows.len(), class.pos - class.start, class.pos])
+                .collect(),
+        }
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Indices as a tensor.
+pub(super) fn int_tensor<B: Backend>(
+    indices: impl Iterator<Item = usize>,
+    device: &B::Device,
+) -> Tensor<B, 1, Int> {
+    let indices: Vec<i64> = indices.map(|index| index as i64).collect();
+    let count = indices.len();
+    Tensor::from_data(TensorData::new(indices, [count]), device)
+}
