@@ -74,6 +74,9 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
 
     /// Whether each position is computed from itself and the positions before it alone, and blocks
     /// can be given [`Suffixes`], by [`begin_suffixes`](Self::begin_suffixes).
+    ///
+    /// Queries then meet the keys at [`Component::RotaryKey`](crate::Component::RotaryKey), or at
+    /// [`Component::KeyOutput`](crate::Component::KeyOutput) where there are no rotary embeddings.
     fn computes_suffixes(&self) -> bool {
         false
     }

@@ -31,14 +31,30 @@ pub struct SuffixClass<B: Backend> {
     pub prefixes: Option<Prefixes<B>>,
 }
 
-/// The positions before suffixes: of some rows, each of which continues in as many suffixes, which
-/// lie behind one another.
+/// Where the keys and values before suffixes are.
 #[derive(Clone, Debug)]
-pub struct Prefixes<B: Backend> {
-    /// Number of rows; a divisor of that of the suffixes.
-    pub rows: usize,
-    /// The tokens with their keys and values, `[rows * start]`, row by row.
-    pub tokens: Tensor<B, 1, Int>,
+pub enum Prefixes<B: Backend> {
+    /// In the same batch, in some rows, each of which continues in as many suffixes, which lie
+    /// behind one another.
+    Here {
+        /// Number of rows; a divisor of that of the suffixes.
+        rows: usize,
+        /// The tokens with the keys and values, `[rows * start]`, row by row.
+        tokens: Tensor<B, 1, Int>,
+    },
+    /// Kept from an earlier pass: one prefix for each suffix.
+    Kept(Vec<KeysValues<B>>),
+}
+
+/// What one layer's attention has computed for some positions.
+#[derive(Clone, Debug)]
+pub struct KeysValues<B: Backend> {
+    /// The layer.
+    pub layer: usize,
+    /// Keys as queries meet them, after any rotary embedding, `[row, kv_head, start, d_head]`.
+    pub keys: Tensor<B, 4>,
+    /// Values, `[row, kv_head, start, d_head]`.
+    pub values: Tensor<B, 4>,
 }
 
 impl<B: Backend> SuffixClass<B> {

@@ -6,7 +6,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, activation, backend::Backend};
 
 use super::rotary::Rotary;
 use crate::site::{Component, Site};
-use crate::suffixes::{SuffixClass, Suffixes};
+use crate::suffixes::{Prefixes, SuffixClass, Suffixes};
 use crate::tap::{NoTap, Tap};
 
 /// What the blocks of one pass over sequences of equal length share.
@@ -189,8 +189,16 @@ fn attend_suffixes<B: Backend>(
             None => attend_rows(own(q), own(k), own(v), layer, &mut NoTap),
             Some(prefixes) => {
                 // [prefix, kv_head, start, d_head]
-                let before = |x: &Tensor<B, 4>| rows_of(take(x, &prefixes.tokens), prefixes.rows);
-                let before = [before(k), before(v)];
+                let before = match prefixes {
+                    Prefixes::Here { rows, tokens } => {
+                        [k, v].map(|x| rows_of(take(x, tokens), *rows))
+                    }
+                    Prefixes::Kept(layers) => {
+                        let kept = layers.iter().find(|kept| kept.layer == layer.layer);
+                        let kept = kept.expect("every layer that is run has been kept");
+                        [kept.keys.clone(), kept.values.clone()]
+                    }
+                };
                 attend_behind(own(q), [own(k), own(v)], before, layer, class)
             }
         };

@@ -35,6 +35,19 @@ pub enum PlanError {
         /// The site.
         site: Site,
     },
+    /// A position before the first one that is left of a frozen plan.
+    #[error(
+        "{at}: of example {example}, the frozen plan has only the positions from {start} on; add \
+         reads and edits before the plan is frozen"
+    )]
+    NotKept {
+        /// Where.
+        at: String,
+        /// The example.
+        example: usize,
+        /// The first position that is left.
+        start: usize,
+    },
     /// An id that belongs to another plan.
     #[error("{what} {found}: this plan has {count}; ids are valid only in the plan that gave them")]
     UnknownId {

@@ -160,7 +160,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 }
                 (Stage::Layer(layer, Part::Block), Some(x)) => {
                     if suffixes.as_ref().is_none_or(|(other, _)| *other != layout) {
-                        let new = layout.suffixes(&tap.run.device);
+                        let new = layout.suffixes(tap.run.plan, &tap.run.device);
                         suffixes = new.map(|new| (layout, model.begin_suffixes(&shared, new)));
                     }
                     let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);

@@ -1,13 +1,17 @@
 //! Running the part of a plan that does not change in training, once.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_align_models::{AlignableTransformer, Component, Site, TokensError};
 
+use super::execute::logit_units;
+use super::layout::{lower, merge_suffixes};
 use super::plan::{
-    Edit, InputId, LogitPositions, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
+    Edit, InputId, LogitPositions, Operand, Past, PastLayer, Plan, Read, ReadId, Resumed, World,
+    WorldId, WorldInput,
 };
 use super::schedule::{Part, Stage, Stages};
 use super::validate::validate;
@@ -22,8 +26,13 @@ impl<B: Backend> Plan<B> {
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
+    /// Where the model [computes suffixes](AlignableTransformer::computes_suffixes), positions that
+    /// nothing changes or reads any more are not computed again either: their keys and values are
+    /// kept, of every layer to come.
+    ///
     /// Nothing is gained, and the plan comes back as it is, where the first edit is at the
-    /// embedding, or the model's blocks return more than the residual stream.
+    /// embedding, the model's blocks return more than the residual stream, or keys and values have
+    /// been kept already.
     ///
     /// # Errors
     /// As [`run_with`](Self::run_with).
@@ -35,6 +44,9 @@ impl<B: Backend> Plan<B> {
         options: &RunOptions,
     ) -> Result<Self, PlanError> {
         validate(self, model, interventions)?;
+        if self.inputs.iter().any(|input| input.past().is_some()) {
+            return Ok(self.clone());
+        }
         let stages = Stages::new(model);
         let changing = self.changing_worlds(&trained);
         let changes = |edit: &Edit| {
@@ -56,6 +68,7 @@ impl<B: Backend> Plan<B> {
         };
         let freezer = Freezer {
             plan: self,
+            keys_values: keys_values(start, model),
             stages,
             start,
             residual,
@@ -148,6 +161,10 @@ impl<B: Backend> Plan<B> {
                 stage: resumed.stage,
                 x: select(resumed.x.clone(), examples),
                 lengths: examples.iter().map(|e| resumed.lengths[*e]).collect(),
+                past: resumed.past.as_ref().map(|past| {
+                    let starts = examples.iter().map(|e| past.starts[*e]).collect();
+                    past.map(starts, |x| select(x.clone(), examples))
+                }),
             }),
         });
         let reads = self.reads.iter().map(|read| match read {
@@ -207,6 +224,10 @@ impl<B: Backend> Plan<B> {
                         stage: resumed.stage,
                         x: lift(&resumed.x),
                         lengths: resumed.lengths.clone(),
+                        past: resumed
+                            .past
+                            .as_ref()
+                            .map(|past| past.map(past.starts.clone(), lift)),
                     }),
                 })
                 .collect(),
@@ -226,7 +247,11 @@ impl<B: Backend> Plan<B> {
         let inputs = self.inputs.iter().map(|input| match input {
             WorldInput::Tokens(_) => 0,
             WorldInput::Features(x) => x.shape().num_elements(),
-            WorldInput::Resumed(resumed) => resumed.x.shape().num_elements(),
+            WorldInput::Resumed(resumed) => {
+                let layers = resumed.past.iter().flat_map(|past| &past.layers);
+                let past = layers.map(|kept| 2 * kept.keys.shape().num_elements());
+                resumed.x.shape().num_elements() + past.sum::<usize>()
+            }
         });
         let tensors = self.constants.iter().chain(self.known.iter().flatten());
         inputs.sum::<usize>()
@@ -255,8 +280,38 @@ fn residual_before<B: Backend, M: AlignableTransformer<B>>(
     there.then_some((start, site))
 }
 
+/// The sites of the keys and values that blocks from a stage on compute, where the engine can give
+/// them back.
+fn keys_values<B: Backend, M: AlignableTransformer<B>>(
+    start: Stage,
+    model: &M,
+) -> Option<KeysValueSites> {
+    let dims = model.dims();
+    let first = match start {
+        Stage::Layer(layer, Part::Block) => layer,
+        Stage::Layer(layer, Part::Output) => layer + 1,
+        Stage::Embed | Stage::FinalNorm | Stage::Unembed => return None,
+    };
+    (model.computes_suffixes() && first < dims.layers).then(|| KeysValueSites {
+        layers: first..dims.layers,
+        key: match dims.rotary {
+            true => Component::RotaryKey,
+            false => Component::KeyOutput,
+        },
+        kv_heads: dims.kv_heads,
+    })
+}
+
+/// Where the keys and values of the layers to come are.
+struct KeysValueSites {
+    layers: Range<usize>,
+    key: Component,
+    kv_heads: usize,
+}
+
 struct Freezer<'a, B: Backend> {
     plan: &'a Plan<B>,
+    keys_values: Option<KeysValueSites>,
     stages: Stages,
     start: Stage,
     residual: Site,
@@ -267,6 +322,9 @@ struct Freezer<'a, B: Backend> {
 struct Kept<'a> {
     /// The residual stream, of worlds that are the same so far.
     residuals: Vec<(InputId, Vec<&'a Edit>, ReadId)>,
+    /// Of each residual: where it is still to be computed, and keys and values of each layer
+    /// before that, if it is worth while.
+    pasts: Vec<Option<(Vec<usize>, Vec<[ReadId; 2]>)>>,
     /// Of each world that goes on: which of the residuals it starts from.
     residual_of: Vec<Option<usize>>,
     /// Operands, by world and number of the edit.
@@ -308,6 +366,7 @@ impl<B: Backend> Freezer<'_, B> {
         }
         let mut kept = Kept {
             residuals: Vec::new(),
+            pasts: Vec::new(),
             residual_of: vec![None; plan.worlds.len()],
             operands: BTreeMap::new(),
             reads: vec![None; plan.reads.len()],
@@ -354,7 +413,106 @@ impl<B: Backend> Freezer<'_, B> {
                 _ => None,
             };
         }
+        kept.pasts = self.pasts(&kept, &mut prefix);
         (prefix, kept)
+    }
+
+    /// Asks for the keys and values of the positions that nothing changes or reads any more.
+    fn pasts(
+        &self,
+        kept: &Kept<'_>,
+        prefix: &mut Plan<B>,
+    ) -> Vec<Option<(Vec<usize>, Vec<[ReadId; 2]>)>> {
+        let none = kept.residuals.iter().map(|_| None).collect();
+        let Some(sites) = &self.keys_values else {
+            return none;
+        };
+        let Some(starts) = self.starts(kept) else {
+            return none;
+        };
+        let past = |(residual, starts): (usize, Vec<usize>)| {
+            let input = &self.plan.inputs[kept.residuals[residual].0.0];
+            // A tenth of all positions, as for suffixes within a pass.
+            if 10 * starts.iter().sum::<usize>() < input.batch() * input.pos() {
+                return None;
+            }
+            let world = kept
+                .residual_of
+                .iter()
+                .position(|of| *of == Some(residual))?;
+            let before = Indices::Same((0..starts.iter().copied().max()?).collect());
+            let reads = sites.layers.clone().map(|layer| {
+                [sites.key, Component::ValueOutput].map(|component| {
+                    let site = Site::Block(layer, component);
+                    prefix.read(WorldId(world), site, Units::positions(before.clone()))
+                })
+            });
+            Some((starts, reads.collect()))
+        };
+        starts.into_iter().enumerate().map(past).collect()
+    }
+
+    /// Of each residual and each example: the first position that is still changed or read; `None`
+    /// where whole attention patterns are.
+    fn starts(&self, kept: &Kept<'_>) -> Option<Vec<Vec<usize>>> {
+        let plan = self.plan;
+        let mut used: Vec<(WorldId, Site, Units)> = Vec::new();
+        for (index, world) in plan
+            .worlds
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| self.changing[*i])
+        {
+            let late = world.edits.iter().enumerate();
+            for (number, edit) in late.filter(|(_, edit)| !self.is_early(edit.site)) {
+                used.push((WorldId(index), edit.site, edit.units.clone()));
+                if let Operand::Activation { world, site, units } = &edit.operand
+                    && !kept.operands.contains_key(&(index, number))
+                {
+                    used.push((*world, *site, units.clone()));
+                }
+            }
+        }
+        for (index, read) in plan.open_reads() {
+            if kept.reads[index].is_some() {
+                continue;
+            }
+            used.push(match read {
+                Read::Activation { world, site, units } => (*world, *site, units.clone()),
+                Read::Logits { world, positions } => {
+                    let units = logit_units(positions, plan.input_of(*world));
+                    (*world, Site::FinalNorm, units)
+                }
+            });
+        }
+        if used.iter().any(|(_, site, _)| site.is_attention_pattern()) {
+            return None;
+        }
+        let inputs = kept
+            .residuals
+            .iter()
+            .map(|(input, _, _)| &plan.inputs[input.0]);
+        let mut starts: Vec<Vec<usize>> = inputs
+            .clone()
+            .map(|input| vec![input.pos(); input.batch()])
+            .collect();
+        for (world, _, units) in &used {
+            if let Some(residual) = kept.residual_of[world.0] {
+                lower(&mut starts[residual], &units.positions);
+            }
+        }
+        // Not too many different ones.
+        for (starts, input) in starts.iter_mut().zip(inputs) {
+            let kinds = merge_suffixes(starts.iter().map(|start| (input.pos(), *start)));
+            for start in starts {
+                let earlier = kinds
+                    .iter()
+                    .map(|(_, kind)| *kind)
+                    .filter(|kind| kind <= start);
+                *start = earlier.max().expect("the earliest is kept");
+            }
+        }
+        Some(starts)
     }
 
     /// The plan of what is left.
@@ -367,11 +525,27 @@ impl<B: Backend> Freezer<'_, B> {
             reads: plan.reads.clone(),
             known: plan.known.clone(),
         };
-        for (input, _edits, read) in &kept.residuals {
+        for ((input, _edits, read), past) in kept.residuals.iter().zip(&kept.pasts) {
             rest.inputs.push(WorldInput::Resumed(Resumed {
                 stage: self.start,
                 x: value(*read),
                 lengths: plan.inputs[input.0].lengths(),
+                past: past.as_ref().zip(self.keys_values.as_ref()).map(
+                    |((starts, reads), sites)| Past {
+                        starts: starts.clone(),
+                        kv_heads: sites.kv_heads,
+                        layers: sites
+                            .layers
+                            .clone()
+                            .zip(reads)
+                            .map(|(layer, [keys, values])| PastLayer {
+                                layer,
+                                keys: value(*keys),
+                                values: value(*values),
+                            })
+                            .collect(),
+                    },
+                ),
             }));
         }
         for (index, world) in plan.worlds.iter().enumerate() {

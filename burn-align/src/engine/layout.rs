@@ -5,13 +5,13 @@
 //! a whole. Of the others only the *suffix* is computed, from that position on, and what comes
 //! before it is found in the trunk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::{Prefixes, SuffixClass, Suffixes};
+use burn_align_models::{KeysValues, Prefixes, SuffixClass, Suffixes};
 
 use super::Indices;
-use super::plan::{Edit, Plan};
+use super::plan::{InputId, PastLayer, Plan};
 use super::schedule::Group;
 
 /// Where the positions of the rows of a stage are.
@@ -35,8 +35,11 @@ struct Row {
     pos: usize,
     /// The first position that is computed.
     start: usize,
-    /// The row that has the positions before.
+    /// The row that has the positions before; the row itself, if none has them or needs them.
     trunk: usize,
+    /// Whether keys and values before the start have been kept from an earlier pass. Nothing else
+    /// is known of these positions.
+    kept: Option<(InputId, usize)>,
     /// Where the first position is that is computed.
     first_token: usize,
 }
@@ -45,6 +48,8 @@ struct Row {
 struct Class {
     start: usize,
     pos: usize,
+    /// Whether they come behind kept keys and values.
+    kept: bool,
     /// Rows with the same trunk stand behind one another.
     rows: Vec<usize>,
 }
@@ -53,10 +58,10 @@ struct Class {
 /// position where it has not.
 pub(super) type Edited = Vec<usize>;
 
-/// Takes an edit into account.
-pub(super) fn add_edit(edited: &mut Edited, edit: &Edit) {
-    for (example, first) in edited.iter_mut().enumerate() {
-        let earliest = match &edit.units.positions {
+/// Takes positions into account that are edited or read.
+pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
+    for (example, first) in firsts.iter_mut().enumerate() {
+        let earliest = match positions {
             Indices::All => Some(0),
             Indices::Same(positions) => positions.iter().min().copied(),
             Indices::Each(each) => each[example].iter().min().copied(),
@@ -82,6 +87,7 @@ impl Layout {
                     pos: input.pos(),
                     start: 0,
                     trunk: rows.len(),
+                    kept: None,
                     first_token: 0,
                 });
             }
@@ -110,8 +116,8 @@ impl Layout {
         let whole = Self::whole(plan, groups, pos);
         let mut layout = whole.clone();
         // The trunk of each example of each input.
-        let mut trunks: BTreeMap<(usize, usize), (usize, usize)> = BTreeMap::new();
-        let input = |group: &Group| plan.worlds[group.worlds[0].0].input.0;
+        let mut trunks: BTreeMap<(InputId, usize), (usize, usize)> = BTreeMap::new();
+        let input = |group: &Group| plan.worlds[group.worlds[0].0].input;
         for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
             for (example, edited) in edited.iter().enumerate() {
                 let here = (*edited, first_row + example);
@@ -122,17 +128,23 @@ impl Layout {
             }
         }
         for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+            let input = input(group);
+            let past = plan.inputs[input.0].past();
             for (example, edited) in edited.iter().enumerate() {
-                let (_, trunk) = trunks[&(input(group), example)];
+                let (_, trunk) = trunks[&(input, example)];
                 let row = &mut layout.rows[first_row + example];
-                row.trunk = trunk;
-                if trunk != first_row + example {
+                if let Some(past) = past {
+                    row.kept = Some((input, example));
+                    row.start = past.starts[example];
+                } else if trunk != first_row + example {
+                    row.trunk = trunk;
                     row.start = (*edited).min(row.pos);
                 }
             }
         }
+        let must_be = layout.rows.iter().any(|row| row.kept.is_some());
         layout.classify();
-        match 10 * layout.tokens <= 9 * whole.tokens {
+        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
             true => layout,
             false => whole,
         }
@@ -140,30 +152,26 @@ impl Layout {
 
     /// Gathers suffixes into classes, and gives each its tokens.
     fn classify(&mut self) {
-        // Number of rows that end and begin at each position; a suffix may be empty.
-        let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-        for row in self.rows.iter().filter(|row| row.start < row.pos) {
-            *counts.entry((row.pos, row.start)).or_default() += 1;
-        }
-        let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
-        while kinds.len() > Self::MOST_CLASSES {
-            // What it costs to let the rows of a class begin where the class before does. Whole
-            // rows stay apart.
-            let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
-                let ([(pos, start), (other_pos, later)], count) =
-                    ([pair[0].0, pair[1].0], pair[1].1);
-                (pos == other_pos && start > 0).then_some(((later - start) * count, index))
-            });
-            let Some((_, index)) = costs.min() else {
-                break;
-            };
-            kinds[index].1 += kinds.remove(index + 1).1;
-        }
-        let mut classes: Vec<Class> = kinds
-            .iter()
-            .map(|((pos, start), _)| Class {
-                start: *start,
-                pos: *pos,
+        // A suffix may be empty.
+        let rows = self.rows.iter().filter(|row| row.start < row.pos);
+        let suffixes = rows
+            .clone()
+            .filter(|row| row.kept.is_none() && row.start > 0)
+            .map(|row| (row.pos, row.start));
+        // What cannot begin elsewhere: whole rows, and those behind kept keys and values.
+        let fixed = rows
+            .filter(|row| row.kept.is_some() || row.start == 0)
+            .map(|row| (row.pos, row.start, row.kept.is_some()));
+        let fixed: BTreeSet<(usize, usize, bool)> = fixed.collect();
+        let merged = merge_suffixes(suffixes);
+        let mut classes: Vec<Class> = merged
+            .into_iter()
+            .map(|(pos, start)| (pos, start, false))
+            .chain(fixed)
+            .map(|(pos, start, kept)| Class {
+                start,
+                pos,
+                kept,
                 rows: Vec::new(),
             })
             .collect();
@@ -173,9 +181,10 @@ impl Layout {
             }
             let class = classes
                 .iter_mut()
-                .filter(|class| class.pos == row.pos && class.start <= row.start)
+                .filter(|class| (class.pos, class.kept) == (row.pos, row.kept.is_some()))
+                .filter(|class| class.start <= row.start)
                 .max_by_key(|class| class.start)
-                .expect("each row has been counted");
+                .expect("there is one for each row");
             row.start = class.start;
             class.rows.push(index);
         }
@@ -217,6 +226,7 @@ impl Layout {
     pub(super) fn token(&self, row: usize, position: usize) -> usize {
         let here = &self.rows[row];
         if position < here.start {
+            assert!(here.kept.is_none(), "checked when the plan was validated");
             return self.token(here.trunk, position);
         }
         here.first_token + position - here.start
@@ -277,21 +287,75 @@ impl Layout {
     }
 
     /// What the model has to know about it.
-    pub(super) fn suffixes<B: Backend>(&self, device: &B::Device) -> Option<Suffixes<B>> {
+    pub(super) fn suffixes<B: Backend>(
+        &self,
+        plan: &Plan<B>,
+        device: &B::Device,
+    ) -> Option<Suffixes<B>> {
         let classes = self.classes.as_ref()?;
         let positions = self.places().into_iter().map(|(_row, position)| position);
+        let classes = classes.iter().map(|class| SuffixClass {
+            rows: class.rows.len(),
+            start: class.start,
+            pos: class.pos,
+            prefixes: match class {
+                Class { start: 0, .. } => None,
+                Class { kept: true, .. } => Some(self.kept_prefixes(class, plan)),
+                Class { kept: false, .. } => Some(self.prefixes(class, device)),
+            },
+        });
         Some(Suffixes {
             positions: int_tensor(positions, device),
-            classes: classes
-                .iter()
-                .map(|class| SuffixClass {
-                    rows: class.rows.len(),
-                    start: class.start,
-                    pos: class.pos,
-                    prefixes: (class.start > 0).then(|| self.prefixes(class, device)),
-                })
-                .collect(),
+            classes: classes.collect(),
         })
+    }
+
+    /// Keys and values before the suffixes of a class, which have been kept.
+    fn kept_prefixes<B: Backend>(&self, class: &Class, plan: &Plan<B>) -> Prefixes<B> {
+        // Neighbours on one input, with the rows of its tensors.
+        let mut runs: Vec<(InputId, Vec<usize>)> = Vec::new();
+        for row in &class.rows {
+            let (input, example) = self.rows[*row].kept.expect("the class is of such rows");
+            match runs.last_mut() {
+                Some((last, examples)) if *last == input => examples.push(example),
+                _ => runs.push((input, vec![example])),
+            }
+        }
+        let pasts: Vec<_> = runs
+            .iter()
+            .filter_map(|(input, examples)| Some((plan.inputs[input.0].past()?, examples)))
+            .collect();
+        let layers = pasts.first().map_or(&[][..], |(past, _)| &past.layers);
+        let kept = layers.iter().enumerate().map(|(index, kept)| {
+            let take = |tensor: fn(&PastLayer<B>) -> &Tensor<B, 3>| {
+                let parts = pasts.iter().map(|(past, examples)| {
+                    let all = tensor(&past.layers[index]).clone();
+                    let [batch, _start, width] = all.dims();
+                    let all = all.narrow(1, 0, class.start);
+                    let chosen = match examples.iter().copied().eq(0..batch) {
+                        true => all,
+                        false => {
+                            let device = all.device();
+                            all.select(0, int_tensor(examples.iter().copied(), &device))
+                        }
+                    };
+                    let sizes = [
+                        examples.len(),
+                        class.start,
+                        past.kv_heads,
+                        width / past.kv_heads,
+                    ];
+                    chosen.reshape(sizes).swap_dims(1, 2)
+                });
+                join(parts.collect())
+            };
+            KeysValues {
+                layer: kept.layer,
+                keys: take(|kept| &kept.keys),
+                values: take(|kept| &kept.values),
+            }
+        });
+        Prefixes::Kept(kept.collect())
     }
 
     fn prefixes<B: Backend>(&self, class: &Class, device: &B::Device) -> Prefixes<B> {
@@ -313,7 +377,7 @@ impl Layout {
         let tokens = rows
             .iter()
             .flat_map(|row| (0..class.start).map(|position| self.token(*row, position)));
-        Prefixes {
+        Prefixes::Here {
             rows: rows.len(),
             tokens: int_tensor(tokens, device),
         }
@@ -329,6 +393,38 @@ impl Layout {
                 .map(|class| [class.rows.len(), class.pos - class.start, class.pos])
                 .collect(),
         }
+    }
+}
+
+/// Where suffixes that end and begin at these positions shall begin, so that there are no more kinds
+/// of them than [`Layout::MOST_CLASSES`] and little more is computed. The result is sorted.
+pub(super) fn merge_suffixes(
+    suffixes: impl Iterator<Item = (usize, usize)>,
+) -> Vec<(usize, usize)> {
+    let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for kind in suffixes {
+        *counts.entry(kind).or_default() += 1;
+    }
+    let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
+    while kinds.len() > Layout::MOST_CLASSES {
+        // What it costs to let the suffixes of a kind begin where the kind before does.
+        let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
+            let ([(pos, start), (other_pos, later)], count) = ([pair[0].0, pair[1].0], pair[1].1);
+            (pos == other_pos).then_some(((later - start) * count, index))
+        });
+        let Some((_, index)) = costs.min() else {
+            break;
+        };
+        kinds[index].1 += kinds.remove(index + 1).1;
+    }
+    kinds.into_iter().map(|(kind, _count)| kind).collect()
+}
+
+/// Tensors under one another.
+fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>) -> Tensor<B, 4> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, 0),
     }
 }
 

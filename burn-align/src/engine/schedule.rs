@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, Component, Site};
 
-use super::layout::{Edited, Layout, add_edit};
+use super::layout::{Edited, Layout, lower};
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
 
 /// A step of a pass: the batch can change only between stages.
@@ -343,7 +343,7 @@ impl Pass {
             for world in groups.iter().flat_map(|group| &group.worlds) {
                 for edit in made_edits(plan, needs, *world) {
                     if model.of(edit.site) == stage {
-                        add_edit(&mut edited[world.0], edit);
+                        lower(&mut edited[world.0], &edit.units.positions);
                     }
                 }
             }

@@ -242,6 +242,13 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
             return Err(PlanError::NotReached { site });
         }
         let at = site.to_string();
+        if site.is_attention_pattern()
+            && let Some(past) = self.plan.input_of(world).past()
+        {
+            let example = past.starts.iter().position(|start| *start > 0).unwrap_or(0);
+            let start = past.starts[example];
+            return Err(PlanError::NotKept { at, example, start });
+        }
         let head_count = self.heads(world, &units.heads, heads, site)?;
         let unit_count = self.positions(world, &units.positions, &at)?;
         let input = self.plan.input_of(world);
@@ -288,6 +295,20 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
                 length: lengths[example],
             })
         })?;
+        for (example, start) in input
+            .past()
+            .iter()
+            .flat_map(|past| past.starts.iter().enumerate())
+        {
+            let all = positions.of(example, input.pos());
+            if all.iter().any(|position| position < start) {
+                return Err(PlanError::NotKept {
+                    at: at.to_owned(),
+                    example,
+                    start: *start,
+                });
+            }
+        }
         Ok(positions.count(input.pos()))
     }
 
