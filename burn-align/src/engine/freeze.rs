@@ -1,21 +1,18 @@
 //! Running the part of a plan that does not change in training, once.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
-use burn_align_models::{AlignableTransformer, Component, Site, TokensError};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn_align_models::{AlignableTransformer, Component, Site};
 
-use super::execute::logit_units;
-use super::layout::{lower, merge_suffixes};
+use super::past::{KeysValueSites, PastReads, keys_values};
 use super::plan::{
-    Edit, InputId, LogitPositions, Operand, Past, PastLayer, Plan, Read, ReadId, Resumed, World,
-    WorldId, WorldInput,
+    Edit, InputId, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
 };
 use super::schedule::{Part, Stage, Stages};
 use super::validate::validate;
-use super::{Indices, PlanError, RunOptions, Units};
+use super::{PlanError, RunOptions, Units};
 use crate::interventions::Intervention;
 
 impl<B: Backend> Plan<B> {
@@ -101,164 +98,6 @@ impl<B: Backend> Plan<B> {
             }
         }
     }
-
-    /// The same plan for some of its examples, in this order.
-    ///
-    /// # Errors
-    /// If the inputs have different numbers of examples, no example is named, or one that is not
-    /// there.
-    pub fn examples(&self, examples: &[usize]) -> Result<Self, PlanError> {
-        let batch = self.inputs.first().map_or(0, WorldInput::batch);
-        if let Some(found) = self.inputs.iter().find(|input| input.batch() != batch) {
-            return Err(PlanError::WrongBatch {
-                at: "inputs of a plan whose examples are chosen".to_owned(),
-                batch,
-                found: found.batch(),
-            });
-        }
-        let wrong = match examples.iter().find(|example| **example >= batch) {
-            Some(found) => Some(TokensError::NoSuchExample {
-                found: *found,
-                batch,
-            }),
-            None => examples.is_empty().then_some(TokensError::EmptyBatch),
-        };
-        if let Some(source) = wrong {
-            return Err(PlanError::Input { input: 0, source });
-        }
-        let tensors = |x: &Tensor<B, 3>| match x.dims()[0] {
-            size if size == batch => select(x.clone(), examples),
-            _ => x.clone(),
-        };
-        let units = |units: &Units| Units {
-            heads: indices(&units.heads, examples),
-            positions: indices(&units.positions, examples),
-        };
-        let edit = |edit: &Edit| Edit {
-            site: edit.site,
-            units: units(&edit.units),
-            features: indices(&edit.features, examples),
-            intervention: edit.intervention,
-            operand: match &edit.operand {
-                Operand::Activation {
-                    world,
-                    site,
-                    units: taken,
-                } => Operand::Activation {
-                    world: *world,
-                    site: *site,
-                    units: units(taken),
-                },
-                other => other.clone(),
-            },
-        };
-        let inputs = self.inputs.iter().map(|input| match input {
-            WorldInput::Tokens(tokens) => {
-                WorldInput::Tokens(tokens.select(examples).expect("checked above"))
-            }
-            WorldInput::Features(x) => WorldInput::Features(select(x.clone(), examples)),
-            WorldInput::Resumed(resumed) => WorldInput::Resumed(Resumed {
-                stage: resumed.stage,
-                x: select(resumed.x.clone(), examples),
-                lengths: examples.iter().map(|e| resumed.lengths[*e]).collect(),
-                past: resumed.past.as_ref().map(|past| {
-                    let starts = examples.iter().map(|e| past.starts[*e]).collect();
-                    past.map(starts, |x| select(x.clone(), examples))
-                }),
-            }),
-        });
-        let reads = self.reads.iter().map(|read| match read {
-            Read::Activation {
-                world,
-                site,
-                units: read,
-            } => Read::Activation {
-                world: *world,
-                site: *site,
-                units: units(read),
-            },
-            Read::Logits { world, positions } => Read::Logits {
-                world: *world,
-                positions: match positions {
-                    LogitPositions::Each(each)
-                        if examples.iter().all(|example| *example < each.len()) =>
-                    {
-                        LogitPositions::Each(examples.iter().map(|e| each[*e].clone()).collect())
-                    }
-                    other => other.clone(),
-                },
-            },
-        });
-        Ok(Self {
-            inputs: inputs.collect(),
-            constants: self.constants.iter().map(tensors).collect(),
-            worlds: self
-                .worlds
-                .iter()
-                .map(|world| World {
-                    input: world.input,
-                    edits: world.edits.iter().map(edit).collect(),
-                    frozen: world.frozen,
-                })
-                .collect(),
-            reads: reads.collect(),
-            known: self
-                .known
-                .iter()
-                .map(|value| value.as_ref().map(tensors))
-                .collect(),
-        })
-    }
-
-    /// The same plan on the backend that differentiates. Its own tensors are constants there.
-    pub fn from_inner<A: AutodiffBackend<InnerBackend = B>>(&self) -> Plan<A> {
-        let lift = |x: &Tensor<B, 3>| Tensor::from_inner(x.clone());
-        Plan {
-            inputs: self
-                .inputs
-                .iter()
-                .map(|input| match input {
-                    WorldInput::Tokens(tokens) => WorldInput::Tokens(tokens.clone()),
-                    WorldInput::Features(x) => WorldInput::Features(lift(x)),
-                    WorldInput::Resumed(resumed) => WorldInput::Resumed(Resumed {
-                        stage: resumed.stage,
-                        x: lift(&resumed.x),
-                        lengths: resumed.lengths.clone(),
-                        past: resumed
-                            .past
-                            .as_ref()
-                            .map(|past| past.map(past.starts.clone(), lift)),
-                    }),
-                })
-                .collect(),
-            constants: self.constants.iter().map(lift).collect(),
-            worlds: self.worlds.clone(),
-            reads: self.reads.clone(),
-            known: self
-                .known
-                .iter()
-                .map(|value| value.as_ref().map(lift))
-                .collect(),
-        }
-    }
-
-    /// Number of numbers that the plan's tensors hold: residuals and constants.
-    pub fn held_elements(&self) -> usize {
-        let inputs = self.inputs.iter().map(|input| match input {
-            WorldInput::Tokens(_) => 0,
-            WorldInput::Features(x) => x.shape().num_elements(),
-            WorldInput::Resumed(resumed) => {
-                let layers = resumed.past.iter().flat_map(|past| &past.layers);
-                let past = layers.map(|kept| 2 * kept.keys.shape().num_elements());
-                resumed.x.shape().num_elements() + past.sum::<usize>()
-            }
-        });
-        let tensors = self.constants.iter().chain(self.known.iter().flatten());
-        inputs.sum::<usize>()
-            + tensors
-                .map(|tensor| tensor.shape().num_elements())
-                .sum::<usize>()
-    }
 }
 
 /// The stage that a run resumes at, and the site of the residual stream before it.
@@ -280,61 +119,32 @@ fn residual_before<B: Backend, M: AlignableTransformer<B>>(
     there.then_some((start, site))
 }
 
-/// The sites of the keys and values that blocks from a stage on compute, where the engine can give
-/// them back.
-fn keys_values<B: Backend, M: AlignableTransformer<B>>(
-    start: Stage,
-    model: &M,
-) -> Option<KeysValueSites> {
-    let dims = model.dims();
-    let first = match start {
-        Stage::Layer(layer, Part::Block) => layer,
-        Stage::Layer(layer, Part::Output) => layer + 1,
-        Stage::Embed | Stage::FinalNorm | Stage::Unembed => return None,
-    };
-    (model.computes_suffixes() && first < dims.layers).then(|| KeysValueSites {
-        layers: first..dims.layers,
-        key: match dims.rotary {
-            true => Component::RotaryKey,
-            false => Component::KeyOutput,
-        },
-        kv_heads: dims.kv_heads,
-    })
-}
-
-/// Where the keys and values of the layers to come are.
-struct KeysValueSites {
-    layers: Range<usize>,
-    key: Component,
-    kv_heads: usize,
-}
-
-struct Freezer<'a, B: Backend> {
-    plan: &'a Plan<B>,
-    keys_values: Option<KeysValueSites>,
-    stages: Stages,
-    start: Stage,
-    residual: Site,
-    changing: Vec<bool>,
+pub(super) struct Freezer<'a, B: Backend> {
+    pub(super) plan: &'a Plan<B>,
+    pub(super) keys_values: Option<KeysValueSites>,
+    pub(super) stages: Stages,
+    pub(super) start: Stage,
+    pub(super) residual: Site,
+    pub(super) changing: Vec<bool>,
 }
 
 /// Where the first part of a plan has what the rest takes from it.
-struct Kept<'a> {
+pub(super) struct Kept<'a> {
     /// The residual stream, of worlds that are the same so far.
-    residuals: Vec<(InputId, Vec<&'a Edit>, ReadId)>,
+    pub(super) residuals: Vec<(InputId, Vec<&'a Edit>, ReadId)>,
     /// Of each residual: where it is still to be computed, and keys and values of each layer
     /// before that, if it is worth while.
-    pasts: Vec<Option<(Vec<usize>, Vec<[ReadId; 2]>)>>,
+    pub(super) pasts: Vec<Option<PastReads>>,
     /// Of each world that goes on: which of the residuals it starts from.
-    residual_of: Vec<Option<usize>>,
+    pub(super) residual_of: Vec<Option<usize>>,
     /// Operands, by world and number of the edit.
-    operands: BTreeMap<(usize, usize), ReadId>,
+    pub(super) operands: BTreeMap<(usize, usize), ReadId>,
     /// Reads that are already made.
-    reads: Vec<Option<ReadId>>,
+    pub(super) reads: Vec<Option<ReadId>>,
 }
 
 impl<B: Backend> Freezer<'_, B> {
-    fn is_early(&self, site: Site) -> bool {
+    pub(super) fn is_early(&self, site: Site) -> bool {
         self.stages.of(site) < self.start
     }
 
@@ -417,104 +227,6 @@ impl<B: Backend> Freezer<'_, B> {
         (prefix, kept)
     }
 
-    /// Asks for the keys and values of the positions that nothing changes or reads any more.
-    fn pasts(
-        &self,
-        kept: &Kept<'_>,
-        prefix: &mut Plan<B>,
-    ) -> Vec<Option<(Vec<usize>, Vec<[ReadId; 2]>)>> {
-        let none = kept.residuals.iter().map(|_| None).collect();
-        let Some(sites) = &self.keys_values else {
-            return none;
-        };
-        let Some(starts) = self.starts(kept) else {
-            return none;
-        };
-        let past = |(residual, starts): (usize, Vec<usize>)| {
-            let input = &self.plan.inputs[kept.residuals[residual].0.0];
-            // A tenth of all positions, as for suffixes within a pass.
-            if 10 * starts.iter().sum::<usize>() < input.batch() * input.pos() {
-                return None;
-            }
-            let world = kept
-                .residual_of
-                .iter()
-                .position(|of| *of == Some(residual))?;
-            let before = Indices::Same((0..starts.iter().copied().max()?).collect());
-            let reads = sites.layers.clone().map(|layer| {
-                [sites.key, Component::ValueOutput].map(|component| {
-                    let site = Site::Block(layer, component);
-                    prefix.read(WorldId(world), site, Units::positions(before.clone()))
-                })
-            });
-            Some((starts, reads.collect()))
-        };
-        starts.into_iter().enumerate().map(past).collect()
-    }
-
-    /// Of each residual and each example: the first position that is still changed or read; `None`
-    /// where whole attention patterns are.
-    fn starts(&self, kept: &Kept<'_>) -> Option<Vec<Vec<usize>>> {
-        let plan = self.plan;
-        let mut used: Vec<(WorldId, Site, Units)> = Vec::new();
-        for (index, world) in plan
-            .worlds
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| self.changing[*i])
-        {
-            let late = world.edits.iter().enumerate();
-            for (number, edit) in late.filter(|(_, edit)| !self.is_early(edit.site)) {
-                used.push((WorldId(index), edit.site, edit.units.clone()));
-                if let Operand::Activation { world, site, units } = &edit.operand
-                    && !kept.operands.contains_key(&(index, number))
-                {
-                    used.push((*world, *site, units.clone()));
-                }
-            }
-        }
-        for (index, read) in plan.open_reads() {
-            if kept.reads[index].is_some() {
-                continue;
-            }
-            used.push(match read {
-                Read::Activation { world, site, units } => (*world, *site, units.clone()),
-                Read::Logits { world, positions } => {
-                    let units = logit_units(positions, plan.input_of(*world));
-                    (*world, Site::FinalNorm, units)
-                }
-            });
-        }
-        if used.iter().any(|(_, site, _)| site.is_attention_pattern()) {
-            return None;
-        }
-        let inputs = kept
-            .residuals
-            .iter()
-            .map(|(input, _, _)| &plan.inputs[input.0]);
-        let mut starts: Vec<Vec<usize>> = inputs
-            .clone()
-            .map(|input| vec![input.pos(); input.batch()])
-            .collect();
-        for (world, _, units) in &used {
-            if let Some(residual) = kept.residual_of[world.0] {
-                lower(&mut starts[residual], &units.positions);
-            }
-        }
-        // Not too many different ones.
-        for (starts, input) in starts.iter_mut().zip(inputs) {
-            let kinds = merge_suffixes(starts.iter().map(|start| (input.pos(), *start)));
-            for start in starts {
-                let earlier = kinds
-                    .iter()
-                    .map(|(_, kind)| *kind)
-                    .filter(|kind| kind <= start);
-                *start = earlier.max().expect("the earliest is kept");
-            }
-        }
-        Some(starts)
-    }
-
     /// The plan of what is left.
     fn rest(&self, kept: &Kept<'_>, value: impl Fn(ReadId) -> Tensor<B, 3>) -> Plan<B> {
         let plan = self.plan;
@@ -530,22 +242,7 @@ impl<B: Backend> Freezer<'_, B> {
                 stage: self.start,
                 x: value(*read),
                 lengths: plan.inputs[input.0].lengths(),
-                past: past.as_ref().zip(self.keys_values.as_ref()).map(
-                    |((starts, reads), sites)| Past {
-                        starts: starts.clone(),
-                        kv_heads: sites.kv_heads,
-                        layers: sites
-                            .layers
-                            .clone()
-                            .zip(reads)
-                            .map(|(layer, [keys, values])| PastLayer {
-                                layer,
-                                keys: value(*keys),
-                                values: value(*values),
-                            })
-                            .collect(),
-                    },
-                ),
+                past: past.as_ref().map(|past| past.kept(&value)),
             }));
         }
         for (index, world) in plan.worlds.iter().enumerate() {
@@ -580,21 +277,4 @@ impl<B: Backend> Freezer<'_, B> {
         }
         rest
     }
-}
-
-fn indices(indices: &Indices, examples: &[usize]) -> Indices {
-    match indices {
-        // A list of a wrong length is refused when the plan is run.
-        Indices::Each(each) if examples.iter().all(|example| *example < each.len()) => {
-            Indices::Each(examples.iter().map(|e| each[*e].clone()).collect())
-        }
-        other => other.clone(),
-    }
-}
-
-fn select<B: Backend>(x: Tensor<B, 3>, examples: &[usize]) -> Tensor<B, 3> {
-    let rows: Vec<i64> = examples.iter().map(|example| *example as i64).collect();
-    let rows = TensorData::new(rows, [examples.len()]);
-    let device = x.device();
-    x.select(0, Tensor::<B, 1, Int>::from_data(rows, &device))
 }

@@ -11,7 +11,8 @@ use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_align_models::{KeysValues, Prefixes, SuffixClass, Suffixes};
 
 use super::Indices;
-use super::plan::{InputId, PastLayer, Plan};
+use super::past::PastLayer;
+use super::plan::{InputId, Plan};
 use super::schedule::Group;
 
 /// Where the positions of the rows of a stage are.

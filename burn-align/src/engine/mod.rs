@@ -17,6 +17,7 @@
 
 mod cells;
 mod chunks;
+mod convert;
 mod error;
 mod execute;
 mod explain;
@@ -24,6 +25,7 @@ mod freeze;
 mod layout;
 mod lockstep_tap;
 mod naive;
+mod past;
 mod plan;
 mod schedule;
 mod units;

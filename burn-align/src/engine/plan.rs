@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
+use super::past::Past;
 use super::schedule::Stage;
 use super::{Indices, Units};
 
@@ -42,46 +43,6 @@ pub struct Resumed<B: Backend> {
     pub(super) lengths: Vec<usize>,
     /// What has been computed once and for all for the first positions, in all layers to come.
     pub(super) past: Option<Past<B>>,
-}
-
-/// Keys and values of the positions that no edit reaches any more.
-#[derive(Clone, Debug)]
-pub(super) struct Past<B: Backend> {
-    /// Of each example: the first position that is still to be computed.
-    pub(super) starts: Vec<usize>,
-    pub(super) kv_heads: usize,
-    pub(super) layers: Vec<PastLayer<B>>,
-}
-
-/// Keys and values of one layer, `[batch, pos, kv_head * d_head]`.
-#[derive(Clone, Debug)]
-pub(super) struct PastLayer<B: Backend> {
-    pub(super) layer: usize,
-    pub(super) keys: Tensor<B, 3>,
-    pub(super) values: Tensor<B, 3>,
-}
-
-impl<B: Backend> Past<B> {
-    /// The same with other tensors, and for other examples.
-    pub(super) fn map<A: Backend>(
-        &self,
-        starts: Vec<usize>,
-        tensor: impl Fn(&Tensor<B, 3>) -> Tensor<A, 3>,
-    ) -> Past<A> {
-        Past {
-            starts,
-            kv_heads: self.kv_heads,
-            layers: self
-                .layers
-                .iter()
-                .map(|kept| PastLayer {
-                    layer: kept.layer,
-                    keys: tensor(&kept.keys),
-                    values: tensor(&kept.values),
-                })
-                .collect(),
-        }
-    }
 }
 
 impl<B: Backend> From<TokenBatch> for WorldInput<B> {
