@@ -3,7 +3,8 @@
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth, TokensError};
 
-use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
+use super::execute::logit_units;
+use super::plan::{Edit, Operand, Plan, Read, WorldId};
 use super::schedule::{Schedule, Stages};
 use super::{Indices, PlanError, Units, WorldInput};
 use crate::interventions::Intervention;
@@ -96,10 +97,8 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
                 checker.shape(*world, *site, units)?;
             }
             Read::Logits { world, positions } => {
-                if let LogitPositions::Each(examples) = positions {
-                    let positions = Indices::Each(examples.clone());
-                    checker.positions(*world, &positions, "logits")?;
-                }
+                let units = logit_units(positions, plan.input_of(*world));
+                checker.positions(*world, &units.positions, "logits")?;
             }
         }
     }
