@@ -1,5 +1,7 @@
 //! Causal attention with a tap at each of its activations.
 
+use std::ops::Range;
+
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, Int, Tensor, activation, backend::Backend};
@@ -82,9 +84,28 @@ pub struct Heads {
 
 /// `[batch, pos, head * d_head]` → `[batch, head, pos, d_head]`.
 pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+    head_part(x, heads, 0..heads)
+}
+
+/// Some of the heads that stand side by side.
+///
+/// # Shapes
+/// - x: `[batch, pos, all * d_head]`
+/// - output: `[batch, head, pos, d_head]`
+pub(crate) fn head_part<B: Backend>(
+    x: Tensor<B, 3>,
+    all: usize,
+    part: Range<usize>,
+) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::head_part(x, all, part.clone()) {
+        Ok(heads) => return heads,
+        Err(x) => x,
+    };
     let [batch, pos, width] = x.dims();
-    x.reshape([batch, pos, heads, width / heads])
+    x.reshape([batch, pos, all, width / all])
         .swap_dims(1, 2)
+        .narrow(1, part.start, part.len())
 }
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
@@ -179,12 +200,15 @@ fn attend_suffixes<B: Backend>(
     layer: &Attend<'_, B>,
     suffixes: &Suffixes<B>,
 ) -> Tensor<B, 4> {
-    let [_one, head, _token, d_head] = q.dims();
+    let [_one, _head, token, _d_head] = q.dims();
     let mut first = 0;
     let mut mixed = Vec::with_capacity(suffixes.classes.len());
     for class in &suffixes.classes {
         let tokens = class.rows * class.len();
-        let own = |x: &Tensor<B, 4>| rows_of(x.clone().narrow(2, first, tokens), class.rows);
+        let own = |x: &Tensor<B, 4>| match tokens == token {
+            true => rows_of(x.clone(), class.rows),
+            false => rows_of(x.clone().narrow(2, first, tokens), class.rows),
+        };
         let class_mixed = match &class.prefixes {
             None => attend_rows(own(q), own(k), own(v), layer, &mut NoTap),
             Some(prefixes) => {
@@ -202,23 +226,37 @@ fn attend_suffixes<B: Backend>(
                 attend_behind(own(q), [own(k), own(v)], before, layer, class)
             }
         };
-        // [row, head, len, d_head] → [1, head, token, d_head]
-        mixed.push(
-            class_mixed
-                .swap_dims(0, 1)
-                .reshape([1, head, tokens, d_head]),
-        );
+        mixed.push(tokens_of(class_mixed));
         first += tokens;
     }
-    Tensor::cat(mixed, 2)
+    match mixed.len() {
+        1 => mixed.remove(0),
+        _ => Tensor::cat(mixed, 2),
+    }
 }
 
 /// `[1, head, row * len, d_head]` → `[row, head, len, d_head]`.
-fn rows_of<B: Backend>(x: Tensor<B, 4>, rows: usize) -> Tensor<B, 4> {
+pub(super) fn rows_of<B: Backend>(x: Tensor<B, 4>, rows: usize) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::rows_of(x, rows) {
+        Ok(view) => return view,
+        Err(x) => x,
+    };
     let [_one, head, token, d_head] = x.dims();
     x.swap_dims(1, 2)
         .reshape([rows, token / rows, head, d_head])
         .swap_dims(1, 2)
+}
+
+/// `[row, head, len, d_head]` → `[1, head, row * len, d_head]`.
+pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::tokens_of(x) {
+        Ok(tokens) => return tokens,
+        Err(x) => x,
+    };
+    let [row, head, len, d_head] = x.dims();
+    x.swap_dims(0, 1).reshape([1, head, row * len, d_head])
 }
 
 /// Some tokens, `[1, head, token, d_head]`, copied position by position.

@@ -9,7 +9,7 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, ModuleOps};
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{cast, kernels};
+use super::{cast, kernels, strided};
 
 /// A tensor of the backend that differentiates on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -24,36 +24,49 @@ pub(super) enum Saved {
     Softmax(FlexTensor, f32),
     /// The argument of a norm without parameters, and its ε.
     RootMeanSquare(FlexTensor, f32),
-    /// The sizes of heads that have been merged, `[batch, head, pos, d_head]`.
-    Heads([usize; 4]),
+    /// The number of heads that have been merged.
+    Merged(usize),
+    /// Among how many heads the part was, and at which it began.
+    HeadPart(usize, usize),
+    /// Tokens have become rows.
+    Rows,
+    /// So many rows have become tokens.
+    Tokens(usize),
 }
 
 impl Saved {
     /// The gradient of the argument.
     fn gradient(self, gradient: FlexTensor) -> FlexTensor {
-        if let Self::Heads([batch, head, pos, d_head]) = self {
-            let split = Flex::float_reshape(gradient, [batch, pos, head, d_head].into());
-            return Flex::float_swap_dims(split, 1, 2);
+        match self {
+            Self::Merged(head) => {
+                let [batch, pos, width] = gradient.shape().dims();
+                let split = gradient.reshape([batch, pos, head, width / head].into());
+                return split.transpose(1, 2);
+            }
+            Self::HeadPart(all, first) => return strided::among_heads(&gradient, all, first),
+            Self::Rows => return strided::tokens_of(gradient),
+            Self::Tokens(rows) => return strided::rows_of(gradient, rows),
+            _ => {}
         }
-        let mut gradient = gradient.to_contiguous();
+        let mut gradient = strided::contiguous(gradient);
         let width = gradient.shape().last().copied().unwrap_or(1);
         match self {
             Self::Argument(x, kernel) => {
-                kernel(gradient.storage_mut(), x.to_contiguous().storage());
+                kernel(gradient.storage_mut(), strided::contiguous(x).storage());
             }
             Self::Softmax(weights, scale) => kernels::softmax_gradient(
                 gradient.storage_mut(),
-                weights.to_contiguous().storage(),
+                strided::contiguous(weights).storage(),
                 width,
                 scale,
             ),
             Self::RootMeanSquare(x, epsilon) => kernels::root_mean_square_gradient(
                 gradient.storage_mut(),
-                x.to_contiguous().storage(),
+                strided::contiguous(x).storage(),
                 width,
                 epsilon,
             ),
-            Self::Heads(_) => unreachable!("returned above"),
+            _ => unreachable!("returned above"),
         }
         gradient
     }
@@ -134,8 +147,8 @@ pub(super) fn times_transposed<B: Backend>(
     let needed = |node: &Tracked| !node.node.requirement.is_none();
     let (x_needed, embedding_needed) = (needed(&x), needed(&embedding));
     let (left, right) = (
-        x.primitive.to_contiguous(),
-        embedding.primitive.to_contiguous(),
+        strided::contiguous(x.primitive),
+        strided::contiguous(embedding.primitive),
     );
     let product = forward(&left, &right);
     let result = match OfProduct
@@ -164,7 +177,7 @@ impl Backward<Flex, 3> for OfLayerNorm {
     fn backward(self, ops: Ops<NormState, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let [of_x, of_weight, of_bias] = ops.parents;
         let (x, weight, epsilon) = ops.state;
-        let gradient = gradients.consume::<Flex>(&ops.node).to_contiguous();
+        let gradient = strided::contiguous(gradients.consume::<Flex>(&ops.node));
         let sizes = gradient.shape();
         let width = sizes.last().copied().unwrap_or(1);
         let rows = |x: FlexTensor| {
@@ -188,8 +201,8 @@ impl Backward<Flex, 3> for OfLayerNorm {
             let mut gradient = gradient;
             kernels::layer_norm_gradient(
                 gradient.storage_mut(),
-                x.to_contiguous().storage(),
-                weight.to_contiguous().storage(),
+                strided::contiguous(x).storage(),
+                strided::contiguous(weight).storage(),
                 epsilon as f32,
             );
             gradients.register::<Flex>(node.id, gradient);

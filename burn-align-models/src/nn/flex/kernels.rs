@@ -146,24 +146,6 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
     });
 }
 
-/// `[batch, head, pos, d_head]` → `[batch, pos, head, d_head]`.
-pub(super) fn swap_heads(x: &[f32], head: usize, pos: usize, d_head: usize) -> Vec<f32> {
-    let mut swapped = vec![0.0; x.len()];
-    let row = head * d_head; // of one position
-    if row == 0 {
-        return swapped;
-    }
-    let at = |index: usize, to: &mut [f32]| {
-        let (batch, pos_index) = (index / pos, index % pos);
-        for (h, to) in to.chunks_mut(d_head).enumerate() {
-            let start = ((batch * head + h) * pos + pos_index) * d_head;
-            to.copy_from_slice(&x[start..start + d_head]);
-        }
-    };
-    in_tasks(&mut swapped, row, at);
-    swapped
-}
-
 /// Rows past which a matrix product is faster than [`times_transposed`].
 pub(super) const MOST_ROWS: usize = 16;
 
@@ -332,7 +314,7 @@ fn per_row(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Copy + S
 
 /// Calls `f` with each row of `width` elements and its index, from several threads if there are
 /// many.
-fn in_tasks(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
+pub(super) fn in_tasks(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
     if x.is_empty() {
         return;
     }

@@ -5,10 +5,12 @@
 
 mod autodiff;
 mod kernels;
+mod strided;
 #[cfg(test)]
 mod tests;
 
 use std::any::Any;
+use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, backend::Backend};
 use burn_flex::FlexTensor;
@@ -101,17 +103,52 @@ pub(super) fn layer_norm<B: Backend>(
     autodiff::layer_norm(x, weight, bias, epsilon)
 }
 
+/// Some heads of `[batch, pos, all * d_head]`: `[batch, head, pos, d_head]`, under autodiff.
+/// Without, they are a view anyway.
+pub(super) fn head_part<B: Backend>(
+    x: Tensor<B, 3>,
+    all: usize,
+    part: Range<usize>,
+) -> Result<Tensor<B, 4>, Tensor<B, 3>> {
+    let [batch, pos, width] = x.dims();
+    let d_head = width / all;
+    let view = |x: FlexTensor| {
+        let split = x.reshape([batch, pos, all, d_head].into());
+        split.narrow(2, part.start, part.len()).transpose(1, 2)
+    };
+    autodiff::apply(x, view, |_, _| Saved::HeadPart(all, part.start))
+}
+
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
 pub(super) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 3>, Tensor<B, 4>> {
     let [batch, head, pos, d_head] = x.dims();
     let merge = |x: FlexTensor| {
-        let x = x.to_contiguous();
-        let merged = kernels::swap_heads(x.storage(), head, pos, d_head);
-        FlexTensor::from_data(TensorData::new(merged, [batch, pos, head * d_head]))
+        strided::contiguous(x.transpose(1, 2)).reshape([batch, pos, head * d_head].into())
     };
-    match recognise(x) {
+    match recognise_view(x) {
         Ok(x) => Ok(generic(merge(x))),
-        Err(x) => autodiff::apply(x, merge, |_, _| Saved::Heads([batch, head, pos, d_head])),
+        Err(x) => autodiff::apply(x, merge, |_, _| Saved::Merged(head)),
+    }
+}
+
+/// `[1, head, row * len, d_head]` → `[row, head, len, d_head]`, a view.
+pub(super) fn rows_of<B: Backend>(
+    x: Tensor<B, 4>,
+    rows: usize,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let view = |x: FlexTensor| strided::rows_of(x, rows);
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(view(x))),
+        Err(x) => autodiff::apply(x, view, |_, _| Saved::Rows),
+    }
+}
+
+/// The way back from [`rows_of`], a copy.
+pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [rows, _head, _len, _d_head] = x.dims();
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(strided::tokens_of(x))),
+        Err(x) => autodiff::apply(x, |x| strided::tokens_of(x), |_, _| Saved::Tokens(rows)),
     }
 }
 
@@ -125,7 +162,7 @@ fn in_place<B: Backend, const D: usize>(
     save: impl FnOnce(FlexTensor, &FlexTensor) -> Saved,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
     let run = |x: FlexTensor| {
-        let mut x = x.to_contiguous();
+        let mut x = strided::contiguous(x);
         kernel(x.storage_mut());
         x
     };
@@ -138,13 +175,16 @@ fn in_place<B: Backend, const D: usize>(
 /// The tensor in row-major order, its storage as long as it has elements; `Err` with the tensor
 /// unless it is an f32 tensor of the backend Flex.
 fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
+    recognise_view(x).map(|x| strided::contiguous(x))
+}
+
+/// As [`recognise`], with the elements wherever they are.
+fn recognise_view<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
     if x.dtype() != DType::F32 {
         return Err(x);
     }
-    match cast::<_, FlexTensor>(x.into_primitive().tensor()) {
-        Ok(x) => Ok(x.to_contiguous()),
-        Err(x) => Err(Tensor::from_primitive(TensorPrimitive::Float(x))),
-    }
+    cast::<_, FlexTensor>(x.into_primitive().tensor())
+        .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
 }
 
 /// The way back from [`recognise`].

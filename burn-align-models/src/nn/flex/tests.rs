@@ -5,7 +5,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;
 
-use super::super::attention::{Attend, CausalPass, attend, merge_heads, split_heads};
+use super::super::attention::{
+    Attend, CausalPass, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
+};
 use super::super::norm::{layer_norm, root_mean_square};
 use super::super::projection::times_transposed;
 use crate::nn::Activation;
@@ -208,6 +210,29 @@ fn gradients_of_heads() {
     for [batch, head, pos, d_head] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 5, 64]] {
         assert_differentiates!([[batch * head, pos, d_head]], x => {
             merge_heads(x[0].clone().reshape([batch, head, pos, d_head]))
+        });
+    }
+}
+
+#[test]
+fn rows_and_tokens() {
+    for [rows, head, len, d_head] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 3, 64]] {
+        let (x, portable) = both([1, rows * len, (head + 2) * d_head], 3.0);
+        let part = || (head + 2, 1..1 + head);
+        let (all, range) = part();
+        let (fast, slow) = (
+            head_part(x, all, range.clone()),
+            head_part(portable, all, range),
+        );
+        assert_close(fast.clone(), slow.clone());
+        let (fast, slow) = (rows_of(fast, rows), rows_of(slow, rows));
+        assert_close(fast.clone(), slow.clone());
+        assert_close(tokens_of(fast), tokens_of(slow));
+        assert_differentiates!([[1, rows * len, (head + 2) * d_head]], x => {
+            let (all, range) = part();
+            let heads = head_part(x[0].clone(), all, range);
+            let rows = rows_of(heads.clone(), rows);
+            merge_heads(heads * tokens_of(rows.clone() * rows))
         });
     }
 }
