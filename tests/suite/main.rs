@@ -12,10 +12,13 @@ mod ablation;
 mod activations;
 mod builtin;
 mod causal_models;
+#[cfg(feature = "flex")]
+mod checkpoints;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
 mod engine;
+mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
 mod gradients;
@@ -24,6 +27,7 @@ mod hub;
 mod identities;
 mod interventions;
 mod loading;
+mod losses;
 mod methods;
 mod orthonormal;
 mod output;

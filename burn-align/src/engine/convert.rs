@@ -65,7 +65,14 @@ impl<B: Backend> Plan<B> {
             WorldInput::Features(x) => WorldInput::Features(select(x.clone(), examples)),
             WorldInput::Resumed(resumed) => WorldInput::Resumed(Resumed {
                 stage: resumed.stage,
-                x: select(resumed.x.clone(), examples),
+                x: {
+                    let lengths = examples.iter().map(|e| resumed.lengths[*e]);
+                    let x = select(resumed.x.clone(), examples);
+                    match self.names_its_positions() {
+                        true => x.narrow(1, 0, lengths.max().unwrap_or(0)),
+                        false => x,
+                    }
+                },
                 lengths: examples.iter().map(|e| resumed.lengths[*e]).collect(),
                 past: resumed.past.as_ref().map(|past| {
                     let starts = examples.iter().map(|e| past.starts[*e]).collect();
@@ -148,22 +155,20 @@ impl<B: Backend> Plan<B> {
         }
     }
 
-    /// Number of numbers that the plan's tensors hold: residuals and constants.
-    pub fn held_elements(&self) -> usize {
+    /// Number of bytes that the plan's tensors hold: residuals, keys and values, and constants.
+    pub fn held_bytes(&self) -> usize {
+        let bytes = |x: &Tensor<B, 3>| x.shape().num_elements() * x.dtype().size();
         let inputs = self.inputs.iter().map(|input| match input {
             WorldInput::Tokens(_) => 0,
-            WorldInput::Features(x) => x.shape().num_elements(),
+            WorldInput::Features(x) => bytes(x),
             WorldInput::Resumed(resumed) => {
                 let layers = resumed.past.iter().flat_map(|past| &past.layers);
-                let past = layers.map(|kept| 2 * kept.keys.shape().num_elements());
-                resumed.x.shape().num_elements() + past.sum::<usize>()
+                let past = layers.map(|kept| bytes(&kept.keys) + bytes(&kept.values));
+                bytes(&resumed.x) + past.sum::<usize>()
             }
         });
         let tensors = self.constants.iter().chain(self.known.iter().flatten());
-        inputs.sum::<usize>()
-            + tensors
-                .map(|tensor| tensor.shape().num_elements())
-                .sum::<usize>()
+        inputs.sum::<usize>() + tensors.map(bytes).sum::<usize>()
     }
 }
 

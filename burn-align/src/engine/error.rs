@@ -20,6 +20,16 @@ pub enum PlanError {
          several kinds"
     )]
     MixedInputs,
+    /// Plans that differ in more than their examples.
+    #[error("plans to be joined: {what}: expected {expected}, as in the first plan, found {found}")]
+    Different {
+        /// What differs.
+        what: &'static str,
+        /// What the first plan has.
+        expected: String,
+        /// What another one has.
+        found: String,
+    },
     /// A world that [`Plan::freeze`](super::Plan::freeze) has taken out of the plan.
     #[error(
         "world {world} has been frozen: nothing new can be read of it; add reads before the plan \

@@ -22,6 +22,7 @@ mod error;
 mod execute;
 mod explain;
 mod freeze;
+mod join;
 mod layout;
 mod lockstep_tap;
 mod naive;
