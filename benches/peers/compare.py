@@ -38,7 +38,7 @@ class Failure(Exception):
 def execute(command: list[str], threads: int) -> float:
     """Runs a command in the repository; its output is progress, not result.
 
-    Returns the largest resident memory in MiB of its processes, one of which is cargo on our side.
+    Returns its largest resident memory in MiB.
     """
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
     try:
@@ -56,10 +56,26 @@ def execute(command: list[str], threads: int) -> float:
     return usage.ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)  # KiB, but there bytes
 
 
-def measure(side: str, names: list[str], args: argparse.Namespace) -> tuple[dict, float]:
+def build() -> str:
+    """Builds our side; returns the program."""
+    command = ["cargo", "bench", "--bench", "workloads", "--no-run", "--message-format", "json"]
+    try:
+        result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    except FileNotFoundError as error:
+        raise Failure("`cargo` was not found") from error
+    except subprocess.CalledProcessError as error:
+        raise Failure(f"`{shlex.join(command)}` failed with status {error.returncode}") from error
+    messages = (json.loads(line) for line in result.stdout.splitlines() if line.startswith("{"))
+    programs = [message.get("executable") for message in messages]
+    return next(filter(None, reversed(programs)))
+
+
+def measure(
+    side: str, program: str, names: list[str], args: argparse.Namespace
+) -> tuple[dict[str, float], float]:
     """Seconds of each workload, and MiB of all."""
     if side == US:
-        command = ["cargo", "bench", "--bench", "workloads", "--", *shlex.split(args.burn_args)]
+        command = [program, *shlex.split(args.burn_args)]
     else:
         command = [sys.executable, str(PEERS), "--peer", side, "--threads", str(args.threads)]
     with tempfile.TemporaryDirectory() as directory:
@@ -72,13 +88,13 @@ def measure(side: str, names: list[str], args: argparse.Namespace) -> tuple[dict
 
 def rounds(args: argparse.Namespace, times: Measured, memory: Measured) -> None:
     """Adds what is measured, side by side, so that it is there when a later side fails."""
-    execute(["cargo", "bench", "--bench", "workloads", "--no-run"], args.threads)
+    program = build()
     sides = [US, *THEM]
     for number in range(args.rounds):
         for side in sides if number % 2 == 0 else reversed(sides):
             print(f"round {number + 1} of {args.rounds}: {side}", file=sys.stderr)
             for names in [[name] for name in args.names] if args.memory else [args.names]:
-                seconds, peak = measure(side, names, args)
+                seconds, peak = measure(side, program, names, args)
                 for workload, value in seconds.items():
                     times.setdefault(workload, {}).setdefault(side, []).append(value)
                     if args.memory:
