@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn_align::front::AlignableRepresentationConfig;
+use burn_align::front::{AlignableRepresentationConfig, RepresentationSite};
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, TrainingEvent, losses};
 use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
@@ -79,11 +79,13 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let data = pairs::split([args.pairs, 1000], loaded.tokenizer()?, &mut rng)?.map(|it| [it]);
     let [training, held_out] = &data;
 
-    // 2. A rotation for each layer and token.
-    let residual =
-        AlignableRepresentationConfig::new(0, Component::BlockOutput).with_low_rank(args.rank);
+    // 2. A rotation for each token, before the first layer and behind every layer.
+    let at = |site| AlignableRepresentationConfig::new(0, site).with_low_rank(args.rank);
+    let residual = at(Component::BlockOutput.into());
     let layers = loaded.model.dims().layers;
-    let grid = AlignmentGrid::layers(&residual, layers, &pairs::WORDS.map(str::to_owned));
+    let mut grid = AlignmentGrid::layers(&residual, layers, &pairs::WORDS.map(str::to_owned));
+    let embedding = at(RepresentationSite::Embedding);
+    grid.rows.insert(0, ("embedding".to_owned(), embedding));
     let config = TrainingConfig::default()
         .with_epochs(args.epochs)
         .with_batch_size(64)
@@ -137,5 +139,27 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 
 /// Checks what the map shows.
 fn conclude(map: &AlignmentMap) -> Result<()> {
+    let [country, last] = [pairs::LAST - 1, pairs::LAST];
+    for row in &map.cells {
+        ensure!(
+            row[..country]
+                .iter()
+                .all(|cell| cell.trained.accuracy == 0.0),
+            "a token before the country knows it"
+        );
+    }
+    let (embedding, behind) = (&map.cells[0], &map.cells[1]);
+    ensure!(
+        embedding[country].trained.accuracy > 0.5 && embedding[last].trained.accuracy == 0.0,
+        "the country was not found in its own embedding"
+    );
+    ensure!(
+        behind[last].trained.accuracy > 0.7 && behind[country].trained.accuracy < 0.05,
+        "layer 0 has not moved the country to the last token"
+    );
+    ensure!(
+        behind[last].random_rotation.accuracy < 0.1 && behind[last].whole_vector.accuracy < 0.5,
+        "a control is as good as the search"
+    );
     Ok(())
 }

@@ -3,8 +3,8 @@
 //! The bundled model, asked for the capital of a country, is made to answer with its language, in
 //! two ways, both at the last token of the prompt, and without touching a weight:
 //! - a *steering vector* is added: the mean difference between prompts that ask for the language
-//!   and prompts that ask for the capital (Marks and Tegmark 2023, arXiv 2310.06824, §5.1, call
-//!   this direction the difference in means), as strong as works best in training;
+//!   and prompts that ask for the capital (Rimsky et al. 2023, arXiv 2312.06681), as strong as
+//!   works best in training;
 //! - *LoReFT* (Wu et al. 2024, arXiv 2404.03592, eq. 2) is trained: `x + (W x + b - R x) Rᵀ`, in a
 //!   subspace of a few dimensions. It has seen other questions, too, whose answers must stay.
 //!
@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{Indices, RunOptions, Units};
 use burn_align::front::{
@@ -70,20 +71,25 @@ struct Args {
     output: Option<PathBuf>,
 }
 
-/// Relations that training must leave alone, and one that it never sees.
+/// Questions that are left alone: those of training, and those that it never sees.
 const SEEN: [Relation; 3] = [Relation::Language, Relation::Continent, Relation::Currency];
 const UNSEEN: [Relation; 2] = [Relation::Demonym, Relation::CapitalOf];
 
-/// Phrasings of a relation.
+/// The phrasings of a relation: every other one is for training.
 #[derive(Clone, Copy, PartialEq)]
 enum Phrasings {
-    /// The first, third, … of each: for training.
-    Training,
-    /// The others.
-    HeldOut,
+    Even,
+    Odd,
 }
 
-/// What is made of a prompt: the tokens, and the answer that is wanted.
+/// Which answer is wanted.
+#[derive(Clone, Copy, PartialEq)]
+enum Wanted {
+    Asked,
+    Language,
+}
+
+/// The tokens of a prompt, and the answer that is wanted.
 type Example = (Vec<u32>, u32);
 
 fn main() -> ExitCode {
@@ -102,39 +108,35 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let mut countries: Vec<usize> = (0..COUNTRIES.len()).collect();
     countries.shuffle(&mut ChaCha8Rng::seed_from_u64(args.seed));
     let (known, new) = countries.split_at(COUNTRIES.len() * 4 / 5);
-    let capitals =
-        |phrasings, countries| prompts(&[Relation::Capital], phrasings, countries, true, tokenizer);
-    let others = |relations: &[Relation], phrasings, countries| {
-        prompts(relations, phrasings, countries, false, tokenizer)
+    let ask = |relations: &[Relation], phrasings, countries, wanted| {
+        prompts(relations, phrasings, countries, wanted, tokenizer)
     };
-    let (seen, unseen) = (&SEEN[..], &UNSEEN[..]);
-    let steered = capitals(Phrasings::Training, known)?;
-    let training = [steered.clone(), others(seen, Phrasings::Training, known)?].concat();
-    let judged = [
-        ("capital → language, as in training", steered),
-        ("new countries", capitals(Phrasings::Training, new)?),
+    let capital = [Relation::Capital];
+    let steered = ask(&capital, Phrasings::Even, known, Wanted::Language)?;
+    let left_alone = ask(&SEEN, Phrasings::Even, known, Wanted::Asked)?;
+    let both = [steered.clone(), left_alone.clone()].concat();
+    let training = [data::<B>(&both)?];
+    let (language, asked) = (Wanted::Language, Wanted::Asked);
+    let held_out = [
         (
-            "new countries and phrasings",
-            capitals(Phrasings::HeldOut, new)?,
+            "capital → language",
+            ask(&capital, Phrasings::Even, new, language)?,
         ),
         (
-            "left alone, as in training",
-            others(seen, Phrasings::Training, known)?,
+            "… in new words",
+            ask(&capital, Phrasings::Odd, new, language)?,
         ),
-        (
-            "new countries and phrasings",
-            others(seen, Phrasings::HeldOut, new)?,
-        ),
-        ("new questions", others(unseen, Phrasings::Training, new)?),
+        ("other questions", ask(&SEEN, Phrasings::Even, new, asked)?),
+        ("… in new words", ask(&SEEN, Phrasings::Odd, new, asked)?),
+        ("new questions", ask(&UNSEEN, Phrasings::Even, new, asked)?),
     ];
 
     // 2. The steering vector: from capitals to languages.
     let residual = AlignableRepresentationConfig::new(args.layer, Component::BlockOutput);
     let model = loaded.model.clone();
-    let languages = others(&[Relation::Language], Phrasings::Training, known)?;
-    let frozen = burn::module::AutodiffModule::valid(&model);
-    let vector =
-        mean::<B>(&frozen, &residual, &languages)? - mean(&frozen, &residual, &judged[0].1)?;
+    let languages = ask(&[Relation::Language], Phrasings::Even, known, asked)?;
+    let frozen = model.valid();
+    let vector = mean::<B>(&frozen, &residual, &languages)? - mean(&frozen, &residual, &steered)?;
     let config = AlignableConfig::new([residual
         .clone()
         .with_intervention(InterventionType::Addition)]);
@@ -144,12 +146,12 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         data.inputs.sources = vec![Source::Values(vector.clone() * scale)];
         Ok(evaluate(&addition, &[data], 512)?.accuracy)
     };
+    // Strong enough for capitals, and not too strong for the other questions.
     let mut best = (0.0, 0.0);
-    for quarter in 1..=16 {
-        let scale = f64::from(quarter) / 4.0;
-        let accuracy = with_vector(scale, &judged[0].1)?;
-        if accuracy > best.1 {
-            best = (scale, accuracy);
+    for scale in (1..=32).map(|eighths| f64::from(eighths) / 8.0) {
+        let right = with_vector(scale, &steered)? + with_vector(scale, &left_alone)?;
+        if right > best.1 {
+            best = (scale, right);
         }
     }
     let scale = best.0;
@@ -166,10 +168,9 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         .with_schedule(RateSchedule::WarmUpThenDecay(0.05))
         .with_seed(args.seed);
     let bar = progress::bar(args.epochs as u64, "training");
-    let data_of_training = [data::<B>(&training)?];
     let (reft, _) = train(
         reft,
-        &data_of_training,
+        &training,
         &[],
         &config,
         losses::cross_entropy,
@@ -187,7 +188,7 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let temporary =
         std::env::temp_dir().join(format!("burn-align-steering-{}", std::process::id()));
     let folder = args.output.as_ref().unwrap_or(&temporary);
-    let again = saved_and_loaded(&reft, folder, &data_of_training[0].inputs);
+    let again = saved_and_loaded(&reft, folder, &training[0].inputs);
     if args.output.is_none() {
         // The folder may not be there; what matters is whether saving went well.
         let _ = std::fs::remove_dir_all(folder);
@@ -195,53 +196,75 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let reft = again?;
 
     // 5. What becomes of the answers.
-    let mut rows = Vec::new();
     let mut report = table([
-        "prompts".to_owned(),
+        "prompts about new countries".to_owned(),
         "count".to_owned(),
-        "no steering".to_owned(),
+        "not steered".to_owned(),
         format!("vector × {scale}"),
         format!("LoReFT, rank {}", args.rank),
     ]);
-    for (name, examples) in &judged {
-        let accuracies = [
+    let mut accuracies = Vec::new();
+    for (name, examples) in &held_out {
+        let row = [
             with_vector(0.0, examples)?,
             with_vector(scale, examples)?,
             evaluate(&reft, &[data(examples)?], 512)?.accuracy,
         ];
-        let cells = accuracies.map(|accuracy| format!("{accuracy:.4}"));
+        let numbers = row.map(|accuracy| format!("{accuracy:.4}"));
         let start = [(*name).to_owned(), examples.len().to_string()];
-        report.add_row(start.into_iter().chain(cells));
-        rows.push(accuracies);
+        report.add_row(start.into_iter().chain(numbers));
+        accuracies.push(row);
     }
     align_numbers(&mut report);
-    out!("{report}")?;
+    out!("share of the answers that are as they should be\n{report}")?;
+    conclude(&accuracies)
+}
+
+/// Checks what the table shows.
+fn conclude(accuracies: &[[f64; 3]]) -> Result<()> {
+    let (steered, others) = accuracies.split_at(2);
+    ensure!(
+        steered
+            .iter()
+            .flatten()
+            .filter(|share| **share > 0.9)
+            .count()
+            == 4,
+        "steering does not carry over to new countries and words, or needs no steering"
+    );
+    ensure!(
+        others[..2].iter().all(|[_, _, reft]| *reft > 0.95),
+        "LoReFT changes answers that it must leave alone"
+    );
+    let [_, vector, reft] = others[2];
+    ensure!(
+        reft > 0.8 && vector < reft - 0.1,
+        "the steering vector is as selective as LoReFT"
+    );
     Ok(())
 }
 
-/// Prompts about some countries, and the answers that are wanted: the language, or what is asked.
+/// Prompts about some countries.
 fn prompts(
     relations: &[Relation],
     phrasings: Phrasings,
     countries: &[usize],
-    to_language: bool,
+    wanted: Wanted,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Example>> {
     let facts = facts();
     let mut examples = Vec::new();
     for relation in relations {
-        let of_relation = facts
-            .chunks(COUNTRIES.len())
-            .filter(|phrasing| phrasing[0].relation == *relation);
-        for (number, phrasing) in of_relation.enumerate() {
-            if (number % 2 == 0) != (phrasings == Phrasings::Training) {
-                continue;
-            }
+        // A phrasing about every country, then the next phrasing.
+        let all = facts.chunks(COUNTRIES.len());
+        let all = all.filter(|phrasing| phrasing[0].relation == *relation);
+        let first = usize::from(phrasings == Phrasings::Odd);
+        for phrasing in all.skip(first).step_by(2) {
             for country in countries {
                 let fact = &phrasing[*country];
-                let answer = match to_language {
-                    true => COUNTRIES[*country].language,
-                    false => fact.answer,
+                let answer = match wanted {
+                    Wanted::Asked => fact.answer,
+                    Wanted::Language => COUNTRIES[*country].language,
                 };
                 let answer = tokenizer.single_token(&format!(" {answer}"))?;
                 examples.push((tokenizer.encode(&fact.prompt)?, answer));

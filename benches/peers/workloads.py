@@ -314,12 +314,14 @@ def main() -> int:
     torch.manual_seed(0)
     config = TINY if args.tiny else GPT2Config()
     config._attn_implementation = args.attention
-    model = GPT2LMHeadModel(config).eval()
     chosen = [w for w in workloads(config) if not args.names or w.name in args.names]
+    if args.peer:
+        chosen = [workload for workload in chosen if is_for(args.peer, workload)]
+    # Without workloads, there is nothing to wait for.
+    model = GPT2LMHeadModel(config).eval() if chosen else None
     if args.check:
         return 0 if check(model, chosen) else 1
 
-    chosen = [workload for workload in chosen if is_for(args.peer, workload)]
     with args.json.open("w") if args.json else contextlib.nullcontext() as file:
         for workload in chosen:
             times = repeat(PEERS[args.peer](model, workload), args.seconds)

@@ -1,6 +1,6 @@
 //! Where a variable is: distributed alignment search at every place of a grid.
 
-use burn::module::AutodiffModule;
+use burn::module::{AutodiffModule, Module};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::AlignableTransformer;
@@ -10,6 +10,7 @@ use super::Grid;
 use super::sweep::numbers;
 use crate::engine::RunOptions;
 use crate::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig, UnitLocations};
+use crate::interventions::BuiltinIntervention;
 use crate::training::{
     Controlled, History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent,
     evaluate_with_controls, train,
@@ -180,6 +181,12 @@ where
         let aligned = AlignableConfig::new([representation.clone()]);
         let aligned = AlignableModel::new_seeded(aligned, model.clone(), config.seed)
             .map_err(|error| failed([row, 0])(error.into()))?;
+        let trained = |intervention: &BuiltinIntervention<A>| intervention.num_params() > 0;
+        if !aligned.interventions().iter().any(trained) {
+            return Err(failed([row, 0])(TrainingError::Nothing {
+                expected: "at least one intervention with parameters",
+            }));
+        }
         for column in 0..grid.columns.len() {
             let place = [row, column];
             let data = [located(place, training), located(place, held_out)].concat();
