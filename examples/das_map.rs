@@ -13,7 +13,10 @@
 //!
 //! Prints the interchange intervention accuracy on held-out pairs, whose sources name countries
 //! that no source has named in training; then the same of random rotations, and of the whole
-//! vector, which at the last token brings the source's question, too. MINUTES.
+//! vector, which at the last token brings the source's question, too. Two minutes on 2 cores.
+//!
+//! The country is in the embedding of its own token, and nowhere but at the last token behind layer
+//! 0, whose attention has moved it there: SEEDS
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "train_capitals/facts.rs"]
@@ -150,7 +153,7 @@ fn conclude(map: &AlignmentMap) -> Result<()> {
     }
     let (embedding, behind) = (&map.cells[0], &map.cells[1]);
     ensure!(
-        embedding[country].trained.accuracy > 0.5 && embedding[last].trained.accuracy == 0.0,
+        embedding[country].trained.accuracy > 0.9 && embedding[last].trained.accuracy < 0.05,
         "the country was not found in its own embedding"
     );
     ensure!(
