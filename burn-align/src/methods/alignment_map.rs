@@ -119,7 +119,7 @@ pub enum AlignmentMapError {
         column: String,
         /// Why.
         #[source]
-        source: TrainingError,
+        source: Box<TrainingError>,
     },
 }
 
@@ -161,10 +161,10 @@ where
     check_sizes(grid, [training, held_out])?;
     let failed = |[row, column]: [usize; 2]| {
         let (row, column) = (grid.rows[row].0.clone(), grid.columns[column].clone());
-        move |source| AlignmentMapError::Cell {
+        move |error| AlignmentMapError::Cell {
             row,
             column,
-            source,
+            source: Box::new(error),
         }
     };
     let located = |place: [usize; 2], data: &[InterchangeData<A::InnerBackend>]| {
