@@ -15,8 +15,9 @@
 //! that no source has named in training; then the same of random rotations, and of the whole
 //! vector, which at the last token brings the source's question, too. Two minutes on 2 cores.
 //!
-//! The country is in the embedding of its own token, and nowhere but at the last token behind layer
-//! 0, whose attention has moved it there: SEEDS
+//! The country is in the embedding of its own token. Behind layer 0 it is at the last token, where
+//! attention has moved it: .79, falling to .63 behind layer 3. Random rotations and the whole vector
+//! give .00 and .29 there. Seed 1 differs from this by .02 at most.
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "train_capitals/facts.rs"]

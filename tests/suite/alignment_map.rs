@@ -96,11 +96,14 @@ fn grid() -> AlignmentGrid {
     AlignmentGrid::layers(&residual().with_low_rank(6), 2, &columns)
 }
 
+const EPOCHS: usize = 12;
+const BATCH: usize = 32;
+
 fn config() -> TrainingConfig {
     TrainingConfig::default()
-        .with_epochs(20)
-        .with_batch_size(12)
-        .with_learning_rate(3e-2)
+        .with_epochs(EPOCHS)
+        .with_batch_size(BATCH)
+        .with_learning_rate(5e-2)
         .with_seed(4)
 }
 
@@ -124,18 +127,18 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
                 found,
             } => {
                 places.push(place);
-                assert_eq!(history.epochs.len(), 20);
+                assert_eq!(history.epochs.len(), EPOCHS);
                 // The model is the one that was judged.
                 let mut data = held_out.clone();
                 data[0].inputs.locations = locations(place, &data[0]);
-                assert_eq!(evaluate(model, &data, 12).expect("valid"), found.trained);
+                assert_eq!(evaluate(model, &data, BATCH).expect("valid"), found.trained);
             }
         },
     )
     .expect("valid");
     // An epoch is told, too.
-    let per_epoch = training[0].len().div_ceil(12);
-    assert_eq!(steps, 6 * 20 * (per_epoch + 1));
+    let per_epoch = training[0].len().div_ceil(BATCH);
+    assert_eq!(steps, 6 * EPOCHS * (per_epoch + 1));
     let all: Vec<[usize; 2]> = (0..2).flat_map(|r| (0..3).map(move |c| [r, c])).collect();
     assert_eq!(places, all);
 
@@ -160,7 +163,7 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
         let loss = losses::cross_entropy;
         let (alone, _) = train(alone, &located(&training), &[], &config(), loss, |_| {})
             .expect("it can be trained");
-        let alone = evaluate_with_controls(&alone.valid(), &located(&held_out), 12, 5);
+        let alone = evaluate_with_controls(&alone.valid(), &located(&held_out), BATCH, 5);
         assert_eq!(
             map.cells[row][column],
             alone.expect("valid"),
