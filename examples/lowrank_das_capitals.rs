@@ -27,6 +27,9 @@
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "train_capitals/facts.rs"]
 mod facts;
+#[allow(dead_code, unreachable_pub, reason = "shared with another example")]
+#[path = "train_capitals/pairs.rs"]
+mod pairs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,18 +37,14 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn_align::front::{
-    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-};
+use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 use burn_align::training::{
-    Checkpoints, Controlled, Evaluation, History, InterchangeData, RateSchedule, TrainingConfig,
+    Checkpoints, Controlled, Evaluation, History, RateSchedule, TrainingConfig,
     evaluate_with_controls, losses, train,
 };
-use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions, TokenBatch, Tokenizer};
+use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
-use facts::{COUNTRIES, Country};
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use workbench::plot::{Line, line_chart, write_history};
 use workbench::{BackendArgs, on_backend, out, progress};
@@ -79,31 +78,6 @@ struct Args {
     checkpoint: Option<PathBuf>,
 }
 
-/// Every prompt has the country at position 3, and the answer behind position 4.
-const LAST: usize = 4;
-
-/// A question, and its answer for a country.
-type Question = (fn(&str) -> String, fn(&Country) -> &'static str);
-
-const QUESTIONS: [Question; 4] = [
-    (
-        |country| format!("The capital of {country} is"),
-        |it| it.capital,
-    ),
-    (
-        |country| format!("The language of {country} is"),
-        |it| it.language,
-    ),
-    (
-        |country| format!("The continent of {country} is"),
-        |it| it.continent,
-    ),
-    (
-        |country| format!("The people of {country} are"),
-        |it| it.demonym,
-    ),
-];
-
 fn main() -> ExitCode {
     workbench::run(|args: Args| {
         args.backend.check()?;
@@ -118,13 +92,9 @@ fn search<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let tokenizer = loaded.tokenizer()?;
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let mut countries: Vec<&Country> = COUNTRIES.iter().collect();
-    countries.shuffle(&mut rng);
-    let (seen, unseen) = countries.split_at(countries.len() * 4 / 5);
-    let training = [pairs(4000, seen, seen, tokenizer, &mut rng)?];
-    let held_out = [pairs(2000, &countries, unseen, tokenizer, &mut rng)?];
-    // For the progress of training: nothing is chosen by it.
-    let followed = [pairs(500, &countries, unseen, tokenizer, &mut rng)?];
+    // The last ones are for the progress of training: nothing is chosen by them.
+    let [training, held_out, followed] =
+        pairs::split([4000, 2000, 500], tokenizer, &mut rng)?.map(|it| [it]);
 
     out!("accuracy on {} pairs, by rank", held_out[0].len())?;
     out!(
@@ -210,35 +180,4 @@ fn search<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Pairs of different countries and questions: base, source, and the base's question about the
-/// source's country.
-fn pairs<B: Backend>(
-    count: usize,
-    bases: &[&Country],
-    sources: &[&Country],
-    tokenizer: &Tokenizer,
-    rng: &mut ChaCha8Rng,
-) -> Result<InterchangeData<B>> {
-    let (mut base, mut source, mut labels) = (Vec::new(), Vec::new(), Vec::new());
-    while labels.len() < count {
-        let mut draw = |from: &[&Country]| {
-            let country = *from[rng.random_range(0..from.len())];
-            (country, QUESTIONS[rng.random_range(0..QUESTIONS.len())])
-        };
-        let (base_country, (ask, answer)) = draw(bases);
-        let (country, (ask_source, _)) = draw(sources);
-        // The answer must tell the countries apart.
-        if answer(&base_country) == answer(&country) {
-            continue;
-        }
-        base.push(tokenizer.encode(&ask(base_country.name))?);
-        source.push(tokenizer.encode(&ask_source(country.name))?);
-        labels.push(tokenizer.single_token(&format!(" {}", answer(&country)))?);
-    }
-    let inputs = AlignableInputs::new(TokenBatch::new(base)?)
-        .with_sources([TokenBatch::new(source)?])
-        .with_locations(LAST);
-    Ok(InterchangeData::new(inputs, labels))
 }

@@ -10,6 +10,7 @@ mod support;
 
 mod ablation;
 mod activations;
+mod alignment_map;
 mod builtin;
 mod causal_models;
 #[cfg(feature = "flex")]

@@ -64,7 +64,7 @@ pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
         Stage::Layer(layer, Part::Output) => layer + 1,
         Stage::Embed | Stage::FinalNorm | Stage::Unembed => return None,
     };
-    (model.computes_suffixes() && first < dims.layers).then(|| KeysValueSites {
+    (model.computes_suffixes() && first < dims.layers).then_some(KeysValueSites {
         layers: first..dims.layers,
         key: match dims.rotary {
             true => Component::RotaryKey,

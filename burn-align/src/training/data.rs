@@ -128,7 +128,7 @@ impl<B: Backend> InterchangeData<B> {
     }
 
     /// The plan of all examples, and where their logits come out.
-    pub(super) fn plan<M: AlignableTransformer<B>, I: Intervention<B>>(
+    pub(crate) fn plan<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &AlignableModel<B, M, I>,
     ) -> Result<(Plan<B>, ReadId), TrainingError> {

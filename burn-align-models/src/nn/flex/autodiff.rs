@@ -14,12 +14,14 @@ use super::{cast, kernels, strided};
 /// A tensor of the backend that differentiates on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
+/// Multiplies a gradient by the derivative of a function of each element, given its argument.
+pub(super) type Gradient = fn(&mut [f32], &[f32]);
+
 /// What the gradient of a function of one tensor needs of the forward pass.
 #[derive(Clone, Debug)]
 pub(super) enum Saved {
-    /// The argument of a function of each element, and the kernel that multiplies a gradient by
-    /// its derivative.
-    Argument(FlexTensor, fn(&mut [f32], &[f32])),
+    /// The argument of a function of each element.
+    Argument(FlexTensor, Gradient),
     /// What a softmax has given, and the factor on its scores.
     Softmax(FlexTensor, f32),
     /// The argument of a norm without parameters, and its ε.

@@ -16,14 +16,14 @@ use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, backend::Backend}
 use burn_flex::FlexTensor;
 
 use super::Activation;
-use autodiff::Saved;
+use autodiff::{Gradient, Saved};
 
 /// Applies `activation` to every element, where there is a kernel for it.
 pub(super) fn activate<B: Backend, const D: usize>(
     activation: Activation,
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    let (kernel, gradient): (fn(&mut [f32]), fn(&mut [f32], &[f32])) = match activation {
+    let (kernel, gradient): (fn(&mut [f32]), Gradient) = match activation {
         Activation::GeluTanh => (kernels::gelu_tanh, kernels::gelu_tanh_gradient),
         Activation::QuickGelu => (kernels::quick_gelu, kernels::quick_gelu_gradient),
         Activation::Sigmoid => (kernels::sigmoid, kernels::sigmoid_gradient),
@@ -148,7 +148,7 @@ pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Ten
     let [rows, _head, _len, _d_head] = x.dims();
     match recognise_view(x) {
         Ok(x) => Ok(generic(strided::tokens_of(x))),
-        Err(x) => autodiff::apply(x, |x| strided::tokens_of(x), |_, _| Saved::Tokens(rows)),
+        Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
     }
 }
 
@@ -175,7 +175,7 @@ fn in_place<B: Backend, const D: usize>(
 /// The tensor in row-major order, its storage as long as it has elements; `Err` with the tensor
 /// unless it is an f32 tensor of the backend Flex.
 fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
-    recognise_view(x).map(|x| strided::contiguous(x))
+    recognise_view(x).map(strided::contiguous)
 }
 
 /// As [`recognise`], with the elements wherever they are.
