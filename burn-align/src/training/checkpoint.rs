@@ -53,6 +53,8 @@ pub(super) struct Best<I> {
 
 /// An optimizer of all interventions.
 pub(super) type AdamOf<A, I> = OptimizerAdaptor<Adam, Vec<I>, A>;
+/// What a checkpoint gives back: the state of the run, and its optimizers.
+type Restored<A, I> = (State<I>, [AdamOf<A, I>; 2]);
 type Records<A, I> = <AdamOf<A, I> as Optimizer<Vec<I>, A>>::Record;
 
 /// What is no tensor.
@@ -144,7 +146,7 @@ impl CheckpointFile {
         &self,
         interventions: &[I],
         optimizers: [AdamOf<A, I>; 2],
-    ) -> Result<Option<(State<I>, [AdamOf<A, I>; 2])>, TrainingError> {
+    ) -> Result<Option<Restored<A, I>>, TrainingError> {
         let bytes = match fs::read(&self.file) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

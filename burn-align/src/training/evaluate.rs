@@ -138,6 +138,9 @@ pub fn evaluate_with_controls<B: Backend, M: AlignableTransformer<B> + Clone>(
     })
 }
 
+/// A model that is judged beside another one, on data of its own.
+type Other<'a, B, M, I> = (&'a AlignableModel<B, M, I>, &'a [InterchangeData<B>]);
+
 /// Judges a model, the same without interventions, and others, in this order. What the model
 /// predicts without interventions is computed once for all.
 ///
@@ -149,7 +152,7 @@ pub(super) fn judge<B, M, I, const N: usize, const OTHERS: usize>(
     batch_size: usize,
     reads: &[[ReadId; 2]],
     part: impl Fn(usize, &mut [usize]) -> Result<Plan<B>, TrainingError>,
-    others: [(&AlignableModel<B, M, I>, &[InterchangeData<B>]); OTHERS],
+    others: [Other<'_, B, M, I>; OTHERS],
 ) -> Result<[Evaluation; N], TrainingError>
 where
     B: Backend,
