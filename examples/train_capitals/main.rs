@@ -115,7 +115,11 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
 
     // 5. The folder.
     model.save_pretrained(&config, Some(&tokenizer), &args.output)?;
-    write(&args.output, "tokenizer_config.json", &words::tokenizer_config(16))?;
+    write(
+        &args.output,
+        "tokenizer_config.json",
+        &words::tokenizer_config(16),
+    )?;
     draw_loss(
         &args.output.join("loss.svg"),
         "capitals-gpt2: cross-entropy per word",

@@ -11,6 +11,7 @@ mod support;
 mod ablation;
 mod activations;
 mod builtin;
+mod bundled;
 mod causal_models;
 mod config;
 #[cfg(feature = "flex")]
