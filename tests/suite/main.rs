@@ -29,6 +29,7 @@ mod methods;
 mod orthonormal;
 mod output;
 mod parity;
+mod paths;
 #[cfg(feature = "flex")]
 mod plans;
 #[cfg(feature = "pretrained")]

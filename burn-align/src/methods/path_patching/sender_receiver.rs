@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fmt;
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -5,7 +6,7 @@ use burn_align_models::{AlignableTransformer, Component, ModelDims, Site, TokenB
 use serde::{Deserialize, Serialize};
 
 use super::{PathEffects, PathGrid, frozen, recomputed};
-use crate::engine::{Indices, RunOptions};
+use crate::engine::{Indices, Plan, RunOptions, Units};
 use crate::methods::sweep::numbers;
 use crate::paths::{Node, PathError, check_lengths};
 
@@ -252,10 +253,40 @@ pub fn path_patch<B: Backend, M: AlignableTransformer<B>>(
     for (index, patch) in patches.iter().enumerate() {
         patch.check(index, model.dims())?;
     }
+    check_positions(model, base, patches)?;
+    let mut senders = patches.iter().flat_map(|patch| &patch.senders);
+    if mlps == Mlps::Frozen && senders.any(|sender| matches!(sender.node, Node::Head { .. })) {
+        let mixed = Tensor::zeros([1, 1, model.dims().d_head], &model.device());
+        let output = model.head_output(0, 0, mixed);
+        output.ok_or(PathError::NoHeadOutput)?;
+    }
     match mlps {
         Mlps::Frozen => frozen::run(model, [base, source], patches, metric, options),
         Mlps::Recomputed => recomputed::run(model, [base, source], patches, metric, options),
     }
+}
+
+/// Checks that the base has all positions of senders and receivers.
+fn check_positions<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    base: &TokenBatch,
+    patches: &[PathPatch],
+) -> Result<(), PathError> {
+    let mut plan = Plan::<B>::new();
+    let input = plan.tokens(base);
+    let world = plan.world(input, []);
+    let senders = patches.iter().flat_map(|patch| &patch.senders);
+    let senders = senders.map(|sender| (sender.node.output(), &sender.positions));
+    let receivers = patches.iter().flat_map(|patch| &patch.receivers);
+    let receivers = receivers.filter_map(|receiver| {
+        let (site, _head) = receiver.input.site()?;
+        Some((site, &receiver.positions))
+    });
+    for (site, positions) in senders.chain(receivers).collect::<HashSet<_>>() {
+        plan.read(world, site, Units::positions(positions.clone()));
+    }
+    plan.explain(model)?;
+    Ok(())
 }
 
 /// Patches from each sender to each receiver, one at a time: senders are the rows.
