@@ -20,9 +20,6 @@
 //! more than 85 % of the difference, directly); of all heads, only 0.3 tells them where it is, and
 //! by their keys alone; and the four paths from 0.3 through these keys carry more than 75 %.
 
-#[path = "train_induction/queues.rs"]
-mod queues;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -36,11 +33,12 @@ use burn_align::methods::{
 use burn_align::models::{FromPretrained, Gpt2, LoadOptions, TokenBatch, Tokenizer};
 use burn_align::paths::{HeadInput, Hop, Node, Path, Stream};
 use clap::Parser;
-use queues::{END, NAMES, Queue};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use workbench::plot::{heat_map, picture_file};
+use workbench::queues::{NAMES, Queue};
 use workbench::table::{heat_map_text, table};
+use workbench::words::END;
 use workbench::{BackendArgs, on_backend, out};
 
 /// Finds the heads that look a name up.

@@ -7,6 +7,7 @@ pub mod fit;
 pub mod plot;
 pub mod predictions;
 pub mod progress;
+pub mod queues;
 pub mod requests;
 pub mod table;
 pub mod words;

@@ -5,9 +5,7 @@ use burn_align_models::{FromPretrained, Gpt2, LoadOptions, TokenBatch};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use workbench::fit::next_tokens;
-
-#[path = "../../examples/train_induction/queues.rs"]
-mod queues;
+use workbench::queues::Queue;
 
 on_every_backend!(the_induction_model_answers_questions_about_new_queues);
 
@@ -18,7 +16,7 @@ fn the_induction_model_answers_questions_about_new_queues<B: Backend>(device: &B
     let tokenizer = induction.tokenizer().expect("a tokenizer");
     let mut rng = StdRng::seed_from_u64(2026);
     let mut prompts: Vec<Vec<u32>> = (0..500)
-        .map(|_| queues::Queue::draw(1, &mut rng).words().join(" "))
+        .map(|_| Queue::draw(1, &mut rng).words().join(" "))
         .map(|words| tokenizer.encode(&words).expect("words"))
         .collect();
     let answers: Vec<u32> = prompts.iter_mut().filter_map(Vec::pop).collect();

@@ -1,7 +1,7 @@
 //! How is the bundled model `induction-gpt2` made?
 //!
 //! A GPT-2 with two layers learns to look up who stands behind whom in a queue of names
-//! (`queues.rs`): behind `<eos> Ada Ben Cleo Dan … Ben` it says `Cleo`. Queues are drawn at
+//! (`src/queues.rs`): behind `<eos> Ada Ben Cleo Dan … Ben` it says `Cleo`. Queues are drawn at
 //! random and none is read twice, so the model cannot know the answers by heart. It has to find
 //! the name's first mention and copy what followed it, as induction heads do (Olsson et al. 2022,
 //! arXiv 2209.11895).
@@ -14,8 +14,6 @@
 //! same files each time, and prints how many questions about new queues the model answers. Ends
 //! with an error if that is less than 98 %.
 
-pub mod queues;
-
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -26,9 +24,9 @@ use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::{Gpt2, Gpt2Config, SavePretrained, TokenBatch, Tokenizer};
 use clap::Parser;
-use queues::{QUESTIONS, Queue, vocabulary};
 use rand::{SeedableRng, rngs::StdRng};
 use workbench::fit::{Example, Fit, draw_loss, next_tokens};
+use workbench::queues::{LENGTHS, QUESTIONS, Queue, vocabulary};
 use workbench::table::{align_numbers, table};
 use workbench::{BackendChoice, on_backend, out, words};
 
@@ -105,7 +103,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let mut unseen = StdRng::seed_from_u64(args.seed.wrapping_add(1));
     let mut report = table(["names in the queue", "questions", "right"]);
     let (mut asked, mut right) = (0, 0);
-    for length in queues::LENGTHS {
+    for length in LENGTHS {
         let count = answered(&model, &tokenizer, length, &mut unseen, device)?;
         report.add_row([length, count[0], count[1]].map(|number| number.to_string()));
         (asked, right) = (asked + count[0], right + count[1]);

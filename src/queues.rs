@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use rand::Rng;
 use rand::seq::{SliceRandom, index};
 
-pub use workbench::words::{END, UNKNOWN};
+use crate::words::{END, UNKNOWN};
 
 /// The names.
 pub const NAMES: [&str; 40] = [
