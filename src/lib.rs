@@ -4,6 +4,7 @@
 pub mod backends;
 pub mod console;
 pub mod fit;
+pub mod ioi;
 pub mod plot;
 pub mod predictions;
 pub mod progress;
