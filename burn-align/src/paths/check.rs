@@ -2,7 +2,7 @@
 
 use burn_align_models::{ModelDims, TokenBatch};
 
-use super::{Node, PathError, Stream, Value};
+use super::{Change, Node, PathError, Reach, Stream, Value};
 use crate::engine::Indices;
 
 /// Checks that inputs have as many examples, of the same lengths.
@@ -69,10 +69,7 @@ impl Stream {
                 stream.check_for(Some(node), dims, inputs)?;
             }
             for other in &self.changes[..index] {
-                let overlap = other.reach == change.reach
-                    && other.node.overlaps(node)
-                    && meet(&other.positions, &change.positions);
-                if overlap {
+                if overlap(other, change) {
                     return Err(PathError::Overlap {
                         first: other.node,
                         second: node,
@@ -113,6 +110,16 @@ fn check_input(found: usize, count: usize) -> Result<(), PathError> {
         true => Ok(()),
         false => Err(PathError::NoSuchInput { found, count }),
     }
+}
+
+/// Whether two changes of a stream speak of the same output. A reader may see another output than
+/// the run, but not another head of an attention that was replaced as a whole.
+fn overlap(a: &Change, b: &Change) -> bool {
+    let whole = |change: &Change| {
+        change.reach == Reach::Run && matches!(change.node, Node::Attention { .. })
+    };
+    let in_conflict = a.reach == b.reach || (a.node != b.node && (whole(a) || whole(b)));
+    in_conflict && a.node.overlaps(b.node) && meet(&a.positions, &b.positions)
 }
 
 /// Whether some example has a position in both.

@@ -7,7 +7,7 @@ use burn_align::methods::{
     Mlps, PathEffects, PathPatch, ReceiverInput, Sender, patch_paths, patch_streams, path_patch,
 };
 use burn_align::paths::{HeadInput, Hop, Node, Path, PathError, Stream, Value};
-use burn_align_models::TokenBatch;
+use burn_align_models::{AlignableTransformer, ModelDims, TokenBatch};
 
 use super::{hop, inputs};
 use crate::counted::Counted;
@@ -55,6 +55,11 @@ fn stream(stream: Stream) -> PathError {
         let options = RunOptions::default();
         patch_streams(model, &[&base, &source], &[stream], metric, &options)
     })
+}
+
+fn dims() -> ModelDims {
+    let model = load::<Flex>("gpt2_plain", &Default::default());
+    model.dims().clone()
 }
 
 fn head(layer: usize, head: usize) -> Node {
@@ -172,6 +177,15 @@ fn outputs_that_are_changed_twice() {
     let attention = Node::Attention { layer: 0 };
     let set = vec![Path::new(attention), Path::new(head(0, 1))];
     assert_eq!(paths(set), overlap(attention, head(0, 1)));
+    // The run has lost its heads there, so none of them can be another one for the reader.
+    let whole = Stream::clean(0).with_run(attention, Indices::Same(vec![1]), Value::Clean(1));
+    let one = |positions| {
+        whole
+            .clone()
+            .with(head(0, 1), Indices::Same(positions), Value::Clean(1))
+    };
+    assert_eq!(stream(one(vec![0, 1])), overlap(attention, head(0, 1)));
+    one(vec![0, 2]).check(&dims(), 2).expect("elsewhere it can");
     let at = |positions| Path::new(head(0, 1)).at(positions);
     let set = vec![at(Indices::Same(vec![1, 2])), at(Indices::All)];
     assert_eq!(paths(set), overlap(head(0, 1), head(0, 1)));
