@@ -20,7 +20,7 @@ impl Indices {
     }
 
     /// Number of indices per example, on an axis with `size` entries.
-    pub(super) fn count(&self, size: usize) -> usize {
+    pub(crate) fn count(&self, size: usize) -> usize {
         match self {
             Self::All => size,
             Self::Same(indices) => indices.len(),

@@ -25,7 +25,14 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
     options: &RunOptions,
 ) -> Result<PathEffects, PathError> {
-    let clean = Clean::run(model, inputs, patches, options)?;
+    let (direct, others): (Vec<usize>, Vec<usize>) =
+        (0..patches.len()).partition(|patch| patches[*patch].is_direct());
+    // Logits read the last position alone.
+    let positions = match others.is_empty() {
+        true => last_of(inputs[0]),
+        false => Indices::All,
+    };
+    let clean = Clean::run(model, inputs, patches, positions, options)?;
     let mean = |logits: &Tensor<B, 2>| metric(logits.clone()).mean();
     let ends = to_rows(clean.logits.iter().map(mean).collect(), 2).remove(0);
 
@@ -36,12 +43,6 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
             differences.insert(sender, clean.difference(model, sender)?);
         }
     }
-    let only_logits = |patch: &PathPatch| {
-        let mut receivers = patch.receivers.iter();
-        receivers.all(|receiver| receiver.input == ReceiverInput::Logits)
-    };
-    let (direct, others): (Vec<usize>, Vec<usize>) =
-        (0..patches.len()).partition(|patch| only_logits(&patches[*patch]));
     let mut values = direct_effects(model, &clean, &direct, patches, &differences, &metric);
     values.extend(effects(
         model,
@@ -72,8 +73,9 @@ struct Clean<'a, B: Backend> {
     logits: [Tensor<B, 2>; 2],
     /// The base's final residual stream at the last token, `[batch, 1, d_model]`.
     last: Tensor<B, 3>,
-    /// What senders are taken from, `[batch, pos, d_site]`.
+    /// What senders are taken from, `[batch, unit, d_site]`, and at which positions.
     outputs: HashMap<Site, [Tensor<B, 3>; 2]>,
+    positions: Indices,
     d_head: usize,
 }
 
@@ -82,6 +84,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         model: &M,
         inputs: [&'a TokenBatch; 2],
         patches: &[PathPatch],
+        positions: Indices,
         options: &RunOptions,
     ) -> Result<Self, PathError> {
         let mut plan = Plan::new();
@@ -95,7 +98,13 @@ impl<'a, B: Backend> Clean<'a, B> {
         let sites: BTreeSet<Site> = senders.map(|sender| taken_from(sender.node)).collect();
         let reads: Vec<(Site, [ReadId; 2])> = sites
             .into_iter()
-            .map(|site| (site, worlds.map(|world| plan.read(world, site, Units::ALL))))
+            .map(|site| {
+                let units = Units::positions(positions.clone());
+                (
+                    site,
+                    worlds.map(|world| plan.read(world, site, units.clone())),
+                )
+            })
             .collect();
         let results = plan.run_with(model, &Worlds::interventions(), options)?;
         let outputs = reads.into_iter();
@@ -106,11 +115,12 @@ impl<'a, B: Backend> Clean<'a, B> {
             outputs: outputs
                 .map(|(site, reads)| (site, reads.map(|read| results.get(read))))
                 .collect(),
+            positions,
             d_head: model.dims().d_head,
         })
     }
 
-    /// By what a sender's output changes, `[batch, pos, d_model]`.
+    /// By what a sender's output changes, `[batch, unit, d_model]`.
     fn difference<M: AlignableTransformer<B>>(
         &self,
         model: &M,
@@ -120,7 +130,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         let difference = match sender.node {
             Node::Head { layer, head } => {
                 let own = |x: &Tensor<B, 3>| x.clone().narrow(2, head * self.d_head, self.d_head);
-                let mixed = own(source) - own(base); // [batch, pos, d_head]
+                let mixed = own(source) - own(base); // [batch, unit, d_head]
                 let output = model.head_output(layer, head, mixed);
                 output.ok_or(PathError::NoHeadOutput)?
             }
@@ -129,24 +139,25 @@ impl<'a, B: Backend> Clean<'a, B> {
         Ok(match &sender.positions {
             Indices::All => difference,
             positions => {
-                let mask = mask(positions, self.base, &difference);
+                let mask = self.mask(positions, &difference);
                 difference * mask
             }
         })
     }
-}
 
-/// 1 at some positions, 0 at others, `[batch, pos, 1]`.
-fn mask<B: Backend>(positions: &Indices, base: &TokenBatch, like: &Tensor<B, 3>) -> Tensor<B, 3> {
-    let (batch, pos) = (base.batch(), base.pos());
-    let mut mask = vec![0.0_f32; batch * pos];
-    for example in 0..batch {
-        for position in positions.of(example, pos) {
-            mask[example * pos + position] = 1.0;
+    /// 1 at a sender's positions, 0 at others, `[batch, unit, 1]`.
+    fn mask(&self, wanted: &Indices, like: &Tensor<B, 3>) -> Tensor<B, 3> {
+        let (batch, pos) = (self.base.batch(), self.base.pos());
+        let units = self.positions.count(pos);
+        let mut mask = Vec::with_capacity(batch * units);
+        for example in 0..batch {
+            let wanted = wanted.of(example, pos);
+            let units = self.positions.of(example, pos).into_iter();
+            mask.extend(units.map(|position| f32::from(u8::from(wanted.contains(&position)))));
         }
+        let data = TensorData::new(mask, [batch, units, 1]);
+        Tensor::<B, 3>::from_data(data, (&like.device(), DType::F32)).cast(like.dtype())
     }
-    let data = TensorData::new(mask, [batch, pos, 1]);
-    Tensor::<B, 3>::from_data(data, (&like.device(), DType::F32)).cast(like.dtype())
 }
 
 /// The activation that a sender's output is computed from.
@@ -189,13 +200,12 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     let [batch, _one, d_model] = clean.last.dims();
     let lengths = clean.base.lengths();
     let at_last = |x: Tensor<B, 3>| {
+        if clean.positions != Indices::All {
+            return x;
+        }
         let rows = lengths.iter().enumerate();
         let rows = rows.map(|(row, length)| x.clone().narrow(0, row, 1).narrow(1, length - 1, 1));
-        let same = lengths.iter().all(|length| *length == lengths[0]);
-        match same {
-            true => x.clone().narrow(1, lengths[0] - 1, 1),
-            false => Tensor::cat(rows.collect(), 0),
-        }
+        Tensor::cat(rows.collect(), 0)
     };
     let mut values = Vec::new();
     for patches_together in direct.chunks((ROWS / batch).max(1)) {

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, ModelDims, Site, TokenBatch};
 
-use super::{PathEffects, PathPatch, ReceiverInput};
+use super::{PathEffects, PathPatch};
 use crate::engine::{Edit, LogitPositions, Operand, Plan, ReadId, RunOptions, Units, WorldId};
 use crate::methods::sweep::to_rows;
 use crate::paths::{Node, PathError, Worlds};
@@ -25,11 +25,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         let edits = sender_edits(patch, [base, source], dims);
         let record = plan.world(base_input, edits);
         // If the logits alone receive, what they read in the record is all.
-        let only_logits = |patch: &PathPatch| {
-            let mut receivers = patch.receivers.iter();
-            receivers.all(|receiver| receiver.input == ReceiverInput::Logits)
-        };
-        worlds.push(match only_logits(patch) {
+        worlds.push(match patch.is_direct() {
             true => record,
             false => plan.world(base_input, receiver_edits(patch, [base, record], dims)),
         });

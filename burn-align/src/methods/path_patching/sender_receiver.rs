@@ -160,6 +160,12 @@ impl PathPatch {
         }
     }
 
+    /// Whether the logits are all that receives.
+    pub(super) fn is_direct(&self) -> bool {
+        let mut receivers = self.receivers.iter();
+        receivers.all(|receiver| receiver.input == ReceiverInput::Logits)
+    }
+
     /// Checks that a model has the nodes, and that every sender has a receiver behind it and the
     /// other way round.
     fn check(&self, patch: usize, dims: &ModelDims) -> Result<(), PathError> {
