@@ -2,9 +2,10 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{Indices, LogitPositions, Plan, RunOptions};
+use burn_align::interventions::VanillaIntervention;
 use burn_align::methods::{
-    Mlps, PathPatch, Receiver, ReceiverInput, Sender, head_effects, logit_differences, patch_paths,
-    patch_streams, path_grid, path_patch,
+    Mlps, PathPatch, Receiver, ReceiverInput, Sender, SweepGrid, head_effects, logit_differences,
+    patch_paths, patch_streams, path_grid, path_patch, sweep,
 };
 use burn_align::paths::{HeadInput, Hop, Node, Path, Stream, Value, Worlds};
 use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site, TokenBatch};
@@ -27,6 +28,7 @@ on_every_backend!(
     positions_tell_examples_apart,
     heads_without_a_receiver_change_nothing,
     a_budget_changes_nothing,
+    a_run_that_goes_on_is_an_interchange,
 );
 
 /// Small models of both families; the second shares two key-value heads among four.
@@ -410,6 +412,25 @@ fn a_budget_changes_nothing<B: Backend>(device: &B::Device) {
     };
     let parts = run(&whole().with_max_rows(200));
     assert_close(&parts, &run(&whole()), 1e-5, "llama_gqa");
+}
+
+fn a_run_that_goes_on_is_an_interchange<B: Backend>(device: &B::Device) {
+    for name in MODELS {
+        let model = load::<B>(name, device);
+        let [base, source, _] = inputs();
+        let words: Vec<String> = (0..5).map(|word| word.to_string()).collect();
+        let grid = SweepGrid::layers_and_positions(Component::MlpOutput, 2, &words);
+        let (inputs, swap) = ([&base, &source], VanillaIntervention);
+        let swept = sweep(&model, &swap, inputs, &grid, metric, &whole()).expect("valid");
+        let cells = (0..2).flat_map(|layer| (0..5).map(move |position| (layer, position)));
+        let streams = cells.map(|(layer, position)| {
+            let (node, at) = (Node::Mlp { layer }, Indices::Same(vec![position]));
+            Stream::clean(0).with_run(node, at, Value::Clean(1))
+        });
+        let streams: Vec<Stream> = streams.collect();
+        let found = patch_streams(&model, &inputs, &streams, metric, &whole()).expect("valid");
+        assert_close(&found, &swept.values.concat(), 1e-6, name);
+    }
 }
 
 /// Logits of streams, behind the last token.

@@ -4,6 +4,12 @@ use crate::engine::Indices;
 /// What a node reads, as a tree: the residual stream of a clean run, with some outputs changed.
 ///
 /// Inputs are numbered; what they are is said to [`Worlds`](super::Worlds).
+///
+/// In the words of nano-causal-interventions: `which` is the input of a stream or of a clean value.
+/// Where `branch` is false, node and residual share their upstream, and the run just goes on. Where
+/// it is true, the node's output is a change that reaches the [run](Reach::Run), with a value
+/// computed from a stream of its own; for `"heads"` there is one such change for each head, for
+/// `"positions"` one for each position.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stream {
     /// Whose run it is.
