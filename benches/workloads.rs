@@ -250,7 +250,7 @@ const PATHS: [(&str, ReceiverInput, Mlps); 3] = [
 ];
 
 /// Most rows of a path sweep at a time.
-const ROWS: usize = 512;
+const ROWS: usize = 1024;
 
 type Representation = fn() -> AlignableRepresentationConfig;
 

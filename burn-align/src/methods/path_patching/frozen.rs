@@ -4,12 +4,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, NoTap, Site, TokenBatch};
+use burn_align_models::{AlignableTransformer, Component, ModelDims, NoTap, Site, TokenBatch};
 
 use super::sender_receiver::reaches;
 use super::{PathEffects, PathPatch, ReceiverInput, Sender};
 use crate::engine::{
-    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units,
+    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units, WorldId,
 };
 use crate::methods::sweep::to_rows;
 use crate::paths::{Node, PathError, Worlds};
@@ -243,7 +243,18 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
     let input = plan.tokens(base);
     let mut constants: HashMap<Vec<&Sender>, ConstantId> = HashMap::new();
     let mut reads: Vec<ReadId> = Vec::new();
+    let clean = plan.world(input, []);
     for patch in others.iter().map(|patch| &patches[*patch]) {
+        if let Some(layer) = heads_of_one_layer(patch) {
+            let senders: Vec<&Sender> = patch.senders.iter().collect();
+            let constant = *constants
+                .entry(senders.clone())
+                .or_insert_with(|| plan.constant(sum(&senders, differences)));
+            let edits = one_run(patch, layer, constant, clean, dims);
+            let world = plan.world(input, edits);
+            reads.push(plan.read_logits(world, LogitPositions::Last));
+            continue;
+        }
         let mut edits = Vec::new();
         for receiver in &patch.receivers {
             let senders = patch.senders.iter();
@@ -282,4 +293,55 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
         .into_iter()
         .map(|read| metric(results.get(read).squeeze_dim(1)).mean())
         .collect())
+}
+
+/// The layer, if queries, keys and values of one layer are all that receives, at all positions.
+fn heads_of_one_layer(patch: &PathPatch) -> Option<usize> {
+    let layers = patch.receivers.iter().map(|receiver| {
+        let site = receiver.input.site()?.0;
+        match site {
+            Site::Block(_, Component::MlpInput) => None,
+            Site::Block(layer, _) => Some(layer).filter(|_| receiver.positions == Indices::All),
+            _ => None,
+        }
+    });
+    let layers: Option<BTreeSet<usize>> = layers.collect();
+    layers.filter(|layers| layers.len() == 1)?.pop_first()
+}
+
+/// Record and patch in the same run, which saves a layer: the layer reads the changed stream, all
+/// that does not receive is put back, and behind the attention the change leaves the stream again.
+fn one_run(
+    patch: &PathPatch,
+    layer: usize,
+    change: ConstantId,
+    clean: WorldId,
+    dims: &ModelDims,
+) -> Vec<Edit> {
+    let at = |component| Site::Block(layer, component);
+    let change =
+        |site, intervention| Edit::new(site, Units::ALL, intervention, Operand::Constant(change));
+    let mut edits = vec![
+        change(at(Component::BlockInput), Worlds::ADD),
+        change(at(Component::ResidualMid), Worlds::SUBTRACT),
+    ];
+    for (component, heads) in [
+        (Component::QueryOutput, dims.heads),
+        (Component::KeyOutput, dims.kv_heads),
+        (Component::ValueOutput, dims.kv_heads),
+    ] {
+        let receive = |head| {
+            let mut receivers = patch.receivers.iter();
+            receivers.any(|receiver| receiver.input.site() == Some((at(component), Some(head))))
+        };
+        let others: Vec<usize> = (0..heads).filter(|head| !receive(*head)).collect();
+        if !others.is_empty() {
+            let units = Units {
+                heads: Indices::Same(others),
+                positions: Indices::All,
+            };
+            edits.push(Edit::from_world(clean, at(component), units, Worlds::SWAP));
+        }
+    }
+    edits
 }
