@@ -3,6 +3,8 @@
 //! A PNG has a font of its own, with Latin, Greek and Cyrillic letters; others are drawn as boxes.
 //! In an SVG they are left to whoever shows it.
 
+mod history;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -12,6 +14,8 @@ use burn_align::methods::Grid;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
+
+pub use history::write_history;
 
 /// One line of a [`line_chart`].
 pub struct Line<'a> {

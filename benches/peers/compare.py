@@ -1,10 +1,11 @@
 """burn-align, PyTorch hooks and pyvene on the same workloads, as a Markdown table.
 
-    python benches/peers/compare.py [--rounds N] [--seconds S] [--threads N] [NAME…]
+    python benches/peers/compare.py [--rounds N] [--seconds S] [--threads N] [--memory] [NAME…]
 
 Runs all sides one after another, in turned order every other round, and takes each workload's
-median over the rounds. Without names, all workloads. What was measured before a failure or an
-interruption is still printed.
+median over the rounds. Without names, all workloads. With --memory, each named workload has a
+process of its own, and the peaks of their resident memory are a second table. What was measured
+before a failure or an interruption is still printed.
 """
 
 import argparse
@@ -26,56 +27,87 @@ PACKAGES = ["torch", "transformers", "pyvene"]
 US = "burn-align"
 THEM = ["hooks", "hooks_one_pass", "pyvene"]
 
-Times = dict[str, dict[str, list[float]]]  # workload -> side -> seconds of each round
+# workload -> side -> of each round: seconds, or MiB
+Measured = dict[str, dict[str, list[float]]]
 
 
 class Failure(Exception):
     """What a person should read."""
 
 
-def execute(command: list[str], threads: int) -> None:
-    """Runs a command in the repository; its output is progress, not result."""
+def execute(command: list[str], threads: int) -> float:
+    """Runs a command in the repository; its output is progress, not result.
+
+    Returns its largest resident memory in MiB.
+    """
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
     try:
-        subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr, check=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=sys.stderr)
     except FileNotFoundError as error:
         raise Failure(f"`{command[0]}` was not found") from error
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.kill()
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise Failure(f"`{shlex.join(command)}` failed with status {process.returncode}")
+    return usage.ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)  # KiB, but there bytes
+
+
+def build() -> str:
+    """Builds our side; returns the program."""
+    command = ["cargo", "bench", "--bench", "workloads", "--no-run", "--message-format", "json"]
+    try:
+        result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    except FileNotFoundError as error:
+        raise Failure("`cargo` was not found") from error
     except subprocess.CalledProcessError as error:
         raise Failure(f"`{shlex.join(command)}` failed with status {error.returncode}") from error
+    messages = (json.loads(line) for line in result.stdout.splitlines() if line.startswith("{"))
+    programs = [message.get("executable") for message in messages]
+    return next(filter(None, reversed(programs)))
 
 
-def measure(side: str, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each workload."""
+def measure(
+    side: str, program: str, names: list[str], args: argparse.Namespace
+) -> tuple[dict[str, float], float]:
+    """Seconds of each workload, and MiB of all."""
     if side == US:
-        command = ["cargo", "bench", "--bench", "workloads", "--", *shlex.split(args.burn_args)]
+        command = [program, *shlex.split(args.burn_args)]
     else:
         command = [sys.executable, str(PEERS), "--peer", side, "--threads", str(args.threads)]
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "lines.json")
         options = ["--json", str(file), "--seconds", str(args.seconds)]
-        execute([*command, *options, *args.names], args.threads)
+        memory = execute([*command, *options, *names], args.threads)
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return {line["workload"]: line["seconds"] for line in lines}
+    return {line["workload"]: line["seconds"] for line in lines}, memory
 
 
-def rounds(args: argparse.Namespace, times: Times) -> None:
-    """Adds to the times, side by side, so that they are there when a later side fails."""
-    execute(["cargo", "bench", "--bench", "workloads", "--no-run"], args.threads)
+def rounds(args: argparse.Namespace, times: Measured, memory: Measured) -> None:
+    """Adds what is measured, side by side, so that it is there when a later side fails."""
+    program = build()
     sides = [US, *THEM]
     for number in range(args.rounds):
         for side in sides if number % 2 == 0 else reversed(sides):
             print(f"round {number + 1} of {args.rounds}: {side}", file=sys.stderr)
-            for workload, seconds in measure(side, args).items():
-                times.setdefault(workload, {}).setdefault(side, []).append(seconds)
+            for names in [[name] for name in args.names] if args.memory else [args.names]:
+                seconds, peak = measure(side, program, names, args)
+                for workload, value in seconds.items():
+                    times.setdefault(workload, {}).setdefault(side, []).append(value)
+                    if args.memory:
+                        memory.setdefault(workload, {}).setdefault(side, []).append(peak)
 
 
-def table(times: Times) -> str:
-    """Milliseconds, and how many times longer than burn-align."""
+def table(measured: Measured, factor: float, unit: str) -> str:
+    """The medians, and how many times more than burn-align's."""
     header = ["workload", US, *THEM, *(f"{side} / {US}" for side in THEM)]
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
-    for workload, sides in times.items():
-        medians = {side: median(seconds) for side, seconds in sides.items()}
-        row = [f"{1e3 * medians[side]:.1f} ms" if side in medians else "–" for side in [US, *THEM]]
+    for workload, sides in measured.items():
+        medians = {side: factor * median(values) for side, values in sides.items()}
+        row = [f"{medians[side]:.1f} {unit}" if side in medians else "–" for side in [US, *THEM]]
         for side in THEM:
             both = US in medians and side in medians
             row.append(f"{medians[side] / medians[US]:.2f}×" if both else "–")
@@ -83,7 +115,7 @@ def table(times: Times) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def noise(times: Times) -> str:
+def noise(times: Measured) -> str:
     """The largest disagreement between rounds."""
     spreads = [
         ((max(seconds) - min(seconds)) / median(seconds), workload, side)
@@ -143,17 +175,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument("--threads", type=int, default=cores, help="of each side [default: all]")
     parser.add_argument("--burn-args", default="", help='for our side only, as "--fused"')
-    return parser.parse_args()
+    parser.add_argument("--memory", action="store_true", help="also of each NAME, which it needs")
+    args = parser.parse_args()
+    if args.memory and not args.names:
+        parser.error("--memory needs names of workloads")
+    return args
 
 
 def main() -> int:
     args = parse()
-    times: Times = {}
+    times: Measured = {}
+    memory: Measured = {}
     packages: dict[str, str] = {}
     status = 0
     try:
         packages = {name: version(name) for name in PACKAGES}
-        rounds(args, times)
+        rounds(args, times, memory)
     except PackageNotFoundError as error:
         requirements = PEERS.with_name("requirements.txt").relative_to(ROOT)
         message = f"{error.name} is not installed; `pip install -r {requirements}`"
@@ -168,7 +205,11 @@ def main() -> int:
     if times:
         if status:
             print("compare: incomplete, this is what there is", file=sys.stderr)
-        print(f"{table(times)}\n\n{setting(args, packages)} {noise(times)}")
+        print(table(times, 1e3, "ms"))
+        if memory:
+            print("\nPeak resident memory, with the model and its building:\n")
+            print(table(memory, 1, "MiB"))
+        print(f"\n{setting(args, packages)} {noise(times)}")
     return status
 
 

@@ -6,9 +6,10 @@
 Prints, and writes to the file, one JSON line per workload: the median of the repeats in seconds
 after a warm-up, and the spread, (slowest - fastest) / median. The model is a random GPT-2 small in
 f32 on the CPU. Names say batch × tokens. Every workload ends with the logits at the last position,
-of the base or of each cell. Peers are `pyvene`; `hooks`, with a batched forward pass per site of a
-sweep; and `hooks_one_pass`, with a sweep in one pass (only for sweeps over several sites). --check
-computes the workloads in every way and compares all their cells. README.md says more.
+of the base or of each cell; a repeat of a `das_…` one is a step of the optimizer (`das.py`). Peers
+are `pyvene`; `hooks`, with a batched forward pass per site of a sweep; and `hooks_one_pass`, with a
+sweep in one pass (only for sweeps over several sites). --check computes the workloads in every way
+and compares all their cells, or the logits of some steps. README.md says more.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import das
 import torch
+from das import Das
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
@@ -34,6 +37,7 @@ TINY = GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=128)
 SEEDS = {"base": 1, "source": 2}
 LEAST, MOST = 5, 200  # repeats
 TOLERANCE = 1e-4  # of logits, in --check
+STEPS = 4  # of the optimizer, in --check
 
 Site = tuple[int, str]  # layer, component
 
@@ -57,7 +61,8 @@ class Workload:
     name: str
     batch: int
     pos: int
-    cells: list[Cell] | None = None  # None: a plain forward pass
+    cells: list[Cell] | None = None  # None, and no search: a plain forward pass
+    das: Das | None = None
 
 
 def workloads(config: GPT2Config) -> list[Workload]:
@@ -81,6 +86,9 @@ def workloads(config: GPT2Config) -> list[Workload]:
         Workload("sweep_attn_mlp_24x5", 1, 5, grid("attention_output", "mlp_output")),
         Workload("head_sweep_12x12", 1, 5, heads),
         Workload("batch_32x32", 32, 32, [Cell(middle, "block_output", 15)]),
+        Workload("das_rotated_step_16x32", 16, 32, das=Das(middle, 15)),
+        Workload("das_lowrank64_step_16x32", 16, 32, das=Das(middle, 15, rank=64)),
+        Workload("das_boundless_step_16x32", 16, 32, das=Das(middle, 15, boundless=True)),
     ]
 
 
@@ -97,6 +105,8 @@ def tokens(workload: Workload, which: str) -> Tensor:
 def with_pyvene(model: GPT2LMHeadModel, workload: Workload) -> Callable[[], list[Tensor]]:
     """One call per cell, which runs the source, then the base, with logits at all positions."""
     base = {"input_ids": tokens(workload, "base")}
+    if workload.das:
+        return das.with_pyvene(model, workload.das, base["input_ids"], tokens(workload, "source"))
     if workload.cells is None:
         return lambda: [model(**base).logits[:, -1].clone()]
 
@@ -166,6 +176,8 @@ def with_hooks(
 ) -> Callable[[], list[Tensor]]:
     """The source once, then the cells as rows of one batched forward pass per site, or in all."""
     batch, base = workload.batch, tokens(workload, "base")
+    if workload.das:
+        return das.with_hooks(model, workload.das, base, tokens(workload, "source"))
 
     def last_logits(ids: Tensor) -> Tensor:
         # The cache of keys and values is left on, as by default: its absence costs 4 ms a pass.
@@ -228,9 +240,10 @@ PEERS = {
 }
 
 
-def is_sweep(workload: Workload) -> bool:
-    """Whether it has cells at several sites; else one pass per site is one pass."""
-    return workload.cells is not None and len({cell.site for cell in workload.cells}) > 1
+def is_for(peer: str, workload: Workload) -> bool:
+    """Whether the peer is another one than `hooks`: with cells at one site, one pass is one pass."""
+    sites = {cell.site for cell in workload.cells or []}
+    return peer != "hooks_one_pass" or len(sites) > 1
 
 
 def repeat(run: Callable[[], list[Tensor]], seconds: float) -> list[float]:
@@ -250,12 +263,19 @@ def check(model: GPT2LMHeadModel, chosen: list[Workload]) -> bool:
     """Whether the peers agree in every cell, and the cells do something."""
     passed = True
     for workload in chosen:
-        found = {peer: torch.stack(prepare(model, workload)()) for peer, prepare in PEERS.items()}
-        expected = found.pop("pyvene")  # [cell, batch, vocab]
-        difference = max((logits - expected).abs().max().item() for logits in found.values())
+        peers = {peer: prepare for peer, prepare in PEERS.items() if is_for(peer, workload)}
+        runs = STEPS if workload.das else 1
+
+        def results(prepare: Callable) -> Tensor:
+            run = prepare(model, workload)
+            return torch.stack([result for _ in range(runs) for result in run()])
+
+        found = {peer: results(prepare) for peer, prepare in peers.items()}
+        expected = found.pop("pyvene")  # [cell or step, batch, vocab]
+        difference = max((result - expected).abs().max().item() for result in found.values())
         line = f"{workload.name}: {len(expected)} results, max abs difference {difference:.1e}"
         agree = difference < TOLERANCE
-        if workload.cells is not None:
+        if workload.das or workload.cells is not None:
             plain = model(tokens(workload, "base")).logits[:, -1]
             effect = (expected - plain).abs().max().item()
             agree &= effect > 10 * TOLERANCE  # else nothing is shown by the agreement
@@ -294,13 +314,14 @@ def main() -> int:
     torch.manual_seed(0)
     config = TINY if args.tiny else GPT2Config()
     config._attn_implementation = args.attention
-    model = GPT2LMHeadModel(config).eval()
     chosen = [w for w in workloads(config) if not args.names or w.name in args.names]
+    if args.peer:
+        chosen = [workload for workload in chosen if is_for(args.peer, workload)]
+    # Without workloads, there is nothing to wait for.
+    model = GPT2LMHeadModel(config).eval() if chosen else None
     if args.check:
         return 0 if check(model, chosen) else 1
 
-    if args.peer == "hooks_one_pass":
-        chosen = list(filter(is_sweep, chosen))
     with args.json.open("w") if args.json else contextlib.nullcontext() as file:
         for workload in chosen:
             times = repeat(PEERS[args.peer](model, workload), args.seconds)

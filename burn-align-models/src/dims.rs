@@ -65,14 +65,15 @@ impl ModelDims {
         }
     }
 
-    /// Floating-point operations of one block on one row of `pos` positions: two for each
-    /// multiplication of a matrix product; everything else is small beside them.
-    pub fn block_flops(&self, pos: usize) -> u64 {
+    /// Floating-point operations of one block on `q_pos` positions of a row that look at `k_pos`
+    /// positions: two for each multiplication of a matrix product; everything else is small beside
+    /// them.
+    pub fn block_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
         let d_attention = self.heads * self.d_head;
         let projections = self.d_model * (2 * d_attention + 2 * self.kv_heads * self.d_head);
         let mlp = self.d_model * self.d_mlp * if self.gated_mlp { 3 } else { 2 };
-        let attention = 2 * pos * d_attention;
-        2 * (pos * (projections + mlp + attention)) as u64
+        let attention = 2 * k_pos * d_attention;
+        2 * (q_pos * (projections + mlp + attention)) as u64
     }
 
     /// Floating-point operations of unembedding one position.

@@ -14,6 +14,7 @@ use crate::pretrained::{
     ConfigError, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository, SaveError,
     SavePretrained,
 };
+use crate::suffixes::Suffixes;
 use crate::tap::Tap;
 use crate::tokens::Tokenizer;
 
@@ -69,6 +70,14 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         of_any_family!(self, model => model.begin(pos, device))
+    }
+
+    fn computes_suffixes(&self) -> bool {
+        of_any_family!(self, model => model.computes_suffixes())
+    }
+
+    fn begin_suffixes(&self, pass: &CausalPass<B>, suffixes: Suffixes<B>) -> CausalPass<B> {
+        of_any_family!(self, model => model.begin_suffixes(pass, suffixes))
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

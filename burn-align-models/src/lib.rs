@@ -17,6 +17,7 @@ mod dims;
 mod language_model;
 mod model;
 mod site;
+mod suffixes;
 mod tap;
 mod tokens;
 
@@ -32,5 +33,6 @@ pub use llama::{Llama, LlamaConfig};
 pub use model::{AlignableTransformer, ModelInput};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
+pub use suffixes::{KeysValues, Prefixes, SuffixClass, Suffixes};
 pub use tap::{NoTap, Tap};
 pub use tokens::{TokenBatch, Tokenizer, TokensError};

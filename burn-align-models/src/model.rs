@@ -5,6 +5,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::dims::{ModelDims, SiteDims};
 use crate::site::Site;
+use crate::suffixes::Suffixes;
 use crate::tap::{NoTap, Tap};
 
 /// What a model reads.
@@ -71,6 +72,15 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
         true
     }
 
+    /// Whether each position is computed from itself and the positions before it alone, and blocks
+    /// can be given [`Suffixes`], by [`begin_suffixes`](Self::begin_suffixes).
+    ///
+    /// Queries then meet the keys at [`Component::RotaryKey`](crate::Component::RotaryKey), or at
+    /// [`Component::KeyOutput`](crate::Component::KeyOutput) where there are no rotary embeddings.
+    fn computes_suffixes(&self) -> bool {
+        false
+    }
+
     /// The shape of the activation at `site`; `None` where the model has no such site.
     fn site(&self, site: Site) -> Option<SiteDims> {
         self.dims().site(site)
@@ -78,6 +88,15 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
 
     /// Prepares a pass over sequences of `pos` positions.
     fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass;
+
+    /// The same pass for blocks that are given suffixes, as `[1, token, d_model]`. Nobody taps
+    /// attention scores or weights of such blocks.
+    ///
+    /// # Panics
+    /// If the model [cannot](Self::computes_suffixes).
+    fn begin_suffixes(&self, _pass: &Self::Pass, _suffixes: Suffixes<B>) -> Self::Pass {
+        unimplemented!("begin_suffixes, of a model that computes suffixes")
+    }
 
     /// The residual stream that enters the first block, `[batch, pos, d_model]`.
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;

@@ -1,18 +1,20 @@
 //! The lockstep executor against the naive one, and identities that any plan obeys.
 
+use std::cell::Cell;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{
-    Edit, Indices, LogitPositions, Operand, Plan, PlanError, RunOptions, Units, WorldId,
+    Edit, Indices, LogitPositions, Operand, Plan, PlanError, Results, RunOptions, Units, WorldId,
 };
 use burn_align::interventions::{Intervention, Operands, VanillaIntervention};
 use burn_align_models::{
-    AlignableTransformer, Component, LanguageModel, ModelInput, Site, TokenBatch,
+    AlignableTransformer, Component, LanguageModel, ModelInput, Site, SiteWidth, TokenBatch,
 };
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-use crate::support::{load, max_difference, tokens, values};
+use crate::support::{load, max_difference, message, tokens, values};
 
 on_every_backend!(
     random_plans_run_as_their_definition_says,
@@ -81,6 +83,8 @@ struct RawPlan {
     inputs: Vec<Vec<Vec<u32>>>,
     worlds: Vec<(usize, Vec<RawEdit>)>,
     read_site: usize,
+    /// Whether only the last token of each example is read, and not all positions.
+    read_last: bool,
 }
 
 fn raw_units() -> impl Strategy<Value = RawUnits> {
@@ -133,12 +137,14 @@ fn raw_plan() -> impl Strategy<Value = RawPlan> {
             prop::collection::vec(input, 1..4),
             prop::collection::vec(world, 1..7),
             0..100_usize,
+            any::<bool>(),
         )
-            .prop_map(move |(inputs, worlds, read_site)| RawPlan {
+            .prop_map(move |(inputs, worlds, read_site, read_last)| RawPlan {
                 batch,
                 inputs,
                 worlds,
                 read_site,
+                read_last,
             })
     })
 }
@@ -232,11 +238,25 @@ fn fit<B: Backend>(raw: &RawPlan, model: &LanguageModel<B>) -> Plan<B> {
         plan.world(inputs[input], edits);
     }
     let read_site = sites[raw.read_site % sites.len()];
-    for world in ids {
-        plan.read_logits(world, LogitPositions::All);
-        plan.read(world, read_site, Units::ALL);
+    for (world, (input, _)) in ids.into_iter().zip(&raw.worlds) {
+        let rows = &raw.inputs[input % raw.inputs.len()];
+        let last = rows.iter().map(|ids| vec![ids.len() - 1]).collect();
+        let (logits, units) = match raw.read_last {
+            true => (LogitPositions::Last, Units::positions(Indices::Each(last))),
+            false => (LogitPositions::All, Units::ALL),
+        };
+        plan.read_logits(world, logits);
+        plan.read(world, read_site, units);
     }
     plan
+}
+
+/// Whether a plan computes only some positions of some rows.
+fn has_suffixes<B: Backend>(plan: &Plan<B>, model: &LanguageModel<B>) -> bool {
+    let explanation = plan.explain(model).expect("a plan that runs");
+    let passes = explanation.passes.iter();
+    let mut stages = passes.flat_map(|pass| pass.stages.iter().map(move |stage| (pass.pos, stage)));
+    stages.any(|(pos, stage)| stage.positions < pos * stage.rows)
 }
 
 /// The largest absolute value, at least 1.
@@ -246,7 +266,7 @@ fn magnitude<B: Backend>(tensor: &Tensor<B, 3>) -> f32 {
 }
 
 fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
-    for name in ["gpt2_plain", "llama_gqa"] {
+    for name in ["gpt2_plain", "llama_gqa", "mistral_window"] {
         let model = load::<B>(name, device);
         let interventions = mixed();
         let cases = std::env::var("PROPTEST_CASES").ok();
@@ -256,7 +276,10 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
             failure_persistence: None,
             ..Config::default()
         };
-        let compared = std::cell::Cell::new(0);
+        let (compared, in_suffixes, frozen_in_suffixes, joined) =
+            (Cell::new(0), Cell::new(0), Cell::new(0), Cell::new(0));
+        let count =
+            |counter: &Cell<u32>, found: bool| counter.set(counter.get() + u32::from(found));
         let result = TestRunner::new_with_rng(
             config,
             proptest::test_runner::TestRng::deterministic_rng(
@@ -273,9 +296,8 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
                 ) => return Ok(()),
                 other => other.expect("the plan is right"),
             };
-            compared.set(compared.get() + 1);
-            plan.explain(&model)
-                .expect("a plan that runs can be explained");
+            count(&compared, true);
+            count(&in_suffixes, has_suffixes(&plan, &model));
             let options = RunOptions::default().with_max_rows(raw.batch * (1 + raw.read_site % 4));
             match plan.run_with(&model, &interventions, &options) {
                 Err(PlanError::RowBudget { .. }) => {}
@@ -297,6 +319,12 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
                     &RunOptions::default(),
                 )
                 .expect("valid");
+            // Those that are not frozen have been counted above.
+            let resumed = frozen.held_bytes() > plan.held_bytes();
+            count(
+                &frozen_in_suffixes,
+                resumed && has_suffixes(&frozen, &model),
+            );
             let rest = frozen.run(&model, &interventions).expect("valid");
             let naively = frozen.run_naively(&model, &interventions).expect("valid");
             let pairs = rest.iter().zip(lockstep.iter());
@@ -305,6 +333,8 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
                 let difference = max_difference(found.clone(), &whole.to_data());
                 prop_assert!(difference <= 1e-5 * scale, "frozen: {difference}");
             }
+            let agree = parts_agree(&plan, &raw, &model, &interventions, trained, &lockstep)?;
+            count(&joined, agree);
             let naive = plan.run_naively(&model, &interventions).expect("valid");
             for (index, (lockstep, naive)) in lockstep.iter().zip(naive.iter()).enumerate() {
                 let scale = magnitude(naive);
@@ -320,12 +350,81 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
         if let Err(error) = result {
             panic!("{name}: {error}");
         }
-        assert!(
-            compared.get() >= cases / 5,
-            "{name}: only {} plans were valid",
-            compared.get()
-        );
+        for (what, found, least) in [
+            ("were valid", compared.get(), cases / 5),
+            ("were joined", joined.get(), cases / 20),
+            ("had suffixes", in_suffixes.get(), cases / 10),
+            (
+                "had some when they were frozen",
+                frozen_in_suffixes.get(),
+                cases / 40,
+            ),
+        ] {
+            assert!(found >= least, "{name}: only {found} plans {what}");
+        }
     }
+}
+
+/// Cuts a plan between its examples, freezes both parts, joins them in the other order, and puts
+/// the examples back; whether all of this was possible. It then gives what the whole plan gives,
+/// but for padding.
+fn parts_agree<B: Backend>(
+    plan: &Plan<B>,
+    raw: &RawPlan,
+    model: &LanguageModel<B>,
+    interventions: &[Mixed],
+    trained: usize,
+    whole: &Results<B>,
+) -> Result<bool, TestCaseError> {
+    let batch = raw.batch;
+    let all: Vec<usize> = (0..batch).collect();
+    let (first, rest) = all.split_at(1);
+    if rest.is_empty() {
+        return Ok(false);
+    }
+    let frozen = [rest, first].map(|examples| {
+        let part = plan.examples(examples).expect("they are there");
+        part.freeze(
+            model,
+            interventions,
+            |it| it == trained,
+            &RunOptions::default(),
+        )
+    });
+    let [Ok(rest), Ok(first)] = frozen else {
+        // Whole activations of examples of different lengths do not fit one another.
+        return Ok(false);
+    };
+    let joined = match Plan::join(&[rest, first]) {
+        Err(PlanError::Different { .. }) => return Ok(false),
+        joined => joined.expect("parts of one plan"),
+    };
+    let order: Vec<usize> = (0..batch).map(|it| (it + batch - 1) % batch).collect();
+    let again = joined.examples(&order).expect("they are there");
+    let results = again.run(model, interventions).expect("valid");
+    let sites = sites(model);
+    let site = sites[raw.read_site % sites.len()];
+    let has_keys = model.site(site).map(|it| it.width) == Some(SiteWidth::KeyPositions);
+    for (read, (found, whole)) in results.iter().zip(whole.iter()).enumerate() {
+        // Two reads of each world: logits, and an activation, which may be of keys at padding.
+        if read % 2 == 1 && has_keys {
+            continue;
+        }
+        let input = &raw.inputs[raw.worlds[read / 2].0 % raw.inputs.len()];
+        let ([_, pos, _], scale) = (found.dims(), magnitude(whole));
+        let [_, whole_pos, features] = whole.dims();
+        prop_assert_eq!(pos, whole_pos);
+        let is_real = |at: usize| raw.read_last || input[at / pos].len() > at % pos;
+        let (found, whole) = (values(found.clone()), values(whole.clone()));
+        for (place, (a, b)) in found.iter().zip(&whole).enumerate() {
+            let real = is_real(place / features);
+            prop_assert!(
+                !real || (a - b).abs() <= 1e-5 * scale,
+                "joined: {a}, not {b}"
+            );
+        }
+    }
+    Ok(true)
 }
 
 fn empty_plan_is_the_plain_forward<B: Backend>(device: &B::Device) {
@@ -445,4 +544,110 @@ fn worlds_do_not_disturb_each_other<B: Backend>(device: &B::Device) {
             "{site} position {position}: {difference}"
         );
     }
+}
+
+#[test]
+fn positions_before_the_first_edit_are_not_computed() {
+    let model = load::<burn::backend::Flex>("gpt2_plain", &Default::default());
+    let mut plan = Plan::new();
+    let base = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));
+    let source = plan.tokens(&tokens(&[&[2, 7, 1, 8, 2], &[8, 1, 8]]));
+    let source = plan.world(source, []);
+    let clean = plan.world(base, []);
+    let site = |component| Site::Block(0, component);
+    let swap = |component, positions: [usize; 2]| {
+        let units = Units::positions(Indices::Each(positions.map(|p| vec![p]).to_vec()));
+        Edit::from_world(source, site(component), units, 0)
+    };
+    // From one layer on, at positions 4 and 2; within a layer, at position 1; then earlier.
+    let late = plan.world(base, [swap(Component::BlockOutput, [4, 2])]);
+    let both = plan.world(
+        base,
+        [
+            swap(Component::AttentionOutput, [1, 1]),
+            swap(Component::BlockOutput, [0, 0]),
+        ],
+    );
+    for world in [clean, late, both] {
+        plan.read_logits(world, LogitPositions::All);
+    }
+    let explanation = plan.explain(&model).expect("a right plan");
+    let stages = explanation.passes[0].stages.iter();
+    let counts: Vec<_> = stages
+        .map(|stage| (&stage.stage[..], stage.rows, stage.positions))
+        .collect();
+    assert_eq!(
+        counts,
+        [
+            // Two inputs, two examples each, as wholes.
+            ("embedding", 4, 4 * 5),
+            // Two suffixes from position 1 on would save less than a tenth.
+            ("layer 0", 6, 6 * 5),
+            // From positions 4 and 2 on; and everything.
+            ("layer 0 output", 8, 4 * 5 + 1 + 3 + 2 * 5),
+            // The source has come to its end.
+            ("layer 1", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("final_norm", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("unembed", 6, 2 * 5 + 1 + 3 + 2 * 5),
+        ]
+    );
+}
+
+/// What has been frozen with the keys and values of its first positions cannot be read there.
+#[test]
+fn positions_that_a_frozen_plan_has_left_behind() {
+    let model = load::<burn::backend::Flex>("llama_gqa", &Default::default());
+    let mut plan = Plan::new();
+    let input = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));
+    let last = Units::positions(Indices::Each(vec![vec![3], vec![2]]));
+    let output = Site::Block(0, Component::BlockOutput);
+    let world = plan.world(input, [Edit::new(output, last, 2, Operand::None)]);
+    let kept = plan.read_logits(world, LogitPositions::Last);
+    let frozen = plan
+        .freeze(&model, &mixed(), |index| index == 2, &RunOptions::default())
+        .expect("a right plan");
+    let again = frozen.freeze(&model, &mixed(), |_| true, &RunOptions::default());
+    for frozen in [&frozen, &again.expect("it is right")] {
+        let (left, whole) = (frozen.run(&model, &mixed()), plan.run(&model, &mixed()));
+        let (left, whole) = (
+            left.expect("valid").get(kept),
+            whole.expect("valid").get(kept),
+        );
+        assert!(max_difference(left, &whole.to_data()) <= 1e-5);
+    }
+    let stages = frozen.explain(&model).expect("a right plan");
+    assert_eq!(
+        stages.passes[0].stages[1].positions,
+        2 + 3,
+        "3, 4 and padding"
+    );
+
+    let refused = |read: &dyn Fn(&mut Plan<burn::backend::Flex>)| {
+        let mut more = frozen.clone();
+        read(&mut more);
+        let error = more.run(&model, &mixed()).expect_err("refused");
+        message(&error)
+    };
+    assert_eq!(
+        refused(&|plan| {
+            plan.read_logits(world, LogitPositions::All);
+        }),
+        "logits: of example 0, the frozen plan has only the positions from 3 on; add reads and \
+         edits before the plan is frozen"
+    );
+    let weights = Site::Block(1, Component::AttentionWeights);
+    assert_eq!(
+        refused(&|plan| {
+            plan.read(world, weights, Units::position(4));
+        }),
+        "layer 1 attention_weight: of example 0, the frozen plan has only the positions from 3 \
+         on; add reads and edits before the plan is frozen"
+    );
+    assert_eq!(
+        refused(&|plan| {
+            plan.read(world, output, Units::position(1));
+        }),
+        "layer 0 block_output: of example 0, the frozen plan has only the positions from 3 on; \
+         add reads and edits before the plan is frozen"
+    );
 }

@@ -10,13 +10,17 @@ mod support;
 
 mod ablation;
 mod activations;
+mod alignment_map;
 mod builtin;
 mod bundled;
 mod causal_models;
+#[cfg(feature = "flex")]
+mod checkpoints;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
 mod engine;
+mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
 mod gradients;
@@ -25,6 +29,7 @@ mod hub;
 mod identities;
 mod interventions;
 mod loading;
+mod losses;
 mod methods;
 mod orthonormal;
 mod output;

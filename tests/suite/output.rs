@@ -4,8 +4,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use burn_align::methods::Grid;
+use burn_align::training::{EpochReport, Evaluation, History, Mean, StepReport};
 use workbench::console::write_line;
-use workbench::plot::{Line, heat_map, line_chart, picture_file};
+use workbench::plot::{Line, heat_map, line_chart, picture_file, write_history};
 use workbench::table::heat_map_text;
 
 fn grid(values: Vec<Vec<f64>>) -> Grid {
@@ -130,4 +131,67 @@ fn pictures_that_cannot_be_drawn_are_refused() {
     }
     let said = refused("wide.png", &grid(vec![vec![1.0; 1 << 18]]));
     assert!(said.contains("too many for a PNG: write an SVG"), "{said}");
+}
+
+/// Two epochs of two steps, the second of them judged.
+fn history() -> History {
+    let step = |step| StepReport {
+        step,
+        steps: 4,
+        epoch: step / 2,
+        loss: 2.0 - 0.25 * step as f64,
+    };
+    let mean = |mean| Mean {
+        mean,
+        interval: Some([mean - 1.0, mean + 1.0]),
+        examples: 8,
+    };
+    let held_out = Evaluation {
+        accuracy: 0.75,
+        interval: [0.5, 0.875],
+        logit_difference: Some(mean(1.5)),
+        kl_divergence: mean(3.0),
+        examples: 8,
+    };
+    let epoch = |epoch, held_out| EpochReport {
+        epoch,
+        loss: 1.0,
+        held_out,
+    };
+    History {
+        steps: (0..4).map(step).collect(),
+        epochs: vec![epoch(0, None), epoch(1, Some(held_out))],
+    }
+}
+
+#[test]
+fn histories_are_written_as_numbers_and_pictures() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let written = |name: &str, history: &History| {
+        let file = folder.path().join(name);
+        write_history(&file, "a history", history).map(|()| std::fs::read(file).expect("written"))
+    };
+    let text = |name: &str| String::from_utf8(written(name, &history()).expect("drawn"));
+    assert_eq!(
+        text("h.csv").expect("text"),
+        "step,epoch,loss,accuracy,accuracy_low,accuracy_high,logit_difference,kl_divergence\n\
+         0,0,2,,,,,\n\
+         1,0,1.75,,,,,\n\
+         2,1,1.5,,,,,\n\
+         3,1,1.25,0.75,0.5,0.875,1.5,3\n"
+    );
+    let read: History = serde_json::from_str(&text("h.json").expect("text")).expect("JSON");
+    assert_eq!(read, history());
+    let svg = text("h.svg").expect("text");
+    assert!(svg.contains("interchange intervention accuracy"), "{svg}");
+    let mut without = history();
+    without.epochs[1].held_out = None;
+    let svg = String::from_utf8(written("h.svg", &without).expect("drawn")).expect("text");
+    assert!(svg.contains("loss") && !svg.contains("accuracy"), "{svg}");
+    let png = written("h.png", &history()).expect("drawn");
+    assert!(png.starts_with(b"\x89PNG") && png.ends_with(b"IEND\xaeB`\x82"));
+    for (name, history) in [("none.svg", &History::default()), ("h.txt", &history())] {
+        written(name, history).expect_err("refused");
+        assert!(!folder.path().join(name).exists());
+    }
 }

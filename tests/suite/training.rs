@@ -2,14 +2,15 @@
 
 use burn::backend::{Autodiff, Flex};
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_align::engine::LogitPositions;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType,
 };
 use burn_align::interventions::{BuiltinIntervention, OrthonormalMap};
 use burn_align::training::{
-    History, InterchangeData, Targets, TrainingConfig, TrainingError, evaluate,
+    History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent, evaluate,
     evaluate_with_controls, losses, train,
 };
 use burn_align_models::{
@@ -22,14 +23,16 @@ use crate::support::{checkpoints, message, values};
 on_every_backend!(
     training_finds_what_a_swap_does,
     what_is_kept_changes_nothing,
+    every_epoch_deals_anew,
+    padding_has_no_weight,
     a_model_is_left_as_it_is,
     boundaries_close_and_temperatures_fall,
     interventions_without_sources_are_trained,
 );
 
-type Model<B> = AlignableModel<B, LanguageModel<B>>;
+pub(crate) type Model<B> = AlignableModel<B, LanguageModel<B>>;
 
-fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
+pub(crate) fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
     let folder = checkpoints()["gpt2_plain"].clone();
     LanguageModel::from_pretrained(folder, &LoadOptions::default(), device)
         .expect("a fixture")
@@ -43,13 +46,13 @@ fn representation(kind: InterventionType) -> AlignableRepresentationConfig {
     representation
 }
 
-fn model<B: Backend>(kind: InterventionType, device: &B::Device) -> Model<B> {
+pub(crate) fn model<B: Backend>(kind: InterventionType, device: &B::Device) -> Model<B> {
     let config = AlignableConfig::new([representation(kind)]);
     AlignableModel::new(config, load(device)).expect("it fits")
 }
 
 /// Pairs of prompts, and what the model says when the whole residual at position 3 is swapped.
-fn data<B: Backend>(examples: usize, device: &B::Device) -> InterchangeData<B> {
+pub(crate) fn data<B: Backend>(examples: usize, device: &B::Device) -> InterchangeData<B> {
     let prompts = |salt: usize| {
         let ids = (0..examples).map(|example| {
             let id = |pos: usize| ((example * 17 + pos * 29 + salt * (example + 3)) % 41) as u32;
@@ -143,6 +146,94 @@ fn what_is_kept_changes_nothing<B: Backend>(device: &B::Device) {
     assert_ne!(kept.steps[0].loss, other.steps[0].loss);
 }
 
+/// The batches of each epoch, as the loss sees them.
+fn batches<B: Backend>(config: &TrainingConfig, device: &B::Device) -> Vec<Vec<Vec<usize>>> {
+    let seen = std::cell::RefCell::new(vec![Vec::new()]);
+    let mut prepared = 0;
+    let loss = |logits: Tensor<Autodiff<B>, 3>, targets: &Targets<Autodiff<B>>| {
+        let last = |seen: &mut Vec<Vec<_>>| {
+            seen.last_mut()
+                .expect("an epoch")
+                .push(targets.examples.1.clone());
+        };
+        last(&mut seen.borrow_mut());
+        losses::cross_entropy(logits, targets)
+    };
+    let model = model::<Autodiff<B>>(InterventionType::LowRankRotatedSpace, device);
+    let data = [data::<B>(24, device)];
+    train(model, &data, &[], config, loss, |event| match event {
+        TrainingEvent::Prepared { examples, of } => {
+            assert!(examples > prepared && of == 24);
+            prepared = examples;
+        }
+        TrainingEvent::Epoch(_) => seen.borrow_mut().push(Vec::new()),
+        _ => {}
+    })
+    .expect("it can be trained");
+    let all_fit = config.memory_budget > 1 << 20;
+    assert_eq!(prepared == 24, all_fit, "{prepared} examples were prepared");
+    let mut seen = seen.into_inner();
+    seen.pop();
+    seen
+}
+
+fn every_epoch_deals_anew<B: Backend>(device: &B::Device) {
+    let config = TrainingConfig::default().with_epochs(3).with_batch_size(5);
+    for budget in [2 << 30, 3000, 0] {
+        let epochs = batches::<B>(&config.clone().with_memory_budget(budget), device);
+        assert_eq!(epochs.len(), 3);
+        let sorted = |batch: &Vec<usize>| {
+            let mut batch = batch.clone();
+            batch.sort_unstable();
+            batch
+        };
+        for epoch in &epochs {
+            let all: Vec<usize> = epoch.iter().flatten().copied().collect();
+            assert_eq!(
+                sorted(&all),
+                (0..24).collect::<Vec<_>>(),
+                "each example once"
+            );
+        }
+        let sets = |epoch: usize| -> std::collections::BTreeSet<Vec<usize>> {
+            epochs[epoch].iter().map(sorted).collect()
+        };
+        assert_eq!(sets(0).intersection(&sets(1)).count(), 0, "other batches");
+    }
+}
+
+fn padding_has_no_weight<B: Backend>(device: &B::Device) {
+    // All positions of prompts of 4 to 6 tokens: what stands at padding must not count.
+    let with_padding = |label: u32| {
+        let mut data = data::<B>(24, device);
+        let lengths = data.inputs.base.lengths();
+        data.positions = LogitPositions::All;
+        data.labels = lengths
+            .iter()
+            .map(|length| {
+                (0..6)
+                    .map(|pos| if pos < *length { 7 } else { label })
+                    .collect()
+            })
+            .collect();
+        data
+    };
+    let config = TrainingConfig::default().with_epochs(2).with_batch_size(5);
+    let run = |data: InterchangeData<B>, budget| {
+        let model = model::<Autodiff<B>>(InterventionType::LowRankRotatedSpace, device);
+        let config = config.clone().with_memory_budget(budget);
+        let data = [data];
+        let run = train(model, &data, &data, &config, losses::cross_entropy, |_| {});
+        run.expect("it can be trained").1
+    };
+    let history = run(with_padding(0), 2 << 30);
+    assert_eq!(history, run(with_padding(1), 2 << 30));
+    // Examples that are cut to the length of their batch, or not.
+    for (one, other) in history.steps.iter().zip(&run(with_padding(0), 0).steps) {
+        assert!((one.loss - other.loss).abs() < 1e-4, "{one:?} {other:?}");
+    }
+}
+
 fn a_model_is_left_as_it_is<B: Backend>(device: &B::Device) {
     let config = TrainingConfig::default().with_epochs(1);
     let (trained, _) = run::<B>(InterventionType::SigmoidMask, &config, device);
@@ -209,6 +300,42 @@ fn early_stopping_keeps_the_best_epoch() {
     let best = (0..history.epochs.len()).map(accuracy).fold(0.0, f64::max);
     let end = evaluate(&trained.valid(), &data, 8).expect("valid");
     assert_eq!(end.accuracy, best);
+}
+
+#[test]
+fn a_model_in_bf16_trains_as_in_f32() {
+    type B = Flex;
+    let device = Default::default();
+    let data = [data::<B>(200, &device)];
+    let accuracies = [DType::F32, DType::BF16].map(|dtype| {
+        let options = LoadOptions::default().with_dtype(dtype);
+        let folder = checkpoints()["gpt2_plain"].clone();
+        let loaded = LanguageModel::<Autodiff<B>>::from_pretrained(folder, &options, &device);
+        let representation = representation(InterventionType::RotatedSpace);
+        let config = AlignableConfig::new([representation.with_low_rank(6)]);
+        let model = AlignableModel::new(config, loaded.expect("a fixture").model).expect("fits");
+        let config = TrainingConfig::default()
+            .with_epochs(20)
+            .with_learning_rate(1e-2);
+        let (trained, history) =
+            train(model, &data, &[], &config, losses::cross_entropy, |_| {}).expect("trained");
+        let mut losses = history.epochs.iter().map(|epoch| epoch.loss);
+        let (first, last) = (losses.next(), losses.next_back());
+        assert!(last < first, "{dtype:?}: {first:?} to {last:?}");
+        let BuiltinIntervention::RotatedSpace(rotated) = &trained.interventions()[0] else {
+            panic!("another intervention has come out");
+        };
+        assert_eq!(rotated.rotation.parameter.val().dtype(), DType::F32);
+        assert!(rotated.rotation.deviation() < 1e-5);
+        evaluate(&trained.valid(), &data, 50)
+            .expect("valid")
+            .accuracy
+    });
+    let [f32, bf16] = accuracies;
+    assert!(
+        f32 > 0.5 && (f32 - bf16).abs() <= 0.02,
+        "{f32} in f32, {bf16} in bf16"
+    );
 }
 
 #[test]

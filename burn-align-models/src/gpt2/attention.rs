@@ -3,7 +3,7 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::Gpt2Config;
-use crate::nn::{Attend, CausalPass, ParamInit, attend, merge_heads, project, split_heads};
+use crate::nn::{Attend, CausalPass, ParamInit, attend, head_part, merge_heads, project};
 use crate::site::{Component, Site};
 use crate::tap::Tap;
 
@@ -48,8 +48,8 @@ impl<B: Backend> Gpt2Attention<B> {
     ) -> Tensor<B, 3> {
         let site = |component| Site::Block(layer, component);
         let qkv = project(&self.c_attn, x); // [batch, pos, 3 * d_model]
-        let qkv = split_heads(qkv, 3 * self.heads); // [batch, 3 * head, pos, d_head]
-        let part = |i| qkv.clone().narrow(1, i * self.heads, self.heads);
+        let heads = self.heads;
+        let part = |i| head_part(qkv.clone(), 3 * heads, i * heads..(i + 1) * heads);
         let q = tap.heads(site(Component::QueryOutput), part(0)); // [batch, head, pos, d_head]
         let k = tap.heads(site(Component::KeyOutput), part(1)); // [batch, head, pos, d_head]
         let v = tap.heads(site(Component::ValueOutput), part(2)); // [batch, head, pos, d_head]

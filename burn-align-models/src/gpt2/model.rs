@@ -7,6 +7,7 @@ use crate::dims::ModelDims;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{CausalPass, LayerNorm, ParamInit, head_output, unembed};
 use crate::site::Site;
+use crate::suffixes::Suffixes;
 use crate::tap::Tap;
 
 /// GPT-2 with a language-modelling head.
@@ -70,6 +71,14 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         CausalPass::new(pos, None, None, device).with_fused(self.fused_attention)
+    }
+
+    fn computes_suffixes(&self) -> bool {
+        true
+    }
+
+    fn begin_suffixes(&self, pass: &CausalPass<B>, suffixes: Suffixes<B>) -> CausalPass<B> {
+        pass.clone().with_suffixes(suffixes)
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

@@ -7,6 +7,7 @@ use crate::dims::ModelDims;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{CausalPass, ParamInit, RmsNorm, RotaryConfig, head_output, unembed};
 use crate::site::Site;
+use crate::suffixes::Suffixes;
 use crate::tap::Tap;
 
 /// LLaMA with a language-modelling head.
@@ -71,6 +72,14 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
         let tables = self.rotary.tables(pos, device);
         let tables = tables.cast(self.embed_tokens.weight.val().dtype());
         CausalPass::new(pos, self.window, Some(tables), device).with_fused(self.fused_attention)
+    }
+
+    fn computes_suffixes(&self) -> bool {
+        true
+    }
+
+    fn begin_suffixes(&self, pass: &CausalPass<B>, suffixes: Suffixes<B>) -> CausalPass<B> {
+        pass.clone().with_suffixes(suffixes)
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

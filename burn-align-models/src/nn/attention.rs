@@ -1,12 +1,15 @@
 //! Causal attention with a tap at each of its activations.
 
+use std::ops::Range;
+
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, DType, Int, Tensor, activation, backend::Backend};
 
 use super::rotary::Rotary;
 use crate::site::{Component, Site};
-use crate::tap::Tap;
+use crate::suffixes::{Prefixes, SuffixClass, Suffixes};
+use crate::tap::{NoTap, Tap};
 
 /// What the blocks of one pass over sequences of equal length share.
 #[derive(Clone, Debug)]
@@ -22,6 +25,8 @@ pub struct CausalPass<B: Backend> {
     pub rotary: Option<Rotary<B>>,
     /// Whether to use the backend's fused attention where nobody taps scores or weights.
     pub fused: bool,
+    /// Which positions of which rows are computed, where it is not all of all.
+    pub suffixes: Option<Suffixes<B>>,
 }
 
 impl<B: Backend> CausalPass<B> {
@@ -50,7 +55,15 @@ impl<B: Backend> CausalPass<B> {
             window,
             rotary,
             fused: false,
+            suffixes: None,
         }
+    }
+
+    /// The same for suffixes of rows.
+    pub fn with_suffixes(mut self, suffixes: Suffixes<B>) -> Self {
+        self.rotary = self.rotary.map(|rotary| rotary.at(&suffixes.positions));
+        self.suffixes = Some(suffixes);
+        self
     }
 
     /// The same with or without fused attention.
@@ -71,9 +84,28 @@ pub struct Heads {
 
 /// `[batch, pos, head * d_head]` → `[batch, head, pos, d_head]`.
 pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+    head_part(x, heads, 0..heads)
+}
+
+/// Some of the heads that stand side by side.
+///
+/// # Shapes
+/// - x: `[batch, pos, all * d_head]`
+/// - output: `[batch, head, pos, d_head]`
+pub(crate) fn head_part<B: Backend>(
+    x: Tensor<B, 3>,
+    all: usize,
+    part: Range<usize>,
+) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::head_part(x, all, part.clone()) {
+        Ok(heads) => return heads,
+        Err(x) => x,
+    };
     let [batch, pos, width] = x.dims();
-    x.reshape([batch, pos, heads, width / heads])
+    x.reshape([batch, pos, all, width / all])
         .swap_dims(1, 2)
+        .narrow(1, part.start, part.len())
 }
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
@@ -104,6 +136,20 @@ pub(crate) struct Attend<'a, B: Backend> {
 /// - k, v: `[batch, kv_head, pos, d_head]`
 /// - output: `[batch, head, pos, d_head]`
 pub(crate) fn attend<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    layer: &Attend<'_, B>,
+    tap: &mut dyn Tap<B>,
+) -> Tensor<B, 4> {
+    match &layer.pass.suffixes {
+        Some(suffixes) => attend_suffixes(&q, &k, &v, layer, suffixes),
+        None => attend_rows(q, k, v, layer, tap),
+    }
+}
+
+/// [`attend`] of whole rows.
+fn attend_rows<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
@@ -141,7 +187,146 @@ pub(crate) fn attend<B: Backend>(
     weights.matmul(v)
 }
 
+/// [`attend`] of suffixes.
+///
+/// # Shapes
+/// - q: `[1, head, token, d_head]`
+/// - k, v: `[1, kv_head, token, d_head]`
+/// - output: `[1, head, token, d_head]`
+fn attend_suffixes<B: Backend>(
+    q: &Tensor<B, 4>,
+    k: &Tensor<B, 4>,
+    v: &Tensor<B, 4>,
+    layer: &Attend<'_, B>,
+    suffixes: &Suffixes<B>,
+) -> Tensor<B, 4> {
+    let [_one, _head, token, _d_head] = q.dims();
+    let mut first = 0;
+    let mut mixed = Vec::with_capacity(suffixes.classes.len());
+    for class in &suffixes.classes {
+        let tokens = class.rows * class.len();
+        let own = |x: &Tensor<B, 4>| match tokens == token {
+            true => rows_of(x.clone(), class.rows),
+            false => rows_of(x.clone().narrow(2, first, tokens), class.rows),
+        };
+        let class_mixed = match &class.prefixes {
+            None => attend_rows(own(q), own(k), own(v), layer, &mut NoTap),
+            Some(prefixes) => {
+                // [prefix, kv_head, start, d_head]
+                let before = match prefixes {
+                    Prefixes::Here { rows, tokens } => {
+                        [k, v].map(|x| rows_of(take(x, tokens), *rows))
+                    }
+                    Prefixes::Kept(layers) => {
+                        let kept = layers.iter().find(|kept| kept.layer == layer.layer);
+                        let kept = kept.expect("every layer that is run has been kept");
+                        [kept.keys.clone(), kept.values.clone()]
+                    }
+                };
+                attend_behind(own(q), [own(k), own(v)], before, layer, class)
+            }
+        };
+        mixed.push(tokens_of(class_mixed));
+        first += tokens;
+    }
+    match mixed.len() {
+        1 => mixed.remove(0),
+        _ => Tensor::cat(mixed, 2),
+    }
+}
+
+/// `[1, head, row * len, d_head]` → `[row, head, len, d_head]`.
+pub(super) fn rows_of<B: Backend>(x: Tensor<B, 4>, rows: usize) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::rows_of(x, rows) {
+        Ok(view) => return view,
+        Err(x) => x,
+    };
+    let [_one, head, token, d_head] = x.dims();
+    x.swap_dims(1, 2)
+        .reshape([rows, token / rows, head, d_head])
+        .swap_dims(1, 2)
+}
+
+/// `[row, head, len, d_head]` → `[1, head, row * len, d_head]`.
+pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::tokens_of(x) {
+        Ok(tokens) => return tokens,
+        Err(x) => x,
+    };
+    let [row, head, len, d_head] = x.dims();
+    x.swap_dims(0, 1).reshape([1, head, row * len, d_head])
+}
+
+/// Some tokens, `[1, head, token, d_head]`, copied position by position.
+fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &Tensor<B, 1, Int>) -> Tensor<B, 4> {
+    x.clone()
+        .swap_dims(1, 2)
+        .select(1, tokens.clone())
+        .swap_dims(1, 2)
+}
+
+/// Attends to a row's own keys, and to those of the prefix before them.
+///
+/// All suffixes of one prefix meet its keys in one product, and nothing is copied for each.
+///
+/// # Shapes
+/// - q, output: `[row, head, len, d_head]`
+/// - own keys and values: `[row, kv_head, len, d_head]`
+/// - keys and values before: `[prefix, kv_head, start, d_head]`
+fn attend_behind<B: Backend>(
+    q: Tensor<B, 4>,
+    own: [Tensor<B, 4>; 2],
+    before: [Tensor<B, 4>; 2],
+    layer: &Attend<'_, B>,
+    class: &SuffixClass<B>,
+) -> Tensor<B, 4> {
+    let [_row, head, len, _d_head] = q.dims();
+    let [prefix, _kv_head, start, _d_head] = before[0].dims();
+    let [k, v] = own.map(|x| repeat_kv(x, head));
+    let [k_before, v_before] = before.map(|x| repeat_kv(x, head));
+    let scores = Tensor::cat(
+        vec![
+            by_row(
+                by_prefix(q.clone(), prefix).matmul(k_before.swap_dims(2, 3)),
+                class.rows,
+            ), // [row, head, len, start]
+            q.matmul(k.swap_dims(2, 3)), // [row, head, len, len]
+        ],
+        3,
+    );
+    let weights = masked_softmax(scores, layer.scale, layer); // [row, head, len, pos]
+    let mixed_before = by_prefix(weights.clone().narrow(3, 0, start), prefix).matmul(v_before);
+    by_row(mixed_before, class.rows) + weights.narrow(3, start, len).matmul(v)
+}
+
+/// `[prefix * n, head, len, width]` → `[prefix, head, n * len, width]`.
+fn by_prefix<B: Backend>(x: Tensor<B, 4>, prefix: usize) -> Tensor<B, 4> {
+    let [row, head, len, width] = x.dims();
+    if row == prefix {
+        return x;
+    }
+    let n = row / prefix;
+    x.reshape([prefix, n, head, len, width])
+        .swap_dims(1, 2)
+        .reshape([prefix, head, n * len, width])
+}
+
+/// The way back from [`by_prefix`].
+fn by_row<B: Backend>(x: Tensor<B, 4>, row: usize) -> Tensor<B, 4> {
+    let [prefix, head, tokens, width] = x.dims();
+    if row == prefix {
+        return x;
+    }
+    let (n, len) = (row / prefix, tokens * prefix / row);
+    x.reshape([prefix, head, n, len, width])
+        .swap_dims(1, 2)
+        .reshape([row, head, len, width])
+}
+
 /// `softmax(scale · scores)` over the keys that a query sees, computed in f32; 0 for the others.
+/// The last query stands at the position of the last key.
 ///
 /// # Shapes
 /// - scores, output: `[batch, head, q_pos, k_pos]`
@@ -156,13 +341,17 @@ fn masked_softmax<B: Backend>(
         Ok(weights) => return weights,
         Err(scores) => scores,
     };
+    let [_batch, _head, q_pos, k_pos] = scores.dims();
     let mask = match &layer.pass.outside_window {
         Some(outside) if window.is_some() => outside.clone(),
         _ => layer.pass.future.clone(),
     };
+    let mask = mask
+        .narrow(2, k_pos - q_pos, q_pos)
+        .narrow(3, 0, k_pos)
+        .expand(scores.shape());
     let dtype = scores.dtype();
     let scores = (scores * scale).cast(DType::F32);
-    let mask = mask.expand(scores.shape());
     activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 3).cast(dtype)
 }
 

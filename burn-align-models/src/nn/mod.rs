@@ -14,6 +14,6 @@ pub use attention::{CausalPass, Heads};
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{Rotary, RotaryConfig, RotaryScaling, Yarn};
 
-pub(crate) use attention::{Attend, attend, merge_heads, split_heads};
+pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
 pub(crate) use init::ParamInit;
 pub(crate) use projection::{head_output, project, unembed};

@@ -27,15 +27,30 @@ impl<B: Backend> LayerNorm<B> {
     /// # Shapes
     /// - x, output: `[batch, pos, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        in_f32(x, |x| {
-            Tensor::from_primitive(TensorPrimitive::Float(B::layer_norm(
-                x.into_primitive().tensor(),
-                self.weight.val().cast(DType::F32).into_primitive().tensor(),
-                Some(self.bias.val().cast(DType::F32).into_primitive().tensor()),
-                self.epsilon,
-            )))
-        })
+        let weight = self.weight.val().cast(DType::F32);
+        let bias = self.bias.val().cast(DType::F32);
+        in_f32(x, |x| layer_norm(x, weight, bias, self.epsilon))
     }
+}
+
+/// `(x - mean) / √(var + ε) · weight + bias`, over the features.
+pub(super) fn layer_norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, 3> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::layer_norm(x, &weight, &bias, epsilon) {
+        Ok(normed) => return normed,
+        Err(x) => x,
+    };
+    Tensor::from_primitive(TensorPrimitive::Float(B::layer_norm(
+        x.into_primitive().tensor(),
+        weight.into_primitive().tensor(),
+        Some(bias.into_primitive().tensor()),
+        epsilon,
+    )))
 }
 
 /// Root-mean-square normalisation, `x / √(mean(x²) + ε) · weight` (arXiv 1910.07467).

@@ -4,7 +4,7 @@
 
 use std::f64::consts::PI;
 
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 /// How positions become angles.
 #[derive(Clone, Debug, PartialEq)]
@@ -170,6 +170,14 @@ impl<B: Backend> Rotary<B> {
         Self {
             cos: self.cos.cast(dtype),
             sin: self.sin.cast(dtype),
+        }
+    }
+
+    /// The tables of tokens at these positions, `[token]`.
+    pub(crate) fn at(&self, positions: &Tensor<B, 1, Int>) -> Self {
+        Self {
+            cos: self.cos.clone().select(2, positions.clone()),
+            sin: self.sin.clone().select(2, positions.clone()),
         }
     }
 

@@ -15,24 +15,22 @@ pub(super) struct Cells {
 }
 
 impl Cells {
-    /// The cells of some units of a world whose rows begin at `first_row`.
+    /// The cells of some units of a world.
     ///
-    /// - `pos`: the world's own number of positions, at most that of the activation
-    /// - `[heads, row_pos]`: sizes of the activation
+    /// - `[pos, heads]`: the world's own number of positions, and the activation's number of heads
+    /// - `cell`: the index of the vector of a head at a position of an example
     pub(super) fn of_units(
         units: &Units,
         batch: usize,
-        pos: usize,
-        first_row: usize,
-        [heads, row_pos]: [usize; 2],
+        [pos, heads]: [usize; 2],
+        cell: impl Fn(usize, usize, usize) -> usize,
     ) -> Self {
         let mut indices = Vec::new();
         for example in 0..batch {
-            let row = first_row + example;
             let chosen = units.heads.of(example, heads);
             for position in units.positions.of(example, pos) {
                 for head in &chosen {
-                    indices.push(((row * heads + head) * row_pos + position) as i64);
+                    indices.push(cell(example, *head, position) as i64);
                 }
             }
         }

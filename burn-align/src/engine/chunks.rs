@@ -51,7 +51,7 @@ pub(super) fn chunks<B: Backend>(
         while too_many - fits > 1 {
             let count = fits.midpoint(too_many);
             let schedule = part(count);
-            if schedule.max_rows(plan) <= max_rows {
+            if schedule.max_rows() <= max_rows {
                 (fits, best) = (count, Some(schedule));
             } else {
                 too_many = count;
@@ -59,7 +59,7 @@ pub(super) fn chunks<B: Backend>(
         }
         let Some(schedule) = best else {
             return Err(PlanError::RowBudget {
-                needed: part(1).max_rows(plan),
+                needed: part(1).max_rows(),
                 max_rows,
             });
         };
@@ -77,9 +77,9 @@ pub(super) fn chunks<B: Backend>(
 
 impl Schedule {
     /// The largest number of rows that go through a stage together.
-    pub(super) fn max_rows<B: Backend>(&self, plan: &Plan<B>) -> usize {
+    pub(super) fn max_rows(&self) -> usize {
         let stages = self.passes.iter().flat_map(|pass: &Pass| &pass.stages);
-        let rows = stages.map(|stage| stage.rows(plan));
+        let rows = stages.map(|stage| stage.layout.rows());
         rows.max().unwrap_or(0)
     }
 }

@@ -20,6 +20,16 @@ pub enum PlanError {
          several kinds"
     )]
     MixedInputs,
+    /// Plans that differ in more than their examples.
+    #[error("plans to be joined: {what}: expected {expected}, as in the first plan, found {found}")]
+    Different {
+        /// What differs.
+        what: &'static str,
+        /// What the first plan has.
+        expected: String,
+        /// What another one has.
+        found: String,
+    },
     /// A world that [`Plan::freeze`](super::Plan::freeze) has taken out of the plan.
     #[error(
         "world {world} has been frozen: nothing new can be read of it; add reads before the plan \
@@ -34,6 +44,19 @@ pub enum PlanError {
     NotReached {
         /// The site.
         site: Site,
+    },
+    /// A position before the first one that is left of a frozen plan.
+    #[error(
+        "{at}: of example {example}, the frozen plan has only the positions from {start} on; add \
+         reads and edits before the plan is frozen"
+    )]
+    NotKept {
+        /// Where.
+        at: String,
+        /// The example.
+        example: usize,
+        /// The first position that is left.
+        start: usize,
     },
     /// An id that belongs to another plan.
     #[error("{what} {found}: this plan has {count}; ids are valid only in the plan that gave them")]

@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, ModelInput, NoTap, Site, Tap};
 
 use super::cells::{Cells, gather};
 use super::chunks::{OperandKey, chunks};
+use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
 use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
-use super::schedule::{Group, Part, Pass, Schedule, Stage, StageGroups};
+use super::schedule::{Part, Pass, Schedule, Stage, StageGroups};
 use super::validate::validate;
 use super::{PlanError, Units};
 use crate::interventions::Intervention;
@@ -81,7 +82,7 @@ impl<B: Backend> Plan<B> {
     ) -> Result<Results<B>, PlanError> {
         let whole = validate(self, model, interventions)?;
         let parts = match options.max_rows {
-            Some(max_rows) if whole.max_rows(self) > max_rows => chunks(self, &whole, max_rows)?,
+            Some(max_rows) if whole.max_rows() > max_rows => chunks(self, &whole, max_rows)?,
             _ => vec![whole.clone()],
         };
         let mut run = Run {
@@ -127,24 +128,30 @@ pub(super) struct Run<'a, B: Backend, I> {
     pub(super) values: Vec<Option<Tensor<B, 3>>>,
 }
 
-impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
-    fn pass<M: AlignableTransformer<B>>(&mut self, index: usize, pass: &Pass, model: &M) {
+impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
+    fn pass<M: AlignableTransformer<B>>(&mut self, index: usize, pass: &'p Pass, model: &M) {
         let Some(first) = pass.stages.first() else {
             return;
         };
-        let pos = rows_pos(self.plan, first);
+        let pos = first.layout.pos;
         let shared = model.begin(pos, &self.device);
+        // The layout of the last block that was given suffixes, and what belongs to it.
+        let mut suffixes: Option<(&Layout, M::Pass)> = None;
         let mut x = None;
         let mut normed = false;
         let mut before: Option<&StageGroups> = None;
         for current in &pass.stages {
             let forked = match (x.take(), before) {
-                (Some(x), Some(before)) => Some(self.fork(x, before, current)),
+                (Some(x), Some(before)) => Some(self.fork(x, &before.layout, current)),
                 _ if current.stage != Stage::Embed => {
-                    Some(stack_residuals(self.plan, current, pos))
+                    let residuals = stack_residuals(self.plan, current, pos);
+                    let whole = Layout::whole(self.plan, &current.groups, pos);
+                    let in_place: Vec<usize> = (0..current.groups.len()).collect();
+                    Some(rearrange(residuals, &whole, &current.layout, &in_place))
                 }
                 _ => None,
             };
+            let layout = &current.layout;
             let mut tap = LockstepTap::new(self, index, current);
             x = match (current.stage, forked) {
                 (Stage::Embed, _) => {
@@ -152,7 +159,12 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
                     Some(model.embed(input, &mut tap))
                 }
                 (Stage::Layer(layer, Part::Block), Some(x)) => {
-                    Some(model.block(layer, x, &shared, &mut tap))
+                    if suffixes.as_ref().is_none_or(|(other, _)| *other != layout) {
+                        let new = layout.suffixes(tap.run.plan, &tap.run.device);
+                        suffixes = new.map(|new| (layout, model.begin_suffixes(&shared, new)));
+                    }
+                    let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);
+                    Some(model.block(layer, x, shared, &mut tap))
                 }
                 (Stage::Layer(layer, Part::Output), Some(x)) => {
                     let site = Site::Block(layer, Component::BlockOutput);
@@ -175,23 +187,9 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
     }
 
     /// Gives the groups of the next stage their rows, as copies of their parents' rows.
-    fn fork(&self, x: Tensor<B, 3>, before: &StageGroups, next: &StageGroups) -> Tensor<B, 3> {
-        let starts = first_rows(self.plan, before);
-        let rows: Vec<i64> = next
-            .groups
-            .iter()
-            .flat_map(|group| {
-                let start = starts[group.parent];
-                (start..start + batch(self.plan, group)).map(|row| row as i64)
-            })
-            .collect();
-        let [all_rows, _pos, _d_model] = x.dims();
-        if rows.len() == all_rows && rows.iter().zip(0..).all(|(a, b)| *a == b) {
-            return x;
-        }
-        let count = rows.len();
-        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), &self.device);
-        x.select(0, rows)
+    fn fork(&self, x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Tensor<B, 3> {
+        let parents: Vec<usize> = next.groups.iter().map(|group| group.parent).collect();
+        rearrange(x, before, &next.layout, &parents)
     }
 
     /// Computes the logits that are read, at their positions only.
@@ -202,11 +200,11 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
         current: &StageGroups,
         model: &M,
     ) {
-        let starts = first_rows(self.plan, current);
         let [rows, pos, d_model] = x.dims();
         let mut cells = Cells::default();
         let mut wanted = Vec::new();
-        for (group, start) in current.groups.iter().zip(starts) {
+        for (number, group) in current.groups.iter().enumerate() {
+            let start = current.layout.first_row(number);
             for (index, read) in self.plan.reads.iter().enumerate() {
                 let Read::Logits { world, positions } = read else {
                     continue;
@@ -217,8 +215,11 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
                 let input = self.plan.input_of(*world);
                 let units = logit_units(positions, input);
                 let unit_count = units.positions.count(input.pos());
-                let more = Cells::of_units(&units, input.batch(), input.pos(), start, [1, pos]);
-                cells.append(more);
+                let sizes = [input.pos(), 1];
+                let place = |example: usize, _head: usize, position: usize| {
+                    current.layout.token(start + example, position)
+                };
+                cells.append(Cells::of_units(&units, input.batch(), sizes, place));
                 wanted.push((index, [input.batch(), unit_count]));
             }
         }
@@ -252,29 +253,35 @@ pub(super) fn logit_units<B: Backend>(positions: &LogitPositions, input: &WorldI
     })
 }
 
-/// Number of rows of a group.
-fn batch<B: Backend>(plan: &Plan<B>, group: &Group) -> usize {
-    plan.input_of(group.worlds[0]).batch()
-}
-
-/// The first row of each group.
-pub(super) fn first_rows<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> Vec<usize> {
-    let mut next = 0;
-    let starts = stage.groups.iter().map(|group| {
-        let start = next;
-        next += batch(plan, group);
-        start
-    });
-    starts.collect()
-}
-
-/// The number of positions of all rows: that of the longest input.
-pub(super) fn rows_pos<B: Backend>(plan: &Plan<B>, stage: &StageGroups) -> usize {
-    let inputs = stage
-        .groups
-        .iter()
-        .map(|group| plan.input_of(group.worlds[0]));
-    inputs.map(WorldInput::pos).max().unwrap_or(0)
+/// The residual stream of the next stage.
+///
+/// - `parents`: which group of the stage before each group of the next one continues
+fn rearrange<B: Backend>(
+    x: Tensor<B, 3>,
+    before: &Layout,
+    next: &Layout,
+    parents: &[usize],
+) -> Tensor<B, 3> {
+    let device = x.device();
+    let [rows, pos, d_model] = x.dims();
+    let is_in_place = |indices: &[usize], count: usize| {
+        indices.len() == count && indices.iter().zip(0..).all(|(a, b)| *a == b)
+    };
+    let rows_before = next.rows_before(before, parents);
+    if before.is_whole() && next.is_whole() {
+        return match is_in_place(&rows_before, rows) {
+            true => x,
+            false => x.select(0, int_tensor(rows_before.into_iter(), &device)),
+        };
+    }
+    let tokens = next.tokens_in(before, &rows_before);
+    let x = x.reshape([rows * pos, d_model]);
+    let x = match is_in_place(&tokens, rows * pos) {
+        true => x,
+        false => x.select(0, int_tensor(tokens.into_iter(), &device)),
+    };
+    let [rows, pos] = next.shape();
+    x.reshape([rows, pos, d_model])
 }
 
 /// The inputs of all groups under one another, padded on the right.

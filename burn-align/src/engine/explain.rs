@@ -8,7 +8,7 @@ use burn_align_models::{AlignableTransformer, Site};
 use serde::Serialize;
 
 use super::PlanError;
-use super::execute::{logit_units, rows_pos};
+use super::execute::logit_units;
 use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Part, Pass, Schedule, Stage};
 use super::validate::validate_without_interventions;
@@ -50,6 +50,9 @@ pub struct StageExplanation {
     pub worlds: usize,
     /// Number of rows in it.
     pub rows: usize,
+    /// Number of positions that are computed in all rows together: in some, only those from the
+    /// first edited one on.
+    pub positions: usize,
     /// Number of groups of worlds that part from others here.
     pub forks: usize,
     /// Number of edits made here, by groups of worlds.
@@ -80,12 +83,13 @@ impl<B: Backend> Plan<B> {
             flops_alone: 0,
             passes,
         };
-        for (pass, explained) in schedule.passes.iter().zip(&explanation.passes) {
+        for pass in &schedule.passes {
             for stage in &pass.stages {
                 if let Stage::Layer(_, Part::Block) = stage.stage {
-                    let rows = stage.rows(self);
-                    explanation.row_layers += rows;
-                    explanation.flops += rows as u64 * dims.block_flops(explained.pos);
+                    explanation.row_layers += stage.layout.rows();
+                    for [rows, computed, seen] in stage.layout.work() {
+                        explanation.flops += rows as u64 * dims.block_flops(computed, seen);
+                    }
                 }
             }
         }
@@ -101,7 +105,8 @@ impl<B: Backend> Plan<B> {
             let (batch, pos) = (input.batch(), input.pos());
             explanation.row_layers_alone += batch * dims.layers;
             explanation.flops_alone += batch as u64
-                * (dims.layers as u64 * dims.block_flops(pos) + pos as u64 * dims.unembed_flops());
+                * (dims.layers as u64 * dims.block_flops(pos, pos)
+                    + pos as u64 * dims.unembed_flops());
         }
         Ok(explanation)
     }
@@ -137,7 +142,13 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
         StageExplanation {
             stage: stage_name(stage.stage),
             worlds: worlds.len(),
-            rows: stage.rows(plan),
+            rows: stage.layout.rows(),
+            positions: stage
+                .layout
+                .work()
+                .iter()
+                .map(|[rows, computed, _]| rows * computed)
+                .sum(),
             forks,
             edits: edits.sum(),
             reads: reads.count(),
@@ -150,7 +161,7 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
     };
     let stages: Vec<StageExplanation> = stages.filter(happens).collect();
     PassExplanation {
-        pos: pass.stages.first().map_or(0, |first| rows_pos(plan, first)),
+        pos: pass.stages.first().map_or(0, |first| first.layout.pos),
         stages,
     }
 }
@@ -181,14 +192,20 @@ impl fmt::Display for Explanation {
             writeln!(f, "pass {index}, {} positions", pass.pos)?;
             writeln!(
                 f,
-                "  {:<15} {:>7} {:>7} {:>7} {:>7} {:>7}",
-                "stage", "worlds", "rows", "forks", "edits", "reads"
+                "  {:<15} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}",
+                "stage", "worlds", "rows", "positions", "forks", "edits", "reads"
             )?;
             for stage in &pass.stages {
                 writeln!(
                     f,
-                    "  {:<15} {:>7} {:>7} {:>7} {:>7} {:>7}",
-                    stage.stage, stage.worlds, stage.rows, stage.forks, stage.edits, stage.reads
+                    "  {:<15} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}",
+                    stage.stage,
+                    stage.worlds,
+                    stage.rows,
+                    stage.positions,
+                    stage.forks,
+                    stage.edits,
+                    stage.reads
                 )?;
             }
         }

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
-use burn_align_models::{AlignableTransformer, Component, Site, TokensError};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn_align_models::{AlignableTransformer, Component, Site};
 
+use super::past::{KeysValueSites, PastReads, keys_values};
 use super::plan::{
-    Edit, InputId, LogitPositions, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
+    Edit, InputId, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
 };
 use super::schedule::{Part, Stage, Stages};
 use super::validate::validate;
-use super::{Indices, PlanError, RunOptions, Units};
+use super::{PlanError, RunOptions, Units};
 use crate::interventions::Intervention;
 
 impl<B: Backend> Plan<B> {
@@ -22,8 +23,13 @@ impl<B: Backend> Plan<B> {
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
+    /// Where the model [computes suffixes](AlignableTransformer::computes_suffixes), positions that
+    /// nothing changes or reads any more are not computed again either: their keys and values are
+    /// kept, of every layer to come.
+    ///
     /// Nothing is gained, and the plan comes back as it is, where the first edit is at the
-    /// embedding, or the model's blocks return more than the residual stream.
+    /// embedding, the model's blocks return more than the residual stream, or keys and values have
+    /// been kept already.
     ///
     /// # Errors
     /// As [`run_with`](Self::run_with).
@@ -35,6 +41,9 @@ impl<B: Backend> Plan<B> {
         options: &RunOptions,
     ) -> Result<Self, PlanError> {
         validate(self, model, interventions)?;
+        if self.inputs.iter().any(|input| input.past().is_some()) {
+            return Ok(self.clone());
+        }
         let stages = Stages::new(model);
         let changing = self.changing_worlds(&trained);
         let changes = |edit: &Edit| {
@@ -56,6 +65,7 @@ impl<B: Backend> Plan<B> {
         };
         let freezer = Freezer {
             plan: self,
+            keys_values: keys_values(start, model),
             stages,
             start,
             residual,
@@ -88,152 +98,6 @@ impl<B: Backend> Plan<B> {
             }
         }
     }
-
-    /// The same plan for some of its examples, in this order.
-    ///
-    /// # Errors
-    /// If the inputs have different numbers of examples, no example is named, or one that is not
-    /// there.
-    pub fn examples(&self, examples: &[usize]) -> Result<Self, PlanError> {
-        let batch = self.inputs.first().map_or(0, WorldInput::batch);
-        if let Some(found) = self.inputs.iter().find(|input| input.batch() != batch) {
-            return Err(PlanError::WrongBatch {
-                at: "inputs of a plan whose examples are chosen".to_owned(),
-                batch,
-                found: found.batch(),
-            });
-        }
-        let wrong = match examples.iter().find(|example| **example >= batch) {
-            Some(found) => Some(TokensError::NoSuchExample {
-                found: *found,
-                batch,
-            }),
-            None => examples.is_empty().then_some(TokensError::EmptyBatch),
-        };
-        if let Some(source) = wrong {
-            return Err(PlanError::Input { input: 0, source });
-        }
-        let tensors = |x: &Tensor<B, 3>| match x.dims()[0] {
-            size if size == batch => select(x.clone(), examples),
-            _ => x.clone(),
-        };
-        let units = |units: &Units| Units {
-            heads: indices(&units.heads, examples),
-            positions: indices(&units.positions, examples),
-        };
-        let edit = |edit: &Edit| Edit {
-            site: edit.site,
-            units: units(&edit.units),
-            features: indices(&edit.features, examples),
-            intervention: edit.intervention,
-            operand: match &edit.operand {
-                Operand::Activation {
-                    world,
-                    site,
-                    units: taken,
-                } => Operand::Activation {
-                    world: *world,
-                    site: *site,
-                    units: units(taken),
-                },
-                other => other.clone(),
-            },
-        };
-        let inputs = self.inputs.iter().map(|input| match input {
-            WorldInput::Tokens(tokens) => {
-                WorldInput::Tokens(tokens.select(examples).expect("checked above"))
-            }
-            WorldInput::Features(x) => WorldInput::Features(select(x.clone(), examples)),
-            WorldInput::Resumed(resumed) => WorldInput::Resumed(Resumed {
-                stage: resumed.stage,
-                x: select(resumed.x.clone(), examples),
-                lengths: examples.iter().map(|e| resumed.lengths[*e]).collect(),
-            }),
-        });
-        let reads = self.reads.iter().map(|read| match read {
-            Read::Activation {
-                world,
-                site,
-                units: read,
-            } => Read::Activation {
-                world: *world,
-                site: *site,
-                units: units(read),
-            },
-            Read::Logits { world, positions } => Read::Logits {
-                world: *world,
-                positions: match positions {
-                    LogitPositions::Each(each)
-                        if examples.iter().all(|example| *example < each.len()) =>
-                    {
-                        LogitPositions::Each(examples.iter().map(|e| each[*e].clone()).collect())
-                    }
-                    other => other.clone(),
-                },
-            },
-        });
-        Ok(Self {
-            inputs: inputs.collect(),
-            constants: self.constants.iter().map(tensors).collect(),
-            worlds: self
-                .worlds
-                .iter()
-                .map(|world| World {
-                    input: world.input,
-                    edits: world.edits.iter().map(edit).collect(),
-                    frozen: world.frozen,
-                })
-                .collect(),
-            reads: reads.collect(),
-            known: self
-                .known
-                .iter()
-                .map(|value| value.as_ref().map(tensors))
-                .collect(),
-        })
-    }
-
-    /// The same plan on the backend that differentiates. Its own tensors are constants there.
-    pub fn from_inner<A: AutodiffBackend<InnerBackend = B>>(&self) -> Plan<A> {
-        let lift = |x: &Tensor<B, 3>| Tensor::from_inner(x.clone());
-        Plan {
-            inputs: self
-                .inputs
-                .iter()
-                .map(|input| match input {
-                    WorldInput::Tokens(tokens) => WorldInput::Tokens(tokens.clone()),
-                    WorldInput::Features(x) => WorldInput::Features(lift(x)),
-                    WorldInput::Resumed(resumed) => WorldInput::Resumed(Resumed {
-                        stage: resumed.stage,
-                        x: lift(&resumed.x),
-                        lengths: resumed.lengths.clone(),
-                    }),
-                })
-                .collect(),
-            constants: self.constants.iter().map(lift).collect(),
-            worlds: self.worlds.clone(),
-            reads: self.reads.clone(),
-            known: self
-                .known
-                .iter()
-                .map(|value| value.as_ref().map(lift))
-                .collect(),
-        }
-    }
-
-    /// Number of numbers that the plan's tensors hold: residuals and constants.
-    pub fn held_elements(&self) -> usize {
-        let inputs = self.inputs.iter().map(|input| match input {
-            WorldInput::Tokens(_) => 0,
-            WorldInput::Features(x) => x.shape().num_elements(),
-            WorldInput::Resumed(resumed) => resumed.x.shape().num_elements(),
-        });
-        let tensors = self.constants.iter().chain(self.known.iter().flatten());
-        inputs.sum::<usize>()
-            + tensors
-                .map(|tensor| tensor.shape().num_elements())
-                .sum::<usize>()
-    }
 }
 
 /// The stage that a run resumes at, and the site of the residual stream before it.
@@ -255,28 +119,32 @@ fn residual_before<B: Backend, M: AlignableTransformer<B>>(
     there.then_some((start, site))
 }
 
-struct Freezer<'a, B: Backend> {
-    plan: &'a Plan<B>,
-    stages: Stages,
-    start: Stage,
-    residual: Site,
-    changing: Vec<bool>,
+pub(super) struct Freezer<'a, B: Backend> {
+    pub(super) plan: &'a Plan<B>,
+    pub(super) keys_values: Option<KeysValueSites>,
+    pub(super) stages: Stages,
+    pub(super) start: Stage,
+    pub(super) residual: Site,
+    pub(super) changing: Vec<bool>,
 }
 
 /// Where the first part of a plan has what the rest takes from it.
-struct Kept<'a> {
+pub(super) struct Kept<'a> {
     /// The residual stream, of worlds that are the same so far.
-    residuals: Vec<(InputId, Vec<&'a Edit>, ReadId)>,
+    pub(super) residuals: Vec<(InputId, Vec<&'a Edit>, ReadId)>,
+    /// Of each residual: where it is still to be computed, and keys and values of each layer
+    /// before that, if it is worth while.
+    pub(super) pasts: Vec<Option<PastReads>>,
     /// Of each world that goes on: which of the residuals it starts from.
-    residual_of: Vec<Option<usize>>,
+    pub(super) residual_of: Vec<Option<usize>>,
     /// Operands, by world and number of the edit.
-    operands: BTreeMap<(usize, usize), ReadId>,
+    pub(super) operands: BTreeMap<(usize, usize), ReadId>,
     /// Reads that are already made.
-    reads: Vec<Option<ReadId>>,
+    pub(super) reads: Vec<Option<ReadId>>,
 }
 
 impl<B: Backend> Freezer<'_, B> {
-    fn is_early(&self, site: Site) -> bool {
+    pub(super) fn is_early(&self, site: Site) -> bool {
         self.stages.of(site) < self.start
     }
 
@@ -308,6 +176,7 @@ impl<B: Backend> Freezer<'_, B> {
         }
         let mut kept = Kept {
             residuals: Vec::new(),
+            pasts: Vec::new(),
             residual_of: vec![None; plan.worlds.len()],
             operands: BTreeMap::new(),
             reads: vec![None; plan.reads.len()],
@@ -354,6 +223,7 @@ impl<B: Backend> Freezer<'_, B> {
                 _ => None,
             };
         }
+        kept.pasts = self.pasts(&kept, &mut prefix);
         (prefix, kept)
     }
 
@@ -367,11 +237,12 @@ impl<B: Backend> Freezer<'_, B> {
             reads: plan.reads.clone(),
             known: plan.known.clone(),
         };
-        for (input, _edits, read) in &kept.residuals {
+        for ((input, _edits, read), past) in kept.residuals.iter().zip(&kept.pasts) {
             rest.inputs.push(WorldInput::Resumed(Resumed {
                 stage: self.start,
                 x: value(*read),
                 lengths: plan.inputs[input.0].lengths(),
+                past: past.as_ref().map(|past| past.kept(&value)),
             }));
         }
         for (index, world) in plan.worlds.iter().enumerate() {
@@ -406,21 +277,4 @@ impl<B: Backend> Freezer<'_, B> {
         }
         rest
     }
-}
-
-fn indices(indices: &Indices, examples: &[usize]) -> Indices {
-    match indices {
-        // A list of a wrong length is refused when the plan is run.
-        Indices::Each(each) if examples.iter().all(|example| *example < each.len()) => {
-            Indices::Each(examples.iter().map(|e| each[*e].clone()).collect())
-        }
-        other => other.clone(),
-    }
-}
-
-fn select<B: Backend>(x: Tensor<B, 3>, examples: &[usize]) -> Tensor<B, 3> {
-    let rows: Vec<i64> = examples.iter().map(|example| *example as i64).collect();
-    let rows = TensorData::new(rows, [examples.len()]);
-    let device = x.device();
-    x.select(0, Tensor::<B, 1, Int>::from_data(rows, &device))
 }

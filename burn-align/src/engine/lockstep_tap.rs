@@ -6,7 +6,8 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, Tap};
 
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
-use super::execute::{Run, first_rows};
+use super::execute::Run;
+use super::layout::Layout;
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::{Stage, StageGroups};
 use super::{Indices, Units};
@@ -37,25 +38,26 @@ pub(super) struct LockstepTap<'r, 'a, B: Backend, I> {
     pub(super) run: &'r mut Run<'a, B, I>,
     pass: usize,
     work: BTreeMap<Site, SiteWork<'a>>,
-    /// First row and input size of each group.
-    starts: Vec<usize>,
+    layout: &'a Layout,
+    /// A world of each group.
+    worlds: Vec<WorldId>,
     group_of: BTreeMap<WorldId, usize>,
 }
 
 impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
-    pub(super) fn new(run: &'r mut Run<'a, B, I>, pass: usize, stage: &StageGroups) -> Self {
+    pub(super) fn new(run: &'r mut Run<'a, B, I>, pass: usize, stage: &'a StageGroups) -> Self {
         let group_of: BTreeMap<WorldId, usize> = stage
             .groups
             .iter()
             .enumerate()
             .flat_map(|(index, group)| group.worlds.iter().map(move |world| (*world, index)))
             .collect();
-        let starts = first_rows(run.plan, stage);
         let mut tap = Self {
             run,
             pass,
             work: BTreeMap::new(),
-            starts,
+            layout: &stage.layout,
+            worlds: stage.groups.iter().map(|group| group.worlds[0]).collect(),
             group_of,
         };
         tap.collect_edits(stage);
@@ -196,8 +198,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
 
     /// Some world of a group.
     fn world_of(&self, group: usize) -> WorldId {
-        let found = self.group_of.iter().find(|(_, index)| **index == group);
-        *found.expect("no group is empty").0
+        self.worlds[group]
     }
 
     /// Makes several edits by one intervention in one call.
@@ -209,11 +210,11 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         activation: Tensor<B, 4>,
     ) -> Tensor<B, 4> {
         let (unit, d_site) = (call.unit, call.d_site);
-        let [_row, heads, pos, width] = activation.dims();
+        let [_row, heads, _pos, width] = activation.dims();
         let own_width = self.own_width(site, self.world_of(edits[0].0), &activation);
         let mut cells = Cells::default();
         for (group, edit) in edits {
-            cells.append(self.cells(self.world_of(*group), &edit.units, [heads, pos]));
+            cells.append(self.cells(self.world_of(*group), &edit.units, heads));
         }
         let old = gather(&activation, &cells); // [cell, width]
         let base = old.clone().narrow(1, 0, own_width);
@@ -250,7 +251,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         [unit, d_site]: [usize; 2],
         activation: &Tensor<B, 4>,
     ) -> Option<Tensor<B, 3>> {
-        let [_row, heads, pos, _width] = activation.dims();
+        let [_row, heads, _pos, _width] = activation.dims();
         let own_width = self.own_width(site, self.world_of(edits[0].0), activation);
         let mut parts: Vec<Tensor<B, 3>> = Vec::new();
         // Neighbours that take from this very activation are taken together.
@@ -268,7 +269,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 Operand::Activation { world, units, .. }
                     if self.source_here(site, edit).is_some() =>
                 {
-                    here.append(self.cells(*world, units, [heads, pos]));
+                    here.append(self.cells(*world, units, heads));
                 }
                 Operand::Activation { world, site, units } => {
                     take(&mut here, &mut parts);
@@ -301,10 +302,10 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         units: &Units,
         activation: &Tensor<B, 4>,
     ) -> Tensor<B, 3> {
-        let [_row, heads, pos, _width] = activation.dims();
+        let [_row, heads, _pos, _width] = activation.dims();
         let width = self.own_width(site, world, activation);
         let input = self.run.plan.input_of(world);
-        let cells = self.cells(world, units, [heads, pos]);
+        let cells = self.cells(world, units, heads);
         gather(activation, &cells).narrow(1, 0, width).reshape([
             input.batch(),
             units.positions.count(input.pos()),
@@ -312,10 +313,14 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         ])
     }
 
-    fn cells(&self, world: WorldId, units: &Units, sizes: [usize; 2]) -> Cells {
+    fn cells(&self, world: WorldId, units: &Units, heads: usize) -> Cells {
         let input = self.run.plan.input_of(world);
-        let start = self.starts[self.group_of[&world]];
-        Cells::of_units(units, input.batch(), input.pos(), start, sizes)
+        let first_row = self.layout.first_row(self.group_of[&world]);
+        let sizes = [input.pos(), heads];
+        Cells::of_units(units, input.batch(), sizes, |example, head, position| {
+            self.layout
+                .cell(first_row + example, [head, heads], position)
+        })
     }
 }
 

@@ -7,20 +7,26 @@
 //!
 //! 1. equal inputs are embedded once, and a world is forked from the others only at the layer of
 //!    its first edit;
-//! 2. a world ends at the last layer at which somebody reads it;
-//! 3. only the wanted positions are unembedded.
+//! 2. before the first position at which it has been edited, a world is the same as the others on
+//!    its input, so only the positions from there on are computed;
+//! 3. a world ends at the last layer at which somebody reads it;
+//! 4. only the wanted positions are unembedded.
 //!
 //! [`Plan::run_naively`] runs every world alone from start to end. It is the definition of what a
 //! plan means.
 
 mod cells;
 mod chunks;
+mod convert;
 mod error;
 mod execute;
 mod explain;
 mod freeze;
+mod join;
+mod layout;
 mod lockstep_tap;
 mod naive;
+mod past;
 mod plan;
 mod schedule;
 mod units;

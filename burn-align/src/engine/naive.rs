@@ -128,6 +128,13 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
     }
 }
 
+/// Cells of an activation of one world.
+fn cells(units: &Units, batch: usize, own_pos: usize, [heads, pos]: [usize; 2]) -> Cells {
+    Cells::of_units(units, batch, [own_pos, heads], |example, head, position| {
+        (example * heads + head) * pos + position
+    })
+}
+
 /// Units of an activation of one world, `[batch, unit, d_site]`.
 fn take<B: Backend>(
     activation: &Tensor<B, 4>,
@@ -135,7 +142,7 @@ fn take<B: Backend>(
     input: &WorldInput<B>,
 ) -> Tensor<B, 3> {
     let [batch, heads, pos, width] = activation.dims();
-    let cells = Cells::of_units(units, batch, input.pos(), 0, [heads, pos]);
+    let cells = cells(units, batch, input.pos(), [heads, pos]);
     let width = units.heads.count(heads) * width;
     gather(activation, &cells).reshape([batch, units.positions.count(input.pos()), width])
 }
@@ -169,7 +176,7 @@ impl<B: Backend, I: Intervention<B>> Tap<B> for WorldTap<'_, B, I> {
                 .apply(base, Operands::new(source, subspace))
                 .cast(activation.dtype());
             let [batch, heads, pos, width] = activation.dims();
-            let cells = Cells::of_units(&edit.units, batch, self.input.pos(), 0, [heads, pos]);
+            let cells = cells(&edit.units, batch, self.input.pos(), [heads, pos]);
             let count = changed.shape().num_elements() / width;
             activation = scatter(activation, &cells, changed.reshape([count, width]));
         }

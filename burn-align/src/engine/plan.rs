@@ -1,6 +1,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
+use super::past::Past;
 use super::schedule::Stage;
 use super::{Indices, Units};
 
@@ -40,6 +41,8 @@ pub struct Resumed<B: Backend> {
     pub(super) x: Tensor<B, 3>,
     /// Number of positions of each example.
     pub(super) lengths: Vec<usize>,
+    /// What has been computed once and for all for the first positions, in all layers to come.
+    pub(super) past: Option<Past<B>>,
 }
 
 impl<B: Backend> From<TokenBatch> for WorldInput<B> {
@@ -70,6 +73,14 @@ impl<B: Backend> WorldInput<B> {
             Self::Tokens(tokens) => tokens.pos(),
             Self::Features(features) => features.dims()[1],
             Self::Resumed(resumed) => resumed.x.dims()[1],
+        }
+    }
+
+    /// Keys and values that have been kept, of an input that has them.
+    pub(super) fn past(&self) -> Option<&Past<B>> {
+        match self {
+            Self::Resumed(resumed) => resumed.past.as_ref(),
+            Self::Tokens(_) | Self::Features(_) => None,
         }
     }
 

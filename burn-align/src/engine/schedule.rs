@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, Component, Site};
 
-use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
+use super::layout::{Edited, Layout, lower};
+use super::plan::{Edit, Operand, Plan, Read, WorldId};
 
 /// A step of a pass: the batch can change only between stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +33,8 @@ pub(super) struct Stages {
     layers: usize,
     /// Whether what a block returns is the activation at its output.
     outputs: bool,
+    /// Whether blocks can be given suffixes of rows.
+    suffixes: bool,
 }
 
 impl Stages {
@@ -39,6 +42,7 @@ impl Stages {
         Self {
             layers: model.dims().layers,
             outputs: model.block_output_is_stream(),
+            suffixes: model.computes_suffixes(),
         }
     }
 
@@ -98,6 +102,8 @@ pub(super) struct Group {
 pub(super) struct StageGroups {
     pub(super) stage: Stage,
     pub(super) groups: Vec<Group>,
+    /// Where the positions of their rows are.
+    pub(super) layout: Layout,
 }
 
 /// One walk through the network: stages, as far as somebody needs them.
@@ -162,17 +168,6 @@ impl Schedule {
     /// Whether a world is run as far as a site.
     pub(super) fn reaches(&self, world: WorldId, site: Site) -> bool {
         self.needs[world.0].is_some_and(|need| need.reaches(site))
-    }
-}
-
-impl StageGroups {
-    /// Number of rows of all groups together.
-    pub(super) fn rows<B: Backend>(&self, plan: &Plan<B>) -> usize {
-        let inputs = self
-            .groups
-            .iter()
-            .map(|group| plan.input_of(group.worlds[0]));
-        inputs.map(WorldInput::batch).sum()
     }
 }
 
@@ -310,7 +305,15 @@ impl Pass {
         for world in worlds {
             before[plan.worlds[world.0].input.0].push(*world);
         }
+        let inputs = worlds.iter().map(|world| plan.input_of(*world).pos());
+        let pos = inputs.max().unwrap_or(0);
         let start = plan.start();
+        let patterns = pattern_stages(plan, model);
+        let mut edited: Vec<Edited> = plan
+            .worlds
+            .iter()
+            .map(|world| vec![usize::MAX; plan.inputs[world.input.0].batch()])
+            .collect();
         for stage in model.all().filter(|stage| *stage >= start) {
             let mut groups: Vec<Group> = Vec::new();
             for (parent, members) in before.iter().enumerate() {
@@ -337,8 +340,46 @@ impl Pass {
                 break;
             }
             before = groups.iter().map(|group| group.worlds.clone()).collect();
-            stages.push(StageGroups { stage, groups });
+            for world in groups.iter().flat_map(|group| &group.worlds) {
+                for edit in made_edits(plan, needs, *world) {
+                    if model.of(edit.site) == stage {
+                        lower(&mut edited[world.0], &edit.units.positions);
+                    }
+                }
+            }
+            // The embedding comes as whole rows, and attention patterns go to taps as such.
+            let whole = !model.suffixes || stage == Stage::Embed || patterns.contains(&stage);
+            let layout = match whole {
+                true => Layout::whole(plan, &groups, pos),
+                false => {
+                    let edited = groups.iter().map(|group| &edited[group.worlds[0].0]);
+                    Layout::with_suffixes(plan, &groups, pos, &edited.collect::<Vec<_>>())
+                }
+            };
+            stages.push(StageGroups {
+                stage,
+                groups,
+                layout,
+            });
         }
         Self { stages }
     }
+}
+
+/// The stages in which attention scores or weights are read or changed.
+fn pattern_stages<B: Backend>(plan: &Plan<B>, model: Stages) -> BTreeSet<Stage> {
+    let edits = plan.worlds.iter().flat_map(|world| &world.edits);
+    let of_edits = edits.flat_map(|edit| match &edit.operand {
+        Operand::Activation { site, .. } => vec![edit.site, *site],
+        Operand::None | Operand::Constant(_) => vec![edit.site],
+    });
+    let of_reads = plan.reads.iter().filter_map(|read| match read {
+        Read::Activation { site, .. } => Some(*site),
+        Read::Logits { .. } => None,
+    });
+    let sites = of_edits.chain(of_reads);
+    sites
+        .filter(|site| site.is_attention_pattern())
+        .map(|site| model.of(site))
+        .collect()
 }

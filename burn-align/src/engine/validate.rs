@@ -3,7 +3,8 @@
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth, TokensError};
 
-use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
+use super::execute::logit_units;
+use super::plan::{Edit, Operand, Plan, Read, WorldId};
 use super::schedule::{Schedule, Stages};
 use super::{Indices, PlanError, Units, WorldInput};
 use crate::interventions::Intervention;
@@ -96,10 +97,8 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
                 checker.shape(*world, *site, units)?;
             }
             Read::Logits { world, positions } => {
-                if let LogitPositions::Each(examples) = positions {
-                    let positions = Indices::Each(examples.clone());
-                    checker.positions(*world, &positions, "logits")?;
-                }
+                let units = logit_units(positions, plan.input_of(*world));
+                checker.positions(*world, &units.positions, "logits")?;
             }
         }
     }
@@ -242,6 +241,13 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
             return Err(PlanError::NotReached { site });
         }
         let at = site.to_string();
+        if site.is_attention_pattern()
+            && let Some(past) = self.plan.input_of(world).past()
+        {
+            let example = past.starts.iter().position(|start| *start > 0).unwrap_or(0);
+            let start = past.starts[example];
+            return Err(PlanError::NotKept { at, example, start });
+        }
         let head_count = self.heads(world, &units.heads, heads, site)?;
         let unit_count = self.positions(world, &units.positions, &at)?;
         let input = self.plan.input_of(world);
@@ -288,6 +294,20 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
                 length: lengths[example],
             })
         })?;
+        for (example, start) in input
+            .past()
+            .iter()
+            .flat_map(|past| past.starts.iter().enumerate())
+        {
+            let all = positions.of(example, input.pos());
+            if all.iter().any(|position| position < start) {
+                return Err(PlanError::NotKept {
+                    at: at.to_owned(),
+                    example,
+                    start: *start,
+                });
+            }
+        }
         Ok(positions.count(input.pos()))
     }
 

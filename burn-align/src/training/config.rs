@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use burn::optim::AdamConfig;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,44 @@ impl RateSchedule {
     }
 }
 
+/// Where training keeps its state, so that a run that was cut off goes on.
+///
+/// A run that finds a checkpoint in its folder goes on from there, to the same numbers; one that
+/// finds a checkpoint of another run is refused. Of a run that has ended, the result is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Checkpoints {
+    /// The folder, which is made if it is not there. It has one file, which is replaced as a whole.
+    pub folder: PathBuf,
+    /// How often. There is one at the start and one at the end, too.
+    pub every: CheckpointInterval,
+}
+
+/// How often a checkpoint is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointInterval {
+    /// After so many epochs.
+    Epochs(usize),
+    /// After so many steps of the optimizer, and after every epoch.
+    Steps(usize),
+}
+
+impl Checkpoints {
+    /// One after every epoch.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self {
+            folder: folder.into(),
+            every: CheckpointInterval::Epochs(1),
+        }
+    }
+
+    /// The same as often as this.
+    pub fn with_every(mut self, every: CheckpointInterval) -> Self {
+        self.every = every;
+        self
+    }
+}
+
 /// How interventions are trained.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -63,6 +103,8 @@ pub struct TrainingConfig {
     /// Bytes up to which what does not change between epochs is kept; past them, it is computed
     /// anew for every batch. Default: 2 GiB.
     pub memory_budget: usize,
+    /// Where the state of the run is kept. Default: nowhere.
+    pub checkpoints: Option<Checkpoints>,
 }
 
 impl Default for TrainingConfig {
@@ -80,6 +122,7 @@ impl Default for TrainingConfig {
             seed: 0,
             patience: None,
             memory_budget: 2 << 30,
+            checkpoints: None,
         }
     }
 }
@@ -157,6 +200,12 @@ impl TrainingConfig {
         self
     }
 
+    /// The same that can be cut off and goes on from its last checkpoint.
+    pub fn with_checkpoints(mut self, checkpoints: Checkpoints) -> Self {
+        self.checkpoints = Some(checkpoints);
+        self
+    }
+
     pub(super) fn check(&self) -> Result<(), TrainingError> {
         let wrong = |what, expected, found: String| {
             Err(TrainingError::Setting {
@@ -168,6 +217,15 @@ impl TrainingConfig {
         for (what, number) in [
             ("batch_size", self.batch_size),
             ("accumulation", self.accumulation),
+            (
+                "checkpoints",
+                match self.checkpoints.as_ref().map(|it| it.every) {
+                    Some(CheckpointInterval::Epochs(every) | CheckpointInterval::Steps(every)) => {
+                        every
+                    }
+                    None => 1,
+                },
+            ),
         ] {
             if number == 0 {
                 return wrong(what, "at least 1", number.to_string());

@@ -1,8 +1,8 @@
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::AlignableTransformer;
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn_align_models::{AlignableTransformer, TokenBatch};
 
 use super::TrainingError;
-use crate::engine::{LogitPositions, Plan, ReadId};
+use crate::engine::{LogitPositions, Plan, ReadId, WorldInput};
 use crate::front::{AlignableInputs, AlignableModel};
 use crate::interventions::Intervention;
 
@@ -17,6 +17,17 @@ pub struct InterchangeData<B: Backend> {
     pub positions: LogitPositions,
 }
 
+/// One interchange intervention in token ids, and what the model should predict under it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterchangeExample {
+    /// The prompt that is changed.
+    pub base: Vec<u32>,
+    /// The prompts that activations are taken from.
+    pub sources: Vec<Vec<u32>>,
+    /// The token that should be predicted at the last position.
+    pub label: u32,
+}
+
 /// What is wanted of a batch.
 #[derive(Clone, Debug)]
 pub struct Targets<B: Backend> {
@@ -24,6 +35,8 @@ pub struct Targets<B: Backend> {
     pub examples: (usize, Vec<usize>),
     /// The labels, `[batch, unit]`.
     pub labels: Tensor<B, 2, Int>,
+    /// 1 where a label counts and 0 at padding, `[batch, unit]`; `None` where all of them count.
+    pub weights: Option<Tensor<B, 2>>,
 }
 
 impl<B: Backend> InterchangeData<B> {
@@ -34,6 +47,42 @@ impl<B: Backend> InterchangeData<B> {
             labels: labels.into_iter().map(|label| vec![label]).collect(),
             positions: LogitPositions::Last,
         }
+    }
+
+    /// Whole representations of prompts: set [`inputs`](Self::inputs)`.locations` to swap parts.
+    ///
+    /// Anything that iterates over examples will do, such as a dataset of Burn, by its `iter()`,
+    /// with all that it can be wrapped into: shuffled, sampled, mapped, in part. Training needs no
+    /// data loader, since its batches are gathered from activations that are kept, and no longer
+    /// from the data.
+    ///
+    /// # Errors
+    /// If there is no example, a prompt is empty, or examples have different numbers of sources.
+    pub fn from_examples(
+        examples: impl IntoIterator<Item = InterchangeExample>,
+    ) -> Result<Self, TrainingError> {
+        let (mut bases, mut sources, mut labels) = (Vec::new(), Vec::<Vec<_>>::new(), Vec::new());
+        for (index, example) in examples.into_iter().enumerate() {
+            if index == 0 {
+                sources.resize_with(example.sources.len(), Vec::new);
+            }
+            if example.sources.len() != sources.len() {
+                return Err(TrainingError::Sources {
+                    example: index,
+                    expected: sources.len(),
+                    found: example.sources.len(),
+                });
+            }
+            for (all, source) in sources.iter_mut().zip(example.sources) {
+                all.push(source);
+            }
+            bases.push(example.base);
+            labels.push(example.label);
+        }
+        let sources = sources.into_iter().map(TokenBatch::new);
+        let inputs = AlignableInputs::new(TokenBatch::new(bases)?)
+            .with_sources(sources.collect::<Result<Vec<_>, _>>()?);
+        Ok(Self::new(inputs, labels))
     }
 
     /// Number of examples.
@@ -79,7 +128,7 @@ impl<B: Backend> InterchangeData<B> {
     }
 
     /// The plan of all examples, and where their logits come out.
-    pub(super) fn plan<M: AlignableTransformer<B>, I: Intervention<B>>(
+    pub(crate) fn plan<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &AlignableModel<B, M, I>,
     ) -> Result<(Plan<B>, ReadId), TrainingError> {
@@ -90,21 +139,56 @@ impl<B: Backend> InterchangeData<B> {
         Ok((plan, read))
     }
 
-    /// The labels of some examples.
+    /// The plan of all examples, where their logits come out, and those without interventions.
+    pub(super) fn plan_beside_clean<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &AlignableModel<B, M, I>,
+    ) -> Result<(Plan<B>, [ReadId; 2]), TrainingError> {
+        let (mut plan, read) = self.plan(model)?;
+        let input = plan.input(self.inputs.base.clone());
+        let world = plan.world(input, []);
+        let clean = plan.read_logits(world, self.positions.clone());
+        Ok((plan, [read, clean]))
+    }
+
+    /// Number of positions of an example that count, of so many that there are.
+    pub(super) fn counted(&self, example: usize, units: usize) -> usize {
+        match (&self.positions, &self.inputs.base) {
+            (LogitPositions::All, WorldInput::Tokens(tokens)) => tokens.ids()[example].len(),
+            _ => units,
+        }
+    }
+
+    /// The labels of some examples, of which there are logits at so many positions.
     pub(super) fn targets<A: Backend>(
         &self,
         dataset: usize,
         examples: &[usize],
+        units: usize,
         device: &A::Device,
     ) -> Targets<A> {
-        let units = self.labels[0].len();
+        let shape = [examples.len(), units];
         let labels: Vec<i64> = examples
             .iter()
-            .flat_map(|example| self.labels[*example].iter().map(|label| i64::from(*label)))
+            .flat_map(|example| {
+                self.labels[*example][..units]
+                    .iter()
+                    .map(|it| i64::from(*it))
+            })
             .collect();
+        let counted = examples.iter().map(|example| self.counted(*example, units));
+        let counted: Vec<usize> = counted.collect();
+        let weights = counted.iter().any(|count| *count < units).then(|| {
+            let weights = counted
+                .iter()
+                .flat_map(|count| (0..units).map(move |unit| f32::from(u8::from(unit < *count))));
+            let weights: Vec<f32> = weights.collect();
+            Tensor::from_data(TensorData::new(weights, shape), (device, DType::F32))
+        });
         Targets {
             examples: (dataset, examples.to_vec()),
-            labels: Tensor::from_data(TensorData::new(labels, [examples.len(), units]), device),
+            labels: Tensor::from_data(TensorData::new(labels, shape), device),
+            weights,
         }
     }
 }

@@ -1,3 +1,8 @@
+use std::io;
+use std::path::PathBuf;
+
+use burn_align_models::TokensError;
+
 use crate::engine::PlanError;
 use crate::front::AlignError;
 
@@ -12,6 +17,16 @@ pub enum TrainingError {
         expected: String,
         /// What was found.
         found: String,
+    },
+    /// Examples with different numbers of sources.
+    #[error("example {example}: expected {expected} sources, as the first one has, found {found}")]
+    Sources {
+        /// Index of the example.
+        example: usize,
+        /// Number of sources of the first example.
+        expected: usize,
+        /// Number of sources of this one.
+        found: usize,
     },
     /// A label that is no class of the model.
     #[error("labels: example {example}: expected a class below {classes}, found {found}")]
@@ -50,6 +65,53 @@ pub enum TrainingError {
         /// The loss.
         loss: String,
     },
+    /// A checkpoint that could not be written or read. The one before it, if there is one, is
+    /// still there.
+    #[error(
+        "{}: the checkpoint could not be {doing}: {reason}; the one before it, if any, is \
+         untouched, and the run goes on from there when it is started again",
+        file.display()
+    )]
+    CheckpointIo {
+        /// The file.
+        file: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What kind of failure it was, such as a full disk.
+        kind: io::ErrorKind,
+        /// What the system says.
+        reason: String,
+    },
+    /// A file that is no checkpoint of this version, or only part of one.
+    #[error(
+        "{}: expected a checkpoint: {reason}; remove it to begin anew",
+        file.display()
+    )]
+    CheckpointDamaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A checkpoint of a run with another configuration or other data.
+    #[error(
+        "{}: the checkpoint is of another run: {what}: expected {expected}, found {found}; give \
+         each run a folder of its own, or remove the checkpoint to begin anew",
+        file.display()
+    )]
+    OtherRun {
+        /// The file.
+        file: PathBuf,
+        /// What differs.
+        what: String,
+        /// What this run has.
+        expected: String,
+        /// What the checkpoint has.
+        found: String,
+    },
+    /// Examples that are no prompts.
+    #[error(transparent)]
+    Tokens(#[from] TokensError),
     /// Inputs that do not fit the model.
     #[error(transparent)]
     Align(#[from] AlignError),

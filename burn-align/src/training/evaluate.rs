@@ -1,43 +1,54 @@
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor, activation};
 use burn_align_models::AlignableTransformer;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{InterchangeData, TrainingError};
-use crate::engine::{LogitPositions, Plan, ReadId, RunOptions};
+use crate::engine::{Plan, ReadId, RunOptions};
 use crate::front::AlignableModel;
 use crate::interventions::{
     BuiltinIntervention, Intervention, Orthonormal, OrthonormalMap, VanillaIntervention,
 };
 
-/// Interchange intervention accuracy: the share of examples whose predictions are as they should
-/// be, at all of their positions.
+/// A mean over examples.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
+    /// The mean.
+    #[serde(deserialize_with = "number")]
+    pub mean: f64,
+    /// Its confidence interval at 95 %, by the normal approximation, `mean ± 1.96 s / √n`; `None`
+    /// for a single example.
+    pub interval: Option<[f64; 2]>,
+    /// Number of examples that it is of.
+    pub examples: usize,
+}
+
+/// What interventions do to predictions.
+///
+/// An example with several positions counts as one: it is right if it is right at all of them, and
+/// its logit difference and divergence are means over them. Padding does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The share.
+    /// Interchange intervention accuracy: the share of examples whose predictions are as they
+    /// should be.
+    #[doc(alias = "IIA")]
     pub accuracy: f64,
     /// Its confidence interval at 95 % (Wilson 1927).
     pub interval: [f64; 2],
+    /// How far the intervention moves the model from what it said before to what it should say:
+    /// the logit of the label minus that of the class which the model predicts without
+    /// interventions. Above 0 the label has overtaken it; without interventions it is never above
+    /// 0. Positions at which the model predicts the label anyway are left out; `None` if all are.
+    pub logit_difference: Option<Mean>,
+    /// How much the intervention changes at all: `Σ p (ln p - ln q)`, with `p` the model's
+    /// probabilities without interventions and `q` those under them, in nats.
+    #[doc(alias = "Kullback-Leibler")]
+    pub kl_divergence: Mean,
     /// Number of examples.
     pub examples: usize,
 }
 
-impl Evaluation {
-    fn new(right: usize, examples: usize) -> Self {
-        const Z: f64 = 1.959_963_984_540_054;
-        let n = examples as f64;
-        let share = right as f64 / n;
-        let centre = (share + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
-        let spread = share * (1.0 - share) / n + Z * Z / (4.0 * n * n);
-        let half = Z * spread.sqrt() / (1.0 + Z * Z / n);
-        Self {
-            accuracy: share,
-            interval: [(centre - half).max(0.0), (centre + half).min(1.0)],
-            examples,
-        }
-    }
-}
-
-/// The accuracy of trained interventions, and of what they have to beat.
+/// What trained interventions do, and what they have to beat.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Controlled {
     /// The interventions themselves.
@@ -50,6 +61,11 @@ pub struct Controlled {
     pub no_swap: Evaluation,
 }
 
+/// JSON has no way to write that something is no number, and serde_json writes null.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 /// Judges interventions by all examples of some datasets, `batch_size` at a time.
 ///
 /// # Errors
@@ -59,7 +75,12 @@ pub fn evaluate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     data: &[InterchangeData<B>],
     batch_size: usize,
 ) -> Result<Evaluation, TrainingError> {
-    count(data, batch_size, model, |dataset| dataset.plan(model))
+    let plans = data.iter().map(|dataset| dataset.plan_beside_clean(model));
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    let part = |dataset: usize, chosen: &mut [usize]| Ok(plans[dataset].0.examples(chosen)?);
+    let reads: Vec<_> = plans.iter().map(|(_, reads)| *reads).collect();
+    let [found, _clean] = judge(model, data, batch_size, &reads, part, [])?;
+    Ok(found)
 }
 
 /// Judges interventions, and beside them the controls.
@@ -93,14 +114,6 @@ pub fn evaluate_with_controls<B: Backend, M: AlignableTransformer<B> + Clone>(
             *intervention = VanillaIntervention.into();
         }
     })?;
-    let clean = |dataset: &InterchangeData<B>| {
-        dataset.check(model.model().dims().vocab)?;
-        let mut plan = Plan::new();
-        let input = plan.input(dataset.inputs.base.clone());
-        let world = plan.world(input, []);
-        let read = plan.read_logits(world, dataset.positions.clone());
-        Ok((plan, read))
-    };
     // Subspaces name rotated features; the whole vector has none.
     let whole_data: Vec<InterchangeData<B>> = data
         .iter()
@@ -110,52 +123,200 @@ pub fn evaluate_with_controls<B: Backend, M: AlignableTransformer<B> + Clone>(
             dataset
         })
         .collect();
+    let plans = data.iter().map(|dataset| dataset.plan_beside_clean(model));
+    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    let part = |dataset: usize, chosen: &mut [usize]| Ok(plans[dataset].0.examples(chosen)?);
+    let reads: Vec<_> = plans.iter().map(|(_, reads)| *reads).collect();
+    let others = [(&random, data), (&whole, &whole_data[..])];
+    let [trained, no_swap, random_rotation, whole_vector] =
+        judge(model, data, batch_size, &reads, part, others)?;
     Ok(Controlled {
-        trained: evaluate(model, data, batch_size)?,
-        random_rotation: evaluate(&random, data, batch_size)?,
-        whole_vector: evaluate(&whole, &whole_data, batch_size)?,
-        no_swap: count(data, batch_size, model, clean)?,
+        trained,
+        random_rotation,
+        whole_vector,
+        no_swap,
     })
 }
 
-/// Counts the examples that a plan gets right.
-fn count<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+/// A model that is judged beside another one, on data of its own.
+type Other<'a, B, M, I> = (&'a AlignableModel<B, M, I>, &'a [InterchangeData<B>]);
+
+/// Judges a model, the same without interventions, and others, in this order. What the model
+/// predicts without interventions is computed once for all.
+///
+/// - reads: of each dataset, its logits with and without interventions
+/// - part: the plan of some examples of a dataset, which may be put in another order
+pub(super) fn judge<B, M, I, const N: usize, const OTHERS: usize>(
+    model: &AlignableModel<B, M, I>,
     data: &[InterchangeData<B>],
     batch_size: usize,
-    model: &AlignableModel<B, M, I>,
-    plan: impl Fn(&InterchangeData<B>) -> Result<(Plan<B>, ReadId), TrainingError>,
-) -> Result<Evaluation, TrainingError> {
-    let (mut right, mut examples) = (0, 0);
-    for dataset in data {
-        let (plan, read) = plan(dataset)?;
+    reads: &[[ReadId; 2]],
+    part: impl Fn(usize, &mut [usize]) -> Result<Plan<B>, TrainingError>,
+    others: [Other<'_, B, M, I>; OTHERS],
+) -> Result<[Evaluation; N], TrainingError>
+where
+    B: Backend,
+    M: AlignableTransformer<B>,
+    I: Intervention<B>,
+{
+    let options = RunOptions::default();
+    let mut tallies = vec![Tally::default(); 2 + OTHERS];
+    for (index, dataset) in data.iter().enumerate() {
+        let plans = others.iter().map(|(other, data)| data[index].plan(other));
+        let plans = plans.collect::<Result<Vec<_>, _>>()?;
         let all: Vec<usize> = (0..dataset.len()).collect();
         for chosen in all.chunks(batch_size.max(1)) {
-            let part = match chosen.len() == all.len() {
-                true => plan.clone(),
-                false => plan.examples(chosen)?,
-            };
-            let options = RunOptions::default();
-            let results = part.run_with(model.model(), model.interventions(), &options)?;
-            let logits = results.get(read); // [batch, unit, vocab]
-            let [_batch, units, _vocab] = logits.dims();
-            let predicted: Vec<i64> = logits.argmax(2).into_data().iter::<i64>().collect();
-            let lengths = dataset.inputs.base.lengths();
-            for (predicted, example) in predicted.chunks(units).zip(chosen) {
-                let labels = &dataset.labels[*example];
-                let counted = match dataset.positions {
-                    LogitPositions::All => lengths[*example], // not the padding
-                    _ => units,
-                };
-                let mut pairs = predicted.iter().zip(labels).take(counted);
-                right += usize::from(pairs.all(|(found, label)| *found == i64::from(*label)));
+            let mut chosen = chosen.to_vec();
+            let plan = part(index, &mut chosen)?;
+            let results = plan.run_with(model.model(), model.interventions(), &options)?;
+            let [logits, clean] = reads[index].map(|read| results.get(read));
+            let clean = Clean::new(clean);
+            tallies[0].add(logits, &clean, dataset, &chosen);
+            tallies[1].add(clean.logits.clone(), &clean, dataset, &chosen);
+            for (number, (plan, read)) in plans.iter().enumerate() {
+                let (model, interventions) =
+                    (others[number].0.model(), others[number].0.interventions());
+                let results = plan
+                    .examples(&chosen)?
+                    .run_with(model, interventions, &options)?;
+                tallies[2 + number].add(results.get(*read), &clean, dataset, &chosen);
             }
-            examples += chosen.len();
         }
     }
-    if examples == 0 {
+    if tallies[0].examples == 0 {
         return Err(TrainingError::Nothing {
             expected: "at least one example",
         });
     }
-    Ok(Evaluation::new(right, examples))
+    Ok(std::array::from_fn(|index| tallies[index].evaluation()))
+}
+
+/// What a model predicts of a batch without interventions.
+struct Clean<B: Backend> {
+    /// `[batch, unit, vocab]`, in f32.
+    logits: Tensor<B, 3>,
+    log_probabilities: Tensor<B, 3>,
+    /// `[batch, unit, 1]`.
+    predicted: Tensor<B, 3, Int>,
+}
+
+impl<B: Backend> Clean<B> {
+    fn new(logits: Tensor<B, 3>) -> Self {
+        let logits = logits.cast(DType::F32);
+        Self {
+            log_probabilities: activation::log_softmax(logits.clone(), 2),
+            predicted: logits.clone().argmax(2),
+            logits,
+        }
+    }
+}
+
+/// Sums over examples.
+#[derive(Clone, Default)]
+struct Tally {
+    right: usize,
+    examples: usize,
+    logit_difference: Moments,
+    kl_divergence: Moments,
+}
+
+impl Tally {
+    /// - logits: `[batch, unit, vocab]`
+    fn add<B: Backend>(
+        &mut self,
+        logits: Tensor<B, 3>,
+        clean: &Clean<B>,
+        dataset: &InterchangeData<B>,
+        examples: &[usize],
+    ) {
+        let logits = logits.cast(DType::F32);
+        let [batch, units, _vocab] = logits.dims();
+        let targets = dataset.targets::<B>(0, examples, units, &logits.device());
+        let labels = targets.labels.reshape([batch, units, 1]);
+        let numbers = |x: Tensor<B, 3>| x.into_data().iter::<f64>().collect::<Vec<_>>();
+        let classes = |x: Tensor<B, 3, Int>| x.into_data().iter::<i64>().collect::<Vec<_>>();
+
+        let log_q = activation::log_softmax(logits.clone(), 2);
+        let p = clean.log_probabilities.clone().exp();
+        let impossible = p.clone().equal_elem(0);
+        let terms = p * (clean.log_probabilities.clone() - log_q);
+        let divergences = numbers(terms.mask_fill(impossible, 0).sum_dim(2));
+        let predicted = classes(logits.clone().argmax(2));
+        let at_label = logits.clone().gather(2, labels.clone());
+        let differences = numbers(at_label - logits.gather(2, clean.predicted.clone()));
+        let (labels, before) = (classes(labels), classes(clean.predicted.clone()));
+
+        for (row, example) in examples.iter().enumerate() {
+            let start = row * units;
+            let counted = start..start + dataset.counted(*example, units);
+            let is_right = |unit: usize| predicted[unit] == labels[unit];
+            self.right += usize::from(counted.clone().all(is_right));
+            self.examples += 1;
+            let moved: Vec<f64> = counted
+                .clone()
+                .filter(|unit| before[*unit] != labels[*unit])
+                .map(|unit| differences[unit])
+                .collect();
+            self.logit_difference.add_mean(&moved);
+            self.kl_divergence.add_mean(&divergences[counted]);
+        }
+    }
+
+    fn evaluation(&self) -> Evaluation {
+        Evaluation {
+            accuracy: self.right as f64 / self.examples as f64,
+            interval: wilson(self.right, self.examples),
+            logit_difference: (self.logit_difference.count > 0)
+                .then(|| self.logit_difference.mean()),
+            kl_divergence: self.kl_divergence.mean(),
+            examples: self.examples,
+        }
+    }
+}
+
+/// The standard normal distribution has 95 % within this distance from 0.
+const Z: f64 = 1.959_963_984_540_054;
+
+/// The interval of a share (Wilson 1927, "Probable inference, the law of succession, and
+/// statistical inference").
+fn wilson(right: usize, examples: usize) -> [f64; 2] {
+    let n = examples as f64;
+    let share = right as f64 / n;
+    let centre = (share + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
+    let spread = share * (1.0 - share) / n + Z * Z / (4.0 * n * n);
+    let half = Z * spread.sqrt() / (1.0 + Z * Z / n);
+    [(centre - half).max(0.0), (centre + half).min(1.0)]
+}
+
+/// Mean and variance of values that come one after another (Welford 1962).
+#[derive(Clone, Copy, Default)]
+struct Moments {
+    count: usize,
+    mean: f64,
+    /// Sum of the squared distances from the mean.
+    squares: f64,
+}
+
+impl Moments {
+    /// Adds the mean of an example's values, if it has any.
+    fn add_mean(&mut self, values: &[f64]) {
+        if values.is_empty() {
+            return;
+        }
+        let value = values.iter().sum::<f64>() / values.len() as f64;
+        self.count += 1;
+        let before = value - self.mean;
+        self.mean += before / self.count as f64;
+        self.squares += before * (value - self.mean);
+    }
+
+    fn mean(&self) -> Mean {
+        let n = self.count as f64;
+        let half = Z * (self.squares / (n - 1.0) / n).sqrt();
+        Mean {
+            mean: self.mean,
+            interval: (self.count > 1).then_some([self.mean - half, self.mean + half]),
+            examples: self.count,
+        }
+    }
 }

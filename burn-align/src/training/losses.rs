@@ -1,4 +1,8 @@
 //! Losses of a batch: what training makes small.
+//!
+//! Which positions they are of says [`InterchangeData::positions`](super::InterchangeData). At all
+//! positions of prompts of different lengths, the two that know the [targets](Targets) leave
+//! padding out; the others do not.
 
 use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
 
@@ -11,7 +15,7 @@ use super::Targets;
 /// - output: `[1]`
 pub fn cross_entropy<B: Backend>(logits: Tensor<B, 3>, targets: &Targets<B>) -> Tensor<B, 1> {
     let log_probabilities = activation::log_softmax(logits.cast(DType::F32), 2);
-    -at(log_probabilities, targets.labels.clone()).mean()
+    mean(-at(log_probabilities, targets.labels.clone()), targets)
 }
 
 /// How much lower the labels' logits are than those of other classes, averaged.
@@ -26,7 +30,10 @@ pub fn logit_difference<B: Backend>(
     others: Tensor<B, 2, Int>,
 ) -> Tensor<B, 1> {
     let logits = logits.cast(DType::F32);
-    (at(logits.clone(), others) - at(logits, targets.labels.clone())).mean()
+    mean(
+        at(logits.clone(), others) - at(logits, targets.labels.clone()),
+        targets,
+    )
 }
 
 /// The Kullback-Leibler divergence from the wanted distributions, `Σ p (ln p - ln q)`, averaged.
@@ -50,6 +57,14 @@ pub fn mean_squared_error<B: Backend>(outputs: Tensor<B, 3>, wanted: Tensor<B, 3
     (outputs.cast(DType::F32) - wanted.cast(DType::F32))
         .powi_scalar(2)
         .mean()
+}
+
+/// The mean over the positions that count.
+fn mean<B: Backend>(values: Tensor<B, 2>, targets: &Targets<B>) -> Tensor<B, 1> {
+    match &targets.weights {
+        None => values.mean(),
+        Some(weights) => (values * weights.clone()).sum() / weights.clone().sum(),
+    }
 }
 
 /// One class of each, `[batch, unit]`.

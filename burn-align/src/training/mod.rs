@@ -5,17 +5,23 @@
 //! interventions of an [`AlignableModel`](crate::front::AlignableModel), with the model itself
 //! frozen; [`evaluate`] gives the interchange intervention accuracy, and
 //! [`evaluate_with_controls`] what it is worth: beside it stand a random rotation of the same
-//! size, the whole vector swapped, and nothing swapped.
+//! size, the whole vector swapped, and nothing swapped. A run with [`Checkpoints`] that is cut off
+//! goes on when it is started again.
 
+mod checkpoint;
 mod config;
 mod data;
 mod error;
 mod evaluate;
+mod fingerprint;
+mod history;
+mod kept;
 pub mod losses;
 mod train;
 
-pub use config::{RateSchedule, TrainingConfig};
-pub use data::{InterchangeData, Targets};
+pub use config::{CheckpointInterval, Checkpoints, RateSchedule, TrainingConfig};
+pub use data::{InterchangeData, InterchangeExample, Targets};
 pub use error::TrainingError;
-pub use evaluate::{Controlled, Evaluation, evaluate, evaluate_with_controls};
-pub use train::{EpochReport, History, StepReport, TrainingEvent, train};
+pub use evaluate::{Controlled, Evaluation, Mean, evaluate, evaluate_with_controls};
+pub use history::{EpochReport, History, StepReport, TrainingEvent};
+pub use train::train;

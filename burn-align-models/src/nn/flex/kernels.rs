@@ -12,11 +12,21 @@ use rayon::prelude::*;
 /// second-level cache.
 const TASK: usize = 16 * 1024;
 
+const LINEAR: f32 = 1.595_769; // 2 √(2/π)
+const CUBIC: f32 = LINEAR * 0.044715;
+
 /// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as `x σ(2u)`.
 pub(super) fn gelu_tanh(x: &mut [f32]) {
-    const LINEAR: f32 = 1.595_769; // 2 √(2/π)
-    const CUBIC: f32 = LINEAR * 0.044715;
     map(x, |x| x * logistic(x * (x * x * CUBIC + LINEAR)));
+}
+
+/// Multiplies by the derivative of [`gelu_tanh`]: `σ + x σ (1 - σ) 2u'`.
+pub(super) fn gelu_tanh_gradient(gradient: &mut [f32], x: &[f32]) {
+    map_with(gradient, x, |gradient, x| {
+        let square = x * x;
+        let s = logistic(x * (square * CUBIC + LINEAR));
+        gradient * (s + x * s * (1.0 - s) * (square * (3.0 * CUBIC) + LINEAR))
+    });
 }
 
 /// `x σ(1.702 x)`.
@@ -24,14 +34,38 @@ pub(super) fn quick_gelu(x: &mut [f32]) {
     map(x, |x| x * logistic(1.702 * x));
 }
 
+/// Multiplies by the derivative of [`quick_gelu`].
+pub(super) fn quick_gelu_gradient(gradient: &mut [f32], x: &[f32]) {
+    map_with(gradient, x, |gradient, x| {
+        let s = logistic(1.702 * x);
+        gradient * (s + 1.702 * x * s * (1.0 - s))
+    });
+}
+
 /// `σ(x)`.
 pub(super) fn sigmoid(x: &mut [f32]) {
     map(x, logistic);
 }
 
+/// Multiplies by the derivative of [`sigmoid`].
+pub(super) fn sigmoid_gradient(gradient: &mut [f32], x: &[f32]) {
+    map_with(gradient, x, |gradient, x| {
+        let s = logistic(x);
+        gradient * s * (1.0 - s)
+    });
+}
+
 /// `x σ(x)`.
 pub(super) fn silu(x: &mut [f32]) {
     map(x, |x| x * logistic(x));
+}
+
+/// Multiplies by the derivative of [`silu`].
+pub(super) fn silu_gradient(gradient: &mut [f32], x: &[f32]) {
+    map_with(gradient, x, |gradient, x| {
+        let s = logistic(x);
+        gradient * (s + x * s * (1.0 - s))
+    });
 }
 
 /// `softmax(scale · scores)` of each row of `k_pos` scores, over the keys that its query sees;
@@ -52,6 +86,55 @@ pub(super) fn causal_softmax(
     });
 }
 
+/// From the gradient of what a softmax gave to that of its scores: `scale · w (g - Σ g w)`, in each
+/// row of `width` elements. Keys that are not seen have no weight, and so no gradient.
+pub(super) fn softmax_gradient(gradient: &mut [f32], weights: &[f32], width: usize, scale: f32) {
+    per_row_with(gradient, weights, width, move |gradient, weights| {
+        let sum = dot(gradient, weights);
+        for (g, w) in gradient.iter_mut().zip(weights) {
+            *g = scale * w * (*g - sum);
+        }
+    });
+}
+
+/// From the gradient of what [`root_mean_square`] gave to that of its argument:
+/// `(g - y mean(g y)) / r`, where `y = x / r`.
+pub(super) fn root_mean_square_gradient(
+    gradient: &mut [f32],
+    x: &[f32],
+    width: usize,
+    epsilon: f32,
+) {
+    per_row_with(gradient, x, width, move |gradient, x| {
+        let root = (dot(x, x) / width as f32 + epsilon).sqrt();
+        let factor = dot(gradient, x) / (width as f32 * root * root);
+        for (g, x) in gradient.iter_mut().zip(x) {
+            *g = (*g - x * factor) / root;
+        }
+    });
+}
+
+/// From the gradient of a layer norm to that of its argument: `(h - mean(h) - y mean(h y)) / r`,
+/// where `h = g · weight` and `y = (x - mean(x)) / r`.
+pub(super) fn layer_norm_gradient(gradient: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let width = weight.len();
+    per_row_with(gradient, x, width, move |gradient, x| {
+        let n = width as f32;
+        let mean = sum(x) / n;
+        for (g, weight) in gradient.iter_mut().zip(weight) {
+            *g *= weight;
+        }
+        let variance = fold_with(x, x, |sum, x, _| sum + (x - mean) * (x - mean)) / n;
+        let root = (variance + epsilon).sqrt();
+        let mean_gradient = sum(gradient) / n;
+        let product = fold_with(gradient, x, |sum, g, x| sum + g * (x - mean));
+        let factor = product / (n * root * root);
+        for (g, x) in gradient.iter_mut().zip(x) {
+            *g = (*g - mean_gradient - (x - mean) * factor) / root;
+        }
+    });
+}
+
 /// `x / √(mean(x²) + ε)` of each row of `width` elements.
 pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
     per_row(x, width, move |_, row| {
@@ -61,24 +144,6 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
             *x /= root;
         }
     });
-}
-
-/// `[batch, head, pos, d_head]` → `[batch, pos, head, d_head]`.
-pub(super) fn swap_heads(x: &[f32], head: usize, pos: usize, d_head: usize) -> Vec<f32> {
-    let mut swapped = vec![0.0; x.len()];
-    let row = head * d_head; // of one position
-    if row == 0 {
-        return swapped;
-    }
-    let at = |index: usize, to: &mut [f32]| {
-        let (batch, pos_index) = (index / pos, index % pos);
-        for (h, to) in to.chunks_mut(d_head).enumerate() {
-            let start = ((batch * head + h) * pos + pos_index) * d_head;
-            to.copy_from_slice(&x[start..start + d_head]);
-        }
-    };
-    in_tasks(&mut swapped, row, at);
-    swapped
 }
 
 /// Rows past which a matrix product is faster than [`times_transposed`].
@@ -215,6 +280,28 @@ fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
     });
 }
 
+/// `f` of every element and the other slice's.
+fn map_with(x: &mut [f32], other: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync) {
+    per_row_with(x, other, TASK, move |row, other| {
+        for (x, other) in row.iter_mut().zip(other) {
+            *x = f(*x, *other);
+        }
+    });
+}
+
+/// Calls `f`, compiled for the CPU's vectors, with each row of `width` elements of both slices.
+fn per_row_with(
+    x: &mut [f32],
+    other: &[f32],
+    width: usize,
+    f: impl Fn(&mut [f32], &[f32]) + Copy + Send + Sync,
+) {
+    assert_eq!(x.len(), other.len());
+    per_row(x, width, move |index, row| {
+        f(row, &other[index * width..][..row.len()]);
+    });
+}
+
 /// Calls `f`, compiled for the CPU's vectors, with each row of `width` elements and its index.
 fn per_row(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Copy + Send + Sync) {
     in_tasks(x, width, move |index, row| {
@@ -227,7 +314,7 @@ fn per_row(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Copy + S
 
 /// Calls `f` with each row of `width` elements and its index, from several threads if there are
 /// many.
-fn in_tasks(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
+pub(super) fn in_tasks(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Send + Sync) {
     if x.is_empty() {
         return;
     }
@@ -282,6 +369,33 @@ fn fold(
         *lane = step(*lane, *x);
     }
     lanes.into_iter().fold(start, join)
+}
+
+/// Folds pairs of elements in several lanes, and then adds up the lanes.
+#[inline(always)]
+fn fold_with(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
+    const LANES: usize = 32;
+    let mut lanes = [0.0; LANES];
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+    for (a, b) in a.iter().zip(b) {
+        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane = step(*lane, *a, *b);
+        }
+    }
+    for ((lane, a), b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
+        *lane = step(*lane, *a, *b);
+    }
+    lanes.into_iter().sum()
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    fold_with(a, b, |sum, a, b| sum + a * b)
+}
+
+#[inline(always)]
+fn sum(a: &[f32]) -> f32 {
+    fold(a, 0.0, |sum, a| sum + a, |a, b| a + b)
 }
 
 /// `1 / (1 + e⁻ˣ)`.

@@ -1,32 +1,36 @@
 //! Fast paths for the CPU backend [`Flex`], taken where a generic backend turns out to be it.
 //!
-//! On other backends, under autodiff and for other dtypes than f32, every function here gives its
-//! argument back, and the caller goes the portable way.
+//! They are taken under autodiff on Flex, too. On other backends and for other dtypes than f32, every
+//! function here gives its argument back, and the caller goes the portable way.
 
+mod autodiff;
 mod kernels;
+mod strided;
 #[cfg(test)]
 mod tests;
 
 use std::any::Any;
+use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, backend::Backend};
 use burn_flex::FlexTensor;
 
 use super::Activation;
+use autodiff::{Gradient, Saved};
 
 /// Applies `activation` to every element, where there is a kernel for it.
 pub(super) fn activate<B: Backend, const D: usize>(
     activation: Activation,
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    let kernel = match activation {
-        Activation::GeluTanh => kernels::gelu_tanh,
-        Activation::QuickGelu => kernels::quick_gelu,
-        Activation::Sigmoid => kernels::sigmoid,
-        Activation::Silu => kernels::silu,
+    let (kernel, gradient): (fn(&mut [f32]), Gradient) = match activation {
+        Activation::GeluTanh => (kernels::gelu_tanh, kernels::gelu_tanh_gradient),
+        Activation::QuickGelu => (kernels::quick_gelu, kernels::quick_gelu_gradient),
+        Activation::Sigmoid => (kernels::sigmoid, kernels::sigmoid_gradient),
+        Activation::Silu => (kernels::silu, kernels::silu_gradient),
         _ => return Err(x),
     };
-    in_place(x, kernel)
+    in_place(x, kernel, |x, _| Saved::Argument(x, gradient))
 }
 
 /// `softmax(scale · scores)` over the keys that each query sees: itself and the positions before
@@ -40,9 +44,12 @@ pub(super) fn causal_softmax<B: Backend>(
     window: Option<usize>,
 ) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
     let [_batch, _head, q_pos, k_pos] = scores.dims();
-    in_place(scores, |scores| {
-        kernels::causal_softmax(scores, q_pos, k_pos, scale as f32, window);
-    })
+    let scale = scale as f32;
+    in_place(
+        scores,
+        |scores| kernels::causal_softmax(scores, q_pos, k_pos, scale, window),
+        |_, weights| Saved::Softmax(weights.clone(), scale),
+    )
 }
 
 /// `x / √(mean(x²) + ε)` over the last axis.
@@ -51,9 +58,12 @@ pub(super) fn root_mean_square<B: Backend>(
     epsilon: f64,
 ) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
     let [_batch, _pos, width] = x.dims();
-    in_place(x, |x| {
-        kernels::root_mean_square(x, width, epsilon as f32);
-    })
+    let epsilon = epsilon as f32;
+    in_place(
+        x,
+        |x| kernels::root_mean_square(x, width, epsilon),
+        |x, _| Saved::RootMeanSquare(x, epsilon),
+    )
 }
 
 /// `x Eᵀ`, without a transposed copy of the embedding `E`.
@@ -71,50 +81,110 @@ pub(super) fn times_transposed<B: Backend>(
     if rows > kernels::MOST_ROWS {
         return Err(x);
     }
-    let embedding = match recognise(embedding.clone()) {
-        Ok(embedding) => embedding,
-        Err(_) => return Err(x),
+    let product = |x: &FlexTensor, embedding: &FlexTensor| {
+        let product = kernels::times_transposed(x.storage(), embedding.storage(), d_model);
+        FlexTensor::from_data(TensorData::new(product, [rows, vocab]))
     };
-    let x = recognise(x)?;
-    let product = kernels::times_transposed(x.storage(), embedding.storage(), d_model);
-    Ok(generic(FlexTensor::from_data(TensorData::new(
-        product,
-        [rows, vocab],
-    ))))
+    match (recognise(x), recognise(embedding.clone())) {
+        (Ok(x), Ok(embedding)) => Ok(generic(product(&x, &embedding))),
+        (Err(x), _) => autodiff::times_transposed(x, embedding, product),
+        (Ok(x), Err(_)) => Err(generic(x)),
+    }
+}
+
+/// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without, Flex has
+/// its own.
+pub(super) fn layer_norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    bias: &Tensor<B, 1>,
+    epsilon: f64,
+) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
+    autodiff::layer_norm(x, weight, bias, epsilon)
+}
+
+/// Some heads of `[batch, pos, all * d_head]`: `[batch, head, pos, d_head]`, under autodiff.
+/// Without, they are a view anyway.
+pub(super) fn head_part<B: Backend>(
+    x: Tensor<B, 3>,
+    all: usize,
+    part: Range<usize>,
+) -> Result<Tensor<B, 4>, Tensor<B, 3>> {
+    let [batch, pos, width] = x.dims();
+    let d_head = width / all;
+    let view = |x: FlexTensor| {
+        let split = x.reshape([batch, pos, all, d_head].into());
+        split.narrow(2, part.start, part.len()).transpose(1, 2)
+    };
+    autodiff::apply(x, view, |_, _| Saved::HeadPart(all, part.start))
 }
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
 pub(super) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 3>, Tensor<B, 4>> {
     let [batch, head, pos, d_head] = x.dims();
-    let x = recognise(x)?;
-    let merged = kernels::swap_heads(x.storage(), head, pos, d_head);
-    Ok(generic(FlexTensor::from_data(TensorData::new(
-        merged,
-        [batch, pos, head * d_head],
-    ))))
+    let merge = |x: FlexTensor| {
+        strided::contiguous(x.transpose(1, 2)).reshape([batch, pos, head * d_head].into())
+    };
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(merge(x))),
+        Err(x) => autodiff::apply(x, merge, |_, _| Saved::Merged(head)),
+    }
+}
+
+/// `[1, head, row * len, d_head]` → `[row, head, len, d_head]`, a view.
+pub(super) fn rows_of<B: Backend>(
+    x: Tensor<B, 4>,
+    rows: usize,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let view = |x: FlexTensor| strided::rows_of(x, rows);
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(view(x))),
+        Err(x) => autodiff::apply(x, view, |_, _| Saved::Rows),
+    }
+}
+
+/// The way back from [`rows_of`], a copy.
+pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [rows, _head, _len, _d_head] = x.dims();
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(strided::tokens_of(x))),
+        Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
+    }
 }
 
 /// Runs `kernel` on the elements of `x` in row-major order; it changes them in place if nobody
 /// else holds the tensor, and a copy if somebody does.
+///
+/// - `save`: from argument and result, what the gradient needs
 fn in_place<B: Backend, const D: usize>(
     x: Tensor<B, D>,
     kernel: impl FnOnce(&mut [f32]),
+    save: impl FnOnce(FlexTensor, &FlexTensor) -> Saved,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    let mut x = recognise(x)?;
-    kernel(x.storage_mut());
-    Ok(generic(x))
+    let run = |x: FlexTensor| {
+        let mut x = strided::contiguous(x);
+        kernel(x.storage_mut());
+        x
+    };
+    match recognise(x) {
+        Ok(x) => Ok(generic(run(x))),
+        Err(x) => autodiff::apply(x, run, save),
+    }
 }
 
 /// The tensor in row-major order, its storage as long as it has elements; `Err` with the tensor
 /// unless it is an f32 tensor of the backend Flex.
 fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
+    recognise_view(x).map(strided::contiguous)
+}
+
+/// As [`recognise`], with the elements wherever they are.
+fn recognise_view<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
     if x.dtype() != DType::F32 {
         return Err(x);
     }
-    match cast::<_, FlexTensor>(x.into_primitive().tensor()) {
-        Ok(x) => Ok(x.to_contiguous()),
-        Err(x) => Err(Tensor::from_primitive(TensorPrimitive::Float(x))),
-    }
+    cast::<_, FlexTensor>(x.into_primitive().tensor())
+        .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
 }
 
 /// The way back from [`recognise`].

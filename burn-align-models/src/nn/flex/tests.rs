@@ -1,15 +1,21 @@
-//! The fast paths agree with the portable way, which they take under autodiff.
+//! The fast paths agree with the portable way, forwards and backwards.
 
 use burn::backend::Autodiff;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;
 
-use super::super::attention::merge_heads;
-use super::super::norm::root_mean_square;
+use super::super::attention::{
+    Attend, CausalPass, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
+};
+use super::super::norm::{layer_norm, root_mean_square};
 use super::super::projection::times_transposed;
 use crate::nn::Activation;
+use crate::tap::NoTap;
 
-type Portable = Autodiff<Flex>;
+/// Differentiated twice, Flex is not recognised.
+type Portable = Autodiff<Autodiff<Flex>>;
+type Fast = Autodiff<Flex>;
 
 fn data<const D: usize>(shape: [usize; D], spread: f32) -> TensorData {
     let n = shape.iter().product::<usize>();
@@ -22,9 +28,10 @@ fn data<const D: usize>(shape: [usize; D], spread: f32) -> TensorData {
 /// Asserts that both tensors agree within 1e-6 of their own size.
 fn assert_close<const D: usize>(fast: Tensor<Flex, D>, portable: Tensor<Portable, D>) {
     assert_eq!(fast.dims(), portable.dims());
-    let largest = (fast.clone() - portable.clone().inner())
+    let portable = portable.inner().inner();
+    let largest = (fast - portable.clone())
         .abs()
-        .div(portable.inner().abs().clamp_min(1.0))
+        .div(portable.abs().clamp_min(1.0))
         .max()
         .into_scalar();
     assert!(largest <= 1e-6, "difference {largest}");
@@ -100,4 +107,169 @@ fn unembedding() {
             times_transposed(portable, e_portable),
         );
     }
+}
+
+/// Causal attention of three tensors with heads.
+fn attention<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    window: Option<usize>,
+) -> Tensor<B, 4> {
+    let [_batch, _head, pos, _d_head] = q.dims();
+    let pass = CausalPass::new(pos, window, None, &q.device());
+    let how = Attend {
+        layer: 0,
+        scale: 0.7,
+        windowed: window.is_some(),
+        pass: &pass,
+    };
+    attend(q, k, v, &how, &mut NoTap)
+}
+
+/// The gradients of a weighted sum of what a function of some tensors gives.
+fn gradients<A: AutodiffBackend, const N: usize, const D: usize>(
+    arguments: [Tensor<A, 3>; N],
+    function: impl Fn([Tensor<A, 3>; N]) -> Tensor<A, D>,
+) -> [Tensor<A::InnerBackend, 3>; N] {
+    let arguments = arguments.map(Tensor::require_grad);
+    let result = function(arguments.clone());
+    let weights = Tensor::from_data(data(result.dims(), 1.0), &result.device());
+    let gradients = (result * weights).sum().backward();
+    arguments.map(|argument| argument.grad(&gradients).expect("it is a leaf"))
+}
+
+/// Asserts that both ways give the same gradients, to 1e-6 of the largest one.
+fn assert_same_gradients<const N: usize>(
+    fast: [Tensor<Flex, 3>; N],
+    portable: [Tensor<Fast, 3>; N],
+) {
+    for (index, (fast, portable)) in fast.into_iter().zip(portable).enumerate() {
+        let portable = portable.inner();
+        let largest = (fast - portable.clone()).abs().max().into_scalar();
+        let scale = portable.abs().max().into_scalar();
+        assert!(
+            largest <= 1e-6 * scale.max(1.0),
+            "{index}: {largest} of {scale}"
+        );
+    }
+}
+
+#[test]
+fn gradients_of_activations() {
+    for activation in [
+        Activation::GeluTanh,
+        Activation::QuickGelu,
+        Activation::Sigmoid,
+        Activation::Silu,
+    ] {
+        for shape in SHAPES {
+            for spread in [0.1, 5.0, 200.0] {
+                let device = Default::default();
+                let x = data(shape, spread);
+                assert_same_gradients(
+                    gradients::<Fast, 1, 3>([Tensor::from_data(x.clone(), &device)], |[x]| {
+                        activation.forward(x)
+                    }),
+                    gradients::<Portable, 1, 3>([Tensor::from_data(x, &device)], |[x]| {
+                        activation.forward(x)
+                    }),
+                );
+            }
+        }
+    }
+}
+
+/// Both ways of a function of some tensors of these shapes.
+macro_rules! assert_differentiates {
+    ($shapes:expr, $x:ident => $function:expr) => {{
+        let device = Default::default();
+        let fast = $shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
+        let portable = $shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
+        assert_same_gradients(
+            gradients::<Fast, _, _>(fast, |$x| $function),
+            gradients::<Portable, _, _>(portable, |$x| $function),
+        );
+    }};
+}
+
+#[test]
+fn gradients_of_norms() {
+    for shape in SHAPES {
+        let width = shape[2];
+        assert_differentiates!([shape], x => root_mean_square(x[0].clone(), 1e-5));
+        assert_differentiates!([shape, [1, 1, width], [1, 1, width]], x => {
+            let [x, weight, bias] = x;
+            layer_norm(x, weight.reshape([width]), bias.reshape([width]), 1e-5)
+        });
+    }
+}
+
+#[test]
+fn gradients_of_heads() {
+    for [batch, head, pos, d_head] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 5, 64]] {
+        assert_differentiates!([[batch * head, pos, d_head]], x => {
+            merge_heads(x[0].clone().reshape([batch, head, pos, d_head]))
+        });
+    }
+}
+
+#[test]
+fn rows_and_tokens() {
+    for [rows, head, len, d_head] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 3, 64]] {
+        let (x, portable) = both([1, rows * len, (head + 2) * d_head], 3.0);
+        let part = || (head + 2, 1..1 + head);
+        let (all, range) = part();
+        let (fast, slow) = (
+            head_part(x, all, range.clone()),
+            head_part(portable, all, range),
+        );
+        assert_close(fast.clone(), slow.clone());
+        let (fast, slow) = (rows_of(fast, rows), rows_of(slow, rows));
+        assert_close(fast.clone(), slow.clone());
+        assert_close(tokens_of(fast), tokens_of(slow));
+        assert_differentiates!([[1, rows * len, (head + 2) * d_head]], x => {
+            let (all, range) = part();
+            let heads = head_part(x[0].clone(), all, range);
+            let rows = rows_of(heads.clone(), rows);
+            merge_heads(heads * tokens_of(rows.clone() * rows))
+        });
+    }
+}
+
+#[test]
+fn gradients_of_attention() {
+    for ([batch, pos, width], window) in
+        [([1, 1, 6], None), ([2, 7, 12], None), ([3, 9, 12], Some(4))]
+    {
+        assert_differentiates!([[batch, pos, width]; 3], x => {
+            let [q, k, v] = x.map(|x| split_heads(x, 3));
+            attention(q, k, v, window)
+        });
+    }
+}
+
+#[test]
+fn gradients_of_the_unembedding() {
+    for (rows, vocab, width) in [(1, 300, 48), (3, 101, 33), (16, 65, 16), (40, 7, 5)] {
+        assert_differentiates!([[1, rows, width], [1, vocab, width]], x => {
+            let [x, e] = x;
+            times_transposed(x.reshape([rows, width]), e.reshape([vocab, width]))
+        });
+    }
+}
+
+#[test]
+fn nothing_is_kept_where_nothing_is_tracked() {
+    let device = Default::default();
+    let x = Tensor::<Fast, 3>::random([2, 3, 4], Distribution::Default, &device);
+    let y = Tensor::<Fast, 3>::random([2, 3, 4], Distribution::Default, &device).require_grad();
+    let gradients = (Activation::Silu.forward(x.clone()) * y.clone())
+        .sum()
+        .backward();
+    assert!(x.grad(&gradients).is_none());
+    assert_eq!(
+        y.grad(&gradients).expect("it is a leaf").to_data(),
+        Activation::Silu.forward(x.inner()).to_data()
+    );
 }

@@ -1,0 +1,157 @@
+"""The steps of distributed alignment search of `workloads.py`: one run is one optimizer step.
+
+A source is run, a base is run with its residual replaced at one position along a trained rotation,
+and the cross-entropy at the base's last position goes back to the rotation, which Adam changes.
+Nothing is kept from one step to the next. The model is frozen. The rotation is orthonormal by
+`torch.nn.utils.parametrizations.orthogonal`: a matrix exponential if square, Householder
+reflections if tall.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrizations import orthogonal
+from transformers import GPT2LMHeadModel
+
+RATE, BOUNDARY_RATE = 1e-3, 1e-2  # as burn-align's by default, and pyvene's notebooks
+TEMPERATURE = 50.0  # of the boundary, as in pyvene
+
+
+@dataclass(frozen=True)
+class Das:
+    """What is trained, and where."""
+
+    layer: int
+    position: int
+    rank: int | None = None  # None: a square rotation
+    boundless: bool = False
+
+
+def labels(batch: int) -> Tensor:
+    return torch.arange(batch) * 3001
+
+
+def with_pyvene(
+    model: GPT2LMHeadModel, das: Das, base: Tensor, source: Tensor
+) -> Callable[[], list[Tensor]]:
+    """As pyvene's tutorials train: both runs in full, with logits at all positions."""
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells what else could be installed
+        import pyvene
+    if das.boundless:
+        intervention = pyvene.BoundlessRotatedSpaceIntervention
+    elif das.rank is None:
+        intervention = pyvene.RotatedSpaceIntervention
+    else:
+        intervention = pyvene.LowRankRotatedSpaceIntervention
+    representation = {"layer": das.layer, "component": "block_output", "unit": "pos"}
+    if das.rank is not None:
+        representation["low_rank_dimension"] = das.rank
+    torch.manual_seed(0)
+    config = pyvene.IntervenableConfig(
+        [representation], intervention_types=intervention, model_type=type(model)
+    )
+    intervenable = pyvene.IntervenableModel(config, model)
+    intervenable.disable_model_gradients()
+    (trained,) = intervenable.interventions.values()
+    parameters = [{"params": trained.rotate_layer.parameters()}]
+    if das.boundless:
+        parameters.append({"params": trained.intervention_boundaries, "lr": BOUNDARY_RATE})
+    optimizer = torch.optim.Adam(parameters, lr=RATE)
+    wanted = labels(len(base))
+    inputs = {"input_ids": base}, [{"input_ids": source}], {"sources->base": das.position}
+
+    @torch.enable_grad()
+    def step() -> list[Tensor]:
+        _, intervened = intervenable(*inputs)
+        logits = intervened.logits[:, -1]
+        loss = cross_entropy(logits, wanted)
+        total = loss + trained.intervention_boundaries.sum() if das.boundless else loss
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        return [logits.detach()]
+
+    return step
+
+
+class Rotation(nn.Module):
+    """Swaps along all columns of its weight, or along those before a learned boundary."""
+
+    def __init__(self, width: int, das: Das) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, das.rank or width))
+        nn.init.orthogonal_(self.weight)
+        if das.boundless:
+            self.boundary = nn.Parameter(torch.tensor(0.5))
+            self.register_buffer("columns", torch.arange(width), persistent=False)
+
+    def forward(self, base: Tensor, source: Tensor) -> Tensor:
+        """[batch, width] each."""
+        weight = self.weight  # the parametrization computes it at every access
+        change = (source - base) @ weight
+        if hasattr(self, "boundary"):
+            end = self.boundary.clamp(1e-3, 1) * len(self.columns)
+            above_start = torch.sigmoid(self.columns / TEMPERATURE)
+            change = change * above_start * torch.sigmoid((end - self.columns) / TEMPERATURE)
+        return base + change @ weight.T
+
+
+class Reached(Exception):
+    """Ends a run that has shown what was wanted of it."""
+
+
+def with_hooks(
+    model: GPT2LMHeadModel, das: Das, base: Tensor, source: Tensor
+) -> Callable[[], list[Tensor]]:
+    """The source up to the layer of the swap, logits at the last position only."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    torch.manual_seed(0)
+    rotation = orthogonal(Rotation(model.config.n_embd, das))
+    masks = [rotation.boundary] if das.boundless else []
+    rotations = list(rotation.parametrizations.parameters())
+    parameters = [{"params": rotations}, {"params": masks, "lr": BOUNDARY_RATE}]
+    optimizer = torch.optim.Adam(parameters, lr=RATE)
+    wanted = labels(len(base))
+    block = model.transformer.h[das.layer]
+    kept: list[Tensor] = []
+
+    def residual(output: Tensor | tuple) -> Tensor:
+        return output[0] if isinstance(output, tuple) else output
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        kept.append(residual(output)[:, das.position])
+        raise Reached
+
+    def swap(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        # In place: nothing before this needs gradients, so that no graph is broken.
+        at = residual(output)
+        at[:, das.position] = rotation(at[:, das.position].clone(), kept.pop())
+
+    @contextlib.contextmanager
+    def hooked(hook: Callable):
+        handle = block.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def step() -> list[Tensor]:
+        with torch.no_grad(), contextlib.suppress(Reached), hooked(keep):
+            model.transformer(source, use_cache=False)
+        with torch.enable_grad(), hooked(swap):
+            hidden = model.transformer(base, use_cache=False).last_hidden_state
+            logits = model.lm_head(hidden[:, -1])
+            loss = cross_entropy(logits, wanted)
+            total = loss + rotation.boundary if das.boundless else loss
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+        return [logits.detach()]
+
+    return step

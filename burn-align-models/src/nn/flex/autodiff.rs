@@ -1,0 +1,258 @@
+//! The fast paths under autodiff: the same kernels forwards, and kernels for their gradients.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, FloatTensorOps, ModuleOps};
+use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+
+use super::{cast, kernels, strided};
+
+/// A tensor of the backend that differentiates on Flex.
+type Tracked = FloatTensor<Autodiff<Flex>>;
+
+/// Multiplies a gradient by the derivative of a function of each element, given its argument.
+pub(super) type Gradient = fn(&mut [f32], &[f32]);
+
+/// What the gradient of a function of one tensor needs of the forward pass.
+#[derive(Clone, Debug)]
+pub(super) enum Saved {
+    /// The argument of a function of each element.
+    Argument(FlexTensor, Gradient),
+    /// What a softmax has given, and the factor on its scores.
+    Softmax(FlexTensor, f32),
+    /// The argument of a norm without parameters, and its ε.
+    RootMeanSquare(FlexTensor, f32),
+    /// The number of heads that have been merged.
+    Merged(usize),
+    /// Among how many heads the part was, and at which it began.
+    HeadPart(usize, usize),
+    /// Tokens have become rows.
+    Rows,
+    /// So many rows have become tokens.
+    Tokens(usize),
+}
+
+impl Saved {
+    /// The gradient of the argument.
+    fn gradient(self, gradient: FlexTensor) -> FlexTensor {
+        match self {
+            Self::Merged(head) => {
+                let [batch, pos, width] = gradient.shape().dims();
+                let split = gradient.reshape([batch, pos, head, width / head].into());
+                return split.transpose(1, 2);
+            }
+            Self::HeadPart(all, first) => return strided::among_heads(&gradient, all, first),
+            Self::Rows => return strided::tokens_of(gradient),
+            Self::Tokens(rows) => return strided::rows_of(gradient, rows),
+            _ => {}
+        }
+        let mut gradient = strided::contiguous(gradient);
+        let width = gradient.shape().last().copied().unwrap_or(1);
+        match self {
+            Self::Argument(x, kernel) => {
+                kernel(gradient.storage_mut(), strided::contiguous(x).storage());
+            }
+            Self::Softmax(weights, scale) => kernels::softmax_gradient(
+                gradient.storage_mut(),
+                strided::contiguous(weights).storage(),
+                width,
+                scale,
+            ),
+            Self::RootMeanSquare(x, epsilon) => kernels::root_mean_square_gradient(
+                gradient.storage_mut(),
+                strided::contiguous(x).storage(),
+                width,
+                epsilon,
+            ),
+            _ => unreachable!("returned above"),
+        }
+        gradient
+    }
+}
+
+#[derive(Debug)]
+struct OfOne;
+
+impl Backward<Flex, 1> for OfOne {
+    type State = Saved;
+
+    fn backward(self, ops: Ops<Saved, 1>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        unary::<Flex, _>(ops.parents, ops.node, gradients, |gradient| {
+            ops.state.gradient(gradient)
+        });
+    }
+}
+
+/// Applies `forward`; `Err` with the tensor unless it is an f32 tensor of the backend that
+/// differentiates on Flex.
+///
+/// - `save`: from argument and result, what the gradient needs
+pub(super) fn apply<B: Backend, const D: usize, const E: usize>(
+    x: Tensor<B, D>,
+    forward: impl FnOnce(FlexTensor) -> FlexTensor,
+    save: impl FnOnce(FlexTensor, &FlexTensor) -> Saved,
+) -> Result<Tensor<B, E>, Tensor<B, D>> {
+    let x = recognise(x)?;
+    let result = match OfOne
+        .prepare::<NoCheckpointing>([x.node.clone()])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => {
+            let result = forward(x.primitive.clone());
+            let saved = save(x.primitive, &result);
+            prepared.finish(saved, result)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(forward(x.primitive)),
+    };
+    Ok(generic(result))
+}
+
+/// The two factors of `x Eᵀ`, where the gradient of the other one needs them.
+type Factors = [Option<FlexTensor>; 2];
+
+#[derive(Debug)]
+struct OfProduct;
+
+impl Backward<Flex, 2> for OfProduct {
+    type State = Factors;
+
+    fn backward(self, ops: Ops<Factors, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [x, embedding] = ops.state;
+        binary::<Flex, _, _>(
+            ops.parents,
+            ops.node,
+            gradients,
+            |gradient| Flex::float_matmul(gradient, embedding.expect("saved for this")),
+            |gradient| {
+                let transposed = Flex::float_swap_dims(gradient, 0, 1);
+                Flex::float_matmul(transposed, x.expect("saved for this"))
+            },
+        );
+    }
+}
+
+/// `x Eᵀ`, by `forward`.
+pub(super) fn times_transposed<B: Backend>(
+    x: Tensor<B, 2>,
+    embedding: &Tensor<B, 2>,
+    forward: impl FnOnce(&FlexTensor, &FlexTensor) -> FlexTensor,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let Ok(embedding) = recognise(embedding.clone()) else {
+        return Err(x);
+    };
+    let x = recognise(x)?;
+    let needed = |node: &Tracked| !node.node.requirement.is_none();
+    let (x_needed, embedding_needed) = (needed(&x), needed(&embedding));
+    let (left, right) = (
+        strided::contiguous(x.primitive),
+        strided::contiguous(embedding.primitive),
+    );
+    let product = forward(&left, &right);
+    let result = match OfProduct
+        .prepare::<NoCheckpointing>([x.node, embedding.node])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => prepared.finish(
+            [embedding_needed.then_some(left), x_needed.then_some(right)],
+            product,
+        ),
+        OpsKind::UnTracked(prepared) => prepared.finish(product),
+    };
+    Ok(generic(result))
+}
+
+/// What the gradient of a layer norm needs: its argument, its scale and its ε.
+type NormState = (FlexTensor, FlexTensor, f64);
+
+#[derive(Debug)]
+struct OfLayerNorm;
+
+impl Backward<Flex, 3> for OfLayerNorm {
+    type State = NormState;
+
+    fn backward(self, ops: Ops<NormState, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [of_x, of_weight, of_bias] = ops.parents;
+        let (x, weight, epsilon) = ops.state;
+        let gradient = strided::contiguous(gradients.consume::<Flex>(&ops.node));
+        let sizes = gradient.shape();
+        let width = sizes.last().copied().unwrap_or(1);
+        let rows = |x: FlexTensor| {
+            let count = sizes.num_elements() / width;
+            Flex::float_reshape(x, [count, width].into())
+        };
+        let sum = |x: FlexTensor| {
+            let sum = Flex::float_sum_dim(rows(x), 0);
+            Flex::float_reshape(sum, [width].into())
+        };
+        if let Some(node) = of_bias {
+            gradients.register::<Flex>(node.id, sum(gradient.clone()));
+        }
+        if let Some(node) = of_weight {
+            let one = TensorData::ones::<f32, _>([width]);
+            let normed = Flex::layer_norm(x.clone(), FlexTensor::from_data(one), None, epsilon);
+            let product = Flex::float_mul(gradient.clone(), normed);
+            gradients.register::<Flex>(node.id, sum(product));
+        }
+        if let Some(node) = of_x {
+            let mut gradient = gradient;
+            kernels::layer_norm_gradient(
+                gradient.storage_mut(),
+                strided::contiguous(x).storage(),
+                strided::contiguous(weight).storage(),
+                epsilon as f32,
+            );
+            gradients.register::<Flex>(node.id, gradient);
+        }
+    }
+}
+
+/// `(x - mean) / √(var + ε) · weight + bias` over the last axis.
+pub(super) fn layer_norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    bias: &Tensor<B, 1>,
+    epsilon: f64,
+) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
+    let (Ok(weight), Ok(bias)) = (recognise(weight.clone()), recognise(bias.clone())) else {
+        return Err(x);
+    };
+    let x = recognise(x)?;
+    let result = Flex::layer_norm(
+        x.primitive.clone(),
+        weight.primitive.clone(),
+        Some(bias.primitive.clone()),
+        epsilon,
+    );
+    let result = match OfLayerNorm
+        .prepare::<NoCheckpointing>([x.node, weight.node, bias.node])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => {
+            prepared.finish((x.primitive, weight.primitive, epsilon), result)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(result),
+    };
+    Ok(generic(result))
+}
+
+/// The tensor, if it is an f32 tensor of the backend that differentiates on Flex.
+fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tracked, Tensor<B, D>> {
+    if x.dtype() != DType::F32 {
+        return Err(x);
+    }
+    cast::<_, Tracked>(x.into_primitive().tensor())
+        .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
+}
+
+/// The way back from [`recognise`].
+fn generic<B: Backend, const D: usize>(x: Tracked) -> Tensor<B, D> {
+    let x = cast(x).unwrap_or_else(|_| unreachable!("the backend has been recognised"));
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}

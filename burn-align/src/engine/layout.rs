@@ -1,0 +1,444 @@
+//! Where the positions of rows are in the tensors of a stage.
+//!
+//! Rows on the same input are the same before the first position at which one of them has been
+//! edited. One row of them, the one that stays unedited longest, is the *trunk* and is computed as
+//! a whole. Of the others only the *suffix* is computed, from that position on, and what comes
+//! before it is found in the trunk.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn_align_models::{KeysValues, Prefixes, SuffixClass, Suffixes};
+
+use super::Indices;
+use super::past::PastLayer;
+use super::plan::{InputId, Plan};
+use super::schedule::Group;
+
+/// Where the positions of the rows of a stage are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    /// Number of positions of the longest row of the pass.
+    pub(super) pos: usize,
+    /// The first row of each group.
+    first_rows: Vec<usize>,
+    rows: Vec<Row>,
+    /// Suffixes that begin and end alike; `None` where all rows are computed as wholes.
+    classes: Option<Vec<Class>>,
+    /// Number of positions that are computed, in all rows.
+    tokens: usize,
+}
+
+/// One example of a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Row {
+    /// Number of positions.
+    pos: usize,
+    /// The first position that is computed.
+    start: usize,
+    /// The row that has the positions before; the row itself, if none has them or needs them.
+    trunk: usize,
+    /// Whether keys and values before the start have been kept from an earlier pass. Nothing else
+    /// is known of these positions.
+    kept: Option<(InputId, usize)>,
+    /// Where the first position is that is computed.
+    first_token: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Class {
+    start: usize,
+    pos: usize,
+    /// Whether they come behind kept keys and values.
+    kept: bool,
+    /// Rows with the same trunk stand behind one another.
+    rows: Vec<usize>,
+}
+
+/// The first position at which a world has been edited so far, in each example; past the last
+/// position where it has not.
+pub(super) type Edited = Vec<usize>;
+
+/// Takes positions into account that are edited or read.
+pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
+    for (example, first) in firsts.iter_mut().enumerate() {
+        let earliest = match positions {
+            Indices::All => Some(0),
+            Indices::Same(positions) => positions.iter().min().copied(),
+            Indices::Each(each) => each[example].iter().min().copied(),
+        };
+        *first = earliest.map_or(*first, |earliest| earliest.min(*first));
+    }
+}
+
+impl Layout {
+    /// Most classes of suffixes in a stage. Each costs some small operations per block; what it
+    /// saves are positions. Suffixes of one class more begin earlier than they could.
+    const MOST_CLASSES: usize = 8;
+
+    /// All rows as wholes, padded to `pos` positions.
+    pub(super) fn whole<B: Backend>(plan: &Plan<B>, groups: &[Group], pos: usize) -> Self {
+        let mut first_rows = Vec::with_capacity(groups.len());
+        let mut rows = Vec::new();
+        for group in groups {
+            let input = plan.input_of(group.worlds[0]);
+            first_rows.push(rows.len());
+            for _example in 0..input.batch() {
+                rows.push(Row {
+                    pos: input.pos(),
+                    start: 0,
+                    trunk: rows.len(),
+                    kept: None,
+                    first_token: 0,
+                });
+            }
+        }
+        for (index, row) in rows.iter_mut().enumerate() {
+            row.first_token = index * pos;
+        }
+        Self {
+            pos,
+            first_rows,
+            tokens: rows.len() * pos,
+            rows,
+            classes: None,
+        }
+    }
+
+    /// Suffixes where they are enough, if that saves a tenth of all positions.
+    ///
+    /// - `edited`: of each group
+    pub(super) fn with_suffixes<B: Backend>(
+        plan: &Plan<B>,
+        groups: &[Group],
+        pos: usize,
+        edited: &[&Edited],
+    ) -> Self {
+        let whole = Self::whole(plan, groups, pos);
+        let mut layout = whole.clone();
+        // The trunk of each example of each input.
+        let mut trunks: BTreeMap<(InputId, usize), (usize, usize)> = BTreeMap::new();
+        let input = |group: &Group| plan.worlds[group.worlds[0].0].input;
+        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+            for (example, edited) in edited.iter().enumerate() {
+                let here = (*edited, first_row + example);
+                let trunk = trunks.entry((input(group), example)).or_insert(here);
+                if here.0 > trunk.0 {
+                    *trunk = here;
+                }
+            }
+        }
+        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+            let input = input(group);
+            let past = plan.inputs[input.0].past();
+            for (example, edited) in edited.iter().enumerate() {
+                let (_, trunk) = trunks[&(input, example)];
+                let row = &mut layout.rows[first_row + example];
+                if let Some(past) = past {
+                    row.kept = Some((input, example));
+                    row.start = past.starts[example];
+                } else if trunk != first_row + example {
+                    row.trunk = trunk;
+                    row.start = (*edited).min(row.pos);
+                }
+            }
+        }
+        let must_be = layout.rows.iter().any(|row| row.kept.is_some());
+        layout.classify();
+        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
+            true => layout,
+            false => whole,
+        }
+    }
+
+    /// Gathers suffixes into classes, and gives each its tokens.
+    fn classify(&mut self) {
+        // A suffix may be empty.
+        let rows = self.rows.iter().filter(|row| row.start < row.pos);
+        let suffixes = rows
+            .clone()
+            .filter(|row| row.kept.is_none() && row.start > 0)
+            .map(|row| (row.pos, row.start));
+        // What cannot begin elsewhere: whole rows, and those behind kept keys and values.
+        let fixed = rows
+            .filter(|row| row.kept.is_some() || row.start == 0)
+            .map(|row| (row.pos, row.start, row.kept.is_some()));
+        let fixed: BTreeSet<(usize, usize, bool)> = fixed.collect();
+        let merged = merge_suffixes(suffixes);
+        let mut classes: Vec<Class> = merged
+            .into_iter()
+            .map(|(pos, start)| (pos, start, false))
+            .chain(fixed)
+            .map(|(pos, start, kept)| Class {
+                start,
+                pos,
+                kept,
+                rows: Vec::new(),
+            })
+            .collect();
+        for (index, row) in self.rows.iter_mut().enumerate() {
+            if row.start == row.pos {
+                continue;
+            }
+            let class = classes
+                .iter_mut()
+                .filter(|class| (class.pos, class.kept) == (row.pos, row.kept.is_some()))
+                .filter(|class| class.start <= row.start)
+                .max_by_key(|class| class.start)
+                .expect("there is one for each row");
+            row.start = class.start;
+            class.rows.push(index);
+        }
+        self.tokens = 0;
+        for class in &mut classes {
+            class.rows.sort_by_key(|row| (self.rows[*row].trunk, *row));
+            for row in &class.rows {
+                self.rows[*row].first_token = self.tokens;
+                self.tokens += class.pos - class.start;
+            }
+        }
+        self.classes = Some(classes);
+    }
+
+    /// Number of rows.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The first row of a group.
+    pub(super) fn first_row(&self, group: usize) -> usize {
+        self.first_rows[group]
+    }
+
+    /// Whether all rows are computed as wholes.
+    pub(super) fn is_whole(&self) -> bool {
+        self.classes.is_none()
+    }
+
+    /// The first two axes of the residual stream.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        match &self.classes {
+            None => [self.rows.len(), self.pos],
+            Some(_) => [1, self.tokens],
+        }
+    }
+
+    /// Where a position of a row is among the positions of all rows.
+    pub(super) fn token(&self, row: usize, position: usize) -> usize {
+        let here = &self.rows[row];
+        if position < here.start {
+            assert!(here.kept.is_none(), "checked when the plan was validated");
+            return self.token(here.trunk, position);
+        }
+        here.first_token + position - here.start
+    }
+
+    /// Where the vector of a head at a position of a row is among all vectors.
+    pub(super) fn cell(&self, row: usize, [head, heads]: [usize; 2], position: usize) -> usize {
+        match &self.classes {
+            None => (row * heads + head) * self.pos + position,
+            Some(_) => head * self.tokens + self.token(row, position),
+        }
+    }
+
+    /// Rows and positions, in the order in which they stand.
+    pub(super) fn places(&self) -> Vec<(usize, usize)> {
+        let mut places = Vec::with_capacity(self.tokens);
+        match &self.classes {
+            None => {
+                for row in 0..self.rows.len() {
+                    places.extend((0..self.pos).map(|position| (row, position)));
+                }
+            }
+            Some(classes) => {
+                for class in classes {
+                    for row in &class.rows {
+                        let positions = class.start..class.pos;
+                        places.extend(positions.map(|position| (*row, position)));
+                    }
+                }
+            }
+        }
+        places
+    }
+
+    /// Of each row of this layout: the row of another one that it continues.
+    ///
+    /// - `parents`: the group there that each group here continues
+    pub(super) fn rows_before(&self, before: &Self, parents: &[usize]) -> Vec<usize> {
+        let all = self.rows.len();
+        let ends = self.first_rows.iter().skip(1).copied().chain([all]);
+        let groups = self.first_rows.iter().zip(ends).zip(parents);
+        groups
+            .flat_map(|((first, end), parent)| {
+                let start = before.first_rows[*parent];
+                start..start + end - first
+            })
+            .collect()
+    }
+
+    /// Of each position of this layout: where another one has it. What stands behind the end of a
+    /// row is anything.
+    pub(super) fn tokens_in(&self, before: &Self, rows_before: &[usize]) -> Vec<usize> {
+        let places = self.places().into_iter().map(|(row, position)| {
+            let row = rows_before[row];
+            before.token(row, position.min(before.rows[row].pos - 1))
+        });
+        places.collect()
+    }
+
+    /// What the model has to know about it.
+    pub(super) fn suffixes<B: Backend>(
+        &self,
+        plan: &Plan<B>,
+        device: &B::Device,
+    ) -> Option<Suffixes<B>> {
+        let classes = self.classes.as_ref()?;
+        let positions = self.places().into_iter().map(|(_row, position)| position);
+        let classes = classes.iter().map(|class| SuffixClass {
+            rows: class.rows.len(),
+            start: class.start,
+            pos: class.pos,
+            prefixes: match class {
+                Class { start: 0, .. } => None,
+                Class { kept: true, .. } => Some(self.kept_prefixes(class, plan)),
+                Class { kept: false, .. } => Some(self.prefixes(class, device)),
+            },
+        });
+        Some(Suffixes {
+            positions: int_tensor(positions, device),
+            classes: classes.collect(),
+        })
+    }
+
+    /// Keys and values before the suffixes of a class, which have been kept.
+    fn kept_prefixes<B: Backend>(&self, class: &Class, plan: &Plan<B>) -> Prefixes<B> {
+        // Neighbours on one input, with the rows of its tensors.
+        let mut runs: Vec<(InputId, Vec<usize>)> = Vec::new();
+        for row in &class.rows {
+            let (input, example) = self.rows[*row].kept.expect("the class is of such rows");
+            match runs.last_mut() {
+                Some((last, examples)) if *last == input => examples.push(example),
+                _ => runs.push((input, vec![example])),
+            }
+        }
+        let pasts: Vec<_> = runs
+            .iter()
+            .filter_map(|(input, examples)| Some((plan.inputs[input.0].past()?, examples)))
+            .collect();
+        let layers = pasts.first().map_or(&[][..], |(past, _)| &past.layers);
+        let kept = layers.iter().enumerate().map(|(index, kept)| {
+            let take = |tensor: fn(&PastLayer<B>) -> &Tensor<B, 3>| {
+                let parts = pasts.iter().map(|(past, examples)| {
+                    let all = tensor(&past.layers[index]).clone();
+                    let [batch, _start, width] = all.dims();
+                    let all = all.narrow(1, 0, class.start);
+                    let chosen = match examples.iter().copied().eq(0..batch) {
+                        true => all,
+                        false => {
+                            let device = all.device();
+                            all.select(0, int_tensor(examples.iter().copied(), &device))
+                        }
+                    };
+                    let sizes = [
+                        examples.len(),
+                        class.start,
+                        past.kv_heads,
+                        width / past.kv_heads,
+                    ];
+                    chosen.reshape(sizes).swap_dims(1, 2)
+                });
+                join(parts.collect())
+            };
+            KeysValues {
+                layer: kept.layer,
+                keys: take(|kept| &kept.keys),
+                values: take(|kept| &kept.values),
+            }
+        });
+        Prefixes::Kept(kept.collect())
+    }
+
+    fn prefixes<B: Backend>(&self, class: &Class, device: &B::Device) -> Prefixes<B> {
+        // Each trunk with the number of rows that continue it.
+        let mut trunks: Vec<(usize, usize)> = Vec::new();
+        for row in &class.rows {
+            let trunk = self.rows[*row].trunk;
+            match trunks.last_mut() {
+                Some((last, count)) if *last == trunk => *count += 1,
+                _ => trunks.push((trunk, 1)),
+            }
+        }
+        // All prefixes are to have the same number of suffixes.
+        let each = trunks.iter().fold(0, |each, (_, count)| gcd(each, *count));
+        let rows: Vec<usize> = trunks
+            .iter()
+            .flat_map(|(trunk, count)| std::iter::repeat_n(*trunk, count / each))
+            .collect();
+        let tokens = rows
+            .iter()
+            .flat_map(|row| (0..class.start).map(|position| self.token(*row, position)));
+        Prefixes::Here {
+            rows: rows.len(),
+            tokens: int_tensor(tokens, device),
+        }
+    }
+
+    /// For each class of rows: their number, the number of positions that are computed, and of
+    /// those that these look at.
+    pub(super) fn work(&self) -> Vec<[usize; 3]> {
+        match &self.classes {
+            None => vec![[self.rows.len(), self.pos, self.pos]],
+            Some(classes) => classes
+                .iter()
+                .map(|class| [class.rows.len(), class.pos - class.start, class.pos])
+                .collect(),
+        }
+    }
+}
+
+/// Where suffixes that end and begin at these positions shall begin, so that there are no more kinds
+/// of them than [`Layout::MOST_CLASSES`] and little more is computed. The result is sorted.
+pub(super) fn merge_suffixes(
+    suffixes: impl Iterator<Item = (usize, usize)>,
+) -> Vec<(usize, usize)> {
+    let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for kind in suffixes {
+        *counts.entry(kind).or_default() += 1;
+    }
+    let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
+    while kinds.len() > Layout::MOST_CLASSES {
+        // What it costs to let the suffixes of a kind begin where the kind before does.
+        let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
+            let ([(pos, start), (other_pos, later)], count) = ([pair[0].0, pair[1].0], pair[1].1);
+            (pos == other_pos).then_some(((later - start) * count, index))
+        });
+        let Some((_, index)) = costs.min() else {
+            break;
+        };
+        kinds[index].1 += kinds.remove(index + 1).1;
+    }
+    kinds.into_iter().map(|(kind, _count)| kind).collect()
+}
+
+/// Tensors under one another.
+fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>) -> Tensor<B, 4> {
+    match parts.len() {
+        1 => parts.remove(0),
+        _ => Tensor::cat(parts, 0),
+    }
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// Indices as a tensor.
+pub(super) fn int_tensor<B: Backend>(
+    indices: impl Iterator<Item = usize>,
+    device: &B::Device,
+) -> Tensor<B, 1, Int> {
+    let indices: Vec<i64> = indices.map(|index| index as i64).collect();
+    let count = indices.len();
+    Tensor::from_data(TensorData::new(indices, [count]), device)
+}

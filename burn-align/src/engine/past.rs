@@ -1,0 +1,209 @@
+//! Keys and values that are kept of positions which are computed no more.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, Component, Site};
+
+use super::Units;
+use super::execute::logit_units;
+use super::freeze::{Freezer, Kept};
+use super::layout::{lower, merge_suffixes};
+use super::plan::{Operand, Plan, Read, ReadId, WorldId};
+use super::schedule::{Part, Stage};
+
+/// Keys and values of the positions that no edit reaches any more.
+#[derive(Clone, Debug)]
+pub(super) struct Past<B: Backend> {
+    /// Of each example: the first position that is still to be computed.
+    pub(super) starts: Vec<usize>,
+    pub(super) kv_heads: usize,
+    pub(super) layers: Vec<PastLayer<B>>,
+}
+
+/// Keys and values of one layer, `[batch, pos, kv_head * d_head]`.
+#[derive(Clone, Debug)]
+pub(super) struct PastLayer<B: Backend> {
+    pub(super) layer: usize,
+    pub(super) keys: Tensor<B, 3>,
+    pub(super) values: Tensor<B, 3>,
+}
+
+impl<B: Backend> Past<B> {
+    /// The same with other tensors, and for other examples.
+    pub(super) fn map<A: Backend>(
+        &self,
+        starts: Vec<usize>,
+        tensor: impl Fn(&Tensor<B, 3>) -> Tensor<A, 3>,
+    ) -> Past<A> {
+        Past {
+            starts,
+            kv_heads: self.kv_heads,
+            layers: self
+                .layers
+                .iter()
+                .map(|kept| PastLayer {
+                    layer: kept.layer,
+                    keys: tensor(&kept.keys),
+                    values: tensor(&kept.values),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The sites of the keys and values that blocks from a stage on compute, where the engine can give
+/// them back.
+pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
+    start: Stage,
+    model: &M,
+) -> Option<KeysValueSites> {
+    let dims = model.dims();
+    let first = match start {
+        Stage::Layer(layer, Part::Block) => layer,
+        Stage::Layer(layer, Part::Output) => layer + 1,
+        Stage::Embed | Stage::FinalNorm | Stage::Unembed => return None,
+    };
+    (model.computes_suffixes() && first < dims.layers).then_some(KeysValueSites {
+        layers: first..dims.layers,
+        key: match dims.rotary {
+            true => Component::RotaryKey,
+            false => Component::KeyOutput,
+        },
+        kv_heads: dims.kv_heads,
+    })
+}
+
+/// Where the keys and values of the layers to come are.
+pub(super) struct KeysValueSites {
+    layers: Range<usize>,
+    key: Component,
+    kv_heads: usize,
+}
+
+/// What becomes a [`Past`] when the first part of a plan has run.
+pub(super) struct PastReads {
+    starts: Vec<usize>,
+    kv_heads: usize,
+    /// Layers with the reads of their keys and values.
+    layers: Vec<(usize, [ReadId; 2])>,
+}
+
+impl PastReads {
+    pub(super) fn kept<B: Backend>(&self, value: impl Fn(ReadId) -> Tensor<B, 3>) -> Past<B> {
+        let longest = self.starts.iter().copied().max().unwrap_or(0);
+        let layers = self.layers.iter().map(|(layer, reads)| {
+            let [keys, values] = reads.map(|read| value(read).narrow(1, 0, longest));
+            PastLayer {
+                layer: *layer,
+                keys,
+                values,
+            }
+        });
+        Past {
+            starts: self.starts.clone(),
+            kv_heads: self.kv_heads,
+            layers: layers.collect(),
+        }
+    }
+}
+
+impl<B: Backend> Freezer<'_, B> {
+    /// Asks for the keys and values of the positions that nothing changes or reads any more.
+    pub(super) fn pasts(&self, kept: &Kept<'_>, prefix: &mut Plan<B>) -> Vec<Option<PastReads>> {
+        let none = kept.residuals.iter().map(|_| None).collect();
+        let Some(sites) = &self.keys_values else {
+            return none;
+        };
+        let Some(starts) = self.starts(kept) else {
+            return none;
+        };
+        let past = |(residual, starts): (usize, Vec<usize>)| {
+            let input = &self.plan.inputs[kept.residuals[residual].0.0];
+            // A tenth of all positions, as for suffixes within a pass.
+            if 10 * starts.iter().sum::<usize>() < input.batch() * input.pos() {
+                return None;
+            }
+            let world = kept
+                .residual_of
+                .iter()
+                .position(|of| *of == Some(residual))?;
+            let reads = sites.layers.clone().map(|layer| {
+                let reads = [sites.key, Component::ValueOutput].map(|component| {
+                    let site = Site::Block(layer, component);
+                    prefix.read(WorldId(world), site, Units::ALL)
+                });
+                (layer, reads)
+            });
+            Some(PastReads {
+                layers: reads.collect(),
+                starts,
+                kv_heads: sites.kv_heads,
+            })
+        };
+        starts.into_iter().enumerate().map(past).collect()
+    }
+
+    /// Of each residual and each example: the first position that is still changed or read; `None`
+    /// where whole attention patterns are.
+    fn starts(&self, kept: &Kept<'_>) -> Option<Vec<Vec<usize>>> {
+        let plan = self.plan;
+        let mut used: Vec<(WorldId, Site, Units)> = Vec::new();
+        for (index, world) in plan
+            .worlds
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| self.changing[*i])
+        {
+            let late = world.edits.iter().enumerate();
+            for (number, edit) in late.filter(|(_, edit)| !self.is_early(edit.site)) {
+                used.push((WorldId(index), edit.site, edit.units.clone()));
+                if let Operand::Activation { world, site, units } = &edit.operand
+                    && !kept.operands.contains_key(&(index, number))
+                {
+                    used.push((*world, *site, units.clone()));
+                }
+            }
+        }
+        for (index, read) in plan.open_reads() {
+            if kept.reads[index].is_some() {
+                continue;
+            }
+            used.push(match read {
+                Read::Activation { world, site, units } => (*world, *site, units.clone()),
+                Read::Logits { world, positions } => {
+                    let units = logit_units(positions, plan.input_of(*world));
+                    (*world, Site::FinalNorm, units)
+                }
+            });
+        }
+        if used.iter().any(|(_, site, _)| site.is_attention_pattern()) {
+            return None;
+        }
+        let inputs = kept
+            .residuals
+            .iter()
+            .map(|(input, _, _)| &plan.inputs[input.0]);
+        let mut starts: Vec<Vec<usize>> = inputs
+            .clone()
+            .map(|input| vec![input.pos(); input.batch()])
+            .collect();
+        for (world, _, units) in &used {
+            if let Some(residual) = kept.residual_of[world.0] {
+                lower(&mut starts[residual], &units.positions);
+            }
+        }
+        // Not too many different ones.
+        for (starts, input) in starts.iter_mut().zip(inputs) {
+            let kinds = merge_suffixes(starts.iter().map(|start| (input.pos(), *start)));
+            for start in starts {
+                let earlier = kinds
+                    .iter()
+                    .map(|(_, kind)| *kind)
+                    .filter(|kind| kind <= start);
+                *start = earlier.max().expect("the earliest is kept");
+            }
+        }
+        Some(starts)
+    }
+}

@@ -1,0 +1,272 @@
+//! Where a variable is: distributed alignment search at every place of a grid.
+
+use burn::module::{AutodiffModule, Module};
+use burn::tensor::Tensor;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn_align_models::AlignableTransformer;
+use serde::{Deserialize, Serialize};
+
+use super::Grid;
+use super::sweep::numbers;
+use crate::engine::RunOptions;
+use crate::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig, UnitLocations};
+use crate::interventions::BuiltinIntervention;
+use crate::training::{
+    Controlled, History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent,
+    evaluate_with_controls, train,
+};
+
+/// The places of an alignment map, on two axes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AlignmentGrid {
+    /// The rows: their labels, and the representation that is aligned in each, with its
+    /// intervention.
+    pub rows: Vec<(String, AlignableRepresentationConfig)>,
+    /// Labels of the columns: positions, heads, or parts that these play in a prompt.
+    pub columns: Vec<String>,
+}
+
+impl AlignmentGrid {
+    /// The representation in each of so many layers, and these columns.
+    pub fn layers(
+        representation: &AlignableRepresentationConfig,
+        layers: usize,
+        columns: &[String],
+    ) -> Self {
+        let rows = numbers(layers).into_iter().enumerate();
+        let rows = rows.map(|(layer, label)| {
+            let mut representation = representation.clone();
+            representation.layer = layer;
+            (label, representation)
+        });
+        Self {
+            rows: rows.collect(),
+            columns: columns.to_vec(),
+        }
+    }
+}
+
+/// What distributed alignment search found at every place of a grid.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlignmentMap {
+    /// Labels of the rows.
+    pub rows: Vec<String>,
+    /// Labels of the columns.
+    pub columns: Vec<String>,
+    /// `[row][column]`: held-out accuracies, with their intervals, beside the controls.
+    pub cells: Vec<Vec<Controlled>>,
+}
+
+impl AlignmentMap {
+    /// One number of each cell, to be drawn: for instance `|cell| cell.trained.accuracy`.
+    pub fn grid(&self, number: impl Fn(&Controlled) -> f64) -> Grid {
+        let values = self.cells.iter();
+        Grid {
+            rows: self.rows.clone(),
+            columns: self.columns.clone(),
+            values: values
+                .map(|row| row.iter().map(&number).collect())
+                .collect(),
+        }
+    }
+
+    /// The cell with the largest accuracy: row, column and what was found there.
+    pub fn best(&self) -> Option<(usize, usize, &Controlled)> {
+        let (row, column, _) = self.grid(|cell| cell.trained.accuracy).max()?;
+        Some((row, column, &self.cells[row][column]))
+    }
+}
+
+/// What [`alignment_map`] tells while it runs.
+#[derive(Debug)]
+pub enum AlignmentEvent<'a, B: Backend, M> {
+    /// Training goes on at a place.
+    Training {
+        /// Its row and column.
+        place: [usize; 2],
+        /// What training tells.
+        event: TrainingEvent<'a>,
+    },
+    /// A place is done.
+    Cell {
+        /// Its row and column.
+        place: [usize; 2],
+        /// The model with what was trained there, to be [saved](crate::saved) or used.
+        model: &'a AlignableModel<B, M>,
+        /// How training went.
+        history: &'a History,
+        /// What it is worth on held-out data.
+        found: &'a Controlled,
+    },
+}
+
+/// Why an alignment map could not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AlignmentMapError {
+    /// A grid without places, or data without examples.
+    #[error("expected {expected}, found none")]
+    Nothing {
+        /// What is missing.
+        expected: &'static str,
+    },
+    /// A place whose interventions cannot be trained or judged.
+    #[error("row {row}, column {column}")]
+    Cell {
+        /// Label of the row.
+        row: String,
+        /// Label of the column.
+        column: String,
+        /// Why.
+        #[source]
+        source: Box<TrainingError>,
+    },
+}
+
+/// Trains an intervention of its own at every place of a grid, and judges each by held-out data,
+/// beside a random rotation of the same size, the whole vector, and no swap.
+///
+/// Each cell is what [`train`] and [`evaluate_with_controls`] give there alone. All begin at the
+/// same random rotation, from `config.seed`; the random rotation of the controls is from the seed
+/// after it. A cell takes as long as these two: the frozen layers before it are run once for each
+/// example, and the model without a swap is run again for each cell.
+///
+/// The number at a place is how well the *best* subspace there does, so a map of large ranks may
+/// be high where the model itself makes no use of the variable; the random rotations tell.
+///
+/// - `model`: as a backend that differentiates has it; it is left as it is
+/// - `locations`: where the units of a row and column are in these data, whose own locations have
+///   no meaning
+/// - `training`, `held_out`: the data; the held-out ones only judge, so that `config.patience` has
+///   no effect
+/// - `loss`: as in [`train`]
+///
+/// # Errors
+/// If a place does not fit the model or the data, which is found before anything is computed; or
+/// the loss at a place is no longer a number.
+pub fn alignment_map<A, M>(
+    model: &M,
+    grid: &AlignmentGrid,
+    locations: impl Fn([usize; 2], &InterchangeData<A::InnerBackend>) -> UnitLocations,
+    [training, held_out]: [&[InterchangeData<A::InnerBackend>]; 2],
+    config: &TrainingConfig,
+    loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+    mut observe: impl FnMut(AlignmentEvent<'_, A::InnerBackend, M::InnerModule>),
+) -> Result<AlignmentMap, AlignmentMapError>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+{
+    check_sizes(grid, [training, held_out])?;
+    let failed = |[row, column]: [usize; 2]| {
+        let (row, column) = (grid.rows[row].0.clone(), grid.columns[column].clone());
+        move |error| AlignmentMapError::Cell {
+            row,
+            column,
+            source: Box::new(error),
+        }
+    };
+    let located = |place: [usize; 2], data: &[InterchangeData<A::InnerBackend>]| {
+        let data = data.iter().cloned().map(|mut dataset| {
+            dataset.inputs.locations = locations(place, &dataset);
+            dataset
+        });
+        data.collect::<Vec<_>>()
+    };
+
+    // All places are checked before the first one is trained.
+    let mut rows = Vec::new();
+    for (row, (_, representation)) in grid.rows.iter().enumerate() {
+        let aligned = AlignableConfig::new([representation.clone()]);
+        let aligned = AlignableModel::new_seeded(aligned, model.clone(), config.seed)
+            .map_err(|error| failed([row, 0])(error.into()))?;
+        let trained = |intervention: &BuiltinIntervention<A>| intervention.num_params() > 0;
+        if !aligned.interventions().iter().any(trained) {
+            return Err(failed([row, 0])(TrainingError::Nothing {
+                expected: "at least one intervention with parameters",
+            }));
+        }
+        for column in 0..grid.columns.len() {
+            let place = [row, column];
+            let data = [located(place, training), located(place, held_out)].concat();
+            check(&aligned.valid(), &data).map_err(failed(place))?;
+        }
+        rows.push(aligned);
+    }
+
+    let mut cells = Vec::new();
+    for (row, aligned) in rows.into_iter().enumerate() {
+        let mut found = Vec::new();
+        for column in 0..grid.columns.len() {
+            let place = [row, column];
+            let (trained, history) = train(
+                aligned.clone(),
+                &located(place, training),
+                &[],
+                config,
+                &loss,
+                |event| observe(AlignmentEvent::Training { place, event }),
+            )
+            .map_err(failed(place))?;
+            let trained = trained.valid();
+            let cell = evaluate_with_controls(
+                &trained,
+                &located(place, held_out),
+                config.batch_size,
+                config.seed.wrapping_add(1),
+            )
+            .map_err(failed(place))?;
+            observe(AlignmentEvent::Cell {
+                place,
+                model: &trained,
+                history: &history,
+                found: &cell,
+            });
+            found.push(cell);
+        }
+        cells.push(found);
+    }
+    Ok(AlignmentMap {
+        rows: grid.rows.iter().map(|(label, _)| label.clone()).collect(),
+        columns: grid.columns.clone(),
+        cells,
+    })
+}
+
+fn check_sizes<B: Backend>(
+    grid: &AlignmentGrid,
+    [training, held_out]: [&[InterchangeData<B>]; 2],
+) -> Result<(), AlignmentMapError> {
+    let examples = |data: &[InterchangeData<B>]| data.iter().map(InterchangeData::len).sum();
+    for (expected, count) in [
+        ("at least one row", grid.rows.len()),
+        ("at least one column", grid.columns.len()),
+        ("at least one example to train on", examples(training)),
+        ("at least one held-out example", examples(held_out)),
+    ] {
+        if count == 0 {
+            return Err(AlignmentMapError::Nothing { expected });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that data can be run.
+fn check<B: Backend, M: AlignableTransformer<B>>(
+    model: &AlignableModel<B, M>,
+    data: &[InterchangeData<B>],
+) -> Result<(), TrainingError> {
+    for dataset in data {
+        let (plan, _read) = dataset.plan(model)?;
+        // The plan is validated; and where nothing is trained, nothing is run.
+        let nothing = |_intervention| false;
+        plan.freeze(
+            model.model(),
+            model.interventions(),
+            nothing,
+            &RunOptions::default(),
+        )?;
+    }
+    Ok(())
+}

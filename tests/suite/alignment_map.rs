@@ -1,0 +1,253 @@
+//! Alignment maps: each cell alone is the oracle.
+
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+    InterventionType, Locations, RepresentationLocations, UnitLocations,
+};
+use burn_align::methods::{
+    AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
+};
+use burn_align::training::{
+    InterchangeData, TrainingConfig, TrainingError, evaluate, evaluate_with_controls, losses, train,
+};
+use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, TokenBatch};
+
+use crate::support::{checkpoints, message};
+
+on_every_backend!(a_map_finds_the_place_and_is_one_cell_at_a_time,);
+
+fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
+    let folder = checkpoints()["gpt2_plain"].clone();
+    LanguageModel::from_pretrained(folder, &LoadOptions::default(), device)
+        .expect("a fixture")
+        .model
+}
+
+fn residual() -> AlignableRepresentationConfig {
+    AlignableRepresentationConfig::new(0, Component::BlockOutput)
+}
+
+/// Pairs of prompts of 4 to 6 tokens, and what the model says when the whole residual at position
+/// 3 behind layer 0 is swapped; those of some candidates where this is not what it says anyway. The
+/// locations are nonsense.
+fn data<B: Backend>(
+    candidates: std::ops::Range<usize>,
+    device: &B::Device,
+) -> [InterchangeData<B>; 1] {
+    let prompts = |salt: usize| {
+        let ids = candidates.clone().map(|example| {
+            let id = |pos: usize| ((example * 17 + pos * 29 + salt * (example + 3)) % 41) as u32;
+            (0..4 + example % 3).map(id).collect()
+        });
+        TokenBatch::new(ids.collect()).expect("a batch")
+    };
+    let (base, source) = (prompts(5), prompts(11));
+    let inputs = AlignableInputs::new(base.clone())
+        .with_sources([source.clone()])
+        .with_locations(3)
+        .with_original_output();
+    let model = AlignableModel::new(AlignableConfig::new([residual()]), load(device));
+    let output = model.expect("it fits").forward_inputs(&inputs);
+    let output = output.expect("valid");
+    let said = |logits: Tensor<B, 3>| -> Vec<u32> {
+        let best: Vec<u32> = logits.argmax(2).into_data().iter::<u32>().collect();
+        let last = base.lengths().into_iter().enumerate();
+        last.map(|(example, length)| best[example * base.pos() + length - 1])
+            .collect()
+    };
+    let (swapped, clean) = (
+        said(output.counterfactual),
+        said(output.original.expect("asked for")),
+    );
+    let chosen: Vec<usize> = (0..swapped.len())
+        .filter(|example| swapped[*example] != clean[*example])
+        .collect();
+    let select = |tokens: &TokenBatch| tokens.select(&chosen).expect("there are some");
+    let inputs = AlignableInputs::new(select(&base))
+        .with_sources([select(&source)])
+        .with_locations(99);
+    [InterchangeData::new(
+        inputs,
+        chosen.iter().map(|example| swapped[*example]),
+    )]
+}
+
+/// The first, the fourth, or the last token.
+fn locations<B: Backend>([_layer, column]: [usize; 2], data: &InterchangeData<B>) -> UnitLocations {
+    let last = || {
+        let lengths = data.inputs.base.lengths();
+        let last = lengths.iter().map(|length| vec![length - 1]).collect();
+        Locations::Each(vec![Some(RepresentationLocations::Units(last))])
+    };
+    match column {
+        0 => UnitLocations::from(0),
+        1 => UnitLocations::from(3),
+        _ => UnitLocations::SourcesToBase {
+            source: Some(last()),
+            base: last(),
+        },
+    }
+}
+
+fn grid() -> AlignmentGrid {
+    let columns = ["first", "fourth", "last"].map(str::to_owned);
+    AlignmentGrid::layers(&residual().with_low_rank(6), 2, &columns)
+}
+
+const EPOCHS: usize = 12;
+const BATCH: usize = 32;
+
+fn config() -> TrainingConfig {
+    TrainingConfig::default()
+        .with_epochs(EPOCHS)
+        .with_batch_size(BATCH)
+        .with_learning_rate(5e-2)
+        .with_seed(4)
+}
+
+fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Device) {
+    let model = load::<Autodiff<B>>(device);
+    let (training, held_out) = (data::<B>(0..200, device), data::<B>(200..300, device));
+    let (mut steps, mut places) = (0, Vec::new());
+    let map = alignment_map(
+        &model,
+        &grid(),
+        locations,
+        [&training, &held_out],
+        &config(),
+        losses::cross_entropy,
+        |event| match event {
+            AlignmentEvent::Training { .. } => steps += 1,
+            AlignmentEvent::Cell {
+                place,
+                model,
+                history,
+                found,
+            } => {
+                places.push(place);
+                assert_eq!(history.epochs.len(), EPOCHS);
+                // The model is the one that was judged.
+                let mut data = held_out.clone();
+                data[0].inputs.locations = locations(place, &data[0]);
+                assert_eq!(evaluate(model, &data, BATCH).expect("valid"), found.trained);
+            }
+        },
+    )
+    .expect("valid");
+    // An epoch is told, too.
+    let per_epoch = training[0].len().div_ceil(BATCH);
+    assert_eq!(steps, 6 * EPOCHS * (per_epoch + 1));
+    let all: Vec<[usize; 2]> = (0..2).flat_map(|r| (0..3).map(move |c| [r, c])).collect();
+    assert_eq!(places, all);
+
+    let (row, column, best) = map.best().expect("cells");
+    assert_eq!((row, column), (0, 1), "{map:?}");
+    assert_eq!(best.whole_vector.accuracy, 1.0);
+    assert_eq!(best.no_swap.accuracy, 0.0);
+    assert!(best.trained.interval[0] > best.random_rotation.accuracy);
+    let first = &map.cells[0][0];
+    assert!(best.trained.interval[0] > first.trained.accuracy, "{map:?}");
+
+    for [row, column] in all {
+        let mut representation = residual().with_low_rank(6);
+        representation.layer = row;
+        let alone = AlignableConfig::new([representation]);
+        let alone = AlignableModel::new_seeded(alone, model.clone(), 4).expect("it fits");
+        let located = |data: &[InterchangeData<B>; 1]| {
+            let mut data = data.clone();
+            data[0].inputs.locations = locations([row, column], &data[0]);
+            data
+        };
+        let loss = losses::cross_entropy;
+        let (alone, _) = train(alone, &located(&training), &[], &config(), loss, |_| {})
+            .expect("it can be trained");
+        let alone = evaluate_with_controls(&alone.valid(), &located(&held_out), BATCH, 5);
+        assert_eq!(
+            map.cells[row][column],
+            alone.expect("valid"),
+            "{row} {column}"
+        );
+    }
+
+    let grid = map.grid(|cell| cell.trained.interval[0]);
+    assert_eq!(grid.rows, ["0", "1"]);
+    assert_eq!(grid.values[0][1], best.trained.interval[0]);
+    let json = serde_json::to_string(&map).expect("plain data");
+    let read: AlignmentMap = serde_json::from_str(&json).expect("as written");
+    assert_eq!(read, map);
+}
+
+#[test]
+fn what_cannot_be_mapped() {
+    type B = Flex;
+    let device = Default::default();
+    let model = load::<Autodiff<B>>(&device);
+    let right = data::<B>(0..40, &device);
+    let attempt = |grid: &AlignmentGrid, column_at: [usize; 3], data: [&[_]; 2]| {
+        alignment_map(
+            &model,
+            grid,
+            |[_row, column], _data| UnitLocations::from(column_at[column]),
+            data,
+            &config(),
+            losses::cross_entropy,
+            |_| panic!("something was trained"),
+        )
+        .expect_err("refused")
+    };
+
+    // The last place is wrong, and nothing is trained before that is found.
+    let error = attempt(&grid(), [0, 3, 4], [&right, &right]);
+    assert!(
+        matches!(&error, AlignmentMapError::Cell { row, column, .. } if row == "0" && column == "last"),
+        "{error:?}"
+    );
+    let mut deep = grid();
+    deep.rows[1].1.layer = 7;
+    let error = attempt(&deep, [0; 3], [&right, &right]);
+    let AlignmentMapError::Cell { row, source, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(row, "1");
+    assert!(matches!(**source, TrainingError::Align(_)), "{error:?}");
+    let mut unlabelled = right.clone();
+    unlabelled[0].labels[1] = vec![41];
+    let error = attempt(&grid(), [0; 3], [&right, &unlabelled]);
+    assert_eq!(
+        message(&error),
+        "row 0, column first: labels: example 1: expected a class below 41, found 41"
+    );
+    let mut untrained = grid();
+    untrained.rows[1].1.intervention = InterventionType::Vanilla;
+    let error = attempt(&untrained, [0; 3], [&right, &right]);
+    assert_eq!(
+        message(&error),
+        "row 1, column first: expected at least one intervention with parameters, found none"
+    );
+    for (grid, data, expected) in [
+        (
+            AlignmentGrid::layers(&residual(), 0, &grid().columns),
+            [&right[..], &right[..]],
+            "expected at least one row, found none",
+        ),
+        (
+            AlignmentGrid::layers(&residual(), 2, &[]),
+            [&right[..], &right[..]],
+            "expected at least one column, found none",
+        ),
+        (
+            grid(),
+            [&[], &right[..]],
+            "expected at least one example to train on, found none",
+        ),
+        (
+            grid(),
+            [&right[..], &[]],
+            "expected at least one held-out example, found none",
+        ),
+    ] {
+        assert_eq!(message(&attempt(&grid, [0; 3], data)), expected);
+    }
+}
