@@ -5,7 +5,8 @@
 //! ```
 //!
 //! The `das_…` ones are seconds per step of the optimizer, layer 6, position 15, once what does not
-//! change in training is kept.
+//! change in training is kept. The `paths_…` ones patch paths from each of the heads, one at a time:
+//! to the logits, with MLPs frozen or recomputed, and to the queries of head 9.9.
 //!
 //! Prints, and writes to the file, one JSON line per workload: the median of the repeats in
 //! seconds after a warm-up, and the spread, (slowest - fastest) / median. The device is waited
@@ -21,14 +22,15 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Edit, LogitPositions, Plan, Units, WorldId};
+use burn_align::engine::{Edit, LogitPositions, Plan, RunOptions, Units, WorldId};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType,
 };
 use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
+use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
 use burn_align::training::{InterchangeData, TrainingConfig, TrainingEvent, losses, train};
-use burn_align_models::{AlignableTransformer, Component, Gpt2, Gpt2Config, Site, TokenBatch};
+use burn_align_models::{Component, Gpt2, Gpt2Config, Site, TokenBatch};
 use clap::Parser;
 use serde_json::json;
 use workbench::{BackendArgs, on_backend, out};
@@ -158,7 +160,10 @@ fn main() -> ExitCode {
 fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let workloads = workloads::<B>();
     let known = workloads.iter().map(|workload| workload.name);
-    let known: Vec<&str> = known.chain(DAS.map(|(name, _)| name)).collect();
+    let known: Vec<&str> = known
+        .chain(PATHS.map(|(name, ..)| name))
+        .chain(DAS.map(|(name, _)| name))
+        .collect();
     if let Some(unknown) = args
         .names
         .iter()
@@ -197,7 +202,24 @@ fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     };
     for workload in workloads.iter().filter(|workload| wanted(workload.name)) {
         let plan = (workload.plan)();
-        report(workload.name, &time(&plan, &model, args.seconds, device)?)?;
+        let interventions = [BuiltinIntervention::<B>::from(VanillaIntervention)];
+        let run = || Ok(plan.run(&model, &interventions)?);
+        report(workload.name, &time::<B, _>(run, args.seconds, device)?)?;
+    }
+    for (name, receiver, mlps) in PATHS.into_iter().filter(|(name, ..)| wanted(name)) {
+        let inputs = [tokens(16, 15, 1), tokens(16, 15, 2)];
+        let run = || {
+            let effects = head_effects(
+                &model,
+                [&inputs[0], &inputs[1]],
+                &[receiver.into()],
+                mlps,
+                |logits| logit_difference(logits, 5, 6),
+                &RunOptions::default().with_max_rows(ROWS),
+            );
+            Ok(effects?)
+        };
+        report(name, &time::<B, _>(run, args.seconds, device)?)?;
     }
     for (name, representation) in DAS.into_iter().filter(|(name, _)| wanted(name)) {
         report(
@@ -207,6 +229,28 @@ fn bench<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
     Ok(())
 }
+
+/// Path patching from all heads: names, receivers and what MLPs do.
+const PATHS: [(&str, ReceiverInput, Mlps); 3] = [
+    (
+        "paths_heads_to_logits_16x15",
+        ReceiverInput::Logits,
+        Mlps::Frozen,
+    ),
+    (
+        "paths_heads_mlps_to_logits_16x15",
+        ReceiverInput::Logits,
+        Mlps::Recomputed,
+    ),
+    (
+        "paths_heads_to_query_16x15",
+        ReceiverInput::Query { layer: 9, head: 9 },
+        Mlps::Frozen,
+    ),
+];
+
+/// Most rows of a path sweep at a time.
+const ROWS: usize = 1024;
 
 type Representation = fn() -> AlignableRepresentationConfig;
 
@@ -282,19 +326,17 @@ fn time_das<B: Backend>(
 }
 
 /// Seconds of every repeat, ascending.
-fn time<B: Backend, M: AlignableTransformer<B>>(
-    plan: &Plan<B>,
-    model: &M,
+fn time<B: Backend, T>(
+    run: impl Fn() -> Result<T>,
     seconds: f64,
     device: &B::Device,
 ) -> Result<Vec<f64>> {
     const LEAST: usize = 5;
     const MOST: usize = 200;
-    let interventions = [BuiltinIntervention::<B>::from(VanillaIntervention)];
     let run = || -> Result<Duration> {
         B::sync(device)?;
         let start = Instant::now();
-        let results = plan.run(model, &interventions)?;
+        let results = run()?;
         B::sync(device)?;
         let elapsed = start.elapsed();
         drop(results);

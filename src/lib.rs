@@ -1,13 +1,17 @@
 //! What the examples, benchmarks and tests of burn-align share: the choice of the backend,
-//! what is printed, tables, pictures and progress bars.
+//! what is printed, tables, pictures, progress bars, and the training of small models.
 
 pub mod backends;
 pub mod console;
+pub mod fit;
+pub mod ioi;
 pub mod plot;
 pub mod predictions;
 pub mod progress;
+pub mod queues;
 pub mod requests;
 pub mod table;
+pub mod words;
 
 use std::process::ExitCode;
 

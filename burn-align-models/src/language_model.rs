@@ -101,6 +101,10 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         of_any_family!(self, model => model.unembed(x))
     }
+
+    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        of_any_family!(self, model => model.head_output(layer, head, mixed))
+    }
 }
 
 impl<B: Backend> FromPretrained<B> for LanguageModel<B> {

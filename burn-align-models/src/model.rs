@@ -126,6 +126,19 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// - output: `[batch, pos, vocab]`
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3>;
 
+    /// What one head adds to the residual stream, from its mixed values
+    /// ([`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput)): their product
+    /// with the head's rows of the output projection. The sum over heads, and the projection's bias
+    /// where it has one, is the output of the attention. `None` in a model without attention heads.
+    ///
+    /// # Shapes
+    /// - mixed: `[batch, pos, d_head]`
+    /// - output: `[batch, pos, d_model]`
+    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        let _without = (layer, head, mixed);
+        None
+    }
+
     /// The plain forward pass: logits `[batch, pos, vocab]`.
     fn forward(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         self.forward_tapped(input, &mut NoTap)

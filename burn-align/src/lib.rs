@@ -31,7 +31,8 @@
 //! ```
 //!
 //! # Layers
-//! - [`methods`]: sweeps, ablations, causal tracing;
+//! - [`methods`]: sweeps, ablations, causal tracing, path patching;
+//! - [`paths`]: the residual graph, and streams in which some paths carry another input;
 //! - [`training`]: interventions are trained and judged;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
@@ -48,6 +49,7 @@ pub mod engine;
 pub mod front;
 pub mod interventions;
 pub mod methods;
+pub mod paths;
 pub mod saved;
 pub mod training;
 

@@ -5,11 +5,7 @@
 
 use std::collections::HashSet;
 
-/// The word that stands for any word outside the vocabulary.
-pub const UNKNOWN: &str = "<unk>";
-
-/// The word that ends a sentence.
-pub const END: &str = "<eos>";
+pub use workbench::words::{END, UNKNOWN};
 
 /// A country, and one word for each thing that there is to know about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod ablation;
 mod activations;
 mod alignment_map;
 mod builtin;
+mod bundled;
 mod causal_models;
 #[cfg(feature = "flex")]
 mod checkpoints;
@@ -33,6 +34,7 @@ mod methods;
 mod orthonormal;
 mod output;
 mod parity;
+mod paths;
 #[cfg(feature = "flex")]
 mod plans;
 #[cfg(feature = "pretrained")]

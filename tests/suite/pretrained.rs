@@ -3,15 +3,21 @@
 //! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, else from the hub as `gpt2`.
 
 use burn::tensor::backend::Backend;
+use burn_align::engine::{Indices, RunOptions};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, Locations, Mode, RepresentationLocations, Source, UnitLocations,
 };
+use burn_align::methods::{
+    Mlps, ReceiverInput, head_effects, logit_differences, patch_streams, probability,
+};
+use burn_align::paths::{Node, Stream, Value};
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, Gpt2, Gpt2Config, LoadOptions, ModelInput,
     TokenBatch, Tokenizer,
 };
+use workbench::ioi::{Ioi, PUBLISHED};
 use workbench::predictions::probabilities;
 
 on_every_backend!(
@@ -19,6 +25,8 @@ on_every_backend!(
     parallel_interventions,
     serial_interventions,
     added_embedding,
+    patched_nodes,
+    direct_effects_of_heads,
 );
 
 const TOLERANCE: f32 = 1e-5;
@@ -210,4 +218,70 @@ fn added_embedding<B: Backend>(device: &B::Device) {
             (" Athens", 0.002_858_5),
         ],
     );
+}
+
+/// nano-causal-interventions' notebook: P(" Rome") with one node's output at the last position from
+/// Italy, for all nodes but the embedding, from the last one down.
+fn patched_nodes<B: Backend>(device: &B::Device) {
+    const PUBLISHED: [f64; 24] = [
+        0.006762, 0.006337, 0.008625, 0.005277, 0.006316, 0.005882, 0.005954, 0.005754, 0.005508,
+        0.005749, 0.005638, 0.005575, 0.005551, 0.005588, 0.005308, 0.005874, 0.005578, 0.005785,
+        0.005462, 0.005725, 0.005668, 0.005714, 0.005500, 0.005747,
+    ];
+    let gpt2 = gpt2::<B>(device);
+    let tokenizer = gpt2.tokenizer().expect("a tokenizer");
+    let [base, source] = [SPAIN, ITALY].map(|prompt| tokens(tokenizer, prompt));
+    let rome = tokenizer.single_token(" Rome").expect("one token");
+    let mut nodes = Node::all(gpt2.model.dims());
+    nodes.reverse();
+    nodes.pop();
+    let patched = nodes.iter().map(|node| {
+        let last = Indices::Same(vec![4]);
+        Stream::clean(0).with_run(*node, last, Value::Clean(1))
+    });
+    let streams: Vec<Stream> = patched.chain([Stream::clean(0)]).collect();
+    let metric = |logits| probability(logits, rome);
+    let options = RunOptions::default();
+    let found =
+        patch_streams(&gpt2.model, &[&base, &source], &streams, metric, &options).expect("valid");
+    let published = PUBLISHED.into_iter().chain([0.005747]);
+    for ((stream, found), expected) in streams.iter().zip(found).zip(published) {
+        let difference = (found - expected).abs();
+        assert!(difference <= 1e-5, "{stream:?}: {expected}, found {found}");
+    }
+}
+
+/// Wang et al. 2022, Figure 3b, on sentences of the same kind.
+fn direct_effects_of_heads<B: Backend>(device: &B::Device) {
+    let gpt2 = gpt2::<B>(device);
+    let tokenizer = gpt2.tokenizer().expect("a tokenizer");
+    let ioi = Ioi::draw(tokenizer, 256, 0).expect("names");
+    let effects = head_effects(
+        &gpt2.model,
+        [&ioi.prompts, &ioi.others],
+        &[ReceiverInput::Logits.into()],
+        Mlps::Recomputed,
+        |logits| logit_differences(logits, &ioi.indirect_objects, &ioi.subjects),
+        &RunOptions::default().with_max_rows(1024),
+    );
+    let changes = effects.expect("valid").relative_changes().values;
+    for (layer, head, expected) in PUBLISHED {
+        let found = changes[layer][head];
+        assert!(
+            (found - expected).abs() <= 0.05,
+            "{layer}.{head}: {expected}, found {found}"
+        );
+    }
+    // In order, as far as the published figures are further apart than they may be off.
+    for (layer, head, expected) in PUBLISHED {
+        for (other_layer, other, weaker) in PUBLISHED {
+            if expected.abs() > weaker.abs() + 0.1 {
+                let [a, b] = [changes[layer][head], changes[other_layer][other]].map(f64::abs);
+                assert!(
+                    a > b,
+                    "{layer}.{head} ({a}) before {other_layer}.{other} ({b})"
+                );
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::{Gpt2Block, Gpt2Config};
 use crate::dims::ModelDims;
 use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{CausalPass, LayerNorm, ParamInit, unembed};
+use crate::nn::{CausalPass, LayerNorm, ParamInit, head_output, unembed};
 use crate::site::Site;
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
@@ -107,5 +107,9 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         unembed(self.lm_head.as_ref(), self.wte.weight.val(), x)
+    }
+
+    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        Some(head_output(&self.h[layer].attn.c_proj, head, mixed))
     }
 }

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::{LlamaBlock, LlamaConfig};
 use crate::dims::ModelDims;
 use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{CausalPass, ParamInit, RmsNorm, RotaryConfig, unembed};
+use crate::nn::{CausalPass, ParamInit, RmsNorm, RotaryConfig, head_output, unembed};
 use crate::site::Site;
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
@@ -106,5 +106,13 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         unembed(self.lm_head.as_ref(), self.embed_tokens.weight.val(), x)
+    }
+
+    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        Some(head_output(
+            &self.layers[layer].self_attn.o_proj,
+            head,
+            mixed,
+        ))
     }
 }

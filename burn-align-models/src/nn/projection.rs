@@ -17,6 +17,25 @@ pub(crate) fn project<B: Backend>(linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor
         .reshape([batch, pos, d_output])
 }
 
+/// A head's part of an output projection, without its bias.
+///
+/// # Shapes
+/// - mixed: `[batch, pos, d_head]`
+/// - output: `[batch, pos, d_model]`
+pub(crate) fn head_output<B: Backend>(
+    projection: &Linear<B>,
+    head: usize,
+    mixed: Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    let [batch, pos, d_head] = mixed.dims();
+    let [_all_heads, d_model] = projection.weight.dims();
+    let rows = projection.weight.val().narrow(0, head * d_head, d_head);
+    mixed
+        .reshape([batch * pos, d_head])
+        .matmul(rows)
+        .reshape([batch, pos, d_model])
+}
+
 /// Logits by an untied head, or by the transposed token embedding `[vocab, d_model]` where the
 /// head is tied to it.
 ///

@@ -10,6 +10,9 @@ pub enum Bundled {
     /// A GPT-2 that knows capitals, languages, continents, currencies and demonyms of countries:
     /// `bundled:capitals`. The example `train_capitals` makes it.
     Capitals,
+    /// A GPT-2 of two layers that looks up who stands behind whom in a queue of names, with
+    /// induction heads: `bundled:induction`. The example `train_induction` makes it.
+    Induction,
 }
 
 impl Bundled {
@@ -21,6 +24,12 @@ impl Bundled {
             (Self::Capitals, "tokenizer.json") => {
                 Some(include_str!("../../capitals-gpt2/tokenizer.json"))
             }
+            (Self::Induction, "config.json") => {
+                Some(include_str!("../../induction-gpt2/config.json"))
+            }
+            (Self::Induction, "tokenizer.json") => {
+                Some(include_str!("../../induction-gpt2/tokenizer.json"))
+            }
             _ => None,
         }
     }
@@ -28,6 +37,7 @@ impl Bundled {
     pub(super) fn weights(self) -> &'static [u8] {
         match self {
             Self::Capitals => include_bytes!("../../capitals-gpt2/model.safetensors"),
+            Self::Induction => include_bytes!("../../induction-gpt2/model.safetensors"),
         }
     }
 }
@@ -36,6 +46,7 @@ impl fmt::Display for Bundled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Capitals => f.write_str("capitals"),
+            Self::Induction => f.write_str("induction"),
         }
     }
 }
@@ -46,6 +57,7 @@ impl FromStr for Bundled {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "capitals" => Ok(Self::Capitals),
+            "induction" => Ok(Self::Induction),
             name => Err(LoadError::UnknownBundled {
                 name: name.to_owned(),
             }),

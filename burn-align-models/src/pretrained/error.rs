@@ -38,7 +38,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A bundled model of this name does not exist.
-    #[error("no bundled model `{name}`; expected `capitals`")]
+    #[error("no bundled model `{name}`; expected `capitals` or `induction`")]
     UnknownBundled {
         /// The name.
         name: String,

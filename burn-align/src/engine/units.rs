@@ -11,7 +11,7 @@ pub enum Indices {
 
 impl Indices {
     /// The indices of one example, on an axis with `size` entries.
-    pub(super) fn of(&self, example: usize, size: usize) -> Vec<usize> {
+    pub(crate) fn of(&self, example: usize, size: usize) -> Vec<usize> {
         match self {
             Self::All => (0..size).collect(),
             Self::Same(indices) => indices.clone(),
@@ -20,7 +20,7 @@ impl Indices {
     }
 
     /// Number of indices per example, on an axis with `size` entries.
-    pub(super) fn count(&self, size: usize) -> usize {
+    pub(crate) fn count(&self, size: usize) -> usize {
         match self {
             Self::All => size,
             Self::Same(indices) => indices.len(),

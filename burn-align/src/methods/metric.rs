@@ -22,6 +22,37 @@ pub fn logit_difference<B: Backend>(logits: Tensor<B, 2>, token: u32, other: u32
     column(logits.clone(), token) - column(logits, other)
 }
 
+/// The same where each example has tokens of its own.
+///
+/// # Shapes
+/// - logits: `[batch, vocab]`
+/// - output: `[batch]`
+///
+/// # Panics
+/// If there are not as many tokens as examples.
+pub fn logit_differences<B: Backend>(
+    logits: Tensor<B, 2>,
+    tokens: &[u32],
+    others: &[u32],
+) -> Tensor<B, 1> {
+    let logits = logits.cast(DType::F32);
+    cells(logits.clone(), tokens) - cells(logits, others)
+}
+
+/// The value of one token for each example.
+fn cells<B: Backend>(values: Tensor<B, 2>, tokens: &[u32]) -> Tensor<B, 1> {
+    let [batch, vocab] = values.dims();
+    assert_eq!(tokens.len(), batch, "a token for each example");
+    let rows = (0..batch).map(|row| (row * vocab) as i64);
+    let indices = rows.zip(tokens).map(|(row, token)| {
+        assert!((*token as usize) < vocab, "token {token} of {vocab}");
+        row + i64::from(*token)
+    });
+    let data = TensorData::new(indices.collect(), [batch]);
+    let indices = Tensor::<B, 1, Int>::from_data(data, &values.device());
+    values.reshape([batch * vocab]).select(0, indices)
+}
+
 fn column<B: Backend>(values: Tensor<B, 2>, token: u32) -> Tensor<B, 1> {
     let data = TensorData::new(vec![i64::from(token)], [1]);
     let index = Tensor::<B, 1, Int>::from_data(data, &values.device());

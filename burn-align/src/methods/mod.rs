@@ -5,6 +5,7 @@ mod alignment_map;
 mod causal_trace;
 mod grid;
 mod metric;
+mod path_patching;
 mod sweep;
 
 pub use ablation::{Ablation, AblationError, ablate, mean_activations, resample_donors};
@@ -13,5 +14,9 @@ pub use alignment_map::{
 };
 pub use causal_trace::{CausalTrace, CausalTraceConfig, CausalTraceError, causal_trace};
 pub use grid::Grid;
-pub use metric::{logit_difference, probability};
+pub use metric::{logit_difference, logit_differences, probability};
+pub use path_patching::{
+    Mlps, PathEffects, PathGrid, PathPatch, Receiver, ReceiverInput, Sender, head_effects,
+    patch_paths, patch_streams, path_grid, path_patch,
+};
 pub use sweep::{SweepGrid, sweep};

@@ -431,7 +431,9 @@ fn a_source_that_does_not_exist() {
         "{error:?}"
     );
     assert!(
-        error.to_string().contains("`nothing`; expected `capitals`"),
+        error
+            .to_string()
+            .contains("`nothing`; expected `capitals` or `induction`"),
         "{error}"
     );
 }

@@ -1,0 +1,347 @@
+//! All between sender and receiver is frozen: the receiver's input changes by what changes in the
+//! sender's output, which needs no run.
+
+use std::collections::{BTreeSet, HashMap};
+
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_align_models::{AlignableTransformer, Component, ModelDims, NoTap, Site, TokenBatch};
+
+use super::sender_receiver::reaches;
+use super::{PathEffects, PathPatch, ReceiverInput, Sender};
+use crate::engine::{
+    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units, WorldId,
+};
+use crate::methods::sweep::to_rows;
+use crate::paths::{Node, PathError, Worlds};
+
+/// Most rows that are unembedded together: a few hundred are as fast as thousands, and their
+/// logits need not all be in memory.
+const ROWS: usize = 256;
+
+pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    inputs: [&TokenBatch; 2],
+    patches: &[PathPatch],
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<PathEffects, PathError> {
+    let (direct, others): (Vec<usize>, Vec<usize>) =
+        (0..patches.len()).partition(|patch| patches[*patch].is_direct());
+    // Logits read the last position alone.
+    let positions = match others.is_empty() {
+        true => last_of(inputs[0]),
+        false => Indices::All,
+    };
+    let clean = Clean::run(model, inputs, patches, positions, options)?;
+    let mean = |logits: &Tensor<B, 2>| metric(logits.clone()).mean();
+    let ends = to_rows(clean.logits.iter().map(mean).collect(), 2).remove(0);
+
+    // By what each sender's output changes, of each sender once.
+    let mut differences: HashMap<&Sender, Tensor<B, 3>> = HashMap::new();
+    for sender in patches.iter().flat_map(|patch| &patch.senders) {
+        if !differences.contains_key(sender) {
+            differences.insert(sender, clean.difference(model, sender)?);
+        }
+    }
+    let mut values = direct_effects(model, &clean, &direct, patches, &differences, &metric);
+    values.extend(effects(
+        model,
+        inputs[0],
+        &others,
+        patches,
+        &differences,
+        &metric,
+        options,
+    )?);
+    let values = to_rows(values, patches.len().max(1)).pop();
+    let order = direct.into_iter().chain(others);
+    let mut patched = vec![0.0; patches.len()];
+    for (patch, value) in order.zip(values.unwrap_or_default()) {
+        patched[patch] = value;
+    }
+    Ok(PathEffects {
+        base: ends[0],
+        source: ends[1],
+        patched,
+    })
+}
+
+/// What is read of the runs on base and source.
+struct Clean<'a, B: Backend> {
+    base: &'a TokenBatch,
+    /// At the last token, `[batch, vocab]`.
+    logits: [Tensor<B, 2>; 2],
+    /// The base's final residual stream at the last token, `[batch, 1, d_model]`.
+    last: Tensor<B, 3>,
+    /// What senders are taken from, `[batch, unit, d_site]`, and at which positions.
+    outputs: HashMap<Site, [Tensor<B, 3>; 2]>,
+    positions: Indices,
+    d_head: usize,
+}
+
+impl<'a, B: Backend> Clean<'a, B> {
+    fn run<M: AlignableTransformer<B>>(
+        model: &M,
+        inputs: [&'a TokenBatch; 2],
+        patches: &[PathPatch],
+        positions: Indices,
+        options: &RunOptions,
+    ) -> Result<Self, PathError> {
+        let mut plan = Plan::new();
+        let worlds = inputs.map(|tokens| {
+            let input = plan.tokens(tokens);
+            plan.world(input, [])
+        });
+        let logits = worlds.map(|world| plan.read_logits(world, LogitPositions::Last));
+        let last = plan.read(worlds[0], end(model), Units::positions(last_of(inputs[0])));
+        let senders = patches.iter().flat_map(|patch| &patch.senders);
+        let sites: BTreeSet<Site> = senders.map(|sender| taken_from(sender.node)).collect();
+        let reads: Vec<(Site, [ReadId; 2])> = sites
+            .into_iter()
+            .map(|site| {
+                let units = Units::positions(positions.clone());
+                (
+                    site,
+                    worlds.map(|world| plan.read(world, site, units.clone())),
+                )
+            })
+            .collect();
+        let results = plan.run_with(model, &Worlds::interventions(), options)?;
+        let outputs = reads.into_iter();
+        Ok(Self {
+            base: inputs[0],
+            logits: logits.map(|read| results.get(read).squeeze_dim(1)),
+            last: results.get(last),
+            outputs: outputs
+                .map(|(site, reads)| (site, reads.map(|read| results.get(read))))
+                .collect(),
+            positions,
+            d_head: model.dims().d_head,
+        })
+    }
+
+    /// By what a sender's output changes, `[batch, unit, d_model]`.
+    fn difference<M: AlignableTransformer<B>>(
+        &self,
+        model: &M,
+        sender: &Sender,
+    ) -> Result<Tensor<B, 3>, PathError> {
+        let [base, source] = &self.outputs[&taken_from(sender.node)];
+        let difference = match sender.node {
+            Node::Head { layer, head } => {
+                let own = |x: &Tensor<B, 3>| x.clone().narrow(2, head * self.d_head, self.d_head);
+                let mixed = own(source) - own(base); // [batch, unit, d_head]
+                let output = model.head_output(layer, head, mixed);
+                output.ok_or(PathError::NoHeadOutput)?
+            }
+            _ => source.clone() - base.clone(),
+        };
+        Ok(match &sender.positions {
+            Indices::All => difference,
+            positions => {
+                let mask = self.mask(positions, &difference);
+                difference * mask
+            }
+        })
+    }
+
+    /// 1 at a sender's positions, 0 at others, `[batch, unit, 1]`.
+    fn mask(&self, wanted: &Indices, like: &Tensor<B, 3>) -> Tensor<B, 3> {
+        let (batch, pos) = (self.base.batch(), self.base.pos());
+        let units = self.positions.count(pos);
+        let mut mask = Vec::with_capacity(batch * units);
+        for example in 0..batch {
+            let wanted = wanted.of(example, pos);
+            let units = self.positions.of(example, pos).into_iter();
+            mask.extend(units.map(|position| f32::from(u8::from(wanted.contains(&position)))));
+        }
+        let data = TensorData::new(mask, [batch, units, 1]);
+        Tensor::<B, 3>::from_data(data, (&like.device(), DType::F32)).cast(like.dtype())
+    }
+}
+
+/// The activation that a sender's output is computed from.
+fn taken_from(node: Node) -> Site {
+    match node {
+        Node::Head { layer, .. } => Site::Block(layer, Component::AttentionValueOutput),
+        node => node.output(),
+    }
+}
+
+/// The final residual stream.
+fn end<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Site {
+    Site::Block(model.dims().layers - 1, Component::BlockOutput)
+}
+
+/// The last token of each example.
+fn last_of(tokens: &TokenBatch) -> Indices {
+    let lengths = tokens.lengths().into_iter();
+    Indices::Each(lengths.map(|length| vec![length - 1]).collect())
+}
+
+/// A sum over senders.
+fn sum<B: Backend>(
+    senders: &[&Sender],
+    differences: &HashMap<&Sender, Tensor<B, 3>>,
+) -> Tensor<B, 3> {
+    let terms = senders.iter().map(|sender| differences[sender].clone());
+    terms.reduce(|a, b| a + b).expect("checked")
+}
+
+/// The patches to the logits alone: final norm and unembedding of the last position.
+fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    clean: &Clean<'_, B>,
+    direct: &[usize],
+    patches: &[PathPatch],
+    differences: &HashMap<&Sender, Tensor<B, 3>>,
+    metric: &impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+) -> Vec<Tensor<B, 1>> {
+    let [batch, _one, d_model] = clean.last.dims();
+    let lengths = clean.base.lengths();
+    let at_last = |x: Tensor<B, 3>| {
+        if clean.positions != Indices::All {
+            return x;
+        }
+        let rows = lengths.iter().enumerate();
+        let rows = rows.map(|(row, length)| x.clone().narrow(0, row, 1).narrow(1, length - 1, 1));
+        Tensor::cat(rows.collect(), 0)
+    };
+    let mut values = Vec::new();
+    for patches_together in direct.chunks((ROWS / batch).max(1)) {
+        let rows = patches_together.iter().map(|patch| {
+            let senders: Vec<&Sender> = patches[*patch].senders.iter().collect();
+            clean.last.clone() + at_last(sum(&senders, differences)) // [batch, 1, d_model]
+        });
+        let count = patches_together.len();
+        let x = Tensor::cat(rows.collect(), 0).reshape([1, count * batch, d_model]);
+        let x = model.final_norm(x, &mut NoTap);
+        let logits = model.unembed(x).squeeze_dim::<2>(0); // [patch * batch, vocab]
+        for patch in 0..count {
+            let own = logits.clone().narrow(0, patch * batch, batch);
+            values.push(metric(own).mean());
+        }
+    }
+    values
+}
+
+/// The patches to other receivers: what they read is recorded, then patched.
+fn effects<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    base: &TokenBatch,
+    others: &[usize],
+    patches: &[PathPatch],
+    differences: &HashMap<&Sender, Tensor<B, 3>>,
+    metric: &impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<Vec<Tensor<B, 1>>, PathError> {
+    if others.is_empty() {
+        return Ok(Vec::new());
+    }
+    let dims = model.dims();
+    let mut plan = Plan::new();
+    let input = plan.tokens(base);
+    let mut constants: HashMap<Vec<&Sender>, ConstantId> = HashMap::new();
+    let mut reads: Vec<ReadId> = Vec::new();
+    let clean = plan.world(input, []);
+    for patch in others.iter().map(|patch| &patches[*patch]) {
+        if let Some(layer) = heads_of_one_layer(patch) {
+            let senders: Vec<&Sender> = patch.senders.iter().collect();
+            let constant = *constants
+                .entry(senders.clone())
+                .or_insert_with(|| plan.constant(sum(&senders, differences)));
+            let edits = one_run(patch, layer, constant, clean, dims);
+            let world = plan.world(input, edits);
+            reads.push(plan.read_logits(world, LogitPositions::Last));
+            continue;
+        }
+        let mut edits = Vec::new();
+        for receiver in &patch.receivers {
+            let senders = patch.senders.iter();
+            let senders: Vec<&Sender> = senders
+                .filter(|sender| reaches(sender.node, receiver.input, dims))
+                .collect();
+            let constant = *constants
+                .entry(senders.clone())
+                .or_insert_with(|| plan.constant(sum(&senders, differences)));
+            let add = |site| {
+                let operand = Operand::Constant(constant);
+                Edit::new(site, Units::ALL, Worlds::ADD, operand)
+            };
+            let Some((site, head)) = receiver.input.site() else {
+                edits.push(add(end(model)));
+                continue;
+            };
+            let stream = match (receiver.input, site) {
+                (ReceiverInput::Mlp { layer }, _) => Site::Block(layer, Component::ResidualMid),
+                (_, Site::Block(layer, _)) => Site::Block(layer, Component::BlockInput),
+                _ => unreachable!("receivers are in blocks"),
+            };
+            let record = plan.world(input, [add(stream)]);
+            let units = Units::positions(receiver.positions.clone());
+            let units = match head {
+                Some(head) => units.of_head(head),
+                None => units,
+            };
+            edits.push(Edit::from_world(record, site, units, Worlds::SWAP));
+        }
+        let world = plan.world(input, edits);
+        reads.push(plan.read_logits(world, LogitPositions::Last));
+    }
+    let results = plan.run_with(model, &Worlds::interventions(), options)?;
+    Ok(reads
+        .into_iter()
+        .map(|read| metric(results.get(read).squeeze_dim(1)).mean())
+        .collect())
+}
+
+/// The layer, if queries, keys and values of one layer are all that receives, at all positions.
+fn heads_of_one_layer(patch: &PathPatch) -> Option<usize> {
+    let layers = patch.receivers.iter().map(|receiver| {
+        let site = receiver.input.site()?.0;
+        match site {
+            Site::Block(_, Component::MlpInput) => None,
+            Site::Block(layer, _) => Some(layer).filter(|_| receiver.positions == Indices::All),
+            _ => None,
+        }
+    });
+    let layers: Option<BTreeSet<usize>> = layers.collect();
+    layers.filter(|layers| layers.len() == 1)?.pop_first()
+}
+
+/// Record and patch in the same run, which saves a layer: the layer reads the changed stream, all
+/// that does not receive is put back, and behind the attention the change leaves the stream again.
+fn one_run(
+    patch: &PathPatch,
+    layer: usize,
+    change: ConstantId,
+    clean: WorldId,
+    dims: &ModelDims,
+) -> Vec<Edit> {
+    let at = |component| Site::Block(layer, component);
+    let change =
+        |site, intervention| Edit::new(site, Units::ALL, intervention, Operand::Constant(change));
+    let mut edits = vec![
+        change(at(Component::BlockInput), Worlds::ADD),
+        change(at(Component::ResidualMid), Worlds::SUBTRACT),
+    ];
+    for (component, heads) in [
+        (Component::QueryOutput, dims.heads),
+        (Component::KeyOutput, dims.kv_heads),
+        (Component::ValueOutput, dims.kv_heads),
+    ] {
+        let receive = |head| {
+            let mut receivers = patch.receivers.iter();
+            receivers.any(|receiver| receiver.input.site() == Some((at(component), Some(head))))
+        };
+        let others: Vec<usize> = (0..heads).filter(|head| !receive(*head)).collect();
+        if !others.is_empty() {
+            let units = Units {
+                heads: Indices::Same(others),
+                positions: Indices::All,
+            };
+            edits.push(Edit::from_world(clean, at(component), units, Worlds::SWAP));
+        }
+    }
+    edits
+}

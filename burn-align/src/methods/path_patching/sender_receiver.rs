@@ -1,0 +1,390 @@
+use std::collections::HashSet;
+use std::fmt;
+
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, Component, ModelDims, Site, TokenBatch};
+use serde::{Deserialize, Serialize};
+
+use super::{PathEffects, PathGrid, frozen, recomputed};
+use crate::engine::{Indices, Plan, RunOptions, Units};
+use crate::methods::sweep::numbers;
+use crate::paths::{Node, PathError, check_lengths};
+
+/// A node whose output is the source's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sender {
+    /// The node.
+    pub node: Node,
+    /// At which positions; at others its output is the base's.
+    pub positions: Indices,
+}
+
+impl From<Node> for Sender {
+    /// At all positions.
+    fn from(node: Node) -> Self {
+        Self {
+            node,
+            positions: Indices::All,
+        }
+    }
+}
+
+/// An input that gets to know of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Receiver {
+    /// The input.
+    pub input: ReceiverInput,
+    /// At which positions of it; the logits are those behind the last token anyway.
+    pub positions: Indices,
+}
+
+impl From<ReceiverInput> for Receiver {
+    /// At all positions.
+    fn from(input: ReceiverInput) -> Self {
+        Self {
+            input,
+            positions: Indices::All,
+        }
+    }
+}
+
+/// What can receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReceiverInput {
+    /// The queries of a head.
+    Query {
+        /// The layer.
+        layer: usize,
+        /// The query head.
+        head: usize,
+    },
+    /// The keys of a key-value head.
+    Key {
+        /// The layer.
+        layer: usize,
+        /// The key-value head, which query heads may share.
+        kv_head: usize,
+    },
+    /// The values of a key-value head.
+    Value {
+        /// The layer.
+        layer: usize,
+        /// The key-value head, which query heads may share.
+        kv_head: usize,
+    },
+    /// The input of an MLP.
+    Mlp {
+        /// The layer.
+        layer: usize,
+    },
+    /// The final residual stream: the sender's direct effect.
+    Logits,
+}
+
+impl ReceiverInput {
+    /// As [`Node::depth`].
+    pub(super) fn depth(self, dims: &ModelDims) -> usize {
+        match self {
+            Self::Query { layer, .. } | Self::Key { layer, .. } | Self::Value { layer, .. } => {
+                Node::Attention { layer }.depth()
+            }
+            Self::Mlp { layer } => Node::Mlp { layer }.depth(),
+            Self::Logits => 2 * dims.layers + 1,
+        }
+    }
+
+    /// Where the received input is recorded and patched: the site and its head. `None` for the
+    /// logits.
+    pub(super) fn site(self) -> Option<(Site, Option<usize>)> {
+        Some(match self {
+            Self::Query { layer, head } => (Site::Block(layer, Component::QueryOutput), Some(head)),
+            Self::Key { layer, kv_head } => {
+                (Site::Block(layer, Component::KeyOutput), Some(kv_head))
+            }
+            Self::Value { layer, kv_head } => {
+                (Site::Block(layer, Component::ValueOutput), Some(kv_head))
+            }
+            Self::Mlp { layer } => (Site::Block(layer, Component::MlpInput), None),
+            Self::Logits => return None,
+        })
+    }
+
+    fn check(self, dims: &ModelDims) -> Result<(), PathError> {
+        match self {
+            Self::Query { layer, head } => Node::Head { layer, head }.check(dims),
+            Self::Key { layer, kv_head } | Self::Value { layer, kv_head } => {
+                Node::Attention { layer }.check(dims)?;
+                if kv_head < dims.kv_heads {
+                    return Ok(());
+                }
+                Err(PathError::NoSuchKvHead {
+                    receiver: self.to_string(),
+                    found: kv_head,
+                    kv_heads: dims.kv_heads,
+                })
+            }
+            Self::Mlp { layer } => Node::Mlp { layer }.check(dims),
+            Self::Logits => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for ReceiverInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Query { layer, head } => write!(f, "{layer}.{head}.q"),
+            Self::Key { layer, kv_head } => write!(f, "{layer}.{kv_head}.k"),
+            Self::Value { layer, kv_head } => write!(f, "{layer}.{kv_head}.v"),
+            Self::Mlp { layer } => write!(f, "m{layer}"),
+            Self::Logits => f.write_str("logits"),
+        }
+    }
+}
+
+/// From senders to receivers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PathPatch {
+    /// Where the source comes in, all at once.
+    pub senders: Vec<Sender>,
+    /// What gets to know of it, all at once.
+    pub receivers: Vec<Receiver>,
+}
+
+impl PathPatch {
+    /// From one sender to one receiver.
+    pub fn new(sender: impl Into<Sender>, receiver: impl Into<Receiver>) -> Self {
+        Self {
+            senders: vec![sender.into()],
+            receivers: vec![receiver.into()],
+        }
+    }
+
+    /// Whether the logits are all that receives.
+    pub(super) fn is_direct(&self) -> bool {
+        let mut receivers = self.receivers.iter();
+        receivers.all(|receiver| receiver.input == ReceiverInput::Logits)
+    }
+
+    /// Checks that a model has the nodes, and that every sender has a receiver behind it and the
+    /// other way round.
+    fn check(&self, patch: usize, dims: &ModelDims) -> Result<(), PathError> {
+        let empty = |what| Err(PathError::Empty { patch, what });
+        let (Some(first), Some(last)) = (
+            self.senders.iter().min_by_key(|sender| sender.node.depth()),
+            self.receivers
+                .iter()
+                .max_by_key(|receiver| receiver.input.depth(dims)),
+        ) else {
+            return empty(match self.senders.is_empty() {
+                true => "sender",
+                false => "receiver",
+            });
+        };
+        for sender in &self.senders {
+            sender.node.check(dims)?;
+        }
+        for receiver in &self.receivers {
+            receiver.input.check(dims)?;
+        }
+        let senders = self.senders.iter().map(|sender| (sender, last));
+        let receivers = self.receivers.iter().map(|receiver| (first, receiver));
+        for (sender, receiver) in senders.chain(receivers) {
+            if !reaches(sender.node, receiver.input, dims) {
+                return Err(PathError::NotBehind {
+                    sender: sender.node,
+                    receiver: receiver.input.to_string(),
+                });
+            }
+        }
+        for (index, sender) in self.senders.iter().enumerate() {
+            for other in &self.senders[..index] {
+                if other.node.overlaps(sender.node)
+                    && crate::paths::meet(&other.positions, &sender.positions)
+                {
+                    return Err(PathError::Overlap {
+                        first: other.node,
+                        second: sender.node,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether what a node adds is part of what a receiver reads.
+pub(super) fn reaches(sender: Node, receiver: ReceiverInput, dims: &ModelDims) -> bool {
+    sender.depth() < receiver.depth(dims)
+}
+
+/// What MLPs between senders and receivers do. All attention between is frozen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mlps {
+    /// They say what they say in the base: a receiver hears of the sender on the direct path
+    /// alone, so what changes in its input is what changes in the sender's output.
+    Frozen,
+    /// They react to the sender, as in Wang et al.: the direct effect includes that through MLPs.
+    Recomputed,
+}
+
+/// Patches paths from senders to receivers and measures what the base predicts then: `metric` of
+/// the logits behind the last token of each example, averaged over examples.
+///
+/// For each patch (Wang et al., Appendix B): the senders' outputs become those of the source, all
+/// other heads those of the base; the receivers' inputs are recorded; and in another run on the
+/// base, where all else is free, they are what was recorded.
+///
+/// With [`Mlps::Frozen`] the first of these runs is not needed: the residual stream is a sum, and
+/// the receivers' inputs are those of the base with the differences of the senders' outputs added.
+/// For a receiver that is the logits the second one is not needed either. All patches share the
+/// runs on base and source.
+///
+/// # Shapes
+/// - metric: `[batch, vocab]` → `[batch]`
+///
+/// # Errors
+/// If a patch does not fit the model, a receiver does not lie behind its sender, or base and
+/// source differ in length.
+pub fn path_patch<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    [base, source]: [&TokenBatch; 2],
+    patches: &[PathPatch],
+    mlps: Mlps,
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<PathEffects, PathError> {
+    check_lengths(&[base, source])?;
+    for (index, patch) in patches.iter().enumerate() {
+        patch.check(index, model.dims())?;
+    }
+    check_positions(model, base, patches)?;
+    let mut senders = patches.iter().flat_map(|patch| &patch.senders);
+    if mlps == Mlps::Frozen && senders.any(|sender| matches!(sender.node, Node::Head { .. })) {
+        let mixed = Tensor::zeros([1, 1, model.dims().d_head], &model.device());
+        let output = model.head_output(0, 0, mixed);
+        output.ok_or(PathError::NoHeadOutput)?;
+    }
+    match mlps {
+        Mlps::Frozen => frozen::run(model, [base, source], patches, metric, options),
+        Mlps::Recomputed => recomputed::run(model, [base, source], patches, metric, options),
+    }
+}
+
+/// Checks that the base has all positions of senders and receivers.
+fn check_positions<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    base: &TokenBatch,
+    patches: &[PathPatch],
+) -> Result<(), PathError> {
+    let mut plan = Plan::<B>::new();
+    let input = plan.tokens(base);
+    let world = plan.world(input, []);
+    let senders = patches.iter().flat_map(|patch| &patch.senders);
+    let senders = senders.map(|sender| (sender.node.output(), &sender.positions));
+    let receivers = patches.iter().flat_map(|patch| &patch.receivers);
+    let receivers = receivers.filter_map(|receiver| {
+        let (site, _head) = receiver.input.site()?;
+        Some((site, &receiver.positions))
+    });
+    for (site, positions) in senders.chain(receivers).collect::<HashSet<_>>() {
+        plan.read(world, site, Units::positions(positions.clone()));
+    }
+    plan.explain(model)?;
+    Ok(())
+}
+
+/// Patches from each sender to each receiver, one at a time: senders are the rows.
+///
+/// # Errors
+/// As [`path_patch`], but a receiver that does not lie behind a sender is no error: nothing
+/// changes there.
+pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    inputs: [&TokenBatch; 2],
+    senders: &[Sender],
+    receivers: &[Receiver],
+    mlps: Mlps,
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<PathGrid, PathError> {
+    let cells = senders.iter().flat_map(|sender| {
+        let receivers = receivers.iter();
+        receivers.map(|receiver| PathPatch::new(sender.clone(), receiver.clone()))
+    });
+    let cells: Vec<PathPatch> = cells.collect();
+    let effects = cells_with_paths(model, inputs, &cells, mlps, metric, options)?;
+    let rows = senders.iter().map(|sender| sender.node.to_string());
+    let columns = receivers.iter().map(|receiver| receiver.input.to_string());
+    Ok(effects.into_grid(rows.collect(), columns.collect()))
+}
+
+/// Patches from each head of the model, one at a time, to all these receivers at once: layers ×
+/// heads. With [`ReceiverInput::Logits`] alone, Figure 3b of Wang et al.
+///
+/// # Errors
+/// As [`path_patch`], but a head with no receiver behind it is no error: nothing changes there.
+/// Receivers that do not lie behind a head are left out for it.
+pub fn head_effects<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    inputs: [&TokenBatch; 2],
+    receivers: &[Receiver],
+    mlps: Mlps,
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<PathGrid, PathError> {
+    let dims = model.dims();
+    for receiver in receivers {
+        receiver.input.check(dims)?;
+    }
+    let cells = Node::heads(dims).into_iter().map(|head| PathPatch {
+        senders: vec![head.into()],
+        receivers: receivers
+            .iter()
+            .filter(|receiver| reaches(head, receiver.input, dims))
+            .cloned()
+            .collect(),
+    });
+    let cells: Vec<PathPatch> = cells.collect();
+    let effects = cells_with_paths(model, inputs, &cells, mlps, metric, options)?;
+    Ok(effects.into_grid(numbers(dims.layers), numbers(dims.heads)))
+}
+
+/// The effects of patches, where those without a path change nothing.
+fn cells_with_paths<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    inputs: [&TokenBatch; 2],
+    cells: &[PathPatch],
+    mlps: Mlps,
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<PathEffects, PathError> {
+    let dims = model.dims();
+    let has_path = |cell: &PathPatch| {
+        let mut pairs = cell.senders.iter().flat_map(|sender| {
+            let receivers = cell.receivers.iter();
+            receivers.map(move |receiver| (sender.node, receiver.input))
+        });
+        pairs.any(|(sender, receiver)| {
+            // What the model does not have is told by the check that follows.
+            let unknown = sender.check(dims).is_err() || receiver.check(dims).is_err();
+            unknown || reaches(sender, receiver, dims)
+        })
+    };
+    let patches: Vec<PathPatch> = cells
+        .iter()
+        .filter(|cell| has_path(cell))
+        .cloned()
+        .collect();
+    let mut effects = path_patch(model, inputs, &patches, mlps, metric, options)?;
+    let mut patched = effects.patched.into_iter();
+    effects.patched = cells
+        .iter()
+        .map(|cell| match has_path(cell) {
+            true => patched.next().expect("a value for each patch"),
+            false => effects.base,
+        })
+        .collect();
+    Ok(effects)
+}

@@ -1,0 +1,198 @@
+use std::fmt;
+
+use burn_align_models::{Component, ModelDims, Site};
+use serde::{Deserialize, Serialize};
+
+use super::PathError;
+
+/// What adds to the residual stream.
+///
+/// The text form of head 6 of layer 9 is `9.6`, of all heads of a layer `a9`, of an MLP `m9`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Node {
+    /// Token and position embeddings.
+    Embedding,
+    /// All heads of a layer and the bias of their output projection.
+    Attention {
+        /// The layer.
+        layer: usize,
+    },
+    /// One head.
+    Head {
+        /// The layer.
+        layer: usize,
+        /// The query head.
+        head: usize,
+    },
+    /// The MLP of a layer.
+    Mlp {
+        /// The layer.
+        layer: usize,
+    },
+}
+
+impl Node {
+    /// Every head of a model.
+    pub fn heads(dims: &ModelDims) -> Vec<Self> {
+        let layers = (0..dims.layers).flat_map(|layer| {
+            let heads = 0..dims.heads;
+            heads.map(move |head| Self::Head { layer, head })
+        });
+        layers.collect()
+    }
+
+    /// The embedding, and the attention and the MLP of every layer: nodes whose outputs are the
+    /// whole residual stream.
+    pub fn all(dims: &ModelDims) -> Vec<Self> {
+        let layers =
+            (0..dims.layers).flat_map(|layer| [Self::Attention { layer }, Self::Mlp { layer }]);
+        [Self::Embedding].into_iter().chain(layers).collect()
+    }
+
+    /// How many nodes of a chain lie before it: 0 for the embedding.
+    pub(crate) fn depth(self) -> usize {
+        match self {
+            Self::Embedding => 0,
+            Self::Attention { layer } | Self::Head { layer, .. } => 2 * layer + 1,
+            Self::Mlp { layer } => 2 * layer + 2,
+        }
+    }
+
+    /// Where its output is on its way into the residual stream; for a head, that of all heads.
+    pub(crate) fn output(self) -> Site {
+        match self {
+            Self::Embedding => Site::Embedding,
+            Self::Attention { layer } | Self::Head { layer, .. } => {
+                Site::Block(layer, Component::AttentionOutput)
+            }
+            Self::Mlp { layer } => Site::Block(layer, Component::MlpOutput),
+        }
+    }
+
+    /// Whether both have a part in the same output.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self == other
+            || matches!(
+                (self, other),
+                (Self::Attention { layer: a }, Self::Head { layer: b, .. })
+                | (Self::Head { layer: a, .. }, Self::Attention { layer: b }) if a == b
+            )
+    }
+
+    /// Checks that a model has this node.
+    pub(crate) fn check(self, dims: &ModelDims) -> Result<(), PathError> {
+        let (layer, head) = match self {
+            Self::Embedding => return Ok(()),
+            Self::Attention { layer } | Self::Mlp { layer } => (layer, 0),
+            Self::Head { layer, head } => (layer, head),
+        };
+        if layer < dims.layers && head < dims.heads {
+            return Ok(());
+        }
+        Err(PathError::NoSuchNode {
+            node: self,
+            layers: dims.layers,
+            heads: dims.heads,
+        })
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedding => f.write_str("embedding"),
+            Self::Attention { layer } => write!(f, "a{layer}"),
+            Self::Head { layer, head } => write!(f, "{layer}.{head}"),
+            Self::Mlp { layer } => write!(f, "m{layer}"),
+        }
+    }
+}
+
+/// Which of its inputs a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadInput {
+    /// What queries are made of.
+    Query,
+    /// What keys are made of.
+    Key,
+    /// What values are made of.
+    Value,
+}
+
+impl HeadInput {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+
+    fn letter(self) -> char {
+        match self {
+            Self::Query => 'q',
+            Self::Key => 'k',
+            Self::Value => 'v',
+        }
+    }
+}
+
+impl fmt::Display for HeadInput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.letter())
+    }
+}
+
+/// A node that a [`Path`](super::Path) goes through, and the input by which it enters.
+///
+/// The text form is that of the node and `.q`, `.k` or `.v`: `9.6.q`, `a9.v`, `m9`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hop {
+    /// All heads of a layer.
+    Attention {
+        /// The layer.
+        layer: usize,
+        /// By which input.
+        input: HeadInput,
+    },
+    /// One head.
+    Head {
+        /// The layer.
+        layer: usize,
+        /// The query head. Keys and values that query heads share are changed for this one alone.
+        head: usize,
+        /// By which input.
+        input: HeadInput,
+    },
+    /// The MLP of a layer.
+    Mlp {
+        /// The layer.
+        layer: usize,
+    },
+}
+
+impl Hop {
+    /// The node.
+    pub fn node(self) -> Node {
+        match self {
+            Self::Attention { layer, .. } => Node::Attention { layer },
+            Self::Head { layer, head, .. } => Node::Head { layer, head },
+            Self::Mlp { layer } => Node::Mlp { layer },
+        }
+    }
+
+    /// The input of a head or of the attention.
+    pub(crate) fn input(self) -> Option<HeadInput> {
+        match self {
+            Self::Attention { input, .. } | Self::Head { input, .. } => Some(input),
+            Self::Mlp { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.input() {
+            Some(input) => write!(f, "{}.{input}", self.node()),
+            None => self.node().fmt(f),
+        }
+    }
+}

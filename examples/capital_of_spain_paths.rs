@@ -1,0 +1,165 @@
+//! Which node carries the country, and does it tell the logits itself?
+//!
+//! The experiment of nano-causal-interventions: every node of the residual graph (embedding,
+//! attention and MLP of each layer) at every position gets its output from "The capital of Italy
+//! is" in a run on "The capital of Spain is". First, all that lies behind the node reacts. Then
+//! the node is heard by the logits alone, on the direct path (path patching, Wang et al. 2022,
+//! arXiv 2211.00593): what is left of the effect is what the node says itself.
+//!
+//! ```sh
+//! cargo run --release --example capital_of_spain_paths                  # seconds
+//! cargo run --release --example capital_of_spain_paths -- --model gpt2  # real GPT-2, from the hub
+//! ```
+//!
+//! Prints P(Rome) for every node and position, both ways. With the default question it checks its
+//! own claim: the country's embedding carries all of it, but not on the direct path, where only
+//! nodes at the last position are heard.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::backend::Backend;
+use burn_align::engine::{Indices, RunOptions};
+use burn_align::methods::{Grid, patch_streams, probability};
+use burn_align::models::{AlignableTransformer, FromPretrained, LanguageModel, LoadOptions};
+use burn_align::paths::{Node, Stream, Value};
+use clap::Parser;
+use workbench::plot::{heat_map, picture_file};
+use workbench::table::heat_map_text;
+use workbench::{BackendArgs, on_backend, out, progress};
+
+const BASE: &str = "The capital of Spain is";
+const SOURCE: &str = "The capital of Italy is";
+
+/// Patches every node at every position, with and without what lies behind it.
+#[derive(Parser)]
+struct Args {
+    /// A Hugging Face folder, a hub id such as gpt2, or bundled:capitals.
+    #[arg(long, default_value = "bundled:capitals")]
+    model: String,
+    /// The prompt that is changed.
+    #[arg(long, default_value = BASE)]
+    base: String,
+    /// The prompt that nodes are taken from, with as many tokens.
+    #[arg(long, default_value = SOURCE)]
+    source: String,
+    /// The next token whose probability is measured [default: Rome, or ` Rome`].
+    #[arg(long)]
+    answer: Option<String>,
+    /// Pictures, .svg or .png, with `_run` and `_direct` before the extension.
+    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| patch::<B>(&args, &device))
+    })
+}
+
+fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    // 1. The model and the prompts.
+    let options = LoadOptions::default()
+        .with_dtype(args.backend.dtype.dtype())
+        .with_progress(progress::loading());
+    let loaded = LanguageModel::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let tokenizer = loaded.tokenizer()?;
+    let base = tokenizer.encode_batch([&args.base])?;
+    let source = tokenizer.encode_batch([&args.source])?;
+    let answer = match &args.answer {
+        Some(answer) => tokenizer.single_token(answer)?,
+        None => tokenizer
+            .single_token(" Rome")
+            .or_else(|_| tokenizer.single_token("Rome"))?,
+    };
+
+    // 2. A stream for each node and position: the node's output from the source, and either the
+    //    run goes on with it, or the logits alone read it.
+    let mut nodes = Node::all(loaded.model.dims());
+    nodes.reverse();
+    let cells = || {
+        nodes.iter().flat_map(|node| {
+            let positions = (0..base.pos()).map(|position| Indices::Same(vec![position]));
+            positions.map(|positions| (*node, positions))
+        })
+    };
+    let clean = || Stream::clean(0);
+    let run = cells().map(|(node, at)| clean().with_run(node, at, Value::Clean(1)));
+    let direct = cells().map(|(node, at)| clean().with(node, at, Value::Clean(1)));
+    let ends = [clean(), Stream::clean(1)];
+    let streams: Vec<Stream> = ends.into_iter().chain(run).chain(direct).collect();
+
+    // 3. One plan for all.
+    let started = Instant::now();
+    let mut values = patch_streams(
+        &loaded.model,
+        &[&base, &source],
+        &streams,
+        |logits| probability(logits, answer),
+        &RunOptions::default(),
+    )?;
+    let took = started.elapsed().as_secs_f64() * 1000.0;
+    let cells = values.split_off(2);
+    let (of_base, of_source) = (values[0], values[1]);
+
+    // 4. What came of it.
+    let grid = |values: &[f64]| Grid {
+        rows: nodes.iter().map(Node::to_string).collect(),
+        columns: tokenizer.token_strings(&base.ids()[0]),
+        values: values.chunks(base.pos()).map(<[f64]>::to_vec).collect(),
+    };
+    let (run, direct) = cells.split_at(cells.len() / 2);
+    let (run, direct) = (grid(run), grid(direct));
+    let name = tokenizer.token_strings(&[answer]).concat();
+    let name = name.trim();
+    out!(
+        "P({name}): base {of_base:.6}, source {of_source:.6} ({} patches in one pass, {took:.0} ms)",
+        streams.len() - 2
+    )?;
+    for (title, file, grid) in [
+        ("what lies behind the node reacts", "run", &run),
+        ("direct path to the logits", "direct", &direct),
+    ] {
+        out!("\nP({name}), {title}\n{}", heat_map_text(grid))?;
+        if let Some(picture) = &args.plot {
+            let title = format!("P({name}), {title}");
+            heat_map(&beside(picture, file), &title, ["token", "node"], grid)?;
+        }
+    }
+
+    // 5. What is claimed at the top, of the question that is asked there.
+    if (&*args.model, &*args.base, &*args.source) == ("bundled:capitals", BASE, SOURCE) {
+        let (country, last) = (3, base.pos() - 1);
+        let embedding = nodes.len() - 1;
+        ensure!(
+            (run.values[embedding][country] - of_source).abs() < 1e-4 && of_source > 0.5,
+            "the country's embedding does not carry the answer"
+        );
+        for (node, row) in nodes.iter().zip(&direct.values) {
+            for (position, value) in row.iter().enumerate().filter(|(p, _)| *p != last) {
+                ensure!(
+                    (value - of_base).abs() < 1e-6,
+                    "{node} at position {position} is heard by the logits"
+                );
+            }
+        }
+        let best = direct.max().context("no nodes")?;
+        ensure!(
+            best.1 == last && best.2 > 2.0 * of_base,
+            "no node tells the logits"
+        );
+    }
+    Ok(())
+}
+
+/// `paths_NAME.svg` for `paths.svg`.
+fn beside(file: &Path, name: &str) -> PathBuf {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = file.extension().unwrap_or_default().to_string_lossy();
+    file.with_file_name(format!("{stem}_{name}.{extension}"))
+}

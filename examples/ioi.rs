@@ -1,0 +1,125 @@
+//! Which heads of GPT-2 small name the indirect object?
+//!
+//! Figure 3b of Wang et al. 2022 (arXiv 2211.00593) on real weights: behind "When Mary and John
+//! went to the store, John gave a drink to", every head's direct effect on the difference between
+//! the logits of " Mary" and " John", by path patching from prompts with three other names. All
+//! other heads are frozen, MLPs react.
+//!
+//! ```sh
+//! cargo run --release --example ioi                        # GPT-2 small from the hub
+//! cargo run --release --example ioi -- --model DIR --plot ioi.svg
+//! ```
+//!
+//! Needs GPT-2's weights (500 MB). Prints the heads with the largest effects beside the paper's
+//! figures, and the grid of all. With GPT-2 small it checks its own claim: heads 9.9, 9.6 and 10.0
+//! name the object, 10.7 and 11.10 speak against it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn_align::engine::RunOptions;
+use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_differences};
+use burn_align::models::{FromPretrained, LanguageModel, LoadOptions};
+use clap::Parser;
+use workbench::ioi::{Ioi, PUBLISHED};
+use workbench::plot::{heat_map, picture_file};
+use workbench::table::{align_numbers, heat_map_text, table};
+use workbench::{BackendArgs, on_backend, out, progress};
+
+/// Finds the name movers.
+#[derive(Parser)]
+struct Args {
+    /// A GPT-2: a Hugging Face folder or a hub id.
+    #[arg(long, default_value = "gpt2")]
+    model: String,
+    /// Number of prompts.
+    #[arg(long, default_value_t = 32)]
+    prompts: usize,
+    /// Seed of the prompts.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Most rows at a time.
+    #[arg(long, default_value_t = 512)]
+    max_rows: usize,
+    /// Picture of the effects, .svg or .png.
+    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| figure::<B>(
+            &args, &device
+        ))
+    })
+}
+
+fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    // 1. The model and the prompts.
+    let options = LoadOptions::default()
+        .with_dtype(args.backend.dtype.dtype())
+        .with_progress(progress::loading());
+    let loaded = LanguageModel::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let ioi = Ioi::draw(loaded.tokenizer()?, args.prompts, args.seed)?;
+
+    // 2. All heads, in one call.
+    let effects = head_effects(
+        &loaded.model,
+        [&ioi.prompts, &ioi.others],
+        &[ReceiverInput::Logits.into()],
+        Mlps::Recomputed,
+        |logits: Tensor<B, 2>| logit_differences(logits, &ioi.indirect_objects, &ioi.subjects),
+        &RunOptions::default().with_max_rows(args.max_rows),
+    )?;
+
+    // 3. What changes, relative to the difference that there is.
+    let changes = effects.relative_changes();
+    out!(
+        "logit difference {:.2} (in the paper 3.56)\n\nRelative change (layers × heads)\n{}",
+        effects.base,
+        heat_map_text(&changes)
+    )?;
+    let rows = changes.values.iter().enumerate();
+    let mut heads: Vec<(usize, usize, f64)> = rows
+        .flat_map(|(layer, row)| {
+            let heads = row.iter().enumerate();
+            heads.map(move |(head, change)| (layer, head, *change))
+        })
+        .collect();
+    heads.sort_by(|a, b| b.2.abs().total_cmp(&a.2.abs()));
+    let mut report = table(["head", "change", "in the paper"]);
+    for (layer, head, change) in heads.iter().take(PUBLISHED.len()) {
+        let paper = PUBLISHED.iter().find(|(l, h, _)| (l, h) == (layer, head));
+        let paper = paper.map_or(String::new(), |(.., change)| format!("{change:+.3}"));
+        report.add_row([format!("{layer}.{head}"), format!("{change:+.3}"), paper]);
+    }
+    align_numbers(&mut report);
+    out!("\n{report}")?;
+    if let Some(file) = &args.plot {
+        heat_map(
+            file,
+            "relative change of the logit difference",
+            ["head", "layer"],
+            &changes,
+        )?;
+    }
+
+    // 4. What is claimed at the top.
+    if args.model == "gpt2" {
+        for (layer, head) in [(9, 9), (9, 6), (10, 0)] {
+            let change = changes.values[layer][head];
+            ensure!(change < -0.1, "{layer}.{head} changes {change:+.3}");
+        }
+        for (layer, head) in [(10, 7), (11, 10)] {
+            let change = changes.values[layer][head];
+            ensure!(change > 0.1, "{layer}.{head} changes {change:+.3}");
+        }
+    }
+    Ok(())
+}
