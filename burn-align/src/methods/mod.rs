@@ -2,6 +2,7 @@
 
 mod ablation;
 mod alignment_map;
+mod causal_scrubbing;
 mod causal_trace;
 mod grid;
 mod metric;
@@ -11,6 +12,11 @@ mod sweep;
 pub use ablation::{Ablation, AblationError, ablate, mean_activations, resample_donors};
 pub use alignment_map::{
     AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
+};
+pub use causal_scrubbing::{
+    Donors, Feature, Hypothesis, NodeAblation, Part, Place, ScrubAblations, ScrubError,
+    ScrubExplanation, ScrubNode, ScrubOptions, ScrubTree, Scrubbed, Unimportant, scrub,
+    scrub_ablations,
 };
 pub use causal_trace::{CausalTrace, CausalTraceConfig, CausalTraceError, causal_trace};
 pub use grid::Grid;

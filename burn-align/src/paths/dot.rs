@@ -101,7 +101,7 @@ impl Dot<'_> {
 }
 
 /// A string of the DOT language. Backslashes begin escape sequences in labels.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{}\"", text.replace('\n', "\\n"))
 }

@@ -24,6 +24,7 @@ mod stream;
 mod worlds;
 
 pub(crate) use check::{check_lengths, meet};
+pub(crate) use dot::quoted;
 pub use error::PathError;
 pub use node::{HeadInput, Hop, Node};
 pub use path::Path;

@@ -1,0 +1,104 @@
+use serde::{Deserialize, Serialize};
+
+/// How well a hypothesis stands scrubbing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scrubbed {
+    /// Loss of the model as it is.
+    pub model: f64,
+    /// Loss of the model on random inputs, with the labels of others.
+    pub random: f64,
+    /// Loss of the scrubbed model.
+    pub scrubbed: f64,
+    /// Kullback-Leibler divergence of the scrubbed model's predictions from the model's,
+    /// `Σ p (ln p - ln q)` with `p` the model's, in nats.
+    pub kl: f64,
+    /// The same of the model's predictions for the random inputs.
+    pub random_kl: f64,
+    /// `[example]`: the three losses of each example, averaged over its samples: of the model, on
+    /// random inputs, scrubbed.
+    pub losses: Vec<[f64; 3]>,
+}
+
+impl Scrubbed {
+    /// The share of the loss that the hypothesis recovers, `(random - scrubbed) / (random -
+    /// model)`: 1 if scrubbing does no harm, 0 if nothing is left.
+    pub fn recovered(&self) -> f64 {
+        (self.random - self.scrubbed) / (self.random - self.model)
+    }
+
+    /// Standard error of [`recovered`](Self::recovered), over examples, by the delta method:
+    /// that of the mean of `((randomᵢ - scrubbedᵢ) - recovered (randomᵢ - modelᵢ)) / (random -
+    /// model)`. It does not know that examples take their inputs from the same dataset. NaN of a
+    /// single example.
+    pub fn standard_error(&self) -> f64 {
+        let recovered = self.recovered();
+        let terms = self.losses.iter();
+        let terms = terms
+            .map(|[model, random, scrubbed]| (random - scrubbed) - recovered * (random - model));
+        error_of_mean(terms) / (self.random - self.model).abs()
+    }
+
+    /// The 95 % confidence interval of [`recovered`](Self::recovered), which is taken to be
+    /// normal: 1.96 standard errors to both sides.
+    pub fn interval(&self) -> [f64; 2] {
+        around(self.recovered(), self.standard_error())
+    }
+}
+
+/// A hypothesis, and the same with one node after another taken to compute nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScrubAblations {
+    /// The hypothesis as it is.
+    pub whole: Scrubbed,
+    /// Its nodes.
+    pub nodes: Vec<NodeAblation>,
+}
+
+/// A hypothesis in which a node's feature is nothing: it takes a random input, and what it reads
+/// is drawn to agree with that.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeAblation {
+    /// The node's name.
+    pub node: String,
+    /// The scrubbed model without it.
+    pub without: Scrubbed,
+    /// The share of the loss that the node's feature recovers: what is recovered with it, less
+    /// what is recovered without.
+    pub carries: f64,
+    /// Standard error of that, over examples, by the delta method.
+    pub standard_error: f64,
+}
+
+impl NodeAblation {
+    pub(super) fn new(node: String, whole: &Scrubbed, without: Scrubbed) -> Self {
+        let way = whole.random - whole.model;
+        let carries = (without.scrubbed - whole.scrubbed) / way;
+        let terms = whole.losses.iter().zip(&without.losses);
+        let terms = terms.map(|([model, random, with], [_, _, without])| {
+            (without - with) - carries * (random - model)
+        });
+        Self {
+            node,
+            carries,
+            standard_error: error_of_mean(terms) / way.abs(),
+            without,
+        }
+    }
+
+    /// The 95 % confidence interval of what the node carries, which is taken to be normal.
+    pub fn interval(&self) -> [f64; 2] {
+        around(self.carries, self.standard_error)
+    }
+}
+
+fn around(value: f64, error: f64) -> [f64; 2] {
+    [value - 1.96 * error, value + 1.96 * error]
+}
+
+/// Standard error of the mean of terms.
+fn error_of_mean(terms: impl Iterator<Item = f64> + Clone) -> f64 {
+    let count = terms.clone().count() as f64;
+    let mean = terms.clone().sum::<f64>() / count;
+    let squares: f64 = terms.map(|term| (term - mean).powi(2)).sum();
+    (squares / (count - 1.0) / count).sqrt()
+}

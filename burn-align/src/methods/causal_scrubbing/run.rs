@@ -1,0 +1,319 @@
+use std::ops::Range;
+
+use burn::tensor::{DType, Tensor, activation, backend::Backend};
+use burn_align_models::AlignableTransformer;
+use serde::Serialize;
+
+use super::streams::{Inputs, Streams};
+use super::tree::Draws;
+use super::{NodeAblation, ScrubAblations, ScrubError, ScrubTree, Scrubbed};
+use crate::engine::{Explanation, LogitPositions, Plan, ReadId, RunOptions};
+use crate::paths::{Stream, Worlds};
+
+/// Runs a scrubbed model: each row's logits are computed on the inputs drawn for it, node by node.
+///
+/// `loss` gets the logits behind the last token and the index of the example whose label they are
+/// compared with.
+///
+/// Rows are run in as many chunks as the budget takes, each one plan, in which runs that several
+/// nodes need are computed once.
+///
+/// # Shapes
+/// - loss: `[row, vocab]`, `[row]` → `[row]`
+///
+/// # Errors
+/// If the model cannot read the prompts, or a single example does not fit into the row budget.
+/// Nothing is computed then.
+pub fn scrub<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    tree: &ScrubTree,
+    loss: impl Fn(Tensor<B, 2>, &[usize]) -> Tensor<B, 1>,
+) -> Result<Scrubbed, ScrubError> {
+    let run = Run::new(model, tree, vec![tree.draws.clone()]);
+    let mut scrubbed = run.run(loss)?;
+    Ok(scrubbed.swap_remove(0))
+}
+
+/// The same, and once more for each node of the hypothesis with its feature replaced by nothing:
+/// which of them carry how much of what is recovered.
+///
+/// Other nodes draw as before, so that differences are due to the feature alone.
+///
+/// # Shapes
+/// - loss: `[row, vocab]`, `[row]` → `[row]`
+///
+/// # Errors
+/// As [`scrub`].
+pub fn scrub_ablations<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    tree: &ScrubTree,
+    loss: impl Fn(Tensor<B, 2>, &[usize]) -> Tensor<B, 1>,
+) -> Result<ScrubAblations, ScrubError> {
+    let ablated = 0..tree.names().len();
+    let ablated = ablated.map(|node| tree.draw(model.dims(), Some(node)));
+    let draws = [tree.draws.clone()].into_iter().chain(ablated);
+    let mut scrubbed = Run::new(model, tree, draws.collect())
+        .run(loss)?
+        .into_iter();
+    let whole = scrubbed.next().expect("the hypothesis comes first");
+    let nodes = tree.names().iter().zip(scrubbed);
+    let nodes = nodes.map(|(name, without)| NodeAblation::new(name.clone(), &whole, without));
+    Ok(ScrubAblations {
+        nodes: nodes.collect(),
+        whole,
+    })
+}
+
+/// How a tree will be run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ScrubExplanation {
+    /// Number of rows that are scrubbed: examples times samples.
+    pub rows: usize,
+    /// Number of chunks that they are run in.
+    pub chunks: usize,
+    /// Most rows that go through a stage together.
+    pub max_rows: usize,
+    /// Rows that go through a block, summed over blocks and chunks.
+    pub row_layers: usize,
+    /// The same if every run that a node takes something from were alone, from start to end.
+    pub row_layers_alone: usize,
+}
+
+impl ScrubTree {
+    /// Says how [`scrub`] will run.
+    ///
+    /// # Errors
+    /// As [`scrub`].
+    pub fn explain<B: Backend, M: AlignableTransformer<B>>(
+        &self,
+        model: &M,
+    ) -> Result<ScrubExplanation, ScrubError> {
+        let run = Run::new(model, self, vec![self.draws.clone()]);
+        let mut explanation = ScrubExplanation {
+            rows: self.rows(),
+            chunks: 0,
+            max_rows: 0,
+            row_layers: 0,
+            row_layers_alone: 0,
+        };
+        for chunk in run.chunks()? {
+            let explained = run.plan(&chunk)?.0.explain(model)?;
+            explanation.chunks += 1;
+            explanation.max_rows = explanation.max_rows.max(max_rows(&explained));
+            explanation.row_layers += explained.row_layers;
+            explanation.row_layers_alone += explained.row_layers_alone;
+        }
+        Ok(explanation)
+    }
+}
+
+/// Most rows that go through a stage together.
+fn max_rows(explanation: &Explanation) -> usize {
+    let stages = explanation.passes.iter().flat_map(|pass| &pass.stages);
+    stages.map(|stage| stage.rows).max().unwrap_or(0)
+}
+
+/// Scrubbing with several draws of one tree.
+struct Run<'a, B: Backend, M> {
+    model: &'a M,
+    tree: &'a ScrubTree,
+    examples: Vec<usize>,
+    draws: Vec<Draws>,
+    backend: std::marker::PhantomData<B>,
+}
+
+/// Rows and draws that are run in one plan.
+#[derive(Clone, Debug)]
+struct Chunk {
+    draws: Range<usize>,
+    rows: Range<usize>,
+}
+
+impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
+    fn new(model: &'a M, tree: &'a ScrubTree, draws: Vec<Draws>) -> Self {
+        Self {
+            model,
+            tree,
+            examples: tree.examples(),
+            draws,
+            backend: std::marker::PhantomData,
+        }
+    }
+
+    /// A plan that reads the model's logits, those for random inputs, and those of each scrubbed
+    /// model.
+    fn plan(&self, chunk: &Chunk) -> Result<(Plan<B>, Vec<ReadId>), ScrubError> {
+        let dims = self.model.dims();
+        let mut inputs = Inputs::default();
+        let random = &self.draws[0].random[0][chunk.rows.clone()];
+        let anchors = [&self.examples[chunk.rows.clone()], random];
+        let mut streams: Vec<Stream> = Vec::new();
+        streams.extend(anchors.map(|examples| Stream::clean(inputs.number(examples))));
+        for draws in &self.draws[chunk.draws.clone()] {
+            let (rows, examples) = (chunk.rows.clone(), &self.examples[..]);
+            let streams_of = Streams {
+                tree: self.tree,
+                draws,
+                dims,
+                rows,
+                examples,
+            };
+            streams.push(streams_of.output(&mut inputs));
+        }
+        let tokens = inputs.tokens(&self.tree.tokens);
+        let mut plan = Plan::new();
+        let mut worlds = Worlds::new(&mut plan, dims, &tokens.iter().collect::<Vec<_>>())?;
+        let mut reads = Vec::new();
+        for stream in &streams {
+            let world = worlds.logits(&mut plan, stream)?;
+            reads.push(plan.read_logits(world, LogitPositions::Last));
+        }
+        Ok((plan, reads))
+    }
+
+    /// Cuts rows, and draws where a single row is too large, into chunks that fit the budget.
+    fn chunks(&self) -> Result<Vec<Chunk>, ScrubError> {
+        let mut chunks = Vec::new();
+        let mut open = vec![0..self.draws.len()];
+        while let Some(draws) = open.pop() {
+            match self.chunks_of(draws.clone())? {
+                Ok(found) => chunks.extend(found),
+                Err(_) if draws.len() > 1 => {
+                    let middle = draws.start.midpoint(draws.end);
+                    open.extend([middle..draws.end, draws.start..middle]);
+                }
+                Err(needed) => {
+                    return Err(ScrubError::RowBudget {
+                        needed,
+                        max_rows: self.tree.options.max_rows,
+                    });
+                }
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// Cuts rows into chunks that fit the budget. The inner error is the number of rows that a
+    /// single one takes, if that is too much.
+    fn chunks_of(&self, draws: Range<usize>) -> Result<Result<Vec<Chunk>, usize>, ScrubError> {
+        let (all, budget) = (self.tree.rows(), self.tree.options.max_rows);
+        let needed = |rows: Range<usize>| -> Result<usize, ScrubError> {
+            let draws = draws.clone();
+            let (plan, _reads) = self.plan(&Chunk { draws, rows })?;
+            Ok(max_rows(&plan.explain(self.model)?))
+        };
+        // By chance nodes draw the same, so that chunks differ a little.
+        const PROBE: usize = 8;
+        let probe = all.min(PROBE);
+        let mut size = (budget * probe / needed(0..probe)?.max(1)).clamp(1, all);
+        'sizes: loop {
+            let count = all.div_ceil(size);
+            let chunks: Vec<Chunk> = (0..count)
+                .map(|chunk| Chunk {
+                    draws: draws.clone(),
+                    rows: chunk * all / count..(chunk + 1) * all / count,
+                })
+                .collect();
+            for chunk in &chunks {
+                let needed = needed(chunk.rows.clone())?;
+                if needed <= budget {
+                    continue;
+                }
+                if chunk.rows.len() == 1 {
+                    return Ok(Err(needed));
+                }
+                size = (chunk.rows.len() - 1)
+                    .min(chunk.rows.len() * budget / needed)
+                    .max(1);
+                continue 'sizes;
+            }
+            return Ok(Ok(chunks));
+        }
+    }
+
+    fn run(
+        &self,
+        loss: impl Fn(Tensor<B, 2>, &[usize]) -> Tensor<B, 1>,
+    ) -> Result<Vec<Scrubbed>, ScrubError> {
+        // Of the model, on random inputs, and of each draw: losses and divergences by row.
+        let mut rows = vec![Rows::default(); 2 + self.draws.len()];
+        let options = RunOptions::default().with_max_rows(self.tree.options.max_rows);
+        for chunk in self.chunks()? {
+            let (plan, reads) = self.plan(&chunk)?;
+            let results = plan.run_with(self.model, &Worlds::interventions(), &options)?;
+            let examples = &self.examples[chunk.rows.clone()];
+            let logits = |read: &ReadId| results.get(*read).squeeze_dim::<2>(1).cast(DType::F32);
+            let wanted = logits(&reads[0]);
+            let values = reads.iter().flat_map(|read| {
+                let logits = logits(read);
+                let divergences = divergences(wanted.clone(), logits.clone());
+                [loss(logits, examples).cast(DType::F32), divergences]
+            });
+            let values = Tensor::cat(values.collect(), 0).into_data();
+            let values: Vec<f64> = values.iter::<f64>().collect();
+            let mut values = values.chunks(examples.len());
+            // Several chunks of draws have the model and the random inputs in common.
+            let anchors = [0, 1].into_iter();
+            let drawn = chunk.draws.map(|draws| 2 + draws);
+            for own in anchors.chain(drawn) {
+                let is_known = rows[own].losses.len() >= chunk.rows.end;
+                for (rows, new) in rows[own].both().into_iter().zip(values.by_ref().take(2)) {
+                    if !is_known {
+                        rows.extend_from_slice(new);
+                    }
+                }
+            }
+        }
+        let samples = self.tree.options.samples;
+        let [model, random] = [0, 1].map(|anchor| rows[anchor].clone());
+        let scrubbed = rows[2..].iter().map(|rows| {
+            let losses = [&model, &random, rows].map(|rows| means(&rows.losses, samples));
+            let [of_model, of_random, of_scrubbed] = &losses;
+            let each = of_model.iter().zip(of_random).zip(of_scrubbed);
+            let [model, random_loss, scrubbed] = losses.each_ref().map(|losses| mean(losses));
+            Scrubbed {
+                model,
+                random: random_loss,
+                scrubbed,
+                kl: mean(&rows.divergences),
+                random_kl: mean(&random.divergences),
+                losses: each.map(|((m, r), s)| [*m, *r, *s]).collect(),
+            }
+        });
+        Ok(scrubbed.collect())
+    }
+}
+
+/// Numbers for each row.
+#[derive(Clone, Debug, Default)]
+struct Rows {
+    losses: Vec<f64>,
+    divergences: Vec<f64>,
+}
+
+impl Rows {
+    fn both(&mut self) -> [&mut Vec<f64>; 2] {
+        [&mut self.losses, &mut self.divergences]
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Means of so many values at a time.
+fn means(values: &[f64], count: usize) -> Vec<f64> {
+    values.chunks(count).map(mean).collect()
+}
+
+/// The Kullback-Leibler divergence of one prediction from another, for each row.
+///
+/// # Shapes
+/// - wanted, found: `[row, vocab]`
+/// - output: `[row]`
+fn divergences<B: Backend>(wanted: Tensor<B, 2>, found: Tensor<B, 2>) -> Tensor<B, 1> {
+    let wanted = activation::log_softmax(wanted, 1);
+    let found = activation::log_softmax(found, 1);
+    let terms = wanted.clone().exp() * (wanted - found);
+    terms.sum_dim(1).squeeze_dim(1)
+}
