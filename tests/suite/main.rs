@@ -41,5 +41,6 @@ mod plans;
 mod pretrained;
 mod saved;
 mod scratch;
+mod scrubbing;
 mod tokens;
 mod training;

@@ -39,6 +39,18 @@ pub fn logit_differences<B: Backend>(
     cells(logits.clone(), tokens) - cells(logits, others)
 }
 
+/// How improbable a token is, `-ln p`, where each example has a token of its own.
+///
+/// # Shapes
+/// - logits: `[batch, vocab]`
+/// - output: `[batch]`
+///
+/// # Panics
+/// If there are not as many tokens as examples.
+pub fn cross_entropies<B: Backend>(logits: Tensor<B, 2>, tokens: &[u32]) -> Tensor<B, 1> {
+    -cells(activation::log_softmax(logits.cast(DType::F32), 1), tokens)
+}
+
 /// The value of one token for each example.
 fn cells<B: Backend>(values: Tensor<B, 2>, tokens: &[u32]) -> Tensor<B, 1> {
     let [batch, vocab] = values.dims();

@@ -20,7 +20,7 @@ pub use causal_scrubbing::{
 };
 pub use causal_trace::{CausalTrace, CausalTraceConfig, CausalTraceError, causal_trace};
 pub use grid::Grid;
-pub use metric::{logit_difference, logit_differences, probability};
+pub use metric::{cross_entropies, logit_difference, logit_differences, probability};
 pub use path_patching::{
     Mlps, PathEffects, PathGrid, PathPatch, Receiver, ReceiverInput, Sender, head_effects,
     patch_paths, patch_streams, path_grid, path_patch,
