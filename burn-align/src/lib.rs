@@ -31,7 +31,7 @@
 //! ```
 //!
 //! # Layers
-//! - [`methods`]: sweeps, ablations, causal tracing, path patching;
+//! - [`methods`]: sweeps, ablations, causal tracing, path patching, causal scrubbing;
 //! - [`paths`]: the residual graph, and streams in which some paths carry another input;
 //! - [`training`]: interventions are trained and judged;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;

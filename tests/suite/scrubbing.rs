@@ -294,38 +294,44 @@ fn an_ablated_node_is_one_that_computes_nothing<B: Backend>(device: &B::Device) 
         let options = ScrubOptions::default();
         let tree = treeified(&some_hypothesis(), &model, &tokens, &options);
         let loss = |logits, examples: &[usize]| loss(logits, examples, &tokens);
-        let ablations = scrub_ablations(&model, &tree, loss).expect("valid");
+        let ablations = scrub_ablations(&model, &tree, &tree.each_node(), loss).expect("valid");
         assert_close(&ablations.whole, &scrubbed(&model, &tree, &tokens), "whole");
-        let found: Vec<&str> = ablations.nodes.iter().map(|node| &*node.node).collect();
-        assert_eq!(found, names);
-        for ablation in &ablations.nodes {
-            let hypothesis = without_feature(&ablation.node);
+        assert_eq!(ablations.nodes.len(), names.len());
+        for (ablation, name) in ablations.nodes.iter().zip(names) {
+            assert_eq!(ablation.nodes, [name]);
+            let hypothesis = without_features(&[name]);
             let tree = treeified(&hypothesis, &model, &tokens, &options);
             let expected = scrubbed(&model, &tree, &tokens);
-            assert_close(&ablation.without, &expected, &ablation.node);
+            assert_close(&ablation.without, &expected, name);
             let carries = ablations.whole.recovered() - expected.recovered();
             assert!((ablation.carries - carries).abs() < 1e-3);
             assert!(ablation.without.scrubbed != ablations.whole.scrubbed);
             assert!(ablation.standard_error > 0.0);
         }
-        // In parts, too, of rows and of ablations.
+        // Two at once, and in parts, of rows and of ablations.
+        let pair = ["asks", "tells"];
+        let mut sets = tree.each_node();
+        sets.push(pair.map(str::to_owned).to_vec());
+        let both = treeified(&without_features(&pair), &model, &tokens, &options);
+        let both = scrubbed(&model, &both, &tokens);
         for max_rows in [400, 20] {
             let options = options.clone().with_max_rows(max_rows);
             let tree = treeified(&some_hypothesis(), &model, &tokens, &options);
-            let parts = scrub_ablations(&model, &tree, loss).expect("valid");
+            let parts = scrub_ablations(&model, &tree, &sets, loss).expect("valid");
             assert_close(&parts.whole, &ablations.whole, "whole");
             for (part, node) in parts.nodes.iter().zip(&ablations.nodes) {
-                assert_close(&part.without, &node.without, &node.node);
+                assert_close(&part.without, &node.without, "part");
             }
+            assert_close(&parts.nodes[6].without, &both, "both");
         }
     }
 }
 
-/// [`some_hypothesis`] with one feature replaced by nothing.
-fn without_feature(name: &str) -> Hypothesis<Example> {
+/// [`some_hypothesis`] with features replaced by nothing.
+fn without_features(names: &[&str]) -> Hypothesis<Example> {
     let head = |layer, head| Node::Head { layer, head };
     let last = Indices::Same(vec![4]);
-    let feature = |own: &str, feature| match own == name {
+    let feature = |own: &str, feature| match names.contains(&own) {
         true => Feature::nothing(),
         false => feature,
     };

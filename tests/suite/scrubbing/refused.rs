@@ -2,7 +2,9 @@
 
 use burn::backend::Flex;
 use burn_align::engine::{Indices, PlanError};
-use burn_align::methods::{Donors, Feature, Hypothesis, Place, ScrubError, ScrubOptions, scrub};
+use burn_align::methods::{
+    Donors, Feature, Hypothesis, Place, ScrubError, ScrubOptions, scrub, scrub_ablations,
+};
 use burn_align::paths::{HeadInput, Node, PathError};
 use burn_align_models::{AlignableTransformer, TokenBatch};
 
@@ -304,6 +306,11 @@ fn nothing_runs_that_does_not_fit() {
         "{needed}"
     );
     assert_eq!(tree.explain(&model).expect_err("wrong"), error);
+    let unknown = vec![vec!["b".to_owned()]];
+    let loss = |logits, examples: &[usize]| loss(logits, examples, &prompts);
+    let error = scrub_ablations(&model, &tree, &unknown, loss).expect_err("wrong");
+    let name = "b".to_owned();
+    assert_eq!(error, ScrubError::UnknownAblation { name });
     // A token that the model does not know.
     let mut ids = prompts.ids().to_vec();
     ids[17][3] = 10_000;

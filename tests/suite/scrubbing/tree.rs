@@ -255,7 +255,7 @@ fn recovered_loss_and_its_error() {
     let [low, high] = mixed.interval();
     assert!((low - (0.5 - 0.98)).abs() < 1e-12 && (high - 1.48).abs() < 1e-12);
     let ablation = NodeAblation {
-        node: "a".to_owned(),
+        nodes: vec!["a".to_owned()],
         without: mixed,
         carries: 0.25,
         standard_error: 0.1,

@@ -19,6 +19,12 @@ pub enum ScrubError {
         /// The name.
         reader: String,
     },
+    /// An ablation of a node that there is not.
+    #[error("{name:?} is to be ablated: no node of the hypothesis has this name")]
+    UnknownAblation {
+        /// The name.
+        name: String,
+    },
     /// Two nodes with one name.
     #[error("two nodes are named {name:?}: expected a name for each")]
     SameName {

@@ -45,24 +45,24 @@ impl Scrubbed {
     }
 }
 
-/// A hypothesis, and the same with one node after another taken to compute nothing.
+/// A hypothesis, and the same with some of its nodes taken to compute nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScrubAblations {
     /// The hypothesis as it is.
     pub whole: Scrubbed,
-    /// Its nodes.
+    /// The sets of nodes, in the order in which they were given.
     pub nodes: Vec<NodeAblation>,
 }
 
-/// A hypothesis in which a node's feature is nothing: it takes a random input, and what it reads
-/// is drawn to agree with that.
+/// A hypothesis in which the features of some nodes are nothing: each takes a random input, and what
+/// it reads is drawn to agree with that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeAblation {
-    /// The node's name.
-    pub node: String,
-    /// The scrubbed model without it.
+    /// The nodes' names.
+    pub nodes: Vec<String>,
+    /// The scrubbed model without them.
     pub without: Scrubbed,
-    /// The share of the loss that the node's feature recovers: what is recovered with it, less
+    /// The share of the loss that the nodes' features recover: what is recovered with them, less
     /// what is recovered without.
     pub carries: f64,
     /// Standard error of that, over examples, by the delta method.
@@ -70,7 +70,7 @@ pub struct NodeAblation {
 }
 
 impl NodeAblation {
-    pub(super) fn new(node: String, whole: &Scrubbed, without: Scrubbed) -> Self {
+    pub(super) fn new(nodes: Vec<String>, whole: &Scrubbed, without: Scrubbed) -> Self {
         let way = whole.random - whole.model;
         let carries = (without.scrubbed - whole.scrubbed) / way;
         let terms = whole.losses.iter().zip(&without.losses);
@@ -78,14 +78,14 @@ impl NodeAblation {
             (without - with) - carries * (random - model)
         });
         Self {
-            node,
+            nodes,
             carries,
             standard_error: error_of_mean(terms) / way.abs(),
             without,
         }
     }
 
-    /// The 95 % confidence interval of what the node carries, which is taken to be normal.
+    /// The 95 % confidence interval of what the nodes carry, which is taken to be normal.
     pub fn interval(&self) -> [f64; 2] {
         around(self.carries, self.standard_error)
     }

@@ -34,30 +34,32 @@ pub fn scrub<B: Backend, M: AlignableTransformer<B>>(
     Ok(scrubbed.swap_remove(0))
 }
 
-/// The same, and once more for each node of the hypothesis with its feature replaced by nothing:
-/// which of them carry how much of what is recovered.
+/// The same, and once more for each of these sets of nodes, given by their names in the hypothesis,
+/// with their features replaced by nothing: which of them carry how much of what is recovered.
+/// [`ScrubTree::each_node`] are all nodes one by one.
 ///
-/// Other nodes draw as before, so that differences are due to the feature alone.
+/// Other nodes draw as before, so that differences are due to the features alone.
 ///
 /// # Shapes
 /// - loss: `[row, vocab]`, `[row]` → `[row]`
 ///
 /// # Errors
-/// As [`scrub`].
+/// As [`scrub`], or if no node has one of the names.
 pub fn scrub_ablations<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     tree: &ScrubTree,
+    sets: &[Vec<String>],
     loss: impl Fn(Tensor<B, 2>, &[usize]) -> Tensor<B, 1>,
 ) -> Result<ScrubAblations, ScrubError> {
-    let ablated = 0..tree.names().len();
-    let ablated = ablated.map(|node| tree.draw(model.dims(), Some(node)));
-    let draws = [tree.draws.clone()].into_iter().chain(ablated);
-    let mut scrubbed = Run::new(model, tree, draws.collect())
-        .run(loss)?
-        .into_iter();
+    let mut draws = vec![tree.draws.clone()];
+    for set in sets {
+        let nodes = tree.numbers(set)?;
+        draws.push(tree.draw(model.dims(), &nodes));
+    }
+    let mut scrubbed = Run::new(model, tree, draws).run(loss)?.into_iter();
     let whole = scrubbed.next().expect("the hypothesis comes first");
-    let nodes = tree.names().iter().zip(scrubbed);
-    let nodes = nodes.map(|(name, without)| NodeAblation::new(name.clone(), &whole, without));
+    let nodes = sets.iter().zip(scrubbed);
+    let nodes = nodes.map(|(set, without)| NodeAblation::new(set.clone(), &whole, without));
     Ok(ScrubAblations {
         nodes: nodes.collect(),
         whole,

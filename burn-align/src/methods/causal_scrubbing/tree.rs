@@ -142,7 +142,7 @@ impl<E> Hypothesis<E> {
                 apart: Vec::new(),
             },
         };
-        tree.draws = tree.draw(dims, None);
+        tree.draws = tree.draw(dims, &[]);
         Ok(tree)
     }
 
@@ -260,9 +260,19 @@ impl ScrubTree {
         Some(&piece.examples)
     }
 
-    /// The nodes of the hypothesis, by name.
-    pub(super) fn names(&self) -> &[String] {
-        &self.names
+    /// The name of each node of the hypothesis, by itself: sets for
+    /// [`scrub_ablations`](super::scrub_ablations).
+    pub fn each_node(&self) -> Vec<Vec<String>> {
+        self.names.iter().map(|name| vec![name.clone()]).collect()
+    }
+
+    /// Nodes of the hypothesis by their names.
+    pub(super) fn numbers(&self, names: &[String]) -> Result<Vec<usize>, ScrubError> {
+        let numbers = names.iter().map(|name| {
+            let number = self.names.iter().position(|other| other == name);
+            number.ok_or_else(|| ScrubError::UnknownAblation { name: name.clone() })
+        });
+        numbers.collect()
     }
 
     /// How far behind all it reads a node of the tree reads.
@@ -276,8 +286,8 @@ impl ScrubTree {
         }
     }
 
-    /// Draws the inputs, with the feature of one node of the hypothesis replaced by nothing.
-    pub(super) fn draw(&self, dims: &ModelDims, ablated: Option<usize>) -> Draws {
+    /// Draws the inputs, with the features of some nodes of the hypothesis replaced by nothing.
+    pub(super) fn draw(&self, dims: &ModelDims, ablated: &[usize]) -> Draws {
         let options = &self.options;
         let mut draws = Draws {
             donors: Vec::new(),
@@ -288,7 +298,7 @@ impl ScrubTree {
             let rng = |what: &str| rng(options.seed, &node.way, what);
             let donors = match (origin, node.reader) {
                 (Some(origin), Some(reader)) => {
-                    let classes = match ablated == Some(*origin) {
+                    let classes = match ablated.contains(origin) {
                         true => &self.nothing,
                         false => &self.classes[*origin],
                     };
