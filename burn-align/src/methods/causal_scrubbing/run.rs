@@ -176,7 +176,8 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
     /// Cuts rows, and draws where a single row is too large, into chunks that fit the budget.
     fn chunks(&self) -> Result<Vec<Chunk>, ScrubError> {
         let mut chunks = Vec::new();
-        let mut open = vec![0..self.draws.len()];
+        let all = 0..self.draws.len();
+        let mut open = vec![all];
         while let Some(draws) = open.pop() {
             match self.chunks_of(draws.clone())? {
                 Ok(found) => chunks.extend(found),
