@@ -21,8 +21,13 @@
 //! Wrong ones let another head of layer 0 tell the names before, or the heads of layer 1 go by the
 //! place in the queue.
 //!
+//! The loss is how much of the probability is not the answer's. Cross-entropy would not tell
+//! hypotheses apart as well here: a random queue makes the model certain of a wrong name, which costs
+//! so much that whatever makes it less certain recovers a good part. The column KL shows that; it is
+//! almost what cross-entropy gains, because the model is certain of the right name.
+//!
 //! It ends with a check of its own claim: the induction hypothesis recovers at least 0.85 of the
-//! loss, the refined one more, the wrong ones at most 0.4, and no part of it can be left out.
+//! loss, the refined one more, the wrong ones at most 0.4, and no feature can be left out.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -97,9 +102,16 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     };
     let loss = |logits: Tensor<B, 2>, rows: &[usize]| {
         let answers: Vec<u32> = rows.iter().map(|row| answers[*row]).collect();
-        cross_entropies(logits, &answers)
+        -cross_entropies(logits, &answers).neg().exp() + 1.0
     };
-    let mut report = table(["hypothesis", "nodes", "loss", "recovered", "95 %", "KL"]);
+    let mut report = table([
+        "hypothesis",
+        "nodes",
+        "loss",
+        "recovered",
+        "95 %",
+        "KL (nats)",
+    ]);
     align_numbers(&mut report);
     let mut test = |name: &str, hypothesis: &Hypothesis<Queue>| -> Result<Scrubbed> {
         let tree = tree(hypothesis)?;
