@@ -207,7 +207,7 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     for ((part, _), ablation) in parts.iter().zip(&ablations.nodes) {
         let [low, _high] = ablation.interval();
         ensure!(
-            low > 0.4,
+            low > 0.7,
             "without {part:?} only {:.3} is lost",
             ablation.carries
         );
