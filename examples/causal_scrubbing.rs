@@ -60,6 +60,9 @@ struct Args {
     /// Seed of the queues and of what is drawn for the parts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Most rows that go through a layer together.
+    #[arg(long, default_value_t = 4096)]
+    max_rows: usize,
     /// Picture of what is recovered with each head of layer 0 as the teller, .svg or .png.
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     plot: Option<PathBuf>,
@@ -96,7 +99,9 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let answers = answers(&queues, tokenizer)?;
 
     // 2. What is to be tested: each hypothesis becomes a tree with a queue for each of its nodes.
-    let options = ScrubOptions::default().with_seed(args.seed);
+    let options = ScrubOptions::default()
+        .with_seed(args.seed)
+        .with_max_rows(args.max_rows);
     let tree = |hypothesis: &Hypothesis<Queue>| -> Result<ScrubTree> {
         Ok(hypothesis.treeify(model.dims(), &prompts, &queues, &options)?)
     };
