@@ -17,8 +17,9 @@ pub struct ScrubOptions {
     /// takes. Default: 4096.
     ///
     /// A tree with `n` nodes has up to `n` rows for each example in the first layers. In f32, a row
-    /// of `pos` positions takes about `4 pos (8 d_model + 2 d_mlp + heads pos)` bytes while it is
-    /// in a layer.
+    /// of `pos` positions is reckoned to take `4 pos (8 d_model + 2 d_mlp + heads pos)` bytes while
+    /// it is in a layer, beside the model. The example `causal_scrubbing` takes 30, 130 and 460 MiB
+    /// at its peak with budgets of 512, 4096 and 20,000 rows, where that is 21, 166 and 812 MiB.
     pub max_rows: usize,
 }
 
