@@ -26,6 +26,7 @@ on_every_backend!(
     frozen_and_recomputed_differ_by_what_mlps_say,
     a_shared_key_is_the_key_of_each_head,
     positions_tell_examples_apart,
+    receivers_at_positions_are_the_same_in_both_ways,
     heads_without_a_receiver_change_nothing,
     a_budget_changes_nothing,
     a_run_that_goes_on_is_an_interchange,
@@ -348,6 +349,68 @@ fn positions_tell_examples_apart<B: Backend>(device: &B::Device) {
         // In the last layer, the query at the last position is the only one that counts.
         assert_close(&found, &[found[0], found[0], all.base], 1e-5, name);
         assert!((found[0] - all.base).abs() > 1e-5, "{name}");
+    }
+}
+
+/// Queries, keys and values that receive at some positions, of prompts that begin alike.
+fn receivers_at_positions_are_the_same_in_both_ways<B: Backend>(device: &B::Device) {
+    for name in MODELS {
+        let model = load::<B>(name, device);
+        let base = tokens(&[&[3, 1, 4, 1, 5], &[3, 1, 6, 2, 7]]);
+        let source = tokens(&[&[3, 1, 8, 1, 2], &[3, 1, 4, 9, 7]]);
+        let inputs_of_heads = [
+            ReceiverInput::Query { layer: 1, head: 1 },
+            ReceiverInput::Key {
+                layer: 1,
+                kv_head: 0,
+            },
+            ReceiverInput::Value {
+                layer: 1,
+                kv_head: 1,
+            },
+        ];
+        let lists = [
+            vec![Indices::All],
+            vec![Indices::Same(vec![2, 4])],
+            vec![Indices::Each(vec![vec![4], vec![3]])],
+            // One input at two places, which meet.
+            vec![Indices::Same(vec![2, 4]), Indices::Same(vec![3, 4])],
+        ];
+        let mut patches: Vec<PathPatch> = Vec::new();
+        for positions in &lists {
+            let receivers = |input| {
+                let at = positions.iter().cloned();
+                at.map(move |positions| Receiver { input, positions })
+            };
+            let mut all = Vec::new();
+            for input in inputs_of_heads {
+                all.extend(receivers(input));
+                patches.push(PathPatch {
+                    // Between this sender and the receivers is no other MLP.
+                    senders: vec![Node::Mlp { layer: 0 }.into()],
+                    receivers: receivers(input).collect(),
+                });
+            }
+            patches.push(PathPatch {
+                senders: vec![Node::Mlp { layer: 0 }.into()],
+                receivers: all,
+            });
+        }
+        let run = |mlps| {
+            let inputs = [&base, &source];
+            let effects = path_patch(&model, inputs, &patches, mlps, metric, &whole());
+            effects.expect("valid")
+        };
+        let [frozen, recomputed] = [Mlps::Frozen, Mlps::Recomputed].map(run);
+        assert_close(&frozen.patched, &recomputed.patched, 1e-5, name);
+        let mut numbers = frozen.patched;
+        numbers.push(frozen.base);
+        numbers.sort_by(f64::total_cmp);
+        numbers.dedup_by(|a, b| (*a - *b).abs() < 1e-6);
+        assert!(
+            numbers.len() >= 12,
+            "{name}: they have effects of their own"
+        );
     }
 }
 

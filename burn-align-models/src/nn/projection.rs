@@ -1,5 +1,7 @@
 //! Matrix products with the model's weights.
 
+use std::ops::Range;
+
 use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -15,6 +17,27 @@ pub(crate) fn project<B: Backend>(linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor
     linear
         .forward(x.reshape([batch * pos, d_input]))
         .reshape([batch, pos, d_output])
+}
+
+/// Some of a projection's outputs, side by side.
+///
+/// # Shapes
+/// - x: `[batch, pos, d_input]`
+/// - output: `[batch, pos, outputs.len()]`
+pub(crate) fn project_part<B: Backend>(
+    linear: &Linear<B>,
+    outputs: Range<usize>,
+    x: Tensor<B, 3>,
+) -> Tensor<B, 3> {
+    let [batch, pos, d_input] = x.dims();
+    let (first, count) = (outputs.start, outputs.len());
+    let weight = linear.weight.val().narrow(1, first, count);
+    let x = x.reshape([batch * pos, d_input]).matmul(weight);
+    let x = match &linear.bias {
+        Some(bias) => x + bias.val().narrow(0, first, count).unsqueeze(),
+        None => x,
+    };
+    x.reshape([batch, pos, count])
 }
 
 /// A head's part of an output projection, without its bias.
