@@ -31,9 +31,7 @@ impl Stream {
             inputs,
         };
         let label = format!("logits\nelse {}", drawing.input(self.input));
-        let logits = drawing
-            .diagram
-            .node("logits", label, DiagramShape::Ellipse);
+        let logits = drawing.diagram.node("logits", label, DiagramShape::Ellipse);
         drawing.diagram.nodes[logits].is_output = true;
         drawing.changes(self, logits, None);
         drawing.diagram

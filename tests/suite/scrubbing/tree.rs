@@ -206,7 +206,8 @@ fn a_tree_as_a_picture() {
     let options = ScrubOptions::default().with_donors(Donors::WithSelf);
     let tree = tree(&hypothesis, &prompts, &options);
     let other = |node: usize| tree.unimportant(node)[1];
-    let dot = tree.to_dot(1, |example| format!("example {example}"));
+    let diagram = tree.diagram(1, |example| format!("example {example}"));
+    let dot = diagram.to_dot();
     let expected = format!(
         r#"digraph scrubbed {{
   rankdir=LR;
@@ -225,7 +226,8 @@ fn a_tree_as_a_picture() {
     let apart = hypothesis.treeify(&dims(), &prompts, prompts.ids(), &apart);
     let dot = apart
         .expect("valid")
-        .to_dot(0, |example| example.to_string());
+        .diagram(0, |example| example.to_string())
+        .to_dot();
     assert!(dot.contains(r#"label="output\n0\nelse others""#), "{dot}");
 }
 
