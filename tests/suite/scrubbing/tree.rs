@@ -243,6 +243,7 @@ fn recovered_loss_and_its_error() {
             scrubbed: mean(2),
             kl: 0.0,
             random_kl: 0.0,
+            sample_losses: losses.clone(),
             losses,
         }
     };
@@ -253,6 +254,7 @@ fn recovered_loss_and_its_error() {
     // All and nothing of two equal ones: terms ±2 × 0.5 about 0, sd √2, over √2, over 2.
     let mixed = of(vec![[0.0, 2.0, 0.0], [0.0, 2.0, 2.0]]);
     assert_eq!(mixed.recovered(), 0.5);
+    assert_eq!(mixed.draw_error(), mixed.standard_error());
     assert!((mixed.standard_error() - 0.5).abs() < 1e-12);
     let [low, high] = mixed.interval();
     assert!((low - (0.5 - 0.98)).abs() < 1e-12 && (high - 1.48).abs() < 1e-12);

@@ -77,8 +77,6 @@ pub struct ScrubExplanation {
     pub max_rows: usize,
     /// Rows that go through a block, summed over blocks and chunks.
     pub row_layers: usize,
-    /// The same if every run that a node takes something from were alone, from start to end.
-    pub row_layers_alone: usize,
 }
 
 impl ScrubTree {
@@ -96,14 +94,12 @@ impl ScrubTree {
             chunks: 0,
             max_rows: 0,
             row_layers: 0,
-            row_layers_alone: 0,
         };
         for chunk in run.chunks()? {
             let explained = run.plan(&chunk)?.0.explain(model)?;
             explanation.chunks += 1;
             explanation.max_rows = explanation.max_rows.max(max_rows(&explained));
             explanation.row_layers += explained.row_layers;
-            explanation.row_layers_alone += explained.row_layers_alone;
         }
         Ok(explanation)
     }
@@ -281,6 +277,14 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
                 kl: mean(&rows.divergences),
                 random_kl: mean(&random.divergences),
                 losses: each.map(|((m, r), s)| [*m, *r, *s]).collect(),
+                sample_losses: (0..samples)
+                    .map(|sample| {
+                        [&model, &random, rows].map(|rows| {
+                            let of_sample = rows.losses.iter().skip(sample).step_by(samples);
+                            mean(&of_sample.copied().collect::<Vec<_>>())
+                        })
+                    })
+                    .collect(),
             }
         });
         Ok(scrubbed.collect())
