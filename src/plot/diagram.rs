@@ -51,7 +51,7 @@ const LINE: f64 = 15.0;
 const PADDING: f64 = 7.0;
 /// How much larger an ellipse is than the text in it; √2 would hold a text that fills its
 /// rectangle.
-const ELLIPSE: f64 = 1.25;
+const ELLIPSE: f64 = 1.35;
 /// Between nodes one above the other, and between parts that no arrow connects.
 const APART: f64 = 12.0;
 /// Between the two outlines of an output.
@@ -301,7 +301,7 @@ impl Bundle {
 
 /// A cubic curve that is level at both ends.
 fn curve(points: &mut Vec<(f64, f64)>, from: (f64, f64), to: (f64, f64)) {
-    const PIECES: u32 = 16;
+    const PIECES: u32 = 32;
     if (from.1 - to.1).abs() < 0.5 {
         points.extend([from, to]);
         return;

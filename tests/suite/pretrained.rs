@@ -11,7 +11,7 @@ use burn_align::front::{
 use burn_align::methods::{
     Mlps, ReceiverInput, head_effects, logit_differences, patch_streams, probability,
 };
-use burn_align::paths::{Node, Stream, Value};
+use burn_align::paths::{Node, Stream};
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, Gpt2, Gpt2Config, LoadOptions, ModelInput,
@@ -220,8 +220,8 @@ fn added_embedding<B: Backend>(device: &B::Device) {
     );
 }
 
-/// nano-causal-interventions' notebook: P(" Rome") with one node's output at the last position from
-/// Italy, for all nodes but the embedding, from the last one down.
+/// nano-causal-interventions' notebook: P(" Rome") with what one node reads at the last position
+/// from Italy, for all nodes but the embedding, from the last one down.
 fn patched_nodes<B: Backend>(device: &B::Device) {
     const PUBLISHED: [f64; 24] = [
         0.006762, 0.006337, 0.008625, 0.005277, 0.006316, 0.005882, 0.005954, 0.005754, 0.005508,
@@ -235,10 +235,7 @@ fn patched_nodes<B: Backend>(device: &B::Device) {
     let mut nodes = Node::all(gpt2.model.dims());
     nodes.reverse();
     nodes.pop();
-    let patched = nodes.iter().map(|node| {
-        let last = Indices::Same(vec![4]);
-        Stream::clean(0).with_run(*node, last, Value::Clean(1))
-    });
+    let patched = nodes.iter().map(|node| reads_at(*node, 4, gpt2.model.dims()));
     let streams: Vec<Stream> = patched.chain([Stream::clean(0)]).collect();
     let metric = |logits| probability(logits, rome);
     let options = RunOptions::default();
