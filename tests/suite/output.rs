@@ -7,10 +7,10 @@ use burn_align::causal_models::{CausalModel, Inputs};
 use burn_align::diagram::{Diagram, DiagramArrow, DiagramNode, DiagramShape};
 use burn_align::engine::Indices;
 use burn_align::methods::{Feature, Grid, Hypothesis};
-use burn_align::training::{EpochReport, Evaluation, History, Mean, StepReport};
-use workbench::console::write_line;
 use burn_align::paths::{HeadInput, Node, Stream, Value};
+use burn_align::training::{EpochReport, Evaluation, History, Mean, StepReport};
 use proptest::prelude::*;
+use workbench::console::write_line;
 use workbench::plot::{
     Line, diagram_file, heat_map, line_chart, picture_file, write_diagram, write_history,
 };
@@ -210,7 +210,13 @@ fn texts(svg: &str) -> Vec<String> {
     while let Some((text, tag)) = rest.split_once('<') {
         let allowed = |c: char| !c.is_control() || c == '\n';
         assert!(text.chars().all(allowed) && !text.contains('>'), "{text:?}");
-        let entities = [("lt", "<"), ("gt", ">"), ("quot", "\""), ("apos", "'"), ("amp", "&")];
+        let entities = [
+            ("lt", "<"),
+            ("gt", ">"),
+            ("quot", "\""),
+            ("apos", "'"),
+            ("amp", "&"),
+        ];
         let mut pieces = text.split('&');
         let mut plain = pieces.next().unwrap_or_default().to_owned();
         for piece in pieces {
@@ -223,7 +229,10 @@ fn texts(svg: &str) -> Vec<String> {
             texts.push(plain.trim_matches('\n').to_owned());
         }
         let (tag, behind) = tag.split_once('>').expect("a tag ends");
-        assert!(!tag.contains('<') && tag.matches('"').count() % 2 == 0, "{tag}");
+        assert!(
+            !tag.contains('<') && tag.matches('"').count() % 2 == 0,
+            "{tag}"
+        );
         match tag.strip_prefix('/') {
             Some(name) => assert_eq!(open.pop(), Some(name), "{tag}"),
             None if tag.ends_with('/') => {}
@@ -275,13 +284,26 @@ fn graphs_are_drawn_with_all_labels() {
         ),
         (
             stream.diagram(&["it's"]),
-            vec!["logits", "else it's", "m1 @ [2]", "else it's", "1.0", "input 1"],
+            vec![
+                "logits",
+                "else it's",
+                "m1 @ [2]",
+                "else it's",
+                "1.0",
+                "input 1",
+            ],
         ),
         (
             // Two arrows between the same nodes are one with both labels.
             hypothesis.diagram(),
             vec![
-                "k, v", "output", "tells\u{FFFD}", "embedding", "first <word>", "says", "1.0",
+                "k, v",
+                "output",
+                "tells\u{FFFD}",
+                "embedding",
+                "first <word>",
+                "says",
+                "1.0",
                 "first <word>",
             ],
         ),
@@ -293,7 +315,12 @@ fn graphs_are_drawn_with_all_labels() {
         assert_eq!(found, expected);
         let dot = diagram.to_dot();
         let quotes = dot.replace(r"\\", "").replace("\\\"", "");
-        assert!(quotes.lines().all(|line| line.matches('"').count() % 2 == 0), "{dot}");
+        assert!(
+            quotes
+                .lines()
+                .all(|line| line.matches('"').count() % 2 == 0),
+            "{dot}"
+        );
     }
 }
 
@@ -305,7 +332,10 @@ fn graphs_are_written_by_extension() {
         let file = folder.path().join(name);
         write_diagram(&file, &diagram).map(|()| std::fs::read(file).expect("written"))
     };
-    assert_eq!(written("g.dot").expect("written"), diagram.to_dot().as_bytes());
+    assert_eq!(
+        written("g.dot").expect("written"),
+        diagram.to_dot().as_bytes()
+    );
     assert!(written("g.png").expect("drawn").starts_with(b"\x89PNG"));
     for name in ["g.svg", "g.png", "g.DOT"] {
         diagram_file(name).expect("right");

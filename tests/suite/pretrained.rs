@@ -3,7 +3,7 @@
 //! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, else from the hub as `gpt2`.
 
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Indices, RunOptions};
+use burn_align::engine::RunOptions;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, Locations, Mode, RepresentationLocations, Source, UnitLocations,
@@ -19,6 +19,8 @@ use burn_align_models::{
 };
 use workbench::ioi::{Ioi, PUBLISHED};
 use workbench::predictions::probabilities;
+
+use crate::paths::reads_at;
 
 on_every_backend!(
     clean_runs,
@@ -235,7 +237,9 @@ fn patched_nodes<B: Backend>(device: &B::Device) {
     let mut nodes = Node::all(gpt2.model.dims());
     nodes.reverse();
     nodes.pop();
-    let patched = nodes.iter().map(|node| reads_at(*node, 4, gpt2.model.dims()));
+    let patched = nodes
+        .iter()
+        .map(|node| reads_at(*node, 4, gpt2.model.dims()));
     let streams: Vec<Stream> = patched.chain([Stream::clean(0)]).collect();
     let metric = |logits| probability(logits, rome);
     let options = RunOptions::default();
