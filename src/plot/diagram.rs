@@ -120,7 +120,7 @@ impl<'a> Layout<'a> {
                 columns.push(column);
             }
         }
-        // Back arrows, of which only graphs that cannot be run have any, are drawn where they fit.
+        // An arrow that closes a circle is drawn where the others leave its nodes.
         let steps = bundles.iter().flat_map(|bundle| bundle.spots.windows(2));
         let steps: Vec<(usize, usize)> = steps
             .map(|step| (step[0], step[1]))
@@ -191,20 +191,40 @@ fn bundles(diagram: &Diagram) -> Vec<Bundle> {
     bundles
 }
 
-/// The column of each node, from the right: the longest way to a node that nothing reads.
+/// The column of each node, from the right: the longest way to a node that nothing reads. Arrows
+/// that close a circle do not count; only graphs that cannot be run have any.
 fn columns(nodes: usize, arrows: &[(usize, usize)]) -> Vec<usize> {
-    let mut columns = vec![0; nodes];
-    // As often as the longest way is long, or, in circles, as there are nodes.
-    for _ in 0..nodes {
-        let before = columns.clone();
-        for &(from, to) in arrows {
-            columns[from] = columns[from].max(columns[to] + 1).min(nodes - 1);
-        }
-        if columns == before {
-            break;
+    let mut readers = vec![Vec::new(); nodes];
+    for &(from, to) in arrows {
+        readers[from].push(to);
+    }
+    let mut columns = vec![Column::Unknown; nodes];
+    let columns = (0..nodes).map(|node| column(node, &readers, &mut columns).unwrap_or(0));
+    columns.collect()
+}
+
+#[derive(Clone, Copy)]
+enum Column {
+    Unknown,
+    /// On the way that is being followed.
+    Open,
+    Known(usize),
+}
+
+/// `None` if the node is on the way that is being followed.
+fn column(node: usize, readers: &[Vec<usize>], columns: &mut [Column]) -> Option<usize> {
+    match columns[node] {
+        Column::Known(column) => Some(column),
+        Column::Open => None,
+        Column::Unknown => {
+            columns[node] = Column::Open;
+            let behind = readers[node].iter();
+            let behind = behind.filter_map(|reader| column(*reader, readers, columns));
+            let own = behind.max().map_or(0, |last| last + 1);
+            columns[node] = Column::Known(own);
+            Some(own)
         }
     }
-    columns
 }
 
 /// Gives spots their y, and says how high all of it is.
