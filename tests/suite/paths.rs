@@ -8,7 +8,9 @@ use burn_align::methods::{
     patch_paths, patch_streams, path_grid, path_patch, sweep,
 };
 use burn_align::paths::{HeadInput, Hop, Node, Path, Stream, Value, Worlds};
-use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site, TokenBatch};
+use burn_align_models::{
+    AlignableTransformer, Component, LanguageModel, ModelDims, Site, TokenBatch,
+};
 
 use crate::support::{load, max_difference, tokens, values};
 
@@ -30,6 +32,7 @@ on_every_backend!(
     heads_without_a_receiver_change_nothing,
     a_budget_changes_nothing,
     a_run_that_goes_on_is_an_interchange,
+    a_position_that_is_read_may_be_another_inputs,
 );
 
 /// Small models of both families; the second shares two key-value heads among four.
@@ -493,6 +496,59 @@ fn a_run_that_goes_on_is_an_interchange<B: Backend>(device: &B::Device) {
         let streams: Vec<Stream> = streams.collect();
         let found = patch_streams(&model, &inputs, &streams, metric, &whole()).expect("valid");
         assert_close(&found, &swept.values.concat(), 1e-6, name);
+    }
+}
+
+/// One node reads the second input at a position; the run goes on with what it makes of that.
+pub(crate) fn reads_at(node: Node, position: usize, dims: &ModelDims) -> Stream {
+    let before = Node::all(dims)
+        .into_iter()
+        .take_while(|other| *other != node);
+    let read = before.fold(Stream::clean(0), |stream, other| {
+        stream.with(other, Indices::Same(vec![position]), Value::Clean(1))
+    });
+    let read = || Box::new(read.clone());
+    let value = match node {
+        Node::Mlp { .. } => Value::Mlp(read()),
+        _ => Value::Attention {
+            query: read(),
+            key: read(),
+            value: read(),
+        },
+    };
+    Stream::clean(0).with_run(node, Indices::All, value)
+}
+
+/// As `"positions"` are branched in nano-causal-interventions.
+fn a_position_that_is_read_may_be_another_inputs<B: Backend>(device: &B::Device) {
+    for name in MODELS {
+        let model = load::<B>(name, device);
+        let [base, source, _] = inputs();
+        let inputs = [&base, &source];
+        let words: Vec<String> = (0..5).map(|word| word.to_string()).collect();
+        for component in [Component::AttentionInput, Component::MlpInput] {
+            let grid = SweepGrid::layers_and_positions(component, 2, &words);
+            let swept = sweep(
+                &model,
+                &VanillaIntervention,
+                inputs,
+                &grid,
+                metric,
+                &whole(),
+            );
+            let cells = (0..2).flat_map(|layer| (0..5).map(move |position| (layer, position)));
+            let streams = cells.map(|(layer, position)| {
+                let node = match component {
+                    Component::MlpInput => Node::Mlp { layer },
+                    _ => Node::Attention { layer },
+                };
+                reads_at(node, position, model.dims())
+            });
+            let streams: Vec<Stream> = streams.collect();
+            let found = patch_streams(&model, &inputs, &streams, metric, &whole()).expect("valid");
+            let expected = swept.expect("valid").values.concat();
+            assert_close(&found, &expected, 1e-5, name);
+        }
     }
 }
 
