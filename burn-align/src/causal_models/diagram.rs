@@ -37,7 +37,7 @@ impl<V: Value> CausalModel<V> {
 
     fn draw(&self, setting: Option<&Setting<V>>) -> Diagram {
         let mut diagram = Diagram::new("causal_model");
-        let variables: Vec<_> = self.all_variables().into_iter().collect();
+        let variables: Vec<_> = self.all_variables().collect();
         for &variable in &variables {
             let name = &self.node(variable).name;
             let value = setting.and_then(|setting| setting.get(variable));

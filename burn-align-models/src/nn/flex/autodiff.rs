@@ -127,10 +127,10 @@ impl Backward<Flex, 2> for OfProduct {
             ops.parents,
             ops.node,
             gradients,
-            |gradient| Flex::float_matmul(gradient, embedding.expect("saved for this")),
+            |gradient| product::affine(&gradient, &embedding.expect("saved for this"), None),
             |gradient| {
-                let transposed = Flex::float_swap_dims(gradient, 0, 1);
-                Flex::float_matmul(transposed, x.expect("saved for this"))
+                let transposed = gradient.transpose(0, 1);
+                product::affine(&transposed, &x.expect("saved for this"), None)
             },
         );
     }

@@ -9,6 +9,7 @@ mod product;
 mod strided;
 #[cfg(test)]
 mod tests;
+mod unembedding;
 
 use std::any::Any;
 use std::ops::Range;
@@ -79,11 +80,8 @@ pub(super) fn times_transposed<B: Backend>(
 ) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
     let [rows, _d_model] = x.dims();
     let [vocab, d_model] = embedding.dims();
-    if rows > kernels::MOST_ROWS {
-        return Err(x);
-    }
     let product = |x: &FlexTensor, embedding: &FlexTensor| {
-        let product = kernels::times_transposed(x.storage(), embedding.storage(), d_model);
+        let product = unembedding::times_transposed(x.storage(), embedding.storage(), d_model);
         FlexTensor::from_data(TensorData::new(product, [rows, vocab]))
     };
     match (recognise(x), recognise(embedding.clone())) {
@@ -112,8 +110,8 @@ pub(super) fn affine<B: Backend>(
     let x = match recognise_view(x) {
         Ok(x) => {
             let known = "of the same backend and dtype";
-            let weight = recognise_view(weight.clone()).ok().expect(known);
-            let bias = bias.map(|bias| recognise_view(bias.clone()).ok().expect(known));
+            let weight = recognise_view(weight.clone()).expect(known);
+            let bias = bias.map(|bias| recognise_view(bias.clone()).expect(known));
             return Ok(generic(product::affine(&x, &weight, bias.as_ref())));
         }
         Err(x) => x,
