@@ -105,7 +105,7 @@ fn fuzz(corpus: &[Folder], read: impl Fn(&Path) -> bool) {
             "{took_bytes} bytes for {size}: {}",
             kept()
         );
-        most = most.max(took_bytes as f64 / size as f64);
+        most = most.max(took_bytes as f64 / size.max(1) as f64);
         cases += 1;
         if start.elapsed() > time {
             break;

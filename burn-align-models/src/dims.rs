@@ -65,13 +65,17 @@ impl ModelDims {
         }
     }
 
-    /// Floating-point operations of one block's attention on `q_pos` positions of a row that look at
-    /// `k_pos` positions: two for each multiplication of a matrix product; everything else is small
-    /// beside them.
-    pub fn attention_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
+    /// Floating-point operations of one block's attention: two for each multiplication of a matrix
+    /// product; everything else is small beside them.
+    ///
+    /// - `pos`: positions of a row whose keys and values are computed
+    /// - `queries`: positions that ask, and whose output is computed
+    /// - `keys`: positions that they look at
+    pub fn attention_flops(&self, pos: usize, queries: usize, keys: usize) -> u64 {
         let d_attention = self.heads * self.d_head;
-        let projections = self.d_model * (2 * d_attention + 2 * self.kv_heads * self.d_head);
-        2 * (q_pos * (projections + 2 * k_pos * d_attention)) as u64
+        let of_keys = self.d_model * 2 * self.kv_heads * self.d_head;
+        let of_queries = (self.d_model + keys) * 2 * d_attention;
+        2 * (pos * of_keys + queries * of_queries) as u64
     }
 
     /// Floating-point operations of one block's MLP on `pos` positions.
@@ -80,9 +84,10 @@ impl ModelDims {
         2 * (pos * matrices * self.d_model * self.d_mlp) as u64
     }
 
-    /// Floating-point operations of one block: those of its attention and its MLP.
+    /// Floating-point operations of one block on `q_pos` positions of a row that look at `k_pos`
+    /// positions: those of its attention and its MLP.
     pub fn block_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
-        self.attention_flops(q_pos, k_pos) + self.mlp_flops(q_pos)
+        self.attention_flops(q_pos, q_pos, k_pos) + self.mlp_flops(q_pos)
     }
 
     /// Floating-point operations of unembedding one position.

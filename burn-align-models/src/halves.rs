@@ -19,6 +19,9 @@ pub trait BlockHalves<B: Backend, Pass> {
     /// [`AttentionInput`](Component::AttentionInput) to
     /// [`AttentionValueOutput`](Component::AttentionValueOutput).
     ///
+    /// Where a pass has [`Queries`](crate::Queries), to their tokens alone; queries and mixed values
+    /// are those of these tokens.
+    ///
     /// # Shapes
     /// - x, output: `[batch, pos, d_model]`
     fn attention(

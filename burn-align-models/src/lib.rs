@@ -35,6 +35,6 @@ pub use llama::{Llama, LlamaConfig};
 pub use model::{AlignableTransformer, ModelInput};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
-pub use suffixes::{KeysValues, Prefixes, SuffixClass, Suffixes};
+pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
 pub use tap::{NoTap, Tap};
 pub use tokens::{TokenBatch, Tokenizer, TokensError};

@@ -16,6 +16,18 @@ pub struct Suffixes<B: Backend> {
     pub positions: Tensor<B, 1, Int>,
     /// Rows whose suffixes begin and end at the same positions.
     pub classes: Vec<SuffixClass<B>>,
+    /// The tokens that ask; `None` where all do.
+    pub queries: Option<Queries<B>>,
+}
+
+/// Tokens for which attention is computed, where nobody wants it of the others: of these, only keys
+/// and values are.
+#[derive(Clone, Debug)]
+pub struct Queries<B: Backend> {
+    /// Which tokens, `[query]`, in the order in which these stand.
+    pub tokens: Tensor<B, 1, Int>,
+    /// The position of each, `[query]`.
+    pub positions: Tensor<B, 1, Int>,
 }
 
 /// Rows whose suffixes begin and end at the same positions.
@@ -25,6 +37,8 @@ pub struct SuffixClass<B: Backend> {
     pub rows: usize,
     /// The first position that is computed.
     pub start: usize,
+    /// The first position that asks: [`start`](Self::start), or a later one.
+    pub queries: usize,
     /// Number of positions of each row, with those before the suffix.
     pub pos: usize,
     /// Where the positions before the suffixes are; `None` where there are none.

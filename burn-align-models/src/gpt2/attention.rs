@@ -49,12 +49,10 @@ impl<B: Backend> Gpt2Attention<B> {
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
         let site = |component| Site::Block(layer, component);
-        let qkv = project(&self.c_attn, x); // [batch, pos, 3 * d_model]
-        let heads = self.heads;
-        let part = |i| head_part(qkv.clone(), 3 * heads, i * heads..(i + 1) * heads);
-        let q = tap.heads(site(Component::QueryOutput), part(0)); // [batch, head, pos, d_head]
-        let k = tap.heads(site(Component::KeyOutput), part(1)); // [batch, head, pos, d_head]
-        let v = tap.heads(site(Component::ValueOutput), part(2)); // [batch, head, pos, d_head]
+        let [q, k, v] = self.queries_keys_values(x, pass);
+        let q = tap.heads(site(Component::QueryOutput), q);
+        let k = tap.heads(site(Component::KeyOutput), k);
+        let v = tap.heads(site(Component::ValueOutput), v);
 
         let mixed = attend(q, k, v, &self.how(layer, pass), tap);
         let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
@@ -63,6 +61,25 @@ impl<B: Backend> Gpt2Attention<B> {
 }
 
 impl<B: Backend> Gpt2Attention<B> {
+    /// Queries, keys and values, `[batch, head, pos, d_head]`; queries of the tokens that ask.
+    fn queries_keys_values(&self, x: Tensor<B, 3>, pass: &CausalPass<B>) -> [Tensor<B, 4>; 3] {
+        let heads = self.heads;
+        let Some(queries) = pass.queries() else {
+            let qkv = project(&self.c_attn, x); // [batch, pos, 3 * d_model]
+            return [0, 1, 2]
+                .map(|i| head_part(qkv.clone(), 3 * heads, i * heads..(i + 1) * heads));
+        };
+        let [_batch, _pos, d_model] = x.dims();
+        let asking = x.clone().select(1, queries.tokens.clone());
+        let q = project_part(&self.c_attn, 0..d_model, asking); // [batch, query, d_model]
+        let kv = project_part(&self.c_attn, d_model..3 * d_model, x); // [batch, pos, 2 * d_model]
+        [
+            head_part(q, heads, 0..heads),
+            head_part(kv.clone(), 2 * heads, 0..heads),
+            head_part(kv, 2 * heads, heads..2 * heads),
+        ]
+    }
+
     /// What one head mixes, from what its queries, keys and values read.
     ///
     /// # Shapes

@@ -54,7 +54,11 @@ impl<B: Backend> LlamaAttention<B> {
     ) -> Tensor<B, 3> {
         let site = |component| Site::Block(layer, component);
 
-        let q = split_heads(project(&self.q_proj, x.clone()), self.heads);
+        let asking = match pass.queries() {
+            Some(queries) => x.clone().select(1, queries.tokens.clone()),
+            None => x.clone(),
+        };
+        let q = split_heads(project(&self.q_proj, asking), self.heads);
         let q = tap.heads(site(Component::QueryOutput), q); // [batch, head, pos, d_head]
         let k = split_heads(project(&self.k_proj, x.clone()), self.kv_heads);
         let k = tap.heads(site(Component::KeyOutput), k); // [batch, kv_head, pos, d_head]
@@ -62,7 +66,8 @@ impl<B: Backend> LlamaAttention<B> {
         let v = tap.heads(site(Component::ValueOutput), v); // [batch, kv_head, pos, d_head]
 
         let rotary = rotary(pass);
-        let q = tap.heads(site(Component::RotaryQuery), rotary.rotate(q));
+        let of_queries = pass.query_rotary.as_ref().unwrap_or(rotary);
+        let q = tap.heads(site(Component::RotaryQuery), of_queries.rotate(q));
         let k = tap.heads(site(Component::RotaryKey), rotary.rotate(k));
 
         let mixed = attend(q, k, v, &self.how(layer, pass), tap);

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, DType, Int, Tensor, activation, backend::Backend};
 
 use super::rotary::Rotary;
 use crate::site::{Component, Site};
-use crate::suffixes::{Prefixes, SuffixClass, Suffixes};
+use crate::suffixes::{Prefixes, Queries, SuffixClass, Suffixes};
 use crate::tap::{NoTap, Tap};
 
 /// What the blocks of one pass over sequences of equal length share.
@@ -23,6 +23,8 @@ pub struct CausalPass<B: Backend> {
     pub window: Option<usize>,
     /// Rotary tables, in models with rotary embeddings.
     pub rotary: Option<Rotary<B>>,
+    /// Those of the tokens that ask, where it is not all of them.
+    pub query_rotary: Option<Rotary<B>>,
     /// Whether to use the backend's fused attention where nobody taps scores or weights.
     pub fused: bool,
     /// Which positions of which rows are computed, where it is not all of all.
@@ -54,6 +56,7 @@ impl<B: Backend> CausalPass<B> {
             outside_window,
             window,
             rotary,
+            query_rotary: None,
             fused: false,
             suffixes: None,
         }
@@ -61,9 +64,17 @@ impl<B: Backend> CausalPass<B> {
 
     /// The same for suffixes of rows.
     pub fn with_suffixes(mut self, suffixes: Suffixes<B>) -> Self {
+        if let (Some(rotary), Some(queries)) = (&self.rotary, &suffixes.queries) {
+            self.query_rotary = Some(rotary.at(&queries.positions));
+        }
         self.rotary = self.rotary.map(|rotary| rotary.at(&suffixes.positions));
         self.suffixes = Some(suffixes);
         self
+    }
+
+    /// The tokens that ask, where it is not all of them.
+    pub(crate) fn queries(&self) -> Option<&Queries<B>> {
+        self.suffixes.as_ref()?.queries.as_ref()
     }
 
     /// The same with or without fused attention.
@@ -156,12 +167,14 @@ fn attend_rows<B: Backend>(
     layer: &Attend<'_, B>,
     tap: &mut dyn Tap<B>,
 ) -> Tensor<B, 4> {
-    let [_batch, head, _pos, d_head] = q.dims();
+    let [_batch, head, q_pos, d_head] = q.dims();
+    let [_batch, _kv_head, k_pos, _d_head] = k.dims();
     let k = repeat_kv(k, head);
     let v = repeat_kv(v, head);
     let windowed = layer.windowed && layer.pass.outside_window.is_some();
 
-    if !windowed && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
+    let square = q_pos == k_pos;
+    if square && !windowed && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
             // Backends take their fast path only when the scale is left to them.
@@ -190,9 +203,9 @@ fn attend_rows<B: Backend>(
 /// [`attend`] of suffixes.
 ///
 /// # Shapes
-/// - q: `[1, head, token, d_head]`
+/// - q: `[1, head, query, d_head]`
 /// - k, v: `[1, kv_head, token, d_head]`
-/// - output: `[1, head, token, d_head]`
+/// - output: `[1, head, query, d_head]`
 fn attend_suffixes<B: Backend>(
     q: &Tensor<B, 4>,
     k: &Tensor<B, 4>,
@@ -200,34 +213,42 @@ fn attend_suffixes<B: Backend>(
     layer: &Attend<'_, B>,
     suffixes: &Suffixes<B>,
 ) -> Tensor<B, 4> {
-    let [_one, _head, token, _d_head] = q.dims();
-    let mut first = 0;
+    // The part of a class, row by row.
+    let part = |x: &Tensor<B, 4>, first: usize, rows: usize, len: usize| {
+        let [_one, _head, all, _d_head] = x.dims();
+        match rows * len == all {
+            true => rows_of(x.clone(), rows),
+            false => rows_of(x.clone().narrow(2, first, rows * len), rows),
+        }
+    };
+    let (mut first_token, mut first_query) = (0, 0);
     let mut mixed = Vec::with_capacity(suffixes.classes.len());
     for class in &suffixes.classes {
-        let tokens = class.rows * class.len();
-        let own = |x: &Tensor<B, 4>| match tokens == token {
-            true => rows_of(x.clone(), class.rows),
-            false => rows_of(x.clone().narrow(2, first, tokens), class.rows),
-        };
-        let class_mixed = match &class.prefixes {
-            None => attend_rows(own(q), own(k), own(v), layer, &mut NoTap),
-            Some(prefixes) => {
-                // [prefix, kv_head, start, d_head]
-                let before = match prefixes {
-                    Prefixes::Here { rows, tokens } => {
-                        [k, v].map(|x| rows_of(take(x, tokens), *rows))
-                    }
-                    Prefixes::Kept(layers) => {
-                        let kept = layers.iter().find(|kept| kept.layer == layer.layer);
-                        let kept = kept.expect("every layer that is run has been kept");
-                        [kept.keys.clone(), kept.values.clone()]
-                    }
-                };
-                attend_behind(own(q), [own(k), own(v)], before, layer, class)
-            }
-        };
-        mixed.push(tokens_of(class_mixed));
-        first += tokens;
+        let own = |x: &Tensor<B, 4>| part(x, first_token, class.rows, class.len());
+        let asking = class.pos - class.queries;
+        if asking > 0 {
+            let q = part(q, first_query, class.rows, asking);
+            let class_mixed = match &class.prefixes {
+                None => attend_rows(q, own(k), own(v), layer, &mut NoTap),
+                Some(prefixes) => {
+                    // [prefix, kv_head, start, d_head]
+                    let before = match prefixes {
+                        Prefixes::Here { rows, tokens } => {
+                            [k, v].map(|x| rows_of(take(x, tokens), *rows))
+                        }
+                        Prefixes::Kept(layers) => {
+                            let kept = layers.iter().find(|kept| kept.layer == layer.layer);
+                            let kept = kept.expect("every layer that is run has been kept");
+                            [kept.keys.clone(), kept.values.clone()]
+                        }
+                    };
+                    attend_behind(q, [own(k), own(v)], before, layer, class)
+                }
+            };
+            mixed.push(tokens_of(class_mixed));
+        }
+        first_token += class.rows * class.len();
+        first_query += class.rows * asking;
     }
     match mixed.len() {
         1 => mixed.remove(0),
@@ -272,7 +293,7 @@ fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &Tensor<B, 1, Int>) -> Tensor<B, 4
 /// All suffixes of one prefix meet its keys in one product, and nothing is copied for each.
 ///
 /// # Shapes
-/// - q, output: `[row, head, len, d_head]`
+/// - q, output: `[row, head, q_pos, d_head]`
 /// - own keys and values: `[row, kv_head, len, d_head]`
 /// - keys and values before: `[prefix, kv_head, start, d_head]`
 fn attend_behind<B: Backend>(
@@ -282,7 +303,8 @@ fn attend_behind<B: Backend>(
     layer: &Attend<'_, B>,
     class: &SuffixClass<B>,
 ) -> Tensor<B, 4> {
-    let [_row, head, len, _d_head] = q.dims();
+    let [_row, head, _q_pos, _d_head] = q.dims();
+    let [_row, _kv_head, len, _d_head] = own[0].dims();
     let [prefix, _kv_head, start, _d_head] = before[0].dims();
     let [k, v] = own.map(|x| repeat_kv(x, head));
     let [k_before, v_before] = before.map(|x| repeat_kv(x, head));
@@ -291,12 +313,12 @@ fn attend_behind<B: Backend>(
             by_row(
                 by_prefix(q.clone(), prefix).matmul(k_before.swap_dims(2, 3)),
                 class.rows,
-            ), // [row, head, len, start]
-            q.matmul(k.swap_dims(2, 3)), // [row, head, len, len]
+            ), // [row, head, q_pos, start]
+            q.matmul(k.swap_dims(2, 3)), // [row, head, q_pos, len]
         ],
         3,
     );
-    let weights = masked_softmax(scores, layer.scale, layer); // [row, head, len, pos]
+    let weights = masked_softmax(scores, layer.scale, layer); // [row, head, q_pos, pos]
     let mixed_before = by_prefix(weights.clone().narrow(3, 0, start), prefix).matmul(v_before);
     by_row(mixed_before, class.rows) + weights.narrow(3, start, len).matmul(v)
 }

@@ -137,7 +137,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let pos = first.layout.pos;
         let shared = model.begin(pos, &self.device);
         // The layout of the last block that was given suffixes, and what belongs to it.
-        let mut suffixes: Option<(&Layout, M::Pass)> = None;
+        let mut suffixes: Option<(&StageGroups, M::Pass)> = None;
         let halves = model.halves();
         let mut x = None;
         // What half a block has computed, before it is added to the residual stream.
@@ -147,8 +147,8 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         for current in &pass.stages {
             let forked = match (x.take(), before) {
                 (Some(x), Some(before)) => {
-                    added = added.map(|added| fork(added, &before.layout, current));
-                    Some(fork(x, &before.layout, current))
+                    added = added.map(|added| fork(added, before.given(), current));
+                    Some(fork(x, before.given(), current))
                 }
                 _ if current.stage != Stage::Embed => {
                     let residuals = stack_residuals(self.plan, current, pos);
@@ -159,7 +159,6 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 _ => None,
             };
             before = Some(current);
-            let layout = &current.layout;
             let mut tap = LockstepTap::new(self, index, current);
             let (stage, Some(stream)) = (current.stage, forked) else {
                 let input = stack(tap.run.plan, current, pos, &tap.run.device);
@@ -167,10 +166,13 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 continue;
             };
             if let Stage::Layer(_, Part::Block | Part::Attention) = stage
-                && suffixes.as_ref().is_none_or(|(other, _)| *other != layout)
+                && suffixes.as_ref().is_none_or(|(other, _)| {
+                    (&other.layout, &other.queries) != (&current.layout, &current.queries)
+                })
             {
-                let new = layout.suffixes(tap.run.plan, &tap.run.device);
-                suffixes = new.map(|new| (layout, model.begin_suffixes(&shared, new)));
+                let queries = current.queries.as_ref();
+                let new = (current.layout).suffixes(queries, tap.run.plan, &tap.run.device);
+                suffixes = new.map(|new| (current, model.begin_suffixes(&shared, new)));
             }
             let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);
             x = Some(match stage {
@@ -180,12 +182,13 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                     let at = |component| Site::Block(layer, component);
                     let tap: &mut dyn Tap<B> = &mut tap;
                     match part {
-                        Part::Block => unreachable!("above"),
+                        Part::Block | Part::Queries => unreachable!("no stage of halves"),
                         Part::Attention => {
                             let stream = tap.stream(at(Component::BlockInput), stream);
                             let halves = halves.expect("the stages are those of halves");
                             added = Some(halves.attention(layer, stream.clone(), shared, tap));
-                            stream
+                            let in_place: Vec<usize> = (0..current.groups.len()).collect();
+                            rearrange(stream, &current.layout, current.given(), &in_place)
                         }
                         Part::AttentionOutput => {
                             add(stream, &mut added, at(Component::AttentionOutput), tap)

@@ -92,11 +92,14 @@ impl<B: Backend> Plan<B> {
                 if let Part::Block | Part::Attention = part {
                     explanation.row_layers += stage.layout.rows();
                 }
-                for [rows, computed, seen] in stage.layout.work() {
+                let queries = stage.given().work();
+                for ([rows, computed, seen], [_, asking, _]) in
+                    stage.layout.work().into_iter().zip(queries)
+                {
                     explanation.flops += rows as u64
                         * match part {
                             Part::Block => dims.block_flops(computed, seen),
-                            Part::Attention => dims.attention_flops(computed, seen),
+                            Part::Attention => dims.attention_flops(computed, asking, seen),
                             Part::Mlp => dims.mlp_flops(computed),
                             _ => 0,
                         };
@@ -185,7 +188,7 @@ fn stage_name(stage: Stage) -> String {
         Stage::Embed => Site::Embedding.to_string(),
         Stage::Layer(layer, part) => match part {
             Part::Block => format!("layer {layer}"),
-            Part::Attention => format!("layer {layer} attention"),
+            Part::Attention | Part::Queries => format!("layer {layer} attention"),
             Part::AttentionOutput => format!("layer {layer} {}", Component::AttentionOutput),
             Part::ResidualMid => format!("layer {layer} {}", Component::ResidualMid),
             Part::Mlp => format!("layer {layer} mlp"),

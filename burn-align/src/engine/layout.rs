@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::{KeysValues, Prefixes, SuffixClass, Suffixes};
+use burn_align_models::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
 
 use super::Indices;
 use super::past::PastLayer;
@@ -116,13 +116,61 @@ impl Layout {
         edited: &[&Edited],
     ) -> Self {
         let whole = Self::whole(plan, groups, pos);
-        let mut layout = whole.clone();
-        layout.start_where_edited(plan, groups, edited);
-        let must_be = layout.rows.iter().any(|row| row.kept.is_some());
-        layout.classify(Self::MOST_CLASSES);
-        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
+        let layout = whole.suffixed(plan, groups, edited);
+        match layout.is_kept() || 10 * layout.tokens <= 9 * whole.tokens {
             true => layout,
             false => whole,
+        }
+    }
+
+    fn suffixed<B: Backend>(&self, plan: &Plan<B>, groups: &[Group], edited: &[&Edited]) -> Self {
+        let mut layout = self.clone();
+        layout.start_where_edited(plan, groups, edited);
+        layout.classify(Self::MOST_CLASSES);
+        layout
+    }
+
+    /// Whether something is known of earlier positions from an earlier pass alone.
+    fn is_kept(&self) -> bool {
+        self.rows.iter().any(|row| row.kept.is_some())
+    }
+
+    /// The same for an attention, and, if that saves a tenth of all queries, where the positions are
+    /// that ask: those that are wanted of it.
+    pub(super) fn with_queries<B: Backend>(
+        plan: &Plan<B>,
+        groups: &[Group],
+        pos: usize,
+        edited: &[&Edited],
+        wanted: &Wanted,
+    ) -> (Self, Option<Self>) {
+        let plain = Self::with_suffixes(plan, groups, pos, edited);
+        let layout = match plain.is_whole() {
+            true => Self::whole(plan, groups, pos).suffixed(plan, groups, edited),
+            false => plain.clone(),
+        };
+        let mut queries = layout.clone();
+        for (group, first_row) in groups.iter().zip(&layout.first_rows) {
+            let wanted = &wanted[&plan.worlds[group.worlds[0].0].input];
+            for (row, wanted) in queries.rows[*first_row..].iter_mut().zip(wanted) {
+                row.start = row.start.max(*wanted).min(row.pos);
+            }
+        }
+        // Those of a class begin together.
+        queries.tokens = 0;
+        for class in queries.classes.iter_mut().flatten() {
+            let rows = class.rows.iter();
+            let first = rows.map(|row| queries.rows[*row].start).min();
+            class.start = first.unwrap_or(class.start);
+            for row in &class.rows {
+                queries.rows[*row].start = class.start;
+                queries.rows[*row].first_token = queries.tokens;
+                queries.tokens += class.pos - class.start;
+            }
+        }
+        match queries.tokens > 0 && 10 * queries.tokens <= 9 * plain.tokens {
+            true => (layout, Some(queries)),
+            false => (plain, None),
         }
     }
 
@@ -140,7 +188,7 @@ impl Layout {
         let whole = Self::whole(plan, groups, pos);
         let mut layout = whole.clone();
         layout.start_where_edited(plan, groups, edited);
-        let mut must_be = layout.rows.iter().any(|row| row.kept.is_some());
+        let mut must_be = layout.is_kept();
         for (group, first_row) in groups.iter().zip(&whole.first_rows) {
             let wanted = &wanted[&plan.worlds[group.worlds[0].0].input];
             for (row, wanted) in layout.rows[*first_row..].iter_mut().zip(wanted) {
@@ -330,26 +378,42 @@ impl Layout {
     }
 
     /// What the model has to know about it.
+    ///
+    /// - `queries`: those of [`with_queries`](Self::with_queries)
     pub(super) fn suffixes<B: Backend>(
         &self,
+        queries: Option<&Self>,
         plan: &Plan<B>,
         device: &B::Device,
     ) -> Option<Suffixes<B>> {
         let classes = self.classes.as_ref()?;
         let positions = self.places().into_iter().map(|(_row, position)| position);
-        let classes = classes.iter().map(|class| SuffixClass {
-            rows: class.rows.len(),
-            start: class.start,
-            pos: class.pos,
-            prefixes: match class {
-                Class { start: 0, .. } => None,
-                Class { kept: true, .. } => Some(self.kept_prefixes(class, plan)),
-                Class { kept: false, .. } => Some(self.prefixes(class, device)),
-            },
-        });
+        let asking = queries.unwrap_or(self).classes.iter().flatten();
+        let classes = classes
+            .iter()
+            .zip(asking)
+            .map(|(class, asking)| SuffixClass {
+                rows: class.rows.len(),
+                start: class.start,
+                queries: asking.start,
+                pos: class.pos,
+                prefixes: match class {
+                    Class { start: 0, .. } => None,
+                    Class { kept: true, .. } => Some(self.kept_prefixes(class, plan)),
+                    Class { kept: false, .. } => Some(self.prefixes(class, device)),
+                },
+            });
         Some(Suffixes {
             positions: int_tensor(positions, device),
             classes: classes.collect(),
+            queries: queries.map(|queries| {
+                let places = queries.places();
+                let tokens = places.iter().map(|(row, at)| self.token(*row, *at));
+                Queries {
+                    tokens: int_tensor(tokens, device),
+                    positions: int_tensor(places.iter().map(|(_, at)| *at), device),
+                }
+            }),
         })
     }
 

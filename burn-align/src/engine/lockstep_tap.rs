@@ -7,7 +7,6 @@ use burn_align_models::{Site, Tap};
 
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::Run;
-use super::layout::Layout;
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::StageGroups;
 use super::stages::Stage;
@@ -39,7 +38,7 @@ pub(super) struct LockstepTap<'r, 'a, B: Backend, I> {
     pub(super) run: &'r mut Run<'a, B, I>,
     pass: usize,
     work: BTreeMap<Site, SiteWork<'a>>,
-    layout: &'a Layout,
+    stage: &'a StageGroups,
     /// A world of each group.
     worlds: Vec<WorldId>,
     group_of: BTreeMap<WorldId, usize>,
@@ -57,7 +56,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
             run,
             pass,
             work: BTreeMap::new(),
-            layout: &stage.layout,
+            stage,
             worlds: stage.groups.iter().map(|group| group.worlds[0]).collect(),
             group_of,
         };
@@ -215,7 +214,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         let own_width = self.own_width(site, self.world_of(edits[0].0), &activation);
         let mut cells = Cells::default();
         for (group, edit) in edits {
-            cells.append(self.cells(self.world_of(*group), &edit.units, heads));
+            cells.append(self.cells(site, self.world_of(*group), &edit.units, heads));
         }
         let old = gather(&activation, &cells); // [cell, width]
         let base = old.clone().narrow(1, 0, own_width);
@@ -270,7 +269,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 Operand::Activation { world, units, .. }
                     if self.source_here(site, edit).is_some() =>
                 {
-                    here.append(self.cells(*world, units, heads));
+                    here.append(self.cells(site, *world, units, heads));
                 }
                 Operand::Activation { world, site, units } => {
                     take(&mut here, &mut parts);
@@ -306,7 +305,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         let [_row, heads, _pos, _width] = activation.dims();
         let width = self.own_width(site, world, activation);
         let input = self.run.plan.input_of(world);
-        let cells = self.cells(world, units, heads);
+        let cells = self.cells(site, world, units, heads);
         gather(activation, &cells).narrow(1, 0, width).reshape([
             input.batch(),
             units.positions.count(input.pos()),
@@ -314,13 +313,13 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         ])
     }
 
-    fn cells(&self, world: WorldId, units: &Units, heads: usize) -> Cells {
+    fn cells(&self, site: Site, world: WorldId, units: &Units, heads: usize) -> Cells {
         let input = self.run.plan.input_of(world);
-        let first_row = self.layout.first_row(self.group_of[&world]);
+        let layout = self.stage.layout_at(self.run.schedule.stages, site);
+        let first_row = layout.first_row(self.group_of[&world]);
         let sizes = [input.pos(), heads];
         Cells::of_units(units, input.batch(), sizes, |example, head, position| {
-            self.layout
-                .cell(first_row + example, [head, heads], position)
+            layout.cell(first_row + example, [head, heads], position)
         })
     }
 }

@@ -7,7 +7,7 @@ use burn_align_models::Site;
 
 use super::layout::{Edited, Layout, lower};
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
-use super::stages::{Stage, Stages};
+use super::stages::{Part, Stage, Stages};
 use super::wanted::Uses;
 
 /// How far a world must be run.
@@ -47,6 +47,23 @@ pub(super) struct StageGroups {
     pub(super) groups: Vec<Group>,
     /// Where the positions of their rows are.
     pub(super) layout: Layout,
+    /// In an attention, where those are that ask, if it is not all of them.
+    pub(super) queries: Option<Layout>,
+}
+
+impl StageGroups {
+    /// Where the positions are of what the stage gives.
+    pub(super) fn given(&self) -> &Layout {
+        self.queries.as_ref().unwrap_or(&self.layout)
+    }
+
+    /// Where the positions of an activation are.
+    pub(super) fn layout_at(&self, stages: Stages, site: Site) -> &Layout {
+        match stages.of_use(site) {
+            Stage::Layer(_, Part::Queries) => self.given(),
+            _ => &self.layout,
+        }
+    }
 }
 
 /// One walk through the network: stages, as far as somebody needs them.
@@ -294,11 +311,18 @@ impl Pass {
             let edited = groups.iter().map(|group| &edited[group.worlds[0].0]);
             let edited: Vec<&Edited> = edited.collect();
             // The embedding comes as whole rows, and attention patterns go to taps as such.
+            let mut queries = None;
             let layout = if !model.suffixes || stage == Stage::Embed || patterns.contains(&stage) {
                 Layout::whole(plan, &groups, pos)
             } else if stage.is_by_position() {
                 let wanted = uses.wanted(plan, needs, stage, &groups);
                 Layout::by_position(plan, &groups, pos, &edited, &wanted)
+            } else if let Stage::Layer(layer, Part::Attention) = stage {
+                let of_queries = Stage::Layer(layer, Part::Queries);
+                let wanted = uses.wanted(plan, needs, of_queries, &groups);
+                let layout;
+                (layout, queries) = Layout::with_queries(plan, &groups, pos, &edited, &wanted);
+                layout
             } else {
                 Layout::with_suffixes(plan, &groups, pos, &edited)
             };
@@ -306,6 +330,7 @@ impl Pass {
                 stage,
                 groups,
                 layout,
+                queries,
             });
         }
         Self { stages }

@@ -22,6 +22,9 @@ pub(super) enum Part {
     Block,
     /// The attention, from the block's input on.
     Attention,
+    /// What in the attention is computed of tokens that ask alone. No stage of its own, but a place
+    /// where activations are used.
+    Queries,
     /// What attention adds to the residual stream.
     AttentionOutput,
     /// The residual stream between the halves.
@@ -73,6 +76,22 @@ impl Stages {
             Site::Embedding => Stage::Embed,
             Site::Block(layer, component) => Stage::Layer(layer, self.part_of(component)),
             Site::FinalNorm => Stage::FinalNorm,
+        }
+    }
+
+    /// Where a site is used: that of its stage, or, within attention, behind keys and values.
+    pub(super) fn of_use(self, site: Site) -> Stage {
+        match (self.of(site), site) {
+            (
+                Stage::Layer(layer, Part::Attention),
+                Site::Block(
+                    _,
+                    Component::QueryOutput
+                    | Component::RotaryQuery
+                    | Component::AttentionValueOutput,
+                ),
+            ) => Stage::Layer(layer, Part::Queries),
+            (stage, _) => stage,
         }
     }
 
@@ -130,7 +149,7 @@ impl Stages {
         let (start, site) = match stage {
             Stage::Embed | Stage::Unembed => return None,
             Stage::Layer(layer, Part::Block | Part::Attention) => (stage, before(layer)),
-            Stage::Layer(layer, Part::AttentionOutput) => {
+            Stage::Layer(layer, Part::Queries | Part::AttentionOutput) => {
                 (Stage::Layer(layer, Part::Attention), before(layer))
             }
             Stage::Layer(layer, Part::ResidualMid | Part::Mlp) => {

@@ -32,18 +32,18 @@ impl Uses {
         };
         for world in (0..plan.worlds.len()).map(WorldId) {
             for edit in made_edits(plan, needs, world) {
-                add(world, stages.of(edit.site), &edit.units);
+                add(world, stages.of_use(edit.site), &edit.units);
             }
             // What is taken in another part is kept as well.
             for edit in &plan.worlds[world.0].edits {
                 if let Operand::Activation { world, site, units } = &edit.operand {
-                    add(*world, stages.of(*site), units);
+                    add(*world, stages.of_use(*site), units);
                 }
             }
         }
         for read in &plan.reads {
             match read {
-                Read::Activation { world, site, units } => add(*world, stages.of(*site), units),
+                Read::Activation { world, site, units } => add(*world, stages.of_use(*site), units),
                 Read::Logits { world, positions } => {
                     let units = logit_units(positions, plan.input_of(*world));
                     add(*world, Stage::Unembed, &units);
