@@ -43,7 +43,8 @@
 //! - [`engine`]: plans of worlds, and how they are run in one pass;
 //! - [`models`]: GPT-2 and LLaMA, with a tap at every named activation.
 //!
-//! Axis names are those of [`burn_align_models`].
+//! The [`guide`] says how to use it all, chapter by chapter. Axis names are those of
+//! [`burn_align_models`].
 
 pub mod causal_models;
 pub mod diagram;
@@ -54,5 +55,9 @@ pub mod methods;
 pub mod paths;
 pub mod saved;
 pub mod training;
+
+#[doc = include_str!("../guide/links.txt")]
+#[doc = include_str!("../guide/README.md")]
+pub mod guide;
 
 pub use burn_align_models as models;
