@@ -24,6 +24,7 @@ mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
 mod gradients;
+mod guide;
 #[cfg(all(feature = "hub", feature = "flex"))]
 mod hub;
 mod identities;
