@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, LanguageModel, ModelDims, ModelInput, Suffixes, Tap,
+    AlignableTransformer, LanguageModel, ModelDims, ModelInput, NoTap, Suffixes, Tap,
 };
 
 /// A model and the number of its stages that have been run. Clones count together.
@@ -14,6 +14,7 @@ use burn_align_models::{
 pub(crate) struct Counted<B: Backend> {
     model: LanguageModel<B>,
     recurrent: bool,
+    silent: bool,
     #[module(skip)]
     stages: Arc<AtomicUsize>,
 }
@@ -23,6 +24,7 @@ impl<B: Backend> Counted<B> {
         Self {
             model,
             recurrent: false,
+            silent: false,
             stages: Arc::default(),
         }
     }
@@ -30,6 +32,12 @@ impl<B: Backend> Counted<B> {
     /// The same, with its layers taken for time steps.
     pub(crate) fn recurrent(mut self) -> Self {
         self.recurrent = true;
+        self
+    }
+
+    /// The same, with blocks that hand over nothing.
+    pub(crate) fn silent(mut self) -> Self {
+        self.silent = true;
         self
     }
 
@@ -82,6 +90,7 @@ impl<B: Backend> AlignableTransformer<B> for Counted<B> {
         pass: &Self::Pass,
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
+        let tap: &mut dyn Tap<B> = if self.silent { &mut NoTap } else { tap };
         self.count().block(layer, x, pass, tap)
     }
 

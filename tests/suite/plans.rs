@@ -117,6 +117,25 @@ fn a_right_plan_is_computed_and_counted() {
 }
 
 #[test]
+fn a_site_that_is_named_but_not_tapped() {
+    let model = Counted::new(load::<Flex>("gpt2_plain", &Default::default())).silent();
+    let site = Site::Block(1, Component::MlpInput);
+    let (mut edited_there, mut read_there) = (Plan::new(), Plan::new());
+    edited(&mut edited_there, zero(site, Units::position(2)));
+    let input = base(&mut read_there);
+    let world = read_there.world(input, []);
+    read_there.read(world, site, Units::position(2));
+    for plan in [edited_there, read_there] {
+        let error = plan.run(&model, &interventions()).expect_err("refused");
+        assert_eq!(
+            message(&error),
+            "the model never hands over the activation at layer 1 mlp_input: call the tap there, or \
+             let AlignableTransformer::site return None for it"
+        );
+    }
+}
+
+#[test]
 fn worlds_that_nobody_reads_are_not_computed() {
     let model = Counted::new(load::<Flex>("gpt2_plain", &Default::default()));
     let mut plan = Plan::new();

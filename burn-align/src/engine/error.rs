@@ -235,6 +235,15 @@ pub enum PlanError {
         /// The edit's site.
         site: Site,
     },
+    /// A model does not tap a site that it says it has.
+    #[error(
+        "the model never hands over the activation at {site}: call the tap there, or let \
+         AlignableTransformer::site return None for it"
+    )]
+    NeverTapped {
+        /// The site.
+        site: Site,
+    },
 }
 
 fn rotary_hint(rotary: bool) -> &'static str {

@@ -62,7 +62,8 @@ impl<B: Backend> Plan<B> {
     /// Runs all worlds in lockstep.
     ///
     /// # Errors
-    /// If the plan does not fit the model or the interventions; nothing is computed then.
+    /// If the plan does not fit the model or the interventions; nothing is computed then. If the model
+    /// turns out not to tap a site that it says it has.
     pub fn run<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &M,
@@ -99,7 +100,7 @@ impl<B: Backend> Plan<B> {
         for part in &parts {
             run.schedule = part;
             for (index, pass) in part.passes.iter().enumerate() {
-                run.pass(index, pass, model);
+                run.pass(index, pass, model)?;
             }
         }
         let values = run.values.into_iter();
@@ -130,9 +131,14 @@ pub(super) struct Run<'a, B: Backend, I> {
 }
 
 impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
-    fn pass<M: AlignableTransformer<B>>(&mut self, index: usize, pass: &'p Pass, model: &M) {
+    fn pass<M: AlignableTransformer<B>>(
+        &mut self,
+        index: usize,
+        pass: &'p Pass,
+        model: &M,
+    ) -> Result<(), PlanError> {
         let Some(first) = pass.stages.first() else {
-            return;
+            return Ok(());
         };
         let pos = first.layout.pos;
         let shared = model.begin(pos, &self.device);
@@ -163,6 +169,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             let (stage, Some(stream)) = (current.stage, forked) else {
                 let input = stack(tap.run.plan, current, pos, &tap.run.device);
                 x = Some(model.embed(input, &mut tap));
+                tap.finish()?;
                 continue;
             };
             if let Stage::Layer(_, Part::Block | Part::Attention) = stage
@@ -211,10 +218,12 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 }
                 Stage::Unembed => {
                     self.unembed(stream, normed, current, model);
-                    return;
+                    return Ok(());
                 }
             });
+            tap.finish()?;
         }
+        Ok(())
     }
 
     /// Computes the logits that are read, at their positions only.

@@ -10,7 +10,7 @@ use super::execute::Run;
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::StageGroups;
 use super::stages::Stage;
-use super::{Indices, Units};
+use super::{Indices, PlanError, Units};
 use crate::interventions::{Intervention, Operands};
 
 /// What happens at one site, to the worlds of one stage.
@@ -68,6 +68,14 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
 
     pub(super) fn is_idle(&self) -> bool {
         self.work.is_empty()
+    }
+
+    /// Checks that the stage has tapped all that it was to tap.
+    pub(super) fn finish(self) -> Result<(), PlanError> {
+        match self.work.into_keys().next() {
+            None => Ok(()),
+            Some(site) => Err(PlanError::NeverTapped { site }),
+        }
     }
 
     fn collect_edits(&mut self, stage: &StageGroups) {
