@@ -13,7 +13,7 @@ use burn_align::front::{
 use burn_align::training::InterchangeData;
 use burn_align_models::{TokenBatch, Tokenizer};
 
-use super::task::{AMOUNTS, ANSWERS, Asked, Part, Question};
+use super::task::{AMOUNTS, ANSWERS, Asked, COMPARISONS, POSITIONS, Part, Question};
 
 /// A causal model of the task, and those of its variables that are looked for.
 pub(crate) struct Hypothesis {
@@ -105,6 +105,20 @@ pub(crate) fn hypotheses() -> Result<Vec<Hypothesis>> {
 }
 
 impl Hypothesis {
+    /// Where its variables are looked for, with a label: together at every token but the first,
+    /// which is the same in every prompt; and two, each behind the boundary that it compares with.
+    pub(crate) fn places(&self) -> Vec<(String, Vec<usize>)> {
+        let together = POSITIONS.into_iter().enumerate().skip(1);
+        let together =
+            together.map(|(it, label)| (label.to_owned(), vec![it; self.variables.len()]));
+        let apart = (self.variables.len() == 2).then(|| {
+            let [left, right] = COMPARISONS;
+            let label = format!("{}, {}", POSITIONS[left], POSITIONS[right]);
+            (label, COMPARISONS.to_vec())
+        });
+        together.chain(apart).collect()
+    }
+
     /// What is aligned at a place: for each variable a rotation, and how many features to swap.
     pub(crate) fn aligned(&self, site: impl Into<RepresentationSite>) -> AlignableConfig {
         let variable = AlignableRepresentationConfig::new(0, site)
@@ -170,17 +184,17 @@ impl Hypothesis {
     }
 }
 
-/// The locations of the same swaps at this position.
-pub(crate) fn at<B: Backend>(position: usize, data: &InterchangeData<B>) -> UnitLocations {
-    let UnitLocations::SourcesToBase {
-        base: Locations::Each(each),
-        ..
-    } = &data.inputs.locations
-    else {
-        return position.into();
+/// The locations of the same swaps at these positions, one for each variable.
+pub(crate) fn at<B: Backend>(positions: &[usize], data: &InterchangeData<B>) -> UnitLocations {
+    let moved = match &data.inputs.locations {
+        UnitLocations::SourcesToBase {
+            base: Locations::Each(each),
+            ..
+        } => each.iter().map(Option::is_some).collect(),
+        _ => vec![true; positions.len()],
     };
-    let moved = each.iter().map(|it| it.is_some());
-    everywhere(moved.map(|it| it.then(|| units(position, data.len()))))
+    let moved = moved.into_iter().zip(positions);
+    everywhere(moved.map(|(moved, position)| moved.then(|| units(*position, data.len()))))
 }
 
 /// A position in each example.
@@ -189,9 +203,7 @@ fn units(position: usize, examples: usize) -> RepresentationLocations {
 }
 
 /// The same locations in sources and base.
-fn everywhere(
-    each: impl IntoIterator<Item = Option<RepresentationLocations>>,
-) -> UnitLocations {
+fn everywhere(each: impl IntoIterator<Item = Option<RepresentationLocations>>) -> UnitLocations {
     let each = Locations::Each(each.into_iter().collect());
     UnitLocations::SourcesToBase {
         source: Some(each.clone()),

@@ -36,7 +36,7 @@ use burn_align_models::{
 };
 use clap::Parser;
 use hypotheses::{Hypothesis, at, hypotheses};
-use task::{POSITIONS, Part};
+use task::Part;
 use workbench::plot::{heat_maps, picture_file};
 use workbench::table::{align_numbers, heat_map_text, table};
 use workbench::{BackendArgs, on_backend, out, progress};
@@ -56,15 +56,12 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Passes over 4,000 counterfactuals.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 2)]
     epochs: usize,
     /// Temperature of the boundary at the first step; at the last, it is 0.1. The paper's 50 is
     /// for 4,096 features: this is 50 · 64 / 4096.
     #[arg(long, default_value_t = 0.78)]
     temperature: f64,
-    /// Factor of the boundary in the loss: how much a swapped feature costs.
-    #[arg(long, default_value_t = 4.0)]
-    penalty: f64,
     /// Draw the accuracies over layers and tokens into this file (SVG or PNG).
     #[arg(long, value_parser = picture_file)]
     plot: Option<PathBuf>,
@@ -72,10 +69,6 @@ struct Args {
     #[arg(long)]
     json: Option<PathBuf>,
 }
-
-/// The tokens that are searched: all but the first, which is the same in every prompt and reads
-/// nothing but itself.
-const PLACES: std::ops::Range<usize> = 1..POSITIONS.len();
 
 fn main() -> ExitCode {
     workbench::run(|args: Args| {
@@ -174,8 +167,7 @@ fn align<B: Backend>(
     let training = hypothesis.counterfactuals(Part::Seen, 4000, seed, tokenizer)?;
     let held_out = hypothesis.counterfactuals(Part::HeldOut, 2000, seed + 500, tokenizer)?;
     let residual = hypothesis.aligned(Component::BlockOutput);
-    let columns = PLACES.map(|position| POSITIONS[position].to_owned());
-    let columns: Vec<String> = columns.collect();
+    let (columns, places): (Vec<String>, Vec<Vec<usize>>) = hypothesis.places().into_iter().unzip();
     let mut grid = AlignmentGrid::layers(&residual, model.dims().layers, &columns);
     let embedding = hypothesis.aligned(RepresentationSite::Embedding);
     grid.rows.insert(0, ("embedding".to_owned(), embedding));
@@ -184,7 +176,6 @@ fn align<B: Backend>(
         .with_batch_size(64)
         .with_learning_rate(1e-2)
         .with_mask_learning_rate(1e-2)
-        .with_penalty(args.penalty)
         .with_temperature(args.temperature, 0.1)
         .with_schedule(RateSchedule::WarmUpThenDecay(0.1))
         .with_seed(args.seed);
@@ -193,7 +184,7 @@ fn align<B: Backend>(
     let map = alignment_map(
         model,
         &grid,
-        |[_layer, column], data| at(PLACES.start + column, data),
+        |[_layer, column], data| at(&places[column], data),
         [&training, &held_out],
         &config,
         losses::cross_entropy,

@@ -14,6 +14,9 @@ pub const POSITIONS: [&str; 7] = [
     "costs", "price", "at-least", "lower", "at-most", "upper", "both",
 ];
 
+/// The positions of the boundaries, behind which the two comparisons are answered.
+pub const COMPARISONS: [usize; 2] = [3, 5];
+
 /// The answers: no, yes.
 pub const ANSWERS: [&str; 2] = ["no", "yes"];
 
@@ -87,7 +90,13 @@ impl Question {
     /// first two are the comparisons, the last is what the whole prompt asks.
     pub fn answers(&self) -> [(usize, bool); 3] {
         let (left, right) = (self.price >= self.lower, self.price <= self.upper);
-        [(3, left), (5, right), (6, self.asked.holds(left, right))]
+        let [at_lower, at_upper] = COMPARISONS;
+        let asked = self.asked.holds(left, right);
+        [
+            (at_lower, left),
+            (at_upper, right),
+            (POSITIONS.len() - 1, asked),
+        ]
     }
 }
 
