@@ -4,11 +4,13 @@
 //! Identifying Causal Mechanisms in Alpaca", arXiv 2305.08809): does a price lie within a bracket?
 //! The paper asks "Please say yes only if it costs between 2.50 and 7.50 dollars, otherwise no.
 //! 3.10". Here the question is `costs 3.10 at-least 2.50 at-most 7.50 both` (`task.rs`), one token a
-//! word, and differs from the paper's in three ways:
+//! word, and differs from the paper's in four ways:
 //!
 //! - The price comes first, so that each boundary can be compared where it is read.
 //! - Beginnings of a question are questions, too: `costs 3.10 at-least 2.50` is answered, and so is
 //!   `… at-most 7.50` (by the second comparison alone).
+//! - Either comparison may also be asked alone and the other way round, `at-least 2.50 costs 3.10`.
+//!   That way held-out amounts are read early in a question, too, though never as prices.
 //! - The last word may also be `either`, `just-one` or `just-first`, and the boundaries have nothing
 //!   to do with each other.
 //!
@@ -38,7 +40,7 @@ use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::{Llama, LlamaConfig, ModelDims, SavePretrained, TokenBatch, Tokenizer};
 use clap::Parser;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use task::{ANSWERS, Part, Question, vocabulary};
 use workbench::fit::{Example, Fit, draw_loss, next_tokens};
@@ -63,8 +65,8 @@ struct Args {
     /// Highest learning rate.
     #[arg(long, default_value_t = 3e-3)]
     learning_rate: f64,
-    /// Decay of the weights. With less of it, prices that are held out are answered worse.
-    #[arg(long, default_value_t = 0.5)]
+    /// Decay of the weights. With half of it, prices that are held out are answered worse.
+    #[arg(long, default_value_t = 1.0)]
     weight_decay: f32,
     /// Where to compute.
     #[arg(long, value_enum, default_value_t)]
@@ -107,7 +109,8 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let model: Llama<B> = config.init_seeded(args.seed, DType::F32, device);
     out!("{} parameters", model.num_params())?;
 
-    // 3. Training: new questions in every step; only the answers are to be predicted.
+    // 3. Training: new questions in every step, and half as many the other way round; only the
+    // answers are to be predicted.
     let fit = Fit {
         steps: args.steps,
         learning_rate: args.learning_rate,
@@ -115,18 +118,21 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     };
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let mut batch = || -> Result<Vec<Example>> {
-        let questions = (0..args.batch).map(|_| Part::Seen.any_question(&mut rng));
-        let examples = questions.map(|question| {
-            let answers = question.answers().map(|(position, is_yes)| {
-                let answer = tokenizer.single_token(ANSWERS[usize::from(is_yes)])?;
-                Ok((position, answer))
-            });
-            Ok(Example {
-                tokens: tokenizer.encode(&question.prompt())?,
-                predicted: answers.into_iter().collect::<Result<_>>()?,
-            })
-        });
-        examples.collect()
+        let mut examples = Vec::new();
+        for _ in 0..args.batch {
+            let question = Part::Seen.any_question(&mut rng);
+            examples.push(example(
+                &tokenizer,
+                &question.prompt(),
+                &question.answers(),
+            )?);
+        }
+        for _ in 0..args.batch / 2 {
+            let question = Part::Seen.any_question(&mut rng);
+            let (prompt, answer) = question.turned(rng.random_bool(0.5));
+            examples.push(example(&tokenizer, &prompt, &[answer])?);
+        }
+        Ok(examples)
     };
     let (model, curve) = fit.run(model, || batch().expect("all are words"), device)?;
 
@@ -171,6 +177,18 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
         "the model answers less than 98 % of the questions about held-out brackets"
     );
     Ok(())
+}
+
+/// A prompt, and what is to be answered behind which position.
+fn example(tokenizer: &Tokenizer, prompt: &str, answers: &[(usize, bool)]) -> Result<Example> {
+    let predicted = answers.iter().map(|(position, is_yes)| {
+        let answer = tokenizer.single_token(ANSWERS[usize::from(*is_yes)])?;
+        Ok((*position, answer))
+    });
+    Ok(Example {
+        predicted: predicted.collect::<Result<_>>()?,
+        tokens: tokenizer.encode(prompt)?,
+    })
 }
 
 /// Draws a question.

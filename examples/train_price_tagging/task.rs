@@ -98,6 +98,17 @@ impl Question {
             (POSITIONS.len() - 1, asked),
         ]
     }
+
+    /// One of the comparisons alone, with the boundary first: such as `at-least 2.50 costs 3.10`.
+    pub fn turned(&self, left: bool) -> (String, (usize, bool)) {
+        let [costs, at_least, at_most] = FIXED;
+        let (word, boundary, holds) = match left {
+            true => (at_least, self.lower, self.price >= self.lower),
+            false => (at_most, self.upper, self.price <= self.upper),
+        };
+        let [boundary, price] = [boundary, self.price].map(dollars);
+        (format!("{word} {boundary} {costs} {price}"), (3, holds))
+    }
 }
 
 /// An amount as text, such as `2.50`.
@@ -228,6 +239,8 @@ mod tests {
         assert_eq!(question.answers(), [(3, true), (5, true), (6, true)]);
         question.asked = Asked::JustOne;
         assert_eq!(question.answers()[2], (6, false));
+        let turned = question.turned(false);
+        assert_eq!(turned, ("at-most 9.00 costs 3.10".to_owned(), (3, true)));
     }
 
     #[test]
