@@ -8,7 +8,9 @@
 //! the bracket is recognised, and the price looked up in it. For each of them and at every layer and
 //! token, a rotation of the residual stream is trained together with the number of rotated features
 //! to swap, such that swapping them between two prompts changes the answer as the causal model says.
-//! Where there are two variables, each has a rotation of its own (in the paper: a part of one).
+//! Where there are two variables, each has a rotation of its own (in the paper: a part of one), and
+//! they are looked for at the same token and, in one more column, each at its own boundary.
+//! Prices and brackets that judge have been seen neither by the model nor in the search.
 //!
 //! ```sh
 //! cargo run --release --example boundless_das_price_tagging -- --plot maps.svg
