@@ -16,7 +16,12 @@
 //! cargo run --release --example boundless_das_price_tagging -- --plot maps.svg
 //! ```
 //!
-//! FIGURES
+//! Prints a map of the interchange intervention accuracy for each hypothesis, and the best place of
+//! each with the number of swapped features, beside a random rotation, the whole vector and no swap.
+//!
+//! The left boundary is at the token of the lower boundary behind layer 0, with an accuracy of .974.
+//! Before, it is nowhere (.708 at most); behind layer 1 it is at the last token, where it is no longer
+//! apart from the rest (.746).
 
 mod hypotheses;
 #[allow(dead_code, unreachable_pub, reason = "the task of another example")]
