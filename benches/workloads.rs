@@ -6,7 +6,9 @@
 //!
 //! The `das_…` ones are seconds per step of the optimizer, layer 6, position 15, once what does not
 //! change in training is kept. The `paths_…` ones patch paths from each of the heads, one at a time:
-//! to the logits, with MLPs frozen or recomputed, and to the queries of head 9.9.
+//! to the logits, with MLPs frozen or recomputed, and to the queries of head 9.9; in
+//! `paths_nodes_25x5` what each attention or MLP reads at each position is the source's, and once
+//! nothing.
 //!
 //! Prints, and writes to the file, one JSON line per workload: the median of the repeats in
 //! seconds after a warm-up, and the spread, (slowest - fastest) / median. The device is waited
@@ -65,7 +67,7 @@ struct Workload<B: Backend> {
 const LAYERS: usize = 12;
 const HEADS: usize = 12;
 
-fn workloads<B: Backend>() -> [Workload<B>; 8] {
+fn workloads<B: Backend>() -> [Workload<B>; 9] {
     let workload = |name, plan| Workload { name, plan };
     [
         workload("forward_1x5", || forward(1, 5)),
@@ -95,6 +97,7 @@ fn workloads<B: Backend>() -> [Workload<B>; 8] {
             });
             sweep(1, 5, heads)
         }),
+        workload("paths_nodes_25x5", nodes),
         workload("batch_32x32", || {
             sweep(
                 32,
@@ -147,6 +150,16 @@ fn sweep<B: Backend>(
     for world in worlds {
         plan.read_logits(world, LogitPositions::Last);
     }
+    plan
+}
+
+/// A sweep over what attentions and MLPs read, with a clean run of the base.
+fn nodes<B: Backend>() -> Plan<B> {
+    let reads = [Component::AttentionInput, Component::MlpInput];
+    let mut plan = sweep(1, 5, grid(&reads, 5));
+    let base = plan.tokens(&tokens(1, 5, 1));
+    let clean = plan.world(base, []);
+    plan.read_logits(clean, LogitPositions::Last);
     plan
 }
 

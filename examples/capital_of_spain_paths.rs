@@ -2,7 +2,8 @@
 //!
 //! The experiment of nano-causal-interventions: every node of the residual graph (embedding,
 //! attention and MLP of each layer) at every position gets its output from "The capital of Italy
-//! is" in a run on "The capital of Spain is". First, all that lies behind the node reacts. Then
+//! is" in a run on "The capital of Spain is". (There, what attention reads at the position is
+//! taken from the other run; here, what it says.) First, all that lies behind the node reacts. Then
 //! the node is heard by the logits alone, on the direct path (path patching, Wang et al. 2022,
 //! arXiv 2211.00593): what is left of the effect is what the node says itself.
 //!

@@ -8,7 +8,7 @@
 //!
 //! ```sh
 //! cargo run --release --example causal_scrubbing
-//! cargo run --release --example causal_scrubbing -- --plot tellers.svg --dot induction.dot
+//! cargo run --release --example causal_scrubbing -- --plot tellers.svg --graph induction.svg
 //! ```
 //!
 //! The induction hypothesis, for each of the four heads of layer 1 at the last position:
@@ -32,7 +32,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_align::engine::Indices;
@@ -45,7 +45,7 @@ use burn_align::paths::{HeadInput, Node};
 use clap::Parser;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use workbench::plot::{heat_map, picture_file};
+use workbench::plot::{diagram_file, heat_map, picture_file, write_diagram};
 use workbench::queues::{NAMES, Queue};
 use workbench::table::{align_numbers, heat_map_text, table};
 use workbench::words::END;
@@ -66,9 +66,9 @@ struct Args {
     /// Picture of what is recovered with each head of layer 0 as the teller, .svg or .png.
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     plot: Option<PathBuf>,
-    /// File for the induction hypothesis, in the DOT language of Graphviz.
-    #[arg(long, value_name = "FILE")]
-    dot: Option<PathBuf>,
+    /// Picture of the induction hypothesis as it is run on the first queue, .svg, .png or .dot.
+    #[arg(long, value_name = "FILE", value_parser = diagram_file)]
+    graph: Option<PathBuf>,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -194,9 +194,8 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         ]);
     }
     out!("\nWhat is lost if a feature is nothing\n{report}")?;
-    if let Some(file) = &args.dot {
-        let dot = induction.to_dot(0, |queue| prompt(&queues[queue]));
-        std::fs::write(file, dot).with_context(|| file.display().to_string())?;
+    if let Some(file) = &args.graph {
+        write_diagram(file, &induction.diagram(0, |queue| prompt(&queues[queue])))?;
     }
 
     // 5. What is claimed at the top.

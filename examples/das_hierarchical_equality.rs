@@ -7,6 +7,7 @@
 //!
 //! ```sh
 //! cargo run --release --example das_hierarchical_equality
+//! cargo run --release --example das_hierarchical_equality -- --graph equality.svg
 //! ```
 //!
 //! Prints the interchange intervention accuracy on 12,800 held-out counterfactuals of vectors that
@@ -42,7 +43,7 @@ use burn_align_models::{AlignableTransformer, Component, ModelDims, ModelInput, 
 use clap::Parser;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use workbench::plot::write_history;
+use workbench::plot::{diagram_file, write_diagram, write_history};
 use workbench::{BackendArgs, on_backend, out, progress};
 
 /// Features of one vector.
@@ -120,6 +121,9 @@ struct Args {
     /// Write loss and accuracy over steps into this file (SVG, PNG, CSV or JSON).
     #[arg(long)]
     plot: Option<PathBuf>,
+    /// Picture of the causal model, .svg, .png or .dot.
+    #[arg(long, value_name = "FILE", value_parser = diagram_file)]
+    graph: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -142,6 +146,9 @@ fn search<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         .variable("out", ["wx", "yz"], 0..=1, |[wx, yz]| wx == yz)
         .build()?;
     let [wx, yz, label] = equality.variables(["wx", "yz", "out"])?;
+    if let Some(file) = &args.graph {
+        write_diagram(file, &equality.diagram())?;
+    }
     let sampler = BalancedSampler::new(&equality, label)?;
     let network = learn_task::<B>(&equality, &sampler, label, args.seed, device)?;
 

@@ -8,7 +8,7 @@
 //!
 //! ```sh
 //! cargo run --release --example path_patching                 # seconds
-//! cargo run --release --example path_patching -- --dot paths.dot --plot direct.svg
+//! cargo run --release --example path_patching -- --graph paths.svg --plot direct.svg
 //! ```
 //!
 //! 1. Every head's direct effect on the difference of the two answers' logits: the heads that
@@ -35,7 +35,7 @@ use burn_align::paths::{HeadInput, Hop, Node, Path, Stream};
 use clap::Parser;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use workbench::plot::{heat_map, picture_file};
+use workbench::plot::{diagram_file, heat_map, picture_file, write_diagram};
 use workbench::queues::{NAMES, Queue};
 use workbench::table::{heat_map_text, table};
 use workbench::words::END;
@@ -53,9 +53,9 @@ struct Args {
     /// Picture of the direct effects, .svg or .png.
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     plot: Option<PathBuf>,
-    /// File for the paths found, in the DOT language of Graphviz.
-    #[arg(long, value_name = "FILE")]
-    dot: Option<PathBuf>,
+    /// Picture of the paths found, .svg, .png or .dot.
+    #[arg(long, value_name = "FILE", value_parser = diagram_file)]
+    graph: Option<PathBuf>,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -162,10 +162,9 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         report.add_row([from.clone(), (*through).to_owned(), count, share]);
     }
     out!("\nPaths to the logits\n{report}")?;
-    if let Some(file) = &args.dot {
+    if let Some(file) = &args.graph {
         let tree = Stream::of_paths(sets.last().context("no paths")?, 0, 1);
-        std::fs::write(file, tree.to_dot(&["base", "source"]))
-            .with_context(|| file.display().to_string())?;
+        write_diagram(file, &tree.diagram(&["base", "source"]))?;
     }
 
     // 5. What is claimed at the top.

@@ -3,6 +3,7 @@
 //! A PNG has a font of its own, with Latin, Greek and Cyrillic letters; others are drawn as boxes.
 //! In an SVG they are left to whoever shows it.
 
+mod diagram;
 mod history;
 
 use std::ffi::OsStr;
@@ -15,6 +16,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
 
+pub use diagram::{diagram_file, write_diagram};
 pub use history::write_history;
 
 /// One line of a [`line_chart`].

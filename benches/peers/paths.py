@@ -1,17 +1,24 @@
 """The `paths_…` workloads of `benches/workloads.rs` with PyTorch hooks, as papers' code has them.
 
-    python benches/peers/paths.py [--senders N] [--threads N] [NAME…]
+    python benches/peers/paths.py [--senders N] [--threads N] [--nano DIR [--check]] [NAME…]
 
 One sender at a time: a forward pass on the base under hooks that put in the source's output of the
 sender and freeze all else between it and its receiver to the base, and, where the receiver is not
 the logits, a second one with the receiver's input as it was recorded. Base and source are run once.
 Prints one JSON line per workload: the seconds for all senders. --senders times so many, evenly
 chosen, and scales up. Random GPT-2 small, f32, 16 × 15 tokens, logits at the last position.
+
+`paths_nodes_25x5` is the sweep of nano-causal-interventions on 1 × 5 tokens: what the attention or
+the MLP of a layer reads at a position is the source's, one of them at a time, and once nothing. With
+--nano, also by that code, of which DIR is a checkout; --check compares the two. README.md says which
+packages it needs.
 """
 
 import argparse
 import json
+import sys
 import time
+from functools import partial
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -23,10 +30,11 @@ NAMES = [
     "paths_heads_mlps_to_logits_16x15",
     "paths_heads_to_query_16x15",
 ]
+NODES = "paths_nodes_25x5"
 
 
-def tokens(seed):
-    row, pos = torch.arange(BATCH)[:, None], torch.arange(POS)
+def tokens(seed, batch=BATCH, pos=POS):
+    row, pos = torch.arange(batch)[:, None], torch.arange(pos)
     return (seed + row * 7919 + pos * 104_729) % 50_257
 
 
@@ -93,17 +101,119 @@ def sweep(hooked, name, senders):
     return effects
 
 
+def cells():
+    """Attention (a) and MLP (f) of every layer at every position, and nothing."""
+    nodes = [(kind, layer) for layer in range(LAYERS) for kind in "af"]
+    return [(kind, layer, position) for kind, layer in nodes for position in range(5)] + [None]
+
+
+def nodes_with_hooks(model):
+    """A function from cells to the logits of each at the last position, [vocab]."""
+
+    def run(chosen):
+        base, source = tokens(1, 1, 5), tokens(2, 1, 5)
+        norm = lambda kind, layer: getattr(model.transformer.h[layer], {"a": "ln_1", "f": "ln_2"}[kind])
+        cache, results = {}, []
+
+        def under(hooks, ids):
+            handles = [norm(*at).register_forward_hook(hook) for at, hook in hooks]
+            hidden = model.transformer(ids, use_cache=False).last_hidden_state
+            for handle in handles:
+                handle.remove()
+            return hidden
+
+        def keep(at):
+            return lambda _module, _args, value: cache.update({at: value})
+
+        under([((kind, layer), keep((kind, layer))) for kind in "af" for layer in range(LAYERS)], source)
+        for cell in chosen:
+            hooks = []
+            if cell:
+                *at, position = cell
+
+                def swap(_module, _args, value, at=tuple(at), position=position):
+                    value = value.clone()
+                    value[:, position] = cache[at][:, position]
+                    return value
+
+                hooks = [(at, swap)]
+            results.append(model.lm_head(under(hooks, base)[:, -1])[0])
+        return results
+
+    return run
+
+
+def nodes_with_nano(model, folder):
+    """The same by a checkout of nano-causal-interventions, which has logits at all positions."""
+    sys.path.insert(0, folder)
+    from patch import utils
+    from patch.models.gpt2 import GPT2
+    from transformers import BatchEncoding
+
+    wrapped = GPT2(model.config, model.transformer)
+    inputs = [BatchEncoding({"input_ids": tokens(seed, 1, 5)}) for seed in (1, 2)]
+
+    def run(chosen):
+        results = []
+        for cell in chosen:
+            kind, layer, position = cell or ("none", "", 0)
+            place = {"node": f"{kind}{layer}", "pos": position}
+            which = partial(utils.which_node_pos, **place)
+            branch = partial(utils.branch_node_pos, **place)
+            result, _cache = wrapped(inputs, which, branch)
+            logits = utils.embed_to_distrib(wrapped, result.hidden_states, logits=True)
+            results.append(logits[0, -1].clone())
+        return results
+
+    return run
+
+
+def sweep_nodes(model, args):
+    """Prints the lines of `paths_nodes_25x5`, or compares the peers."""
+    peers = {"hooks": nodes_with_hooks(model)}
+    if args.nano:
+        peers["nano-causal-interventions"] = nodes_with_nano(model, args.nano)
+    everything = cells()
+    if args.check:
+        expected, found = (torch.stack(run(everything)) for run in peers.values())
+        difference = (found - expected).abs().max().item()
+        effect = (expected - expected[-1]).abs().max().item()
+        print(f"{NODES}: max abs difference {difference:.1e}, largest effect {effect:.1e}")
+        return difference < 1e-4 < effect
+    count = min(args.senders or len(everything), len(everything))
+    timed = [everything[i * len(everything) // count] for i in range(count)]
+    for peer, run in peers.items():
+        run(timed[:1])
+        start = time.perf_counter()
+        run(timed)
+        seconds = (time.perf_counter() - start) * len(everything) / count
+        line = {"workload": NODES, "peer": peer, "cells": len(everything), "timed": count}
+        print(json.dumps(line | {"seconds": seconds}), flush=True)
+    return True
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", default=NAMES)
+    parser.add_argument("names", nargs="*", default=[*NAMES, NODES])
     parser.add_argument("--senders", type=int)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--nano", metavar="DIR")
+    parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
+    if args.check and not args.nano:
+        parser.error("--check compares with --nano")
     if args.threads:
         torch.set_num_threads(args.threads)
     hooked = Hooked()
-    for name in args.names or NAMES:
+    if NODES in args.names or args.check:
+        if not sweep_nodes(hooked.model, args):
+            sys.exit(1)
+    if args.check:
+        return
+    for name in args.names:
+        if name == NODES:
+            continue
         layers = RECEIVER[0] if "query" in name else LAYERS
         senders = [(layer, head) for layer in range(layers) for head in range(HEADS)]
         count = min(args.senders or len(senders), len(senders))

@@ -65,15 +65,24 @@ impl ModelDims {
         }
     }
 
-    /// Floating-point operations of one block on `q_pos` positions of a row that look at `k_pos`
-    /// positions: two for each multiplication of a matrix product; everything else is small beside
-    /// them.
-    pub fn block_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
+    /// Floating-point operations of one block's attention on `q_pos` positions of a row that look at
+    /// `k_pos` positions: two for each multiplication of a matrix product; everything else is small
+    /// beside them.
+    pub fn attention_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
         let d_attention = self.heads * self.d_head;
         let projections = self.d_model * (2 * d_attention + 2 * self.kv_heads * self.d_head);
-        let mlp = self.d_model * self.d_mlp * if self.gated_mlp { 3 } else { 2 };
-        let attention = 2 * k_pos * d_attention;
-        2 * (q_pos * (projections + mlp + attention)) as u64
+        2 * (q_pos * (projections + 2 * k_pos * d_attention)) as u64
+    }
+
+    /// Floating-point operations of one block's MLP on `pos` positions.
+    pub fn mlp_flops(&self, pos: usize) -> u64 {
+        let matrices = if self.gated_mlp { 3 } else { 2 };
+        2 * (pos * matrices * self.d_model * self.d_mlp) as u64
+    }
+
+    /// Floating-point operations of one block: those of its attention and its MLP.
+    pub fn block_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
+        self.attention_flops(q_pos, k_pos) + self.mlp_flops(q_pos)
     }
 
     /// Floating-point operations of unembedding one position.

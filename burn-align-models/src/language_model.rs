@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::dims::ModelDims;
 use crate::gpt2::{Gpt2, Gpt2Config};
+use crate::halves::BlockHalves;
 use crate::llama::{Llama, LlamaConfig};
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::CausalPass;
@@ -84,6 +85,10 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
         of_any_family!(self, model => model.embed(input, tap))
     }
 
+    fn halves(&self) -> Option<&dyn BlockHalves<B, CausalPass<B>>> {
+        of_any_family!(self, model => model.halves())
+    }
+
     fn block(
         &self,
         layer: usize,
@@ -104,6 +109,16 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
 
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         of_any_family!(self, model => model.head_output(layer, head, mixed))
+    }
+
+    fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        streams: [Tensor<B, 3>; 3],
+        pass: &CausalPass<B>,
+    ) -> Option<Tensor<B, 3>> {
+        of_any_family!(self, model => model.head_mixed(layer, head, streams, pass))
     }
 }
 

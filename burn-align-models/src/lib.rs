@@ -14,6 +14,7 @@
 //! | `vocab` | tokens |
 
 mod dims;
+mod halves;
 mod language_model;
 mod model;
 mod site;
@@ -28,6 +29,7 @@ pub mod pretrained;
 
 pub use dims::{ModelDims, SiteDims, SiteWidth};
 pub use gpt2::{Gpt2, Gpt2Config};
+pub use halves::BlockHalves;
 pub use language_model::{LanguageModel, LanguageModelConfig};
 pub use llama::{Llama, LlamaConfig};
 pub use model::{AlignableTransformer, ModelInput};

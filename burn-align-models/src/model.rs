@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::dims::{ModelDims, SiteDims};
+use crate::halves::BlockHalves;
 use crate::site::Site;
 use crate::suffixes::Suffixes;
 use crate::tap::{NoTap, Tap};
@@ -101,6 +102,12 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// The residual stream that enters the first block, `[batch, pos, d_model]`.
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 
+    /// The halves of the blocks, where they come in halves; [`block`](Self::block) then is
+    /// [`BlockHalves::whole_block`].
+    fn halves(&self) -> Option<&dyn BlockHalves<B, Self::Pass>> {
+        None
+    }
+
     /// Runs one block.
     ///
     /// # Shapes
@@ -136,6 +143,25 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// - output: `[batch, pos, d_model]`
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         let _without = (layer, head, mixed);
+        None
+    }
+
+    /// What one head mixes, before the output projection, when its queries, keys and values read
+    /// these residual streams at the block's input. Where all three are the same, its part of
+    /// [`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput). `None` in a
+    /// model without attention heads.
+    ///
+    /// # Shapes
+    /// - streams, in the order queries, keys, values: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, d_head]`
+    fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        streams: [Tensor<B, 3>; 3],
+        pass: &Self::Pass,
+    ) -> Option<Tensor<B, 3>> {
+        let _without = (layer, head, streams, pass);
         None
     }
 

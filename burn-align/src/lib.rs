@@ -35,6 +35,7 @@
 //! - [`paths`]: the residual graph, and streams in which some paths carry another input;
 //! - [`training`]: interventions are trained and judged;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
+//! - [`diagram`]: pictures of paths, hypotheses and causal models;
 //! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
 //! - [`saved`]: trained interventions in a folder, also as pyvene writes them;
@@ -45,6 +46,7 @@
 //! Axis names are those of [`burn_align_models`].
 
 pub mod causal_models;
+pub mod diagram;
 pub mod engine;
 pub mod front;
 pub mod interventions;

@@ -352,7 +352,8 @@ fn a_graph_is_drawn_with_the_values_of_a_run() {
         .variable("city", [r#"the "city""#], Values::Any, |[city]| *city)
         .build()
         .unwrap();
-    let dot = model.run_to_dot(&model.run(&Inputs::from([r"a\b"])).unwrap());
+    let setting = model.run(&Inputs::from([r"a\b"])).unwrap();
+    let dot = model.run_diagram(&setting).to_dot();
     let expected = r#"digraph causal_model {
   rankdir=LR;
   "the \"city\"" [shape=box, label="the \"city\" = \"a\\\\b\""];

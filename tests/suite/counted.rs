@@ -1,11 +1,13 @@
-//! A language model that counts what it computes.
+//! A language model that counts what it computes, and whose blocks do not come in halves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, LanguageModel, ModelDims, ModelInput, Tap};
+use burn_align_models::{
+    AlignableTransformer, LanguageModel, ModelDims, ModelInput, Suffixes, Tap,
+};
 
 /// A model and the number of its stages that have been run. Clones count together.
 #[derive(Module, Debug)]
@@ -59,6 +61,14 @@ impl<B: Backend> AlignableTransformer<B> for Counted<B> {
 
     fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass {
         self.count().begin(pos, device)
+    }
+
+    fn computes_suffixes(&self) -> bool {
+        self.model.computes_suffixes()
+    }
+
+    fn begin_suffixes(&self, pass: &Self::Pass, suffixes: Suffixes<B>) -> Self::Pass {
+        self.model.begin_suffixes(pass, suffixes)
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

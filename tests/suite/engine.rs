@@ -8,12 +8,11 @@ use burn_align::engine::{
     Edit, Indices, LogitPositions, Operand, Plan, PlanError, Results, RunOptions, Units, WorldId,
 };
 use burn_align::interventions::{Intervention, Operands, VanillaIntervention};
-use burn_align_models::{
-    AlignableTransformer, Component, LanguageModel, ModelInput, Site, SiteWidth, TokenBatch,
-};
+use burn_align_models::{AlignableTransformer, Component, ModelInput, Site, SiteWidth, TokenBatch};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
+use crate::counted::Counted;
 use crate::support::{load, max_difference, message, tokens, values};
 
 on_every_backend!(
@@ -150,7 +149,7 @@ fn raw_plan() -> impl Strategy<Value = RawPlan> {
 }
 
 /// Every site of a model, in order.
-fn sites<B: Backend>(model: &LanguageModel<B>) -> Vec<Site> {
+fn sites<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Vec<Site> {
     let blocks = (0..model.dims().layers)
         .flat_map(|layer| Component::ALL.map(|component| Site::Block(layer, component)));
     [Site::Embedding]
@@ -177,7 +176,7 @@ fn fit_units(raw: &RawUnits, heads: usize, batch: &[Vec<u32>]) -> Units {
 
 /// Fits a raw plan to a model. Its operands may have another width than what they replace, or
 /// depend on themselves; such plans are refused when they are run.
-fn fit<B: Backend>(raw: &RawPlan, model: &LanguageModel<B>) -> Plan<B> {
+fn fit<B: Backend, M: AlignableTransformer<B>>(raw: &RawPlan, model: &M) -> Plan<B> {
     let sites = sites(model);
     let heads = |site: Site| model.site(site).expect("it is there").heads;
     let mut plan = Plan::new();
@@ -252,11 +251,25 @@ fn fit<B: Backend>(raw: &RawPlan, model: &LanguageModel<B>) -> Plan<B> {
 }
 
 /// Whether a plan computes only some positions of some rows.
-fn has_suffixes<B: Backend>(plan: &Plan<B>, model: &LanguageModel<B>) -> bool {
+fn has_suffixes<B: Backend, M: AlignableTransformer<B>>(plan: &Plan<B>, model: &M) -> bool {
     let explanation = plan.explain(model).expect("a plan that runs");
     let passes = explanation.passes.iter();
     let mut stages = passes.flat_map(|pass| pass.stages.iter().map(move |stage| (pass.pos, stage)));
     stages.any(|(pos, stage)| stage.positions < pos * stage.rows)
+}
+
+/// Whether an MLP of a plan computes fewer positions than the attention before it, in as many rows.
+fn leaves_out<B: Backend, M: AlignableTransformer<B>>(plan: &Plan<B>, model: &M) -> bool {
+    let explanation = plan.explain(model).expect("a plan that runs");
+    let mut passes = explanation.passes.iter();
+    passes.any(|pass| {
+        pass.stages.windows(2).any(|pair| {
+            pair[0].stage.ends_with(" attention")
+                && pair[1].stage.ends_with(" mlp")
+                && pair[0].rows == pair[1].rows
+                && pair[1].positions < pair[0].positions
+        })
+    })
 }
 
 /// The largest absolute value, at least 1.
@@ -267,111 +280,119 @@ fn magnitude<B: Backend>(tensor: &Tensor<B, 3>) -> f32 {
 
 fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
     for name in ["gpt2_plain", "llama_gqa", "mistral_window"] {
-        let model = load::<B>(name, device);
-        let interventions = mixed();
-        let cases = std::env::var("PROPTEST_CASES").ok();
-        let cases: u32 = cases.and_then(|n| n.parse().ok()).unwrap_or(400);
-        let config = Config {
-            cases,
-            failure_persistence: None,
-            ..Config::default()
+        random_plans_of(name, &load::<B>(name, device));
+    }
+    // Of a model whose blocks do not come in halves.
+    random_plans_of("gpt2_plain", &Counted::new(load::<B>("gpt2_plain", device)));
+}
+
+fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M) {
+    let interventions = mixed();
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    let cases: u32 = cases.and_then(|n| n.parse().ok()).unwrap_or(400);
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let (compared, in_suffixes, frozen_in_suffixes, joined) =
+        (Cell::new(0), Cell::new(0), Cell::new(0), Cell::new(0));
+    let left_out = Cell::new(0);
+    let count = |counter: &Cell<u32>, found: bool| counter.set(counter.get() + u32::from(found));
+    let result = TestRunner::new_with_rng(
+        config,
+        proptest::test_runner::TestRng::deterministic_rng(
+            proptest::test_runner::RngAlgorithm::ChaCha,
+        ),
+    )
+    .run(&raw_plan(), |raw| {
+        let plan = fit(&raw, model);
+        let lockstep = match plan.run(model, &interventions) {
+            Err(
+                PlanError::Circular { .. }
+                | PlanError::OperandShape { .. }
+                | PlanError::FeatureOutOfRange { .. },
+            ) => return Ok(()),
+            other => other.expect("the plan is right"),
         };
-        let (compared, in_suffixes, frozen_in_suffixes, joined) =
-            (Cell::new(0), Cell::new(0), Cell::new(0), Cell::new(0));
-        let count =
-            |counter: &Cell<u32>, found: bool| counter.set(counter.get() + u32::from(found));
-        let result = TestRunner::new_with_rng(
-            config,
-            proptest::test_runner::TestRng::deterministic_rng(
-                proptest::test_runner::RngAlgorithm::ChaCha,
-            ),
-        )
-        .run(&raw_plan(), |raw| {
-            let plan = fit(&raw, &model);
-            let lockstep = match plan.run(&model, &interventions) {
-                Err(
-                    PlanError::Circular { .. }
-                    | PlanError::OperandShape { .. }
-                    | PlanError::FeatureOutOfRange { .. },
-                ) => return Ok(()),
-                other => other.expect("the plan is right"),
-            };
-            count(&compared, true);
-            count(&in_suffixes, has_suffixes(&plan, &model));
-            let options = RunOptions::default().with_max_rows(raw.batch * (1 + raw.read_site % 4));
-            match plan.run_with(&model, &interventions, &options) {
-                Err(PlanError::RowBudget { .. }) => {}
-                chunked => {
-                    for (chunked, whole) in chunked.expect("valid").iter().zip(lockstep.iter()) {
-                        let scale = magnitude(whole);
-                        let difference = max_difference(chunked.clone(), &whole.to_data());
-                        prop_assert!(difference <= 1e-5 * scale, "in chunks: {difference}");
-                    }
+        count(&compared, true);
+        count(&in_suffixes, has_suffixes(&plan, model));
+        count(&left_out, leaves_out(&plan, model));
+        let options = RunOptions::default().with_max_rows(raw.batch * (1 + raw.read_site % 4));
+        match plan.run_with(model, &interventions, &options) {
+            Err(PlanError::RowBudget { .. }) => {}
+            chunked => {
+                for (chunked, whole) in chunked.expect("valid").iter().zip(lockstep.iter()) {
+                    let scale = magnitude(whole);
+                    let difference = max_difference(chunked.clone(), &whole.to_data());
+                    prop_assert!(difference <= 1e-5 * scale, "in chunks: {difference}");
                 }
             }
-            // Frozen before the first edit by one of the interventions, or by none.
-            let trained = raw.read_site % (interventions.len() + 1);
-            let frozen = plan
-                .freeze(
-                    &model,
-                    &interventions,
-                    |index| index == trained,
-                    &RunOptions::default(),
-                )
-                .expect("valid");
-            // Those that are not frozen have been counted above.
-            let resumed = frozen.held_bytes() > plan.held_bytes();
-            count(
-                &frozen_in_suffixes,
-                resumed && has_suffixes(&frozen, &model),
+        }
+        // Frozen before the first edit by one of the interventions, or by none.
+        let trained = raw.read_site % (interventions.len() + 1);
+        let frozen = plan
+            .freeze(
+                model,
+                &interventions,
+                |index| index == trained,
+                &RunOptions::default(),
+            )
+            .expect("valid");
+        // Those that are not frozen have been counted above.
+        let resumed = frozen.held_bytes() > plan.held_bytes();
+        count(&frozen_in_suffixes, resumed && has_suffixes(&frozen, model));
+        let rest = frozen.run(model, &interventions).expect("valid");
+        let naively = frozen.run_naively(model, &interventions).expect("valid");
+        let pairs = rest.iter().zip(lockstep.iter());
+        for (found, whole) in pairs.chain(naively.iter().zip(lockstep.iter())) {
+            let scale = magnitude(whole);
+            let difference = max_difference(found.clone(), &whole.to_data());
+            prop_assert!(difference <= 1e-5 * scale, "frozen: {difference}");
+        }
+        let agree = parts_agree(&plan, &raw, model, &interventions, trained, &lockstep)?;
+        count(&joined, agree);
+        let naive = plan.run_naively(model, &interventions).expect("valid");
+        for (index, (lockstep, naive)) in lockstep.iter().zip(naive.iter()).enumerate() {
+            let scale = magnitude(naive);
+            let difference = max_difference(lockstep.clone(), &naive.to_data());
+            prop_assert!(
+                difference <= 1e-5 * scale,
+                "{name}, batch {}: read {index} differs by {difference}",
+                raw.batch
             );
-            let rest = frozen.run(&model, &interventions).expect("valid");
-            let naively = frozen.run_naively(&model, &interventions).expect("valid");
-            let pairs = rest.iter().zip(lockstep.iter());
-            for (found, whole) in pairs.chain(naively.iter().zip(lockstep.iter())) {
-                let scale = magnitude(whole);
-                let difference = max_difference(found.clone(), &whole.to_data());
-                prop_assert!(difference <= 1e-5 * scale, "frozen: {difference}");
-            }
-            let agree = parts_agree(&plan, &raw, &model, &interventions, trained, &lockstep)?;
-            count(&joined, agree);
-            let naive = plan.run_naively(&model, &interventions).expect("valid");
-            for (index, (lockstep, naive)) in lockstep.iter().zip(naive.iter()).enumerate() {
-                let scale = magnitude(naive);
-                let difference = max_difference(lockstep.clone(), &naive.to_data());
-                prop_assert!(
-                    difference <= 1e-5 * scale,
-                    "{name}, batch {}: read {index} differs by {difference}",
-                    raw.batch
-                );
-            }
-            Ok(())
-        });
-        if let Err(error) = result {
-            panic!("{name}: {error}");
         }
-        for (what, found, least) in [
-            ("were valid", compared.get(), cases / 5),
-            ("were joined", joined.get(), cases / 20),
-            ("had suffixes", in_suffixes.get(), cases / 10),
-            (
-                "had some when they were frozen",
-                frozen_in_suffixes.get(),
-                cases / 40,
-            ),
-        ] {
-            assert!(found >= least, "{name}: only {found} plans {what}");
-        }
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("{name}: {error}");
+    }
+    let least_left_out = match model.halves() {
+        Some(_) => cases / 10,
+        None => 0,
+    };
+    for (what, found, least) in [
+        ("were valid", compared.get(), cases / 5),
+        ("were joined", joined.get(), cases / 20),
+        ("left positions out", left_out.get(), least_left_out),
+        ("had suffixes", in_suffixes.get(), cases / 10),
+        (
+            "had some when they were frozen",
+            frozen_in_suffixes.get(),
+            cases / 40,
+        ),
+    ] {
+        assert!(found >= least, "{name}: only {found} plans {what}");
     }
 }
 
 /// Cuts a plan between its examples, freezes both parts, joins them in the other order, and puts
 /// the examples back; whether all of this was possible. It then gives what the whole plan gives,
 /// but for padding.
-fn parts_agree<B: Backend>(
+fn parts_agree<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     raw: &RawPlan,
-    model: &LanguageModel<B>,
+    model: &M,
     interventions: &[Mixed],
     trained: usize,
     whole: &Results<B>,
@@ -581,16 +602,61 @@ fn positions_before_the_first_edit_are_not_computed() {
         [
             // Two inputs, two examples each, as wholes.
             ("embedding", 4, 4 * 5),
+            ("layer 0 attention", 4, 4 * 5),
             // Two suffixes from position 1 on would save less than a tenth.
-            ("layer 0", 6, 6 * 5),
+            ("layer 0 attention_output", 6, 6 * 5),
+            ("layer 0 mlp", 6, 6 * 5),
             // From positions 4 and 2 on; and everything.
-            ("layer 0 output", 8, 4 * 5 + 1 + 3 + 2 * 5),
+            ("layer 0 block_output", 8, 4 * 5 + 1 + 3 + 2 * 5),
             // The source has come to its end.
-            ("layer 1", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("layer 1 attention", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("layer 1 mlp", 6, 2 * 5 + 1 + 3 + 2 * 5),
             ("final_norm", 6, 2 * 5 + 1 + 3 + 2 * 5),
             ("unembed", 6, 2 * 5 + 1 + 3 + 2 * 5),
         ]
     );
+}
+
+#[test]
+fn positions_that_nobody_wants_are_not_computed() {
+    let model = load::<burn::backend::Flex>("gpt2_plain", &Default::default());
+    let mut plan = Plan::new();
+    let base = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));
+    let source = plan.tokens(&tokens(&[&[2, 7, 1, 8, 2], &[8, 1, 8]]));
+    let source = plan.world(source, []);
+    let mlp = Site::Block(1, Component::MlpOutput);
+    let edit = Edit::from_world(source, mlp, Units::position(1), 0);
+    let world = plan.world(base, [edit]);
+    let clean = plan.world(base, []);
+    plan.read_logits(clean, LogitPositions::Last);
+    let early = plan.read(world, mlp, Units::position(0));
+    let explanation = plan.explain(&model).expect("a right plan");
+    let stages = explanation.passes[0].stages.iter();
+    let counts: Vec<_> = stages
+        .map(|stage| (&stage.stage[..], stage.rows, stage.positions))
+        .collect();
+    assert_eq!(
+        counts,
+        [
+            ("embedding", 4, 4 * 5),
+            ("layer 0 attention", 4, 4 * 5),
+            ("layer 0 mlp", 4, 4 * 5),
+            ("layer 1 attention", 4, 4 * 5),
+            // Of the source position 1 is taken. Of the base position 0 is read.
+            ("layer 1 mlp", 4, 2 * 4 + 2 * 5),
+            // The world's own positions from the edited one on; before it the clean run's.
+            ("layer 1 mlp_output", 6, 2 * 4 + 2 * 5 + 2 * 4),
+            // The last positions: of the shorter example the third of five.
+            ("final_norm", 2, 1 + 3),
+            ("unembed", 2, 1 + 3),
+        ]
+    );
+    let found = plan.run(&model, &mixed()).expect("a right plan");
+    let expected = plan.run_naively(&model, &mixed()).expect("a right plan");
+    for (found, expected) in found.iter().zip(expected.iter()) {
+        assert!(max_difference(found.clone(), &expected.to_data()) <= 1e-5);
+    }
+    assert_eq!(found.get(early).dims(), [2, 1, 16]);
 }
 
 /// What has been frozen with the keys and values of its first positions cannot be read there.

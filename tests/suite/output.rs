@@ -3,10 +3,17 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use burn_align::methods::Grid;
+use burn_align::causal_models::{CausalModel, Inputs};
+use burn_align::diagram::{Diagram, DiagramArrow, DiagramNode, DiagramShape};
+use burn_align::engine::Indices;
+use burn_align::methods::{Feature, Grid, Hypothesis};
+use burn_align::paths::{HeadInput, Node, Stream, Value};
 use burn_align::training::{EpochReport, Evaluation, History, Mean, StepReport};
+use proptest::prelude::*;
 use workbench::console::write_line;
-use workbench::plot::{Line, heat_map, heat_maps, line_chart, picture_file, write_history};
+use workbench::plot::{
+    Line, diagram_file, heat_map, heat_maps, line_chart, picture_file, write_diagram, write_history,
+};
 use workbench::table::heat_map_text;
 
 fn grid(values: Vec<Vec<f64>>) -> Grid {
@@ -209,5 +216,185 @@ fn histories_are_written_as_numbers_and_pictures() {
     for (name, history) in [("none.svg", &History::default()), ("h.txt", &history())] {
         written(name, history).expect_err("refused");
         assert!(!folder.path().join(name).exists());
+    }
+}
+
+/// The texts of an SVG, as a reader of XML sees them.
+fn texts(svg: &str) -> Vec<String> {
+    let (mut open, mut texts) = (Vec::new(), Vec::new());
+    let mut rest = svg.trim();
+    while let Some((text, tag)) = rest.split_once('<') {
+        let allowed = |c: char| !c.is_control() || c == '\n';
+        assert!(text.chars().all(allowed) && !text.contains('>'), "{text:?}");
+        let entities = [
+            ("lt", "<"),
+            ("gt", ">"),
+            ("quot", "\""),
+            ("apos", "'"),
+            ("amp", "&"),
+        ];
+        let mut pieces = text.split('&');
+        let mut plain = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let (name, behind) = piece.split_once(';').expect("an entity ends");
+            let entity = entities.iter().find(|(entity, _)| *entity == name);
+            plain += entity.expect("an entity of XML").1;
+            plain += behind;
+        }
+        if open.last() == Some(&"text") {
+            texts.push(plain.trim_matches('\n').to_owned());
+        }
+        let (tag, behind) = tag.split_once('>').expect("a tag ends");
+        assert!(
+            !tag.contains('<') && tag.matches('"').count() % 2 == 0,
+            "{tag}"
+        );
+        match tag.strip_prefix('/') {
+            Some(name) => assert_eq!(open.pop(), Some(name), "{tag}"),
+            None if tag.ends_with('/') => {}
+            None => open.push(tag.split_whitespace().next().expect("a name")),
+        }
+        rest = behind;
+    }
+    assert!(open.is_empty() && rest.is_empty(), "{open:?} {rest}");
+    texts
+}
+
+fn drawn(diagram: &Diagram) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("graph.svg");
+    write_diagram(&file, diagram).expect("drawn");
+    texts(&std::fs::read_to_string(file).expect("written"))
+}
+
+#[test]
+fn graphs_are_drawn_with_all_labels() {
+    let model = CausalModel::<i64>::builder()
+        .input("a < \"b\" & c", 0..4)
+        .variable(r"back\slash", ["a < \"b\" & c"], 0..=4, |[a]| *a)
+        .build()
+        .expect("a model");
+    let setting = model.run(&Inputs::from([3])).expect("runs");
+    let node = Node::Head { layer: 1, head: 0 };
+    let value = Value::Mlp(Box::new(Stream::clean(0).with(
+        node,
+        Indices::All,
+        Value::Clean(1),
+    )));
+    let mlp = Node::Mlp { layer: 1 };
+    let stream = Stream::clean(0).with_run(mlp, Indices::Same(vec![2]), value);
+    let word = Feature::new("first <word>", |words: &[&str; 2]| words[0].to_owned());
+    let both = [HeadInput::Key, HeadInput::Value];
+    let hypothesis = Hypothesis::new()
+        .node("tells\u{1}", Node::Embedding, word.clone())
+        .node("says", node, word)
+        .output_reads(["says", "tells\u{1}"]);
+    let hypothesis = both.into_iter().fold(hypothesis, |hypothesis, input| {
+        hypothesis.head_reads("says", input, ["tells\u{1}"])
+    });
+    for (diagram, expected) in [
+        (model.diagram(), vec!["a < \"b\" & c", r"back\slash"]),
+        (
+            model.run_diagram(&setting),
+            vec!["a < \"b\" & c = 3", r"back\slash = 3"],
+        ),
+        (
+            stream.diagram(&["it's"]),
+            vec![
+                "logits",
+                "else it's",
+                "m1 @ [2]",
+                "else it's",
+                "1.0",
+                "input 1",
+            ],
+        ),
+        (
+            // Two arrows between the same nodes are one with both labels.
+            hypothesis.diagram(),
+            vec![
+                "k, v",
+                "output",
+                "tells\u{FFFD}",
+                "embedding",
+                "first <word>",
+                "says",
+                "1.0",
+                "first <word>",
+            ],
+        ),
+    ] {
+        let mut found = drawn(&diagram);
+        let mut expected: Vec<String> = expected.into_iter().map(str::to_owned).collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        let dot = diagram.to_dot();
+        let quotes = dot.replace(r"\\", "").replace("\\\"", "");
+        assert!(
+            quotes
+                .lines()
+                .all(|line| line.matches('"').count() % 2 == 0),
+            "{dot}"
+        );
+    }
+}
+
+#[test]
+fn graphs_are_written_by_extension() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let diagram = Stream::clean(0).diagram(&["base"]);
+    let written = |name: &str| {
+        let file = folder.path().join(name);
+        write_diagram(&file, &diagram).map(|()| std::fs::read(file).expect("written"))
+    };
+    assert_eq!(
+        written("g.dot").expect("written"),
+        diagram.to_dot().as_bytes()
+    );
+    assert!(written("g.png").expect("drawn").starts_with(b"\x89PNG"));
+    for name in ["g.svg", "g.png", "g.DOT"] {
+        diagram_file(name).expect("right");
+    }
+    for name in ["g", "g.txt", "g.svg.gz"] {
+        let said = format!("{:#}", diagram_file(name).expect_err("refused"));
+        assert!(said.contains(".svg, .png or .dot"), "{said}");
+        written(name).expect_err("refused");
+    }
+    let empty = Diagram {
+        nodes: Vec::new(),
+        ..diagram.clone()
+    };
+    let error = write_diagram(&folder.path().join("e.svg"), &empty).expect_err("refused");
+    assert_eq!(error.to_string(), "nothing to draw");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Also with circles, several arrows, arrows to oneself, and parts that are not connected.
+    #[test]
+    fn any_graph_can_be_drawn(
+        labels in prop::collection::vec(any::<String>(), 1..40),
+        arrows in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..80),
+    ) {
+        let node = |(index, label): (usize, &String)| DiagramNode {
+            id: index.to_string(),
+            label: label.clone(),
+            shape: [DiagramShape::Box, DiagramShape::Ellipse][index % 2],
+            is_output: index == 0,
+        };
+        let arrow = |(from, to): &(prop::sample::Index, prop::sample::Index)| DiagramArrow {
+            from: from.index(labels.len()),
+            to: to.index(labels.len()),
+            label: None,
+            is_bold: false,
+        };
+        let diagram = Diagram {
+            name: "any",
+            nodes: labels.iter().enumerate().map(node).collect(),
+            arrows: arrows.iter().map(arrow).collect(),
+        };
+        drawn(&diagram);
     }
 }

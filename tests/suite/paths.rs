@@ -8,7 +8,9 @@ use burn_align::methods::{
     patch_paths, patch_streams, path_grid, path_patch, sweep,
 };
 use burn_align::paths::{HeadInput, Hop, Node, Path, Stream, Value, Worlds};
-use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site, TokenBatch};
+use burn_align_models::{
+    AlignableTransformer, Component, LanguageModel, ModelDims, Site, TokenBatch,
+};
 
 use crate::support::{load, max_difference, tokens, values};
 
@@ -26,9 +28,11 @@ on_every_backend!(
     frozen_and_recomputed_differ_by_what_mlps_say,
     a_shared_key_is_the_key_of_each_head,
     positions_tell_examples_apart,
+    receivers_at_positions_are_the_same_in_both_ways,
     heads_without_a_receiver_change_nothing,
     a_budget_changes_nothing,
     a_run_that_goes_on_is_an_interchange,
+    a_position_that_is_read_may_be_another_inputs,
 );
 
 /// Small models of both families; the second shares two key-value heads among four.
@@ -351,6 +355,68 @@ fn positions_tell_examples_apart<B: Backend>(device: &B::Device) {
     }
 }
 
+/// Queries, keys and values that receive at some positions, of prompts that begin alike.
+fn receivers_at_positions_are_the_same_in_both_ways<B: Backend>(device: &B::Device) {
+    for name in MODELS {
+        let model = load::<B>(name, device);
+        let base = tokens(&[&[3, 1, 4, 1, 5], &[3, 1, 6, 2, 7]]);
+        let source = tokens(&[&[3, 1, 8, 1, 2], &[3, 1, 4, 9, 7]]);
+        let inputs_of_heads = [
+            ReceiverInput::Query { layer: 1, head: 1 },
+            ReceiverInput::Key {
+                layer: 1,
+                kv_head: 0,
+            },
+            ReceiverInput::Value {
+                layer: 1,
+                kv_head: 1,
+            },
+        ];
+        let lists = [
+            vec![Indices::All],
+            vec![Indices::Same(vec![2, 4])],
+            vec![Indices::Each(vec![vec![4], vec![3]])],
+            // One input at two places, which meet.
+            vec![Indices::Same(vec![2, 4]), Indices::Same(vec![3, 4])],
+        ];
+        let mut patches: Vec<PathPatch> = Vec::new();
+        for positions in &lists {
+            let receivers = |input| {
+                let at = positions.iter().cloned();
+                at.map(move |positions| Receiver { input, positions })
+            };
+            let mut all = Vec::new();
+            for input in inputs_of_heads {
+                all.extend(receivers(input));
+                patches.push(PathPatch {
+                    // Between this sender and the receivers is no other MLP.
+                    senders: vec![Node::Mlp { layer: 0 }.into()],
+                    receivers: receivers(input).collect(),
+                });
+            }
+            patches.push(PathPatch {
+                senders: vec![Node::Mlp { layer: 0 }.into()],
+                receivers: all,
+            });
+        }
+        let run = |mlps| {
+            let inputs = [&base, &source];
+            let effects = path_patch(&model, inputs, &patches, mlps, metric, &whole());
+            effects.expect("valid")
+        };
+        let [frozen, recomputed] = [Mlps::Frozen, Mlps::Recomputed].map(run);
+        assert_close(&frozen.patched, &recomputed.patched, 1e-5, name);
+        let mut numbers = frozen.patched;
+        numbers.push(frozen.base);
+        numbers.sort_by(f64::total_cmp);
+        numbers.dedup_by(|a, b| (*a - *b).abs() < 1e-6);
+        assert!(
+            numbers.len() >= 12,
+            "{name}: they have effects of their own"
+        );
+    }
+}
+
 fn heads_without_a_receiver_change_nothing<B: Backend>(device: &B::Device) {
     let model = load::<B>("gpt2_plain", device);
     let [base, source, _] = inputs();
@@ -430,6 +496,59 @@ fn a_run_that_goes_on_is_an_interchange<B: Backend>(device: &B::Device) {
         let streams: Vec<Stream> = streams.collect();
         let found = patch_streams(&model, &inputs, &streams, metric, &whole()).expect("valid");
         assert_close(&found, &swept.values.concat(), 1e-6, name);
+    }
+}
+
+/// One node reads the second input at a position; the run goes on with what it makes of that.
+pub(crate) fn reads_at(node: Node, position: usize, dims: &ModelDims) -> Stream {
+    let before = Node::all(dims)
+        .into_iter()
+        .take_while(|other| *other != node);
+    let read = before.fold(Stream::clean(0), |stream, other| {
+        stream.with(other, Indices::Same(vec![position]), Value::Clean(1))
+    });
+    let read = || Box::new(read.clone());
+    let value = match node {
+        Node::Mlp { .. } => Value::Mlp(read()),
+        _ => Value::Attention {
+            query: read(),
+            key: read(),
+            value: read(),
+        },
+    };
+    Stream::clean(0).with_run(node, Indices::All, value)
+}
+
+/// As `"positions"` are branched in nano-causal-interventions.
+fn a_position_that_is_read_may_be_another_inputs<B: Backend>(device: &B::Device) {
+    for name in MODELS {
+        let model = load::<B>(name, device);
+        let [base, source, _] = inputs();
+        let inputs = [&base, &source];
+        let words: Vec<String> = (0..5).map(|word| word.to_string()).collect();
+        for component in [Component::AttentionInput, Component::MlpInput] {
+            let grid = SweepGrid::layers_and_positions(component, 2, &words);
+            let swept = sweep(
+                &model,
+                &VanillaIntervention,
+                inputs,
+                &grid,
+                metric,
+                &whole(),
+            );
+            let cells = (0..2).flat_map(|layer| (0..5).map(move |position| (layer, position)));
+            let streams = cells.map(|(layer, position)| {
+                let node = match component {
+                    Component::MlpInput => Node::Mlp { layer },
+                    _ => Node::Attention { layer },
+                };
+                reads_at(node, position, model.dims())
+            });
+            let streams: Vec<Stream> = streams.collect();
+            let found = patch_streams(&model, &inputs, &streams, metric, &whole()).expect("valid");
+            let expected = swept.expect("valid").values.concat();
+            assert_close(&found, &expected, 1e-5, name);
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, else from the hub as `gpt2`.
 
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Indices, RunOptions};
+use burn_align::engine::RunOptions;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, Locations, Mode, RepresentationLocations, Source, UnitLocations,
@@ -11,7 +11,7 @@ use burn_align::front::{
 use burn_align::methods::{
     Mlps, ReceiverInput, head_effects, logit_differences, patch_streams, probability,
 };
-use burn_align::paths::{Node, Stream, Value};
+use burn_align::paths::{Node, Stream};
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, Gpt2, Gpt2Config, LoadOptions, ModelInput,
@@ -19,6 +19,8 @@ use burn_align_models::{
 };
 use workbench::ioi::{Ioi, PUBLISHED};
 use workbench::predictions::probabilities;
+
+use crate::paths::reads_at;
 
 on_every_backend!(
     clean_runs,
@@ -220,8 +222,8 @@ fn added_embedding<B: Backend>(device: &B::Device) {
     );
 }
 
-/// nano-causal-interventions' notebook: P(" Rome") with one node's output at the last position from
-/// Italy, for all nodes but the embedding, from the last one down.
+/// nano-causal-interventions' notebook: P(" Rome") with what one node reads at the last position
+/// from Italy, for all nodes but the embedding, from the last one down.
 fn patched_nodes<B: Backend>(device: &B::Device) {
     const PUBLISHED: [f64; 24] = [
         0.006762, 0.006337, 0.008625, 0.005277, 0.006316, 0.005882, 0.005954, 0.005754, 0.005508,
@@ -235,10 +237,9 @@ fn patched_nodes<B: Backend>(device: &B::Device) {
     let mut nodes = Node::all(gpt2.model.dims());
     nodes.reverse();
     nodes.pop();
-    let patched = nodes.iter().map(|node| {
-        let last = Indices::Same(vec![4]);
-        Stream::clean(0).with_run(*node, last, Value::Clean(1))
-    });
+    let patched = nodes
+        .iter()
+        .map(|node| reads_at(*node, 4, gpt2.model.dims()));
     let streams: Vec<Stream> = patched.chain([Stream::clean(0)]).collect();
     let metric = |logits| probability(logits, rome);
     let options = RunOptions::default();

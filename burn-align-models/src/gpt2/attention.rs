@@ -3,9 +3,11 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::Gpt2Config;
-use crate::nn::{Attend, CausalPass, ParamInit, attend, head_part, merge_heads, project};
+use crate::nn::{
+    Attend, CausalPass, ParamInit, attend, head_part, merge_heads, project, project_part,
+};
 use crate::site::{Component, Site};
-use crate::tap::Tap;
+use crate::tap::{NoTap, Tap};
 
 /// Multi-head causal attention.
 #[derive(Module, Debug)]
@@ -54,15 +56,43 @@ impl<B: Backend> Gpt2Attention<B> {
         let k = tap.heads(site(Component::KeyOutput), part(1)); // [batch, head, pos, d_head]
         let v = tap.heads(site(Component::ValueOutput), part(2)); // [batch, head, pos, d_head]
 
-        let how = Attend {
+        let mixed = attend(q, k, v, &self.how(layer, pass), tap);
+        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
+        project(&self.c_proj, merge_heads(mixed))
+    }
+}
+
+impl<B: Backend> Gpt2Attention<B> {
+    /// What one head mixes, from what its queries, keys and values read.
+    ///
+    /// # Shapes
+    /// - inputs: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, d_head]`
+    pub(super) fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        inputs: [Tensor<B, 3>; 3],
+        pass: &CausalPass<B>,
+    ) -> Tensor<B, 3> {
+        let [d_model, _three] = self.c_attn.weight.dims();
+        let d_head = d_model / self.heads;
+        let mut first = head * d_head;
+        let [q, k, v] = inputs.map(|x| {
+            let own = project_part(&self.c_attn, first..first + d_head, x);
+            first += d_model;
+            own.unsqueeze_dim::<4>(1)
+        });
+        attend(q, k, v, &self.how(layer, pass), &mut NoTap).squeeze_dim(1)
+    }
+
+    fn how<'a>(&self, layer: usize, pass: &'a CausalPass<B>) -> Attend<'a, B> {
+        Attend {
             layer,
             scale: self.scale,
             windowed: false,
             pass,
-        };
-        let mixed = attend(q, k, v, &how, tap);
-        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
-        project(&self.c_proj, merge_heads(mixed))
+        }
     }
 }
 

@@ -4,9 +4,10 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Gpt2Block, Gpt2Config};
 use crate::dims::ModelDims;
+use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{CausalPass, LayerNorm, ParamInit, head_output, unembed};
-use crate::site::Site;
+use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
 
@@ -58,6 +59,28 @@ impl<B: Backend> Gpt2<B> {
     }
 }
 
+impl<B: Backend> BlockHalves<B, CausalPass<B>> for Gpt2<B> {
+    fn attention(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        let block = &self.h[layer];
+        let normed = block.ln_1.forward(x);
+        let normed = tap.stream(Site::Block(layer, Component::AttentionInput), normed);
+        block.attn.forward(layer, normed, pass, tap)
+    }
+
+    fn mlp(&self, layer: usize, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let block = &self.h[layer];
+        let normed = block.ln_2.forward(x);
+        let normed = tap.stream(Site::Block(layer, Component::MlpInput), normed);
+        block.mlp.forward(layer, normed, tap)
+    }
+}
+
 impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
     type Pass = CausalPass<B>;
 
@@ -91,6 +114,10 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
         tap.stream(Site::Embedding, tokens + positions)
     }
 
+    fn halves(&self) -> Option<&dyn BlockHalves<B, CausalPass<B>>> {
+        Some(self)
+    }
+
     fn block(
         &self,
         layer: usize,
@@ -98,7 +125,7 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
         pass: &CausalPass<B>,
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
-        self.h[layer].forward(layer, x, pass, tap)
+        self.whole_block(layer, x, pass, tap)
     }
 
     fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
@@ -111,5 +138,17 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
 
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         Some(head_output(&self.h[layer].attn.c_proj, head, mixed))
+    }
+
+    fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        streams: [Tensor<B, 3>; 3],
+        pass: &CausalPass<B>,
+    ) -> Option<Tensor<B, 3>> {
+        let block = &self.h[layer];
+        let normed = streams.map(|x| block.ln_1.forward(x));
+        Some(block.attn.head_mixed(layer, head, normed, pass))
     }
 }

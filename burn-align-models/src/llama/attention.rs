@@ -3,9 +3,11 @@ use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::LlamaConfig;
-use crate::nn::{Attend, CausalPass, ParamInit, attend, merge_heads, project, split_heads};
+use crate::nn::{
+    Attend, CausalPass, ParamInit, Rotary, attend, merge_heads, project, project_part, split_heads,
+};
 use crate::site::{Component, Site};
-use crate::tap::Tap;
+use crate::tap::{NoTap, Tap};
 
 /// Grouped-query causal attention with rotary embeddings.
 #[derive(Module, Debug)]
@@ -59,21 +61,53 @@ impl<B: Backend> LlamaAttention<B> {
         let v = split_heads(project(&self.v_proj, x), self.kv_heads);
         let v = tap.heads(site(Component::ValueOutput), v); // [batch, kv_head, pos, d_head]
 
-        let rotary = pass
-            .rotary
-            .as_ref()
-            .expect("a LLaMA pass has rotary tables");
+        let rotary = rotary(pass);
         let q = tap.heads(site(Component::RotaryQuery), rotary.rotate(q));
         let k = tap.heads(site(Component::RotaryKey), rotary.rotate(k));
 
-        let how = Attend {
+        let mixed = attend(q, k, v, &self.how(layer, pass), tap);
+        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
+        project(&self.o_proj, merge_heads(mixed))
+    }
+
+    /// What one head mixes, from what its queries, keys and values read.
+    ///
+    /// # Shapes
+    /// - inputs: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, d_head]`
+    pub(super) fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        [q, k, v]: [Tensor<B, 3>; 3],
+        pass: &CausalPass<B>,
+    ) -> Tensor<B, 3> {
+        let [_d_model, width] = self.q_proj.weight.dims();
+        let d_head = width / self.heads;
+        let own = |projection, head: usize, x| {
+            let outputs = head * d_head..(head + 1) * d_head;
+            project_part(projection, outputs, x).unsqueeze_dim::<4>(1)
+        };
+        let kv_head = head / (self.heads / self.kv_heads);
+        let rotary = rotary(pass);
+        let q = rotary.rotate(own(&self.q_proj, head, q));
+        let k = rotary.rotate(own(&self.k_proj, kv_head, k));
+        let v = own(&self.v_proj, kv_head, v);
+        attend(q, k, v, &self.how(layer, pass), &mut NoTap).squeeze_dim(1)
+    }
+
+    fn how<'a>(&self, layer: usize, pass: &'a CausalPass<B>) -> Attend<'a, B> {
+        Attend {
             layer,
             scale: self.scale,
             windowed: self.windowed,
             pass,
-        };
-        let mixed = attend(q, k, v, &how, tap);
-        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
-        project(&self.o_proj, merge_heads(mixed))
+        }
     }
+}
+
+fn rotary<B: Backend>(pass: &CausalPass<B>) -> &Rotary<B> {
+    pass.rotary
+        .as_ref()
+        .expect("a LLaMA pass has rotary tables")
 }

@@ -1,10 +1,8 @@
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 
 use super::{LlamaAttention, LlamaConfig, LlamaMlp};
-use crate::nn::{CausalPass, ParamInit, RmsNorm};
-use crate::site::{Component, Site};
-use crate::tap::Tap;
+use crate::nn::{ParamInit, RmsNorm};
 
 /// One block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 #[derive(Module, Debug)]
@@ -28,30 +26,5 @@ impl<B: Backend> LlamaBlock<B> {
             post_attention_layernorm: RmsNorm::new(d_model, epsilon, init),
             mlp: LlamaMlp::new(config, init),
         }
-    }
-
-    /// # Shapes
-    /// - x, output: `[batch, pos, d_model]`
-    pub(super) fn forward(
-        &self,
-        layer: usize,
-        x: Tensor<B, 3>,
-        pass: &CausalPass<B>,
-        tap: &mut dyn Tap<B>,
-    ) -> Tensor<B, 3> {
-        let site = |component| Site::Block(layer, component);
-
-        let x = tap.stream(site(Component::BlockInput), x);
-        let normed = self.input_layernorm.forward(x.clone());
-        let normed = tap.stream(site(Component::AttentionInput), normed);
-        let attention = self.self_attn.forward(layer, normed, pass, tap);
-        let attention = tap.stream(site(Component::AttentionOutput), attention);
-        let x = tap.stream(site(Component::ResidualMid), x + attention);
-
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        let normed = tap.stream(site(Component::MlpInput), normed);
-        let mlp = self.mlp.forward(layer, normed, tap);
-        let mlp = tap.stream(site(Component::MlpOutput), mlp);
-        tap.stream(site(Component::BlockOutput), x + mlp)
     }
 }

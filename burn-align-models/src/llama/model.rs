@@ -4,9 +4,10 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::{LlamaBlock, LlamaConfig};
 use crate::dims::ModelDims;
+use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{CausalPass, ParamInit, RmsNorm, RotaryConfig, head_output, unembed};
-use crate::site::Site;
+use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
 
@@ -57,6 +58,28 @@ impl<B: Backend> Llama<B> {
     }
 }
 
+impl<B: Backend> BlockHalves<B, CausalPass<B>> for Llama<B> {
+    fn attention(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        pass: &CausalPass<B>,
+        tap: &mut dyn Tap<B>,
+    ) -> Tensor<B, 3> {
+        let block = &self.layers[layer];
+        let normed = block.input_layernorm.forward(x);
+        let normed = tap.stream(Site::Block(layer, Component::AttentionInput), normed);
+        block.self_attn.forward(layer, normed, pass, tap)
+    }
+
+    fn mlp(&self, layer: usize, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let block = &self.layers[layer];
+        let normed = block.post_attention_layernorm.forward(x);
+        let normed = tap.stream(Site::Block(layer, Component::MlpInput), normed);
+        block.mlp.forward(layer, normed, tap)
+    }
+}
+
 impl<B: Backend> AlignableTransformer<B> for Llama<B> {
     type Pass = CausalPass<B>;
 
@@ -90,6 +113,10 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
         tap.stream(Site::Embedding, x)
     }
 
+    fn halves(&self) -> Option<&dyn BlockHalves<B, CausalPass<B>>> {
+        Some(self)
+    }
+
     fn block(
         &self,
         layer: usize,
@@ -97,7 +124,7 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
         pass: &CausalPass<B>,
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
-        self.layers[layer].forward(layer, x, pass, tap)
+        self.whole_block(layer, x, pass, tap)
     }
 
     fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
@@ -114,5 +141,17 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
             head,
             mixed,
         ))
+    }
+
+    fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        streams: [Tensor<B, 3>; 3],
+        pass: &CausalPass<B>,
+    ) -> Option<Tensor<B, 3>> {
+        let block = &self.layers[layer];
+        let normed = streams.map(|x| block.input_layernorm.forward(x));
+        Some(block.self_attn.head_mixed(layer, head, normed, pass))
     }
 }

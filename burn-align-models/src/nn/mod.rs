@@ -16,4 +16,4 @@ pub use rotary::{Rotary, RotaryConfig, RotaryScaling, Yarn};
 
 pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
 pub(crate) use init::ParamInit;
-pub(crate) use projection::{head_output, project, unembed};
+pub(crate) use projection::{head_output, project, project_part, unembed};

@@ -167,13 +167,13 @@
 //! - `generate_counterfactual_dataset`: [`generate_counterfactuals`]. A source is not drawn for a
 //!   value that was drawn first; instead the share of examples whose label flips is stated. There
 //!   are as many sources as a target names, without padding;
-//! - `print_structure`, `print_setting`: [`CausalModel::to_dot`], [`CausalModel::run_to_dot`].
+//! - `print_structure`, `print_setting`: [`CausalModel::diagram`], [`CausalModel::run_diagram`].
 
 mod balanced;
 mod builder;
 mod classes;
 mod dataset;
-mod dot;
+mod diagram;
 mod draw;
 mod error;
 mod generate;

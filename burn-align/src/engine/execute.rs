@@ -10,7 +10,8 @@ use super::chunks::{OperandKey, chunks};
 use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
 use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
-use super::schedule::{Part, Pass, Schedule, Stage, StageGroups};
+use super::schedule::{Pass, Schedule, StageGroups};
+use super::stages::{Part, Stage};
 use super::validate::validate;
 use super::{PlanError, Units};
 use crate::interventions::Intervention;
@@ -137,12 +138,18 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let shared = model.begin(pos, &self.device);
         // The layout of the last block that was given suffixes, and what belongs to it.
         let mut suffixes: Option<(&Layout, M::Pass)> = None;
+        let halves = model.halves();
         let mut x = None;
+        // What half a block has computed, before it is added to the residual stream.
+        let mut added: Option<Tensor<B, 3>> = None;
         let mut normed = false;
         let mut before: Option<&StageGroups> = None;
         for current in &pass.stages {
             let forked = match (x.take(), before) {
-                (Some(x), Some(before)) => Some(self.fork(x, &before.layout, current)),
+                (Some(x), Some(before)) => {
+                    added = added.map(|added| fork(added, &before.layout, current));
+                    Some(fork(x, &before.layout, current))
+                }
                 _ if current.stage != Stage::Embed => {
                     let residuals = stack_residuals(self.plan, current, pos);
                     let whole = Layout::whole(self.plan, &current.groups, pos);
@@ -151,45 +158,60 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 }
                 _ => None,
             };
+            before = Some(current);
             let layout = &current.layout;
             let mut tap = LockstepTap::new(self, index, current);
-            x = match (current.stage, forked) {
-                (Stage::Embed, _) => {
-                    let input = stack(tap.run.plan, current, pos, &tap.run.device);
-                    Some(model.embed(input, &mut tap))
-                }
-                (Stage::Layer(layer, Part::Block), Some(x)) => {
-                    if suffixes.as_ref().is_none_or(|(other, _)| *other != layout) {
-                        let new = layout.suffixes(tap.run.plan, &tap.run.device);
-                        suffixes = new.map(|new| (layout, model.begin_suffixes(&shared, new)));
+            let (stage, Some(stream)) = (current.stage, forked) else {
+                let input = stack(tap.run.plan, current, pos, &tap.run.device);
+                x = Some(model.embed(input, &mut tap));
+                continue;
+            };
+            if let Stage::Layer(_, Part::Block | Part::Attention) = stage
+                && suffixes.as_ref().is_none_or(|(other, _)| *other != layout)
+            {
+                let new = layout.suffixes(tap.run.plan, &tap.run.device);
+                suffixes = new.map(|new| (layout, model.begin_suffixes(&shared, new)));
+            }
+            let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);
+            x = Some(match stage {
+                Stage::Embed => unreachable!("nothing comes before the embedding"),
+                Stage::Layer(layer, Part::Block) => model.block(layer, stream, shared, &mut tap),
+                Stage::Layer(layer, part) => {
+                    let at = |component| Site::Block(layer, component);
+                    let tap: &mut dyn Tap<B> = &mut tap;
+                    match part {
+                        Part::Block => unreachable!("above"),
+                        Part::Attention => {
+                            let stream = tap.stream(at(Component::BlockInput), stream);
+                            let halves = halves.expect("the stages are those of halves");
+                            added = Some(halves.attention(layer, stream.clone(), shared, tap));
+                            stream
+                        }
+                        Part::AttentionOutput => {
+                            add(stream, &mut added, at(Component::AttentionOutput), tap)
+                        }
+                        Part::ResidualMid => tap.stream(at(Component::ResidualMid), stream),
+                        Part::Mlp => {
+                            let halves = halves.expect("the stages are those of halves");
+                            added = Some(halves.mlp(layer, stream.clone(), tap));
+                            stream
+                        }
+                        Part::MlpOutput => add(stream, &mut added, at(Component::MlpOutput), tap),
+                        Part::BlockOutput => tap.stream(at(Component::BlockOutput), stream),
                     }
-                    let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);
-                    Some(model.block(layer, x, shared, &mut tap))
-                }
-                (Stage::Layer(layer, Part::Output), Some(x)) => {
-                    let site = Site::Block(layer, Component::BlockOutput);
-                    Some(<dyn Tap<B>>::stream(&mut tap, site, x))
                 }
                 // Nothing but logits is left to read: only their positions are normalised.
-                (Stage::FinalNorm, Some(x)) if tap.is_idle() => Some(x),
-                (Stage::FinalNorm, Some(x)) => {
+                Stage::FinalNorm if tap.is_idle() => stream,
+                Stage::FinalNorm => {
                     normed = true;
-                    Some(model.final_norm(x, &mut tap))
+                    model.final_norm(stream, &mut tap)
                 }
-                (Stage::Unembed, Some(x)) => {
-                    self.unembed(x, normed, current, model);
-                    None
+                Stage::Unembed => {
+                    self.unembed(stream, normed, current, model);
+                    return;
                 }
-                (_, None) => unreachable!("the embedding or a residual comes first"),
-            };
-            before = Some(current);
+            });
         }
-    }
-
-    /// Gives the groups of the next stage their rows, as copies of their parents' rows.
-    fn fork(&self, x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Tensor<B, 3> {
-        let parents: Vec<usize> = next.groups.iter().map(|group| group.parent).collect();
-        rearrange(x, before, &next.layout, &parents)
     }
 
     /// Computes the logits that are read, at their positions only.
@@ -239,6 +261,23 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             start += count;
         }
     }
+}
+
+/// Gives the groups of the next stage their rows, as copies of their parents' rows.
+fn fork<B: Backend>(x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Tensor<B, 3> {
+    let parents: Vec<usize> = next.groups.iter().map(|group| group.parent).collect();
+    rearrange(x, before, &next.layout, &parents)
+}
+
+/// Adds what half a block has computed to the residual stream.
+fn add<B: Backend>(
+    stream: Tensor<B, 3>,
+    added: &mut Option<Tensor<B, 3>>,
+    site: Site,
+    tap: &mut dyn Tap<B>,
+) -> Tensor<B, 3> {
+    let added = added.take().expect("the half comes before its output");
+    stream + tap.stream(site, added)
 }
 
 /// The positions of a logit read, as units.

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Site};
+use burn_align_models::{AlignableTransformer, Component, Site};
 use serde::Serialize;
 
 use super::PlanError;
 use super::execute::logit_units;
 use super::plan::{Plan, Read, WorldId};
-use super::schedule::{Part, Pass, Schedule, Stage};
+use super::schedule::{Pass, Schedule, StageGroups};
+use super::stages::{Part, Stage};
 use super::validate::validate_without_interventions;
 
 /// What a plan will run, and what sharing saves over running every world alone.
@@ -85,11 +86,20 @@ impl<B: Backend> Plan<B> {
         };
         for pass in &schedule.passes {
             for stage in &pass.stages {
-                if let Stage::Layer(_, Part::Block) = stage.stage {
+                let Stage::Layer(_, part) = stage.stage else {
+                    continue;
+                };
+                if let Part::Block | Part::Attention = part {
                     explanation.row_layers += stage.layout.rows();
-                    for [rows, computed, seen] in stage.layout.work() {
-                        explanation.flops += rows as u64 * dims.block_flops(computed, seen);
-                    }
+                }
+                for [rows, computed, seen] in stage.layout.work() {
+                    explanation.flops += rows as u64
+                        * match part {
+                            Part::Block => dims.block_flops(computed, seen),
+                            Part::Attention => dims.attention_flops(computed, seen),
+                            Part::Mlp => dims.mlp_flops(computed),
+                            _ => 0,
+                        };
                 }
             }
         }
@@ -154,25 +164,34 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
             reads: reads.count(),
         }
     });
-    // Between blocks nothing happens most of the time.
-    let happens = |stage: &StageExplanation| {
-        let is_output = stage.stage.ends_with(OUTPUT);
-        !is_output || stage.forks + stage.edits + stage.reads > 0
+    // Between blocks and their halves nothing happens most of the time.
+    let computes = |stage: &StageGroups| match stage.stage {
+        Stage::Layer(_, part) => matches!(part, Part::Block | Part::Attention | Part::Mlp),
+        _ => true,
     };
-    let stages: Vec<StageExplanation> = stages.filter(happens).collect();
+    let stages = pass.stages.iter().zip(stages);
+    let stages = stages.filter(|(stage, explained)| {
+        computes(stage) || explained.forks + explained.edits + explained.reads > 0
+    });
+    let stages: Vec<StageExplanation> = stages.map(|(_, explained)| explained).collect();
     PassExplanation {
         pos: pass.stages.first().map_or(0, |first| first.layout.pos),
         stages,
     }
 }
 
-const OUTPUT: &str = " output";
-
 fn stage_name(stage: Stage) -> String {
     match stage {
         Stage::Embed => Site::Embedding.to_string(),
-        Stage::Layer(layer, Part::Block) => format!("layer {layer}"),
-        Stage::Layer(layer, Part::Output) => format!("layer {layer}{OUTPUT}"),
+        Stage::Layer(layer, part) => match part {
+            Part::Block => format!("layer {layer}"),
+            Part::Attention => format!("layer {layer} attention"),
+            Part::AttentionOutput => format!("layer {layer} {}", Component::AttentionOutput),
+            Part::ResidualMid => format!("layer {layer} {}", Component::ResidualMid),
+            Part::Mlp => format!("layer {layer} mlp"),
+            Part::MlpOutput => format!("layer {layer} {}", Component::MlpOutput),
+            Part::BlockOutput => format!("layer {layer} {}", Component::BlockOutput),
+        },
         Stage::FinalNorm => Site::FinalNorm.to_string(),
         Stage::Unembed => "unembed".to_owned(),
     }
@@ -192,13 +211,13 @@ impl fmt::Display for Explanation {
             writeln!(f, "pass {index}, {} positions", pass.pos)?;
             writeln!(
                 f,
-                "  {:<15} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}",
+                "  {:<25} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}",
                 "stage", "worlds", "rows", "positions", "forks", "edits", "reads"
             )?;
             for stage in &pass.stages {
                 writeln!(
                     f,
-                    "  {:<15} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}",
+                    "  {:<25} {:>7} {:>7} {:>9} {:>7} {:>7} {:>7}",
                     stage.stage,
                     stage.worlds,
                     stage.rows,

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::{AlignableTransformer, Site};
 
 use super::past::{KeysValueSites, PastReads, keys_values};
 use super::plan::{
     Edit, InputId, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
 };
-use super::schedule::{Part, Stage, Stages};
+use super::stages::{Stage, Stages};
 use super::validate::validate;
 use super::{PlanError, RunOptions, Units};
 use crate::interventions::Intervention;
@@ -60,7 +60,7 @@ impl<B: Backend> Plan<B> {
             .filter(|edit| changes(edit))
             .map(|edit| stages.of(edit.site))
             .min();
-        let Some((start, residual)) = first.and_then(|start| residual_before(start, model)) else {
+        let Some((start, residual)) = first.and_then(|start| stages.residual_before(start)) else {
             return Ok(self.clone());
         };
         let freezer = Freezer {
@@ -98,25 +98,6 @@ impl<B: Backend> Plan<B> {
             }
         }
     }
-}
-
-/// The stage that a run resumes at, and the site of the residual stream before it.
-fn residual_before<B: Backend, M: AlignableTransformer<B>>(
-    start: Stage,
-    model: &M,
-) -> Option<(Stage, Site)> {
-    let site = match start {
-        Stage::Embed | Stage::Unembed => None,
-        Stage::Layer(0, Part::Block) => Some(Site::Embedding),
-        Stage::Layer(layer, Part::Block) => Some(Site::Block(layer - 1, Component::BlockOutput)),
-        Stage::Layer(layer, Part::Output) => Some(Site::Block(layer, Component::BlockOutput)),
-        Stage::FinalNorm => {
-            let last = model.dims().layers.checked_sub(1)?;
-            Some(Site::Block(last, Component::BlockOutput))
-        }
-    }?;
-    let there = model.block_output_is_stream() && model.site(site).is_some();
-    there.then_some((start, site))
 }
 
 pub(super) struct Freezer<'a, B: Backend> {

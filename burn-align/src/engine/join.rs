@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_align_models::TokenBatch;
 
-use super::layout::merge_suffixes;
+use super::layout::{Layout, merge_suffixes};
 use super::past::{Past, PastLayer};
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, Resumed, World, WorldInput};
 use super::{Indices, PlanError, Units};
@@ -319,7 +319,7 @@ fn join_indices(all: &[&Indices], batches: &[usize]) -> Result<Indices, PlanErro
 /// Keys and values of all examples, before first positions that are not too many different ones.
 fn join_pasts<B: Backend>(pasts: &[&Past<B>], pos: usize) -> Past<B> {
     let all = pasts.iter().flat_map(|past| past.starts.iter().copied());
-    let kinds = merge_suffixes(all.clone().map(|start| (pos, start)));
+    let kinds = merge_suffixes(all.clone().map(|start| (pos, start)), Layout::MOST_CLASSES);
     let starts: Vec<usize> = all
         .map(|start| {
             let kinds = kinds.iter().map(|(_, kind)| *kind);

@@ -14,6 +14,7 @@ use super::Indices;
 use super::past::PastLayer;
 use super::plan::{InputId, Plan};
 use super::schedule::Group;
+use super::wanted::Wanted;
 
 /// Where the positions of the rows of a stage are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
 impl Layout {
     /// Most classes of suffixes in a stage. Each costs some small operations per block; what it
     /// saves are positions. Suffixes of one class more begin earlier than they could.
-    const MOST_CLASSES: usize = 8;
+    pub(super) const MOST_CLASSES: usize = 8;
 
     /// All rows as wholes, padded to `pos` positions.
     pub(super) fn whole<B: Backend>(plan: &Plan<B>, groups: &[Group], pos: usize) -> Self {
@@ -116,10 +117,56 @@ impl Layout {
     ) -> Self {
         let whole = Self::whole(plan, groups, pos);
         let mut layout = whole.clone();
+        layout.start_where_edited(plan, groups, edited);
+        let must_be = layout.rows.iter().any(|row| row.kept.is_some());
+        layout.classify(Self::MOST_CLASSES);
+        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
+            true => layout,
+            false => whole,
+        }
+    }
+
+    /// The same for a stage in which no position looks at another one: only what is wanted of the
+    /// suffixes.
+    ///
+    /// - `edited`: of each group
+    pub(super) fn by_position<B: Backend>(
+        plan: &Plan<B>,
+        groups: &[Group],
+        pos: usize,
+        edited: &[&Edited],
+        wanted: &Wanted,
+    ) -> Self {
+        let whole = Self::whole(plan, groups, pos);
+        let mut layout = whole.clone();
+        layout.start_where_edited(plan, groups, edited);
+        let mut must_be = layout.rows.iter().any(|row| row.kept.is_some());
+        for (group, first_row) in groups.iter().zip(&whole.first_rows) {
+            let wanted = &wanted[&plan.worlds[group.worlds[0].0].input];
+            for (row, wanted) in layout.rows[*first_row..].iter_mut().zip(wanted) {
+                // What an earlier stage has left out cannot come back.
+                must_be |= *wanted > 0;
+                row.start = row.start.max(*wanted).min(row.pos);
+            }
+        }
+        layout.classify(usize::MAX);
+        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
+            true => layout,
+            false => whole,
+        }
+    }
+
+    /// Lets each row start at the first position that no other row has.
+    fn start_where_edited<B: Backend>(
+        &mut self,
+        plan: &Plan<B>,
+        groups: &[Group],
+        edited: &[&Edited],
+    ) {
         // The trunk of each example of each input.
         let mut trunks: BTreeMap<(InputId, usize), (usize, usize)> = BTreeMap::new();
         let input = |group: &Group| plan.worlds[group.worlds[0].0].input;
-        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&self.first_rows) {
             for (example, edited) in edited.iter().enumerate() {
                 let here = (*edited, first_row + example);
                 let trunk = trunks.entry((input(group), example)).or_insert(here);
@@ -128,12 +175,12 @@ impl Layout {
                 }
             }
         }
-        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&whole.first_rows) {
+        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&self.first_rows) {
             let input = input(group);
             let past = plan.inputs[input.0].past();
             for (example, edited) in edited.iter().enumerate() {
                 let (_, trunk) = trunks[&(input, example)];
-                let row = &mut layout.rows[first_row + example];
+                let row = &mut self.rows[first_row + example];
                 if let Some(past) = past {
                     row.kept = Some((input, example));
                     row.start = past.starts[example];
@@ -143,16 +190,10 @@ impl Layout {
                 }
             }
         }
-        let must_be = layout.rows.iter().any(|row| row.kept.is_some());
-        layout.classify();
-        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
-            true => layout,
-            false => whole,
-        }
     }
 
     /// Gathers suffixes into classes, and gives each its tokens.
-    fn classify(&mut self) {
+    fn classify(&mut self, most_classes: usize) {
         // A suffix may be empty.
         let rows = self.rows.iter().filter(|row| row.start < row.pos);
         let suffixes = rows
@@ -164,7 +205,7 @@ impl Layout {
             .filter(|row| row.kept.is_some() || row.start == 0)
             .map(|row| (row.pos, row.start, row.kept.is_some()));
         let fixed: BTreeSet<(usize, usize, bool)> = fixed.collect();
-        let merged = merge_suffixes(suffixes);
+        let merged = merge_suffixes(suffixes, most_classes);
         let mut classes: Vec<Class> = merged
             .into_iter()
             .map(|(pos, start)| (pos, start, false))
@@ -228,6 +269,7 @@ impl Layout {
         let here = &self.rows[row];
         if position < here.start {
             assert!(here.kept.is_none(), "checked when the plan was validated");
+            assert!(here.trunk != row, "nobody wants position {position}");
             return self.token(here.trunk, position);
         }
         here.first_token + position - here.start
@@ -397,17 +439,18 @@ impl Layout {
     }
 }
 
-/// Where suffixes that end and begin at these positions shall begin, so that there are no more kinds
-/// of them than [`Layout::MOST_CLASSES`] and little more is computed. The result is sorted.
+/// Where suffixes that end and begin at these positions shall begin, so that there are no more than
+/// `most_classes` kinds of them and little more is computed. The result is sorted.
 pub(super) fn merge_suffixes(
     suffixes: impl Iterator<Item = (usize, usize)>,
+    most_classes: usize,
 ) -> Vec<(usize, usize)> {
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for kind in suffixes {
         *counts.entry(kind).or_default() += 1;
     }
     let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
-    while kinds.len() > Layout::MOST_CLASSES {
+    while kinds.len() > most_classes {
         // What it costs to let the suffixes of a kind begin where the kind before does.
         let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
             let ([(pos, start), (other_pos, later)], count) = ([pair[0].0, pair[1].0], pair[1].1);

@@ -9,7 +9,8 @@ use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::Run;
 use super::layout::Layout;
 use super::plan::{Edit, Operand, Read, WorldId};
-use super::schedule::{Stage, StageGroups};
+use super::schedule::StageGroups;
+use super::stages::Stage;
 use super::{Indices, Units};
 use crate::interventions::{Intervention, Operands};
 

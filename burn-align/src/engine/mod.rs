@@ -29,8 +29,10 @@ mod naive;
 mod past;
 mod plan;
 mod schedule;
+mod stages;
 mod units;
 mod validate;
+mod wanted;
 
 pub use error::PlanError;
 pub use execute::{Results, RunOptions};

@@ -9,7 +9,7 @@ use burn_align_models::{AlignableTransformer, Component, Site, Tap};
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::{logit_units, stack_inputs};
 use super::plan::{Edit, Operand, Plan, Read, Resumed, WorldId, WorldInput};
-use super::schedule::{Part, Stage};
+use super::stages::{Part, Stage};
 use super::validate::validate;
 use super::{Indices, PlanError, Results, Units};
 use crate::interventions::{Intervention, Operands};
@@ -113,10 +113,18 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
         let [_batch, pos, _d_model] = x.dims();
         let pass = self.model.begin(pos, &self.device);
         let layers = self.model.dims().layers;
+        let at = |layer, component| Site::Block(layer, component);
         let next = match resumed.stage {
-            Stage::Layer(layer, Part::Block) => layer,
-            Stage::Layer(layer, Part::Output) => {
-                x = tap.stream(Site::Block(layer, Component::BlockOutput), x);
+            Stage::Layer(layer, Part::Block | Part::Attention) => layer,
+            Stage::Layer(layer, part) => {
+                if part == Part::ResidualMid {
+                    x = tap.stream(at(layer, Component::ResidualMid), x);
+                }
+                if let (Part::ResidualMid | Part::Mlp, Some(halves)) = (part, self.model.halves()) {
+                    let added = halves.mlp(layer, x.clone(), tap);
+                    x = x + tap.stream(at(layer, Component::MlpOutput), added);
+                }
+                x = tap.stream(at(layer, Component::BlockOutput), x);
                 layer + 1
             }
             Stage::Embed | Stage::FinalNorm | Stage::Unembed => layers,

@@ -8,9 +8,9 @@ use burn_align_models::{AlignableTransformer, Component, Site};
 use super::Units;
 use super::execute::logit_units;
 use super::freeze::{Freezer, Kept};
-use super::layout::{lower, merge_suffixes};
+use super::layout::{Layout, lower, merge_suffixes};
 use super::plan::{Operand, Plan, Read, ReadId, WorldId};
-use super::schedule::{Part, Stage};
+use super::stages::{Stage, Stages};
 
 /// Keys and values of the positions that no edit reaches any more.
 #[derive(Clone, Debug)]
@@ -59,12 +59,8 @@ pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
 ) -> Option<KeysValueSites> {
     let dims = model.dims();
-    let first = match start {
-        Stage::Layer(layer, Part::Block) => layer,
-        Stage::Layer(layer, Part::Output) => layer + 1,
-        Stage::Embed | Stage::FinalNorm | Stage::Unembed => return None,
-    };
-    (model.computes_suffixes() && first < dims.layers).then_some(KeysValueSites {
+    let first = Stages::new(model).first_attention(start)?;
+    model.computes_suffixes().then_some(KeysValueSites {
         layers: first..dims.layers,
         key: match dims.rotary {
             true => Component::RotaryKey,
@@ -195,7 +191,10 @@ impl<B: Backend> Freezer<'_, B> {
         }
         // Not too many different ones.
         for (starts, input) in starts.iter_mut().zip(inputs) {
-            let kinds = merge_suffixes(starts.iter().map(|start| (input.pos(), *start)));
+            let kinds = merge_suffixes(
+                starts.iter().map(|start| (input.pos(), *start)),
+                Layout::MOST_CLASSES,
+            );
             for start in starts {
                 let earlier = kinds
                     .iter()

@@ -2,7 +2,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
 use super::past::Past;
-use super::schedule::Stage;
+use super::stages::Stage;
 use super::{Indices, Units};
 
 /// A world of a [`Plan`].

@@ -3,77 +3,12 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::Site;
 
 use super::layout::{Edited, Layout, lower};
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
-
-/// A step of a pass: the batch can change only between stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
-    Embed,
-    Layer(usize, Part),
-    FinalNorm,
-    Unembed,
-}
-
-/// A part of a layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
-    /// The block.
-    Block,
-    /// The residual stream behind the block, in the engine's own hands. A world that is first
-    /// edited there shares the whole block with the others.
-    Output,
-}
-
-/// The stages of a model.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stages {
-    layers: usize,
-    /// Whether what a block returns is the activation at its output.
-    outputs: bool,
-    /// Whether blocks can be given suffixes of rows.
-    suffixes: bool,
-}
-
-impl Stages {
-    pub(super) fn new<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Self {
-        Self {
-            layers: model.dims().layers,
-            outputs: model.block_output_is_stream(),
-            suffixes: model.computes_suffixes(),
-        }
-    }
-
-    pub(super) fn of(self, site: Site) -> Stage {
-        match site {
-            Site::Embedding => Stage::Embed,
-            Site::Block(layer, Component::BlockOutput) if self.outputs => {
-                Stage::Layer(layer, Part::Output)
-            }
-            Site::Block(layer, _) => Stage::Layer(layer, Part::Block),
-            Site::FinalNorm => Stage::FinalNorm,
-        }
-    }
-
-    fn of_need(self, need: Need) -> Stage {
-        match need {
-            Need::UpTo(site) => self.of(site),
-            Need::Logits => Stage::Unembed,
-        }
-    }
-
-    /// Every stage.
-    fn all(self) -> impl Iterator<Item = Stage> {
-        let layers = (0..self.layers)
-            .flat_map(|layer| [Part::Block, Part::Output].map(|part| Stage::Layer(layer, part)));
-        [Stage::Embed]
-            .into_iter()
-            .chain(layers)
-            .chain([Stage::FinalNorm, Stage::Unembed])
-    }
-}
+use super::stages::{Stage, Stages};
+use super::wanted::Uses;
 
 /// How far a world must be run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +20,14 @@ pub(super) enum Need {
 impl Need {
     fn reaches(self, site: Site) -> bool {
         self >= Self::UpTo(site)
+    }
+
+    /// The last stage that is run.
+    pub(super) fn stage(self, stages: Stages) -> Stage {
+        match self {
+            Self::UpTo(site) => stages.of(site),
+            Self::Logits => Stage::Unembed,
+        }
     }
 }
 
@@ -171,7 +114,7 @@ impl Schedule {
     }
 }
 
-fn made_edits<'p, B: Backend>(
+pub(super) fn made_edits<'p, B: Backend>(
     plan: &'p Plan<B>,
     needs: &'p [Option<Need>],
     world: WorldId,
@@ -309,6 +252,7 @@ impl Pass {
         let pos = inputs.max().unwrap_or(0);
         let start = plan.start();
         let patterns = pattern_stages(plan, model);
+        let uses = Uses::new(plan, needs, model);
         let mut edited: Vec<Edited> = plan
             .worlds
             .iter()
@@ -319,7 +263,7 @@ impl Pass {
             for (parent, members) in before.iter().enumerate() {
                 let mut split: Vec<(Vec<&Edit>, Vec<WorldId>)> = Vec::new();
                 for world in members {
-                    if needs[world.0].is_none_or(|need| model.of_need(need) < stage) {
+                    if needs[world.0].is_none_or(|need| need.stage(model) < stage) {
                         continue;
                     }
                     let edits: Vec<&Edit> = made_edits(plan, needs, *world)
@@ -347,14 +291,16 @@ impl Pass {
                     }
                 }
             }
+            let edited = groups.iter().map(|group| &edited[group.worlds[0].0]);
+            let edited: Vec<&Edited> = edited.collect();
             // The embedding comes as whole rows, and attention patterns go to taps as such.
-            let whole = !model.suffixes || stage == Stage::Embed || patterns.contains(&stage);
-            let layout = match whole {
-                true => Layout::whole(plan, &groups, pos),
-                false => {
-                    let edited = groups.iter().map(|group| &edited[group.worlds[0].0]);
-                    Layout::with_suffixes(plan, &groups, pos, &edited.collect::<Vec<_>>())
-                }
+            let layout = if !model.suffixes || stage == Stage::Embed || patterns.contains(&stage) {
+                Layout::whole(plan, &groups, pos)
+            } else if stage.is_by_position() {
+                let wanted = uses.wanted(plan, needs, stage, &groups);
+                Layout::by_position(plan, &groups, pos, &edited, &wanted)
+            } else {
+                Layout::with_suffixes(plan, &groups, pos, &edited)
             };
             stages.push(StageGroups {
                 stage,

@@ -5,7 +5,8 @@ use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWid
 
 use super::execute::logit_units;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
-use super::schedule::{Schedule, Stages};
+use super::schedule::Schedule;
+use super::stages::Stages;
 use super::{Indices, PlanError, Units, WorldInput};
 use crate::interventions::Intervention;
 

@@ -101,10 +101,10 @@ pub enum PathError {
         /// Of what there is none.
         what: &'static str,
     },
-    /// A model that does not say what its heads add to the residual stream.
+    /// A model that does not say what its heads mix and add to the residual stream.
     #[error(
-        "the model does not say what a head adds to the residual stream: implement \
-         AlignableTransformer::head_output"
+        "the model does not say what its heads mix and add to the residual stream: implement \
+         AlignableTransformer::head_mixed and head_output"
     )]
     NoHeadOutput,
     /// The plan cannot be run.

@@ -11,12 +11,12 @@
 //!   outputs changed, each to that of another run or to what it computes from streams of its own;
 //! - [`Worlds`]: turns streams into worlds of a [`Plan`](crate::engine::Plan). A changed output
 //!   enters the reader's input as the difference that it makes to the sum, which is exact;
-//! - [`Stream::to_dot`]: the tree as a picture.
+//! - [`Stream::diagram`]: the tree as a picture.
 //!
 //! [`patch_paths`](crate::methods::patch_paths) is the method on top.
 
 mod check;
-mod dot;
+mod diagram;
 mod error;
 mod node;
 mod path;
@@ -24,7 +24,6 @@ mod stream;
 mod worlds;
 
 pub(crate) use check::{check_lengths, meet};
-pub(crate) use dot::quoted;
 pub use error::PathError;
 pub use node::{HeadInput, Hop, Node};
 pub use path::Path;

@@ -8,8 +8,10 @@ use crate::engine::Indices;
 /// In the words of nano-causal-interventions: `which` is the input of a stream or of a clean value.
 /// Where `branch` is false, node and residual share their upstream, and the run just goes on. Where
 /// it is true, the node's output is a change that reaches the [run](Reach::Run), with a value
-/// computed from a stream of its own; for `"heads"` there is one such change for each head, for
-/// `"positions"` one for each position.
+/// computed from a stream of its own; for `"heads"` there is one such change for each head. For
+/// `"positions"` it is this stream that comes from several inputs, one for each position: what the
+/// node *reads* there is another input's, so that attention still finds the keys and values of the
+/// others. To change an input at a position, change all outputs that it is the sum of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stream {
     /// Whose run it is.

@@ -206,7 +206,8 @@ fn a_tree_as_a_picture() {
     let options = ScrubOptions::default().with_donors(Donors::WithSelf);
     let tree = tree(&hypothesis, &prompts, &options);
     let other = |node: usize| tree.unimportant(node)[1];
-    let dot = tree.to_dot(1, |example| format!("example {example}"));
+    let diagram = tree.diagram(1, |example| format!("example {example}"));
+    let dot = diagram.to_dot();
     let expected = format!(
         r#"digraph scrubbed {{
   rankdir=LR;
@@ -225,7 +226,8 @@ fn a_tree_as_a_picture() {
     let apart = hypothesis.treeify(&dims(), &prompts, prompts.ids(), &apart);
     let dot = apart
         .expect("valid")
-        .to_dot(0, |example| example.to_string());
+        .diagram(0, |example| example.to_string())
+        .to_dot();
     assert!(dot.contains(r#"label="output\n0\nelse others""#), "{dot}");
 }
 
@@ -241,6 +243,7 @@ fn recovered_loss_and_its_error() {
             scrubbed: mean(2),
             kl: 0.0,
             random_kl: 0.0,
+            sample_losses: losses.clone(),
             losses,
         }
     };
@@ -251,6 +254,7 @@ fn recovered_loss_and_its_error() {
     // All and nothing of two equal ones: terms ±2 × 0.5 about 0, sd √2, over √2, over 2.
     let mixed = of(vec![[0.0, 2.0, 0.0], [0.0, 2.0, 2.0]]);
     assert_eq!(mixed.recovered(), 0.5);
+    assert_eq!(mixed.draw_error(), mixed.standard_error());
     assert!((mixed.standard_error() - 0.5).abs() < 1e-12);
     let [low, high] = mixed.interval();
     assert!((low - (0.5 - 0.98)).abs() < 1e-12 && (high - 1.48).abs() < 1e-12);

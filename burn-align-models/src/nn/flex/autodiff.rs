@@ -9,7 +9,7 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps, ModuleOps};
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{cast, kernels, strided};
+use super::{cast, kernels, product, strided};
 
 /// A tensor of the backend that differentiates on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -127,10 +127,10 @@ impl Backward<Flex, 2> for OfProduct {
             ops.parents,
             ops.node,
             gradients,
-            |gradient| Flex::float_matmul(gradient, embedding.expect("saved for this")),
+            |gradient| product::affine(&gradient, &embedding.expect("saved for this"), None),
             |gradient| {
-                let transposed = Flex::float_swap_dims(gradient, 0, 1);
-                Flex::float_matmul(transposed, x.expect("saved for this"))
+                let transposed = gradient.transpose(0, 1);
+                product::affine(&transposed, &x.expect("saved for this"), None)
             },
         );
     }
@@ -165,6 +165,22 @@ pub(super) fn times_transposed<B: Backend>(
         OpsKind::UnTracked(prepared) => prepared.finish(product),
     };
     Ok(generic(result))
+}
+
+/// `x W + b`.
+pub(super) fn affine<B: Backend>(
+    x: Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let Ok(weight) = recognise(weight.clone()) else {
+        return Err(x);
+    };
+    let Ok(bias) = bias.map(|bias| recognise(bias.clone())).transpose() else {
+        return Err(x);
+    };
+    let x = recognise(x)?;
+    Ok(generic(product::affine_tracked(x, weight, bias)))
 }
 
 /// What the gradient of a layer norm needs: its argument, its scale and its ε.

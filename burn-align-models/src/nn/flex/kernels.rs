@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// Elements that one task handles: enough to outweigh its start, and no more than fit into the
@@ -144,131 +144,6 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
             *x /= root;
         }
     });
-}
-
-/// Rows past which a matrix product is faster than [`times_transposed`].
-pub(super) const MOST_ROWS: usize = 16;
-
-/// `x Eᵀ` of rows of `x` and of `E` that are `width` long, row by row of `x`.
-pub(super) fn times_transposed(x: &[f32], embedding: &[f32], width: usize) -> Vec<f32> {
-    const ROWS: usize = 64; // of the embedding, per task
-    let (rows, vocab) = (x.len() / width, embedding.len() / width);
-    // Each task has its part of every row of the result, one part behind the other.
-    let mut parts = vec![0.0; rows * vocab];
-    parts
-        .par_chunks_mut(rows * ROWS)
-        .zip(embedding.par_chunks(ROWS * width))
-        .for_each(|(part, embedding)| {
-            Arch::new().dispatch(Dots {
-                x,
-                embedding,
-                width,
-                part,
-            });
-        });
-    if rows == 1 {
-        return parts;
-    }
-    let mut result = vec![0.0; rows * vocab];
-    result
-        .par_chunks_mut(vocab)
-        .enumerate()
-        .for_each(|(row, result)| {
-            for (from, to) in parts.chunks(rows * ROWS).zip(result.chunks_mut(ROWS)) {
-                to.copy_from_slice(&from[row * to.len()..][..to.len()]);
-            }
-        });
-    result
-}
-
-/// Dot products of every row of `x` with every row of a part of the embedding.
-struct Dots<'a> {
-    x: &'a [f32],
-    embedding: &'a [f32],
-    width: usize,
-    /// `[row of x, row of the embedding]`
-    part: &'a mut [f32],
-}
-
-impl WithSimd for Dots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        const BLOCK: usize = 4; // rows of either side; their products stay in registers
-        let Self {
-            x,
-            embedding,
-            width,
-            part,
-        } = self;
-        let columns = embedding.len() / width;
-        for (e, embedding) in embedding.chunks(BLOCK * width).enumerate() {
-            for (r, x) in x.chunks(BLOCK * width).enumerate() {
-                let dots = if (x.len(), embedding.len()) == (BLOCK * width, BLOCK * width) {
-                    dots::<S, BLOCK, BLOCK>(simd, x, embedding, width)
-                } else {
-                    // At the edges, one row at a time.
-                    let mut dots = [[0.0; BLOCK]; BLOCK];
-                    for (x, dots) in x.chunks(width).zip(&mut dots) {
-                        for (e, dot) in embedding.chunks(width).zip(dots) {
-                            *dot = self::dots::<S, 1, 1>(simd, x, e, width)[0][0];
-                        }
-                    }
-                    dots
-                };
-                let (down, across) = (x.len() / width, embedding.len() / width);
-                for (i, dots) in dots[..down].iter().enumerate() {
-                    let start = (r * BLOCK + i) * columns + e * BLOCK;
-                    part[start..start + across].copy_from_slice(&dots[..across]);
-                }
-            }
-        }
-    }
-}
-
-/// Dot products of `N` rows with `M` rows; each sums in an order that depends on `width` alone.
-// Plain loops: a closure would not be compiled for the vectors of `S`.
-#[inline(always)]
-fn dots<S: Simd, const N: usize, const M: usize>(
-    simd: S,
-    x: &[f32],
-    embedding: &[f32],
-    width: usize,
-) -> [[f32; M]; N] {
-    let (mut x_rows, mut e_rows) = (
-        [(&[] as &[S::f32s], &[] as &[f32]); N],
-        [(&[] as &[S::f32s], &[] as &[f32]); M],
-    );
-    for (row, x) in x_rows.iter_mut().zip(x.chunks_exact(width)) {
-        *row = S::as_simd_f32s(x);
-    }
-    for (row, e) in e_rows.iter_mut().zip(embedding.chunks_exact(width)) {
-        *row = S::as_simd_f32s(e);
-    }
-    let steps = x_rows[0].0.len();
-    for (row, _) in x_rows.iter().chain(&e_rows) {
-        assert_eq!(row.len(), steps);
-    }
-    let mut sums = [[simd.splat_f32s(0.0); M]; N];
-    for k in 0..steps {
-        for i in 0..N {
-            for j in 0..M {
-                sums[i][j] = simd.mul_add_e_f32s(x_rows[i].0[k], e_rows[j].0[k], sums[i][j]);
-            }
-        }
-    }
-    let mut dots = [[0.0; M]; N];
-    for i in 0..N {
-        for j in 0..M {
-            let mut dot = simd.reduce_sum_f32s(sums[i][j]);
-            for (x, e) in x_rows[i].1.iter().zip(e_rows[j].1) {
-                dot += x * e;
-            }
-            dots[i][j] = dot;
-        }
-    }
-    dots
 }
 
 /// `f` of every element.
@@ -497,29 +372,6 @@ mod tests {
                 for key in 0..k_pos {
                     let found = f64::from(weights[index * k_pos + key]);
                     assert!((found - power(key) / sum).abs() < 1e-6);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_with_a_transposed_matrix_agree_with_their_definition() {
-        for (rows, vocab, width) in [
-            (1, 1, 1),
-            (3, 129, 7),
-            (4, 64, 16),
-            (5, 131, 33),
-            (9, 70, 40),
-        ] {
-            let (x, embedding) = (numbers(rows * width), numbers(vocab * width));
-            let product = times_transposed(&x, &embedding, width);
-            assert_eq!(product.len(), rows * vocab);
-            for (row, x) in x.chunks(width).enumerate() {
-                for (column, e) in embedding.chunks(width).enumerate() {
-                    let pairs = x.iter().zip(e).map(|(x, e)| f64::from(*x) * f64::from(*e));
-                    let expected: f64 = pairs.sum();
-                    let found = f64::from(product[row * vocab + column]);
-                    assert!((found - expected).abs() < 1e-2, "{found} {expected}");
                 }
             }
         }

@@ -5,9 +5,11 @@
 
 mod autodiff;
 mod kernels;
+mod product;
 mod strided;
 #[cfg(test)]
 mod tests;
+mod unembedding;
 
 use std::any::Any;
 use std::ops::Range;
@@ -78,11 +80,8 @@ pub(super) fn times_transposed<B: Backend>(
 ) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
     let [rows, _d_model] = x.dims();
     let [vocab, d_model] = embedding.dims();
-    if rows > kernels::MOST_ROWS {
-        return Err(x);
-    }
     let product = |x: &FlexTensor, embedding: &FlexTensor| {
-        let product = kernels::times_transposed(x.storage(), embedding.storage(), d_model);
+        let product = unembedding::times_transposed(x.storage(), embedding.storage(), d_model);
         FlexTensor::from_data(TensorData::new(product, [rows, vocab]))
     };
     match (recognise(x), recognise(embedding.clone())) {
@@ -90,6 +89,34 @@ pub(super) fn times_transposed<B: Backend>(
         (Err(x), _) => autodiff::times_transposed(x, embedding, product),
         (Ok(x), Err(_)) => Err(generic(x)),
     }
+}
+
+/// `x W + b`.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - weight: `[d_input, d_output]`
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+pub(super) fn affine<B: Backend>(
+    x: Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let [rows, _d_input] = x.dims();
+    if !product::is_faster(rows) || weight.dtype() != x.dtype() {
+        return Err(x);
+    }
+    let x = match recognise_view(x) {
+        Ok(x) => {
+            let known = "of the same backend and dtype";
+            let weight = recognise_view(weight.clone()).expect(known);
+            let bias = bias.map(|bias| recognise_view(bias.clone()).expect(known));
+            return Ok(generic(product::affine(&x, &weight, bias.as_ref())));
+        }
+        Err(x) => x,
+    };
+    autodiff::affine(x, weight, bias)
 }
 
 /// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without, Flex has

@@ -9,7 +9,7 @@ use super::super::attention::{
     Attend, CausalPass, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
 };
 use super::super::norm::{layer_norm, root_mean_square};
-use super::super::projection::times_transposed;
+use super::super::projection::{affine, times_transposed};
 use crate::nn::Activation;
 use crate::tap::NoTap;
 
@@ -109,6 +109,99 @@ fn unembedding() {
     }
 }
 
+/// Both ways of a function of some tensors of these shapes.
+macro_rules! assert_differentiates {
+    ($shapes:expr, $x:ident => $function:expr) => {{
+        let device = Default::default();
+        let fast = $shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
+        let portable = $shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
+        assert_same_gradients(
+            gradients::<Fast, _, _>(fast, |$x| $function),
+            gradients::<Portable, _, _>(portable, |$x| $function),
+        );
+    }};
+}
+
+/// Rows, inputs and outputs: too few for the fast path, odd numbers, more than a kernel's block.
+const PRODUCTS: [[usize; 3]; 5] = [
+    [1, 3, 2],
+    [4, 1, 1],
+    [5, 33, 131],
+    [17, 96, 64],
+    [131, 65, 101],
+];
+
+#[test]
+fn products() {
+    for [rows, inputs, outputs] in PRODUCTS {
+        let (x, x_portable) = both([rows, inputs], 0.2);
+        let (w, w_portable) = both([inputs, outputs + 3], 0.2);
+        let (b, b_portable) = both([outputs], 0.2);
+        // Whole matrices, some columns, and a transposed one.
+        let columns = |w: &Tensor<Flex, 2>| w.clone().narrow(1, 2, outputs);
+        let columns_portable = |w: &Tensor<Portable, 2>| w.clone().narrow(1, 2, outputs);
+        assert_close(
+            affine(x.clone(), w.clone(), None),
+            affine(x_portable.clone(), w_portable.clone(), None),
+        );
+        assert_close(
+            affine(x.clone(), columns(&w), Some(b)),
+            affine(
+                x_portable.clone(),
+                columns_portable(&w_portable),
+                Some(b_portable),
+            ),
+        );
+        let (w, w_portable) = both([outputs, inputs], 0.2);
+        assert_close(
+            affine(x, w.transpose(), None),
+            affine(x_portable, w_portable.transpose(), None),
+        );
+    }
+}
+
+#[test]
+fn gradients_of_products() {
+    /// A product by the fast path, or by its definition: Burn's own cannot be differentiated twice.
+    fn product<B: Backend>(
+        [x, w, b]: [Tensor<B, 3>; 3],
+        transposed: bool,
+        fast: bool,
+    ) -> Tensor<B, 2> {
+        let (x, w, b) = (
+            x.squeeze_dim::<2>(0) * 0.1,
+            w.squeeze_dim(0),
+            b.squeeze_dims(&[0, 1]),
+        );
+        let w: Tensor<B, 2> = match transposed {
+            true => w.transpose(),
+            false => w,
+        };
+        let [_inputs, outputs] = w.dims();
+        let w = w.narrow(1, 2, outputs - 3);
+        match fast {
+            true => affine(x, w, Some(b)),
+            false => x.matmul(w) + b.unsqueeze(),
+        }
+    }
+    let device = Default::default();
+    for [rows, inputs, outputs] in PRODUCTS {
+        for transposed in [false, true] {
+            let weight = match transposed {
+                false => [1, inputs, outputs + 3],
+                true => [1, outputs + 3, inputs],
+            };
+            let shapes = [[1, rows, inputs], weight, [1, 1, outputs]];
+            let fast = shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
+            let portable = shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
+            assert_same_gradients(
+                gradients::<Fast, _, _>(fast, |x| product(x, transposed, true)),
+                gradients::<Portable, _, _>(portable, |x| product(x, transposed, false)),
+            );
+        }
+    }
+}
+
 /// Causal attention of three tensors with heads.
 fn attention<B: Backend>(
     q: Tensor<B, 4>,
@@ -178,19 +271,6 @@ fn gradients_of_activations() {
             }
         }
     }
-}
-
-/// Both ways of a function of some tensors of these shapes.
-macro_rules! assert_differentiates {
-    ($shapes:expr, $x:ident => $function:expr) => {{
-        let device = Default::default();
-        let fast = $shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
-        let portable = $shapes.map(|shape| Tensor::from_data(data(shape, 2.0), &device));
-        assert_same_gradients(
-            gradients::<Fast, _, _>(fast, |$x| $function),
-            gradients::<Portable, _, _>(portable, |$x| $function),
-        );
-    }};
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //! The streams that nodes read are those of [`paths`](crate::paths).
 
 mod check;
-mod dot;
+mod diagram;
 mod draw;
 mod error;
 mod feature;

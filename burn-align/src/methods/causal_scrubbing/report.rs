@@ -17,6 +17,8 @@ pub struct Scrubbed {
     /// `[example]`: the three losses of each example, averaged over its samples: of the model, on
     /// random inputs, scrubbed.
     pub losses: Vec<[f64; 3]>,
+    /// `[sample]`: the three losses of each sample, averaged over the examples.
+    pub sample_losses: Vec<[f64; 3]>,
 }
 
 impl Scrubbed {
@@ -28,11 +30,40 @@ impl Scrubbed {
 
     /// Standard error of [`recovered`](Self::recovered), over examples, by the delta method:
     /// that of the mean of `((randomᵢ - scrubbedᵢ) - recovered (randomᵢ - modelᵢ)) / (random -
-    /// model)`. It does not know that examples take their inputs from the same dataset. NaN of a
-    /// single example.
+    /// model)`. NaN of a single example.
+    ///
+    /// # What it is the error of
+    /// Of other examples *and* other draws. Given the dataset, rows are drawn independently, so
+    /// that as an error of the draws alone it is too large;
+    /// [`draw_error`](Self::draw_error) is that one.
+    ///
+    /// It takes examples as independent, though several may take their inputs from the same one. If
+    /// `h` is the term of an example and of the donors of its `k` nodes, and `hₖ(x)` its mean
+    /// where node `k` takes `x`, the others being random, then the squared error leaves out
+    /// `(Var(Σₖ hₖ) + 2 Cov(h₀, Σₖ hₖ)) / examples`, the sums being over donors and `h₀` being
+    /// the example's own part (Hoeffding's decomposition). That is much if some examples do harm
+    /// wherever they are donors. To see it, scrub parts of the data that have no example in common,
+    /// and compare. With the induction hypothesis of the example `causal_scrubbing`, on 60
+    /// datasets of 64 queues, the spread of what is recovered was 0.97 times the error (with
+    /// head 0.1 instead: 1.16, by place: 0.94; all ± 0.09).
+    ///
+    /// Where almost all is recovered, the loss is due to a few rows, and the normal distribution
+    /// does not hold: of those 60 intervals, 78 % contained the mean (88 % and 93 %). More
+    /// samples and more examples help.
     pub fn standard_error(&self) -> f64 {
+        self.error(&self.losses)
+    }
+
+    /// Standard error of [`recovered`](Self::recovered) over draws, for the dataset as it is: how
+    /// far it would be off with another seed. By the same formula, over samples instead of
+    /// examples; NaN of a single [sample](super::ScrubOptions::samples), and rough of a few.
+    pub fn draw_error(&self) -> f64 {
+        self.error(&self.sample_losses)
+    }
+
+    fn error(&self, losses: &[[f64; 3]]) -> f64 {
         let recovered = self.recovered();
-        let terms = self.losses.iter();
+        let terms = losses.iter();
         let terms = terms
             .map(|[model, random, scrubbed]| (random - scrubbed) - recovered * (random - model));
         error_of_mean(terms) / (self.random - self.model).abs()

@@ -77,8 +77,6 @@ pub struct ScrubExplanation {
     pub max_rows: usize,
     /// Rows that go through a block, summed over blocks and chunks.
     pub row_layers: usize,
-    /// The same if every run that a node takes something from were alone, from start to end.
-    pub row_layers_alone: usize,
 }
 
 impl ScrubTree {
@@ -96,14 +94,12 @@ impl ScrubTree {
             chunks: 0,
             max_rows: 0,
             row_layers: 0,
-            row_layers_alone: 0,
         };
         for chunk in run.chunks()? {
             let explained = run.plan(&chunk)?.0.explain(model)?;
             explanation.chunks += 1;
             explanation.max_rows = explanation.max_rows.max(max_rows(&explained));
             explanation.row_layers += explained.row_layers;
-            explanation.row_layers_alone += explained.row_layers_alone;
         }
         Ok(explanation)
     }
@@ -268,19 +264,26 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
             }
         }
         let samples = self.tree.options.samples;
-        let [model, random] = [0, 1].map(|anchor| rows[anchor].clone());
-        let scrubbed = rows[2..].iter().map(|rows| {
-            let losses = [&model, &random, rows].map(|rows| means(&rows.losses, samples));
-            let [of_model, of_random, of_scrubbed] = &losses;
-            let each = of_model.iter().zip(of_random).zip(of_scrubbed);
-            let [model, random_loss, scrubbed] = losses.each_ref().map(|losses| mean(losses));
+        let [model, random] = [0, 1].map(|anchor| &rows[anchor]);
+        let scrubbed = rows[2..].iter().map(|scrubbed| {
+            let sides = [model, random, scrubbed];
+            // Rows of an example follow each other.
+            let of_example = |example: usize| {
+                let rows = example * samples..(example + 1) * samples;
+                sides.map(|side| mean(side.losses[rows.clone()].iter()))
+            };
+            let of_sample = |sample: usize| {
+                sides.map(|side| mean(side.losses.iter().skip(sample).step_by(samples)))
+            };
+            let [of_model, of_random, of_scrubbed] = sides.map(|side| mean(side.losses.iter()));
             Scrubbed {
-                model,
-                random: random_loss,
-                scrubbed,
-                kl: mean(&rows.divergences),
-                random_kl: mean(&random.divergences),
-                losses: each.map(|((m, r), s)| [*m, *r, *s]).collect(),
+                model: of_model,
+                random: of_random,
+                scrubbed: of_scrubbed,
+                kl: mean(scrubbed.divergences.iter()),
+                random_kl: mean(random.divergences.iter()),
+                losses: (0..self.tree.tokens.batch()).map(of_example).collect(),
+                sample_losses: (0..samples).map(of_sample).collect(),
             }
         });
         Ok(scrubbed.collect())
@@ -300,13 +303,9 @@ impl Rows {
     }
 }
 
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-/// Means of so many values at a time.
-fn means(values: &[f64], count: usize) -> Vec<f64> {
-    values.chunks(count).map(mean).collect()
+fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
+    let count = values.len() as f64;
+    values.sum::<f64>() / count
 }
 
 /// The Kullback-Leibler divergence of one prediction from another, for each row.

@@ -4,12 +4,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, ModelDims, NoTap, Site, TokenBatch};
+use burn_align_models::{AlignableTransformer, Component, NoTap, Site, TokenBatch};
 
 use super::sender_receiver::reaches;
-use super::{PathEffects, PathPatch, ReceiverInput, Sender};
+use super::{PathEffects, PathPatch, ReceiverInput, Sender, attention};
 use crate::engine::{
-    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units, WorldId,
+    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units,
 };
 use crate::methods::sweep::to_rows;
 use crate::paths::{Node, PathError, Worlds};
@@ -46,7 +46,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     let mut values = direct_effects(model, &clean, &direct, patches, &differences, &metric);
     values.extend(effects(
         model,
-        inputs[0],
+        &clean,
         &others,
         patches,
         &differences,
@@ -67,8 +67,10 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
 }
 
 /// What is read of the runs on base and source.
-struct Clean<'a, B: Backend> {
-    base: &'a TokenBatch,
+pub(super) struct Clean<'a, B: Backend> {
+    pub(super) base: &'a TokenBatch,
+    /// The first position at which base and source differ, in any example.
+    first: usize,
     /// At the last token, `[batch, vocab]`.
     logits: [Tensor<B, 2>; 2],
     /// The base's final residual stream at the last token, `[batch, 1, d_model]`.
@@ -76,6 +78,9 @@ struct Clean<'a, B: Backend> {
     /// What senders are taken from, `[batch, unit, d_site]`, and at which positions.
     outputs: HashMap<Site, [Tensor<B, 3>; 2]>,
     positions: Indices,
+    /// The base's residual stream before each layer whose attention receives,
+    /// `[batch, pos, d_model]`.
+    pub(super) streams: HashMap<usize, Tensor<B, 3>>,
     d_head: usize,
 }
 
@@ -106,18 +111,53 @@ impl<'a, B: Backend> Clean<'a, B> {
                 )
             })
             .collect();
+        let layers: BTreeSet<usize> = patches.iter().filter_map(attention::layer_of).collect();
+        let streams: Vec<(usize, ReadId)> = layers
+            .into_iter()
+            .map(|layer| {
+                let site = Site::Block(layer, Component::BlockInput);
+                (layer, plan.read(worlds[0], site, Units::ALL))
+            })
+            .collect();
         let results = plan.run_with(model, &Worlds::interventions(), options)?;
         let outputs = reads.into_iter();
         Ok(Self {
             base: inputs[0],
+            first: first_difference(inputs),
             logits: logits.map(|read| results.get(read).squeeze_dim(1)),
             last: results.get(last),
             outputs: outputs
                 .map(|(site, reads)| (site, reads.map(|read| results.get(read))))
                 .collect(),
             positions,
+            streams: streams
+                .into_iter()
+                .map(|(layer, read)| (layer, results.get(read)))
+                .collect(),
             d_head: model.dims().d_head,
         })
+    }
+
+    /// The positions from one on, where they are the same for all examples; otherwise all.
+    fn from(&self, first: usize) -> Units {
+        match self.skips(first) {
+            true => Units::positions(Indices::Same((first..self.base.pos()).collect())),
+            false => Units::ALL,
+        }
+    }
+
+    /// The part of a change at all positions that is at [`from`](Self::from).
+    fn part(&self, change: Tensor<B, 3>, first: usize) -> Tensor<B, 3> {
+        let pos = self.base.pos();
+        match self.skips(first) {
+            true => change.narrow(1, first, pos - first),
+            false => change,
+        }
+    }
+
+    fn skips(&self, first: usize) -> bool {
+        let pos = self.base.pos();
+        (1..pos).contains(&first) && self.base.lengths().iter().all(|length| *length == pos)
     }
 
     /// By what a sender's output changes, `[batch, unit, d_model]`.
@@ -146,7 +186,7 @@ impl<'a, B: Backend> Clean<'a, B> {
     }
 
     /// 1 at a sender's positions, 0 at others, `[batch, unit, 1]`.
-    fn mask(&self, wanted: &Indices, like: &Tensor<B, 3>) -> Tensor<B, 3> {
+    pub(super) fn mask(&self, wanted: &Indices, like: &Tensor<B, 3>) -> Tensor<B, 3> {
         let (batch, pos) = (self.base.batch(), self.base.pos());
         let units = self.positions.count(pos);
         let mut mask = Vec::with_capacity(batch * units);
@@ -158,6 +198,13 @@ impl<'a, B: Backend> Clean<'a, B> {
         let data = TensorData::new(mask, [batch, units, 1]);
         Tensor::<B, 3>::from_data(data, (&like.device(), DType::F32)).cast(like.dtype())
     }
+}
+
+/// The first position at which two batches differ, in any example.
+fn first_difference([base, source]: [&TokenBatch; 2]) -> usize {
+    let examples = base.ids().iter().zip(source.ids());
+    let firsts = examples.map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
+    firsts.min().unwrap_or(0)
 }
 
 /// The activation that a sender's output is computed from.
@@ -180,7 +227,7 @@ fn last_of(tokens: &TokenBatch) -> Indices {
 }
 
 /// A sum over senders.
-fn sum<B: Backend>(
+pub(super) fn sum<B: Backend>(
     senders: &[&Sender],
     differences: &HashMap<&Sender, Tensor<B, 3>>,
 ) -> Tensor<B, 3> {
@@ -228,7 +275,7 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
 /// The patches to other receivers: what they read is recorded, then patched.
 fn effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
-    base: &TokenBatch,
+    clean: &Clean<'_, B>,
     others: &[usize],
     patches: &[PathPatch],
     differences: &HashMap<&Sender, Tensor<B, 3>>,
@@ -240,18 +287,21 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
     }
     let dims = model.dims();
     let mut plan = Plan::new();
-    let input = plan.tokens(base);
+    let input = plan.tokens(clean.base);
     let mut constants: HashMap<Vec<&Sender>, ConstantId> = HashMap::new();
     let mut reads: Vec<ReadId> = Vec::new();
-    let clean = plan.world(input, []);
-    for patch in others.iter().map(|patch| &patches[*patch]) {
-        if let Some(layer) = heads_of_one_layer(patch) {
-            let senders: Vec<&Sender> = patch.senders.iter().collect();
-            let constant = *constants
-                .entry(senders.clone())
-                .or_insert_with(|| plan.constant(sum(&senders, differences)));
-            let edits = one_run(patch, layer, constant, clean, dims);
-            let world = plan.world(input, edits);
+    let mut changes = attention::changes(model, clean, others, patches, differences)?;
+    for index in others {
+        let patch = &patches[*index];
+        if let Some(change) = changes.remove(index) {
+            let layer = attention::layer_of(patch).expect("it has changed");
+            let site = Site::Block(layer, Component::ResidualMid);
+            // The first query has one key to look at, whatever it asks for.
+            let first = clean.first.max(usize::from(attention::only_queries(patch)));
+            let units = clean.from(first);
+            let change = plan.constant(clean.part(change, first));
+            let add = Edit::new(site, units, Worlds::ADD, Operand::Constant(change));
+            let world = plan.world(input, [add]);
             reads.push(plan.read_logits(world, LogitPositions::Last));
             continue;
         }
@@ -261,12 +311,13 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
             let senders: Vec<&Sender> = senders
                 .filter(|sender| reaches(sender.node, receiver.input, dims))
                 .collect();
-            let constant = *constants
-                .entry(senders.clone())
-                .or_insert_with(|| plan.constant(sum(&senders, differences)));
+            let constant = *constants.entry(senders.clone()).or_insert_with(|| {
+                let added = sum(&senders, differences);
+                plan.constant(clean.part(added, clean.first))
+            });
             let add = |site| {
                 let operand = Operand::Constant(constant);
-                Edit::new(site, Units::ALL, Worlds::ADD, operand)
+                Edit::new(site, clean.from(clean.first), Worlds::ADD, operand)
             };
             let Some((site, head)) = receiver.input.site() else {
                 edits.push(add(end(model)));
@@ -293,55 +344,4 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
         .into_iter()
         .map(|read| metric(results.get(read).squeeze_dim(1)).mean())
         .collect())
-}
-
-/// The layer, if queries, keys and values of one layer are all that receives, at all positions.
-fn heads_of_one_layer(patch: &PathPatch) -> Option<usize> {
-    let layers = patch.receivers.iter().map(|receiver| {
-        let site = receiver.input.site()?.0;
-        match site {
-            Site::Block(_, Component::MlpInput) => None,
-            Site::Block(layer, _) => Some(layer).filter(|_| receiver.positions == Indices::All),
-            _ => None,
-        }
-    });
-    let layers: Option<BTreeSet<usize>> = layers.collect();
-    layers.filter(|layers| layers.len() == 1)?.pop_first()
-}
-
-/// Record and patch in the same run, which saves a layer: the layer reads the changed stream, all
-/// that does not receive is put back, and behind the attention the change leaves the stream again.
-fn one_run(
-    patch: &PathPatch,
-    layer: usize,
-    change: ConstantId,
-    clean: WorldId,
-    dims: &ModelDims,
-) -> Vec<Edit> {
-    let at = |component| Site::Block(layer, component);
-    let change =
-        |site, intervention| Edit::new(site, Units::ALL, intervention, Operand::Constant(change));
-    let mut edits = vec![
-        change(at(Component::BlockInput), Worlds::ADD),
-        change(at(Component::ResidualMid), Worlds::SUBTRACT),
-    ];
-    for (component, heads) in [
-        (Component::QueryOutput, dims.heads),
-        (Component::KeyOutput, dims.kv_heads),
-        (Component::ValueOutput, dims.kv_heads),
-    ] {
-        let receive = |head| {
-            let mut receivers = patch.receivers.iter();
-            receivers.any(|receiver| receiver.input.site() == Some((at(component), Some(head))))
-        };
-        let others: Vec<usize> = (0..heads).filter(|head| !receive(*head)).collect();
-        if !others.is_empty() {
-            let units = Units {
-                heads: Indices::Same(others),
-                positions: Indices::All,
-            };
-            edits.push(Edit::from_world(clean, at(component), units, Worlds::SWAP));
-        }
-    }
-    edits
 }

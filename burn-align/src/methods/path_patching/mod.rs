@@ -4,6 +4,7 @@
 //! Two ways to say the same: [`patch_paths`] takes paths, [`path_patch`] senders and receivers.
 //! Where all that lies between is frozen, a sender reaches a receiver on the direct path alone.
 
+mod attention;
 mod effects;
 mod frozen;
 mod recomputed;

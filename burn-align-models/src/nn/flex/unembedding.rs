@@ -1,0 +1,232 @@
+//! Products of a few rows with every row of an embedding.
+//!
+//! The embedding is the larger side by far: it is read once, in order, and never copied. A sum
+//! runs over the features in their order, so that a row does not depend on what it is batched with.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Most vectors of rows of `x` whose sums are kept in registers.
+const MOST_VECTORS: usize = 4;
+/// Rows of the embedding whose sums are kept until they are put in place.
+const STRIP: usize = 48;
+/// Rows of the embedding per task.
+const TASK: usize = 5 * STRIP;
+/// Elements of the widest vector of a CPU.
+const MOST_LANES: usize = 16;
+
+/// Some rows of `x`, feature by feature, filled up with zeros to whole vectors.
+struct Packed {
+    first: usize,
+    rows: usize,
+    vectors: usize,
+    /// `[width, vectors * lanes]`
+    elements: Vec<f32>,
+}
+
+/// `x Eᵀ` of rows of `x` and of `E` that are `width` long, row by row of `x`.
+pub(super) fn times_transposed(x: &[f32], embedding: &[f32], width: usize) -> Vec<f32> {
+    let (rows, vocab) = (x.len() / width, embedding.len() / width);
+    let packed = pack(x, width);
+    let mut product = vec![0.0; rows * vocab];
+    // Each task has its part of every row.
+    let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
+    parts.resize_with(vocab.div_ceil(TASK), || Vec::with_capacity(rows));
+    for row in product.chunks_mut(vocab) {
+        for (part, piece) in parts.iter_mut().zip(row.chunks_mut(TASK)) {
+            part.push(piece);
+        }
+    }
+    parts
+        .into_par_iter()
+        .zip(embedding.par_chunks(TASK * width))
+        .for_each(|(part, embedding)| {
+            Arch::new().dispatch(Task {
+                packed: &packed,
+                embedding,
+                width,
+                part,
+            });
+        });
+    product
+}
+
+fn pack(x: &[f32], width: usize) -> Vec<Packed> {
+    let lanes = Arch::new().dispatch(Lanes);
+    let most_rows = MOST_VECTORS * lanes;
+    let blocks = x.chunks(most_rows * width).enumerate();
+    let blocks = blocks.map(|(block, x)| {
+        let rows = x.len() / width;
+        let vectors = rows.div_ceil(lanes);
+        let mut elements = vec![0.0; width * vectors * lanes];
+        for (row, x) in x.chunks(width).enumerate() {
+            for (to, x) in elements.chunks_mut(vectors * lanes).zip(x) {
+                to[row] = *x;
+            }
+        }
+        Packed {
+            first: block * most_rows,
+            rows,
+            vectors,
+            elements,
+        }
+    });
+    blocks.collect()
+}
+
+/// Number of elements of a vector.
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+/// All rows of `x` with some of the embedding.
+struct Task<'a> {
+    packed: &'a [Packed],
+    embedding: &'a [f32],
+    width: usize,
+    /// Of each row of `x`: the products with these rows of the embedding.
+    part: Vec<&'a mut [f32]>,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let mut sums = [0.0; STRIP * MOST_VECTORS * MOST_LANES];
+        for (strip, embedding) in self.embedding.chunks(STRIP * self.width).enumerate() {
+            let count = embedding.len() / self.width;
+            for block in self.packed {
+                let x = S::as_simd_f32s(&block.elements).0;
+                // As many sums as registers can hold beside what is read.
+                let wide = S::F32_LANES == MOST_LANES;
+                match (block.vectors, wide) {
+                    (1, _) => strip_sums::<S, 1, 8>(simd, x, embedding, &mut sums),
+                    (2, true) => strip_sums::<S, 2, 8>(simd, x, embedding, &mut sums),
+                    (3, true) => strip_sums::<S, 3, 8>(simd, x, embedding, &mut sums),
+                    (_, true) => strip_sums::<S, 4, 6>(simd, x, embedding, &mut sums),
+                    (2, false) => strip_sums::<S, 2, 4>(simd, x, embedding, &mut sums),
+                    (3, false) => strip_sums::<S, 3, 4>(simd, x, embedding, &mut sums),
+                    (_, false) => strip_sums::<S, 4, 2>(simd, x, embedding, &mut sums),
+                }
+                let stride = block.vectors * S::F32_LANES;
+                for row in 0..block.rows {
+                    let to = &mut self.part[block.first + row][strip * STRIP..][..count];
+                    for (index, to) in to.iter_mut().enumerate() {
+                        *to = sums[index * stride + row];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of `V` vectors of rows of `x` with rows of the embedding, `R` of these at a time:
+/// `[row of the embedding, V * lanes]`.
+// Plain loops: a closure would not be compiled for the vectors of `S`.
+#[inline(always)]
+fn strip_sums<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    x: &[S::f32s],
+    embedding: &[f32],
+    sums: &mut [f32],
+) {
+    let x = x.as_chunks::<V>().0;
+    let (width, stride) = (x.len(), V * S::F32_LANES);
+    let mut first = 0;
+    while (first + R) * width <= embedding.len() {
+        let rows = &embedding[first * width..];
+        tile::<S, V, R>(simd, x, rows, &mut sums[first * stride..]);
+        first += R;
+    }
+    while first * width < embedding.len() {
+        let rows = &embedding[first * width..];
+        tile::<S, V, 1>(simd, x, rows, &mut sums[first * stride..]);
+        first += 1;
+    }
+}
+
+/// [`strip_sums`] of the first `R` rows of the embedding.
+#[inline(always)]
+fn tile<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    x: &[[S::f32s; V]],
+    embedding: &[f32],
+    sums: &mut [f32],
+) {
+    let mut rows = [&embedding[..0]; R];
+    for (row, elements) in rows.iter_mut().zip(embedding.chunks_exact(x.len())) {
+        *row = elements;
+    }
+    for row in &rows {
+        assert_eq!(row.len(), x.len());
+    }
+    let mut tile = [[simd.splat_f32s(0.0); V]; R];
+    for (k, x) in x.iter().enumerate() {
+        for r in 0..R {
+            let e = simd.splat_f32s(rows[r][k]);
+            for v in 0..V {
+                tile[r][v] = simd.mul_add_e_f32s(e, x[v], tile[r][v]);
+            }
+        }
+    }
+    let to = S::as_mut_simd_f32s(sums).0;
+    for r in 0..R {
+        for v in 0..V {
+            to[r * V + v] = tile[r][v];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize) -> Vec<f32> {
+        let numbers = (0..count).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0);
+        numbers.collect()
+    }
+
+    #[test]
+    fn products_agree_with_their_definition() {
+        for (rows, vocab, width) in [
+            (1, 1, 1),
+            (3, 129, 7),
+            (4, 64, 16),
+            (17, 241, 33),
+            (40, 95, 5),
+            (63, 481, 12),
+            (131, 50, 40),
+        ] {
+            let (x, embedding) = (numbers(rows * width), numbers(vocab * width));
+            let product = times_transposed(&x, &embedding, width);
+            assert_eq!(product.len(), rows * vocab);
+            for (row, x) in x.chunks(width).enumerate() {
+                for (column, e) in embedding.chunks(width).enumerate() {
+                    let pairs = x.iter().zip(e).map(|(x, e)| f64::from(*x) * f64::from(*e));
+                    let expected: f64 = pairs.sum();
+                    let found = f64::from(product[row * vocab + column]);
+                    assert!((found - expected).abs() < 1e-4, "{found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_its_batch() {
+        let (width, vocab) = (33, 131);
+        let (x, embedding) = (numbers(70 * width), numbers(vocab * width));
+        let together = times_transposed(&x, &embedding, width);
+        for (row, x) in x.chunks(width).enumerate() {
+            let alone = times_transposed(x, &embedding, width);
+            assert_eq!(alone, together[row * vocab..][..vocab]);
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! The steps of a pass, between which the batch can change.
+
+use burn::tensor::backend::Backend;
+use burn_align_models::{AlignableTransformer, Component, Site};
+
+/// A step of a pass: the batch can change only between stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Stage {
+    Embed,
+    Layer(usize, Part),
+    FinalNorm,
+    Unembed,
+}
+
+/// A part of a layer, in the order in which a pass reaches it.
+///
+/// Where a block's output, or that of one of its halves, is in the engine's own hands, a world
+/// that is first edited there shares all before it with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    /// The block, where it does not come in halves.
+    Block,
+    /// The attention, from the block's input on.
+    Attention,
+    /// What attention adds to the residual stream.
+    AttentionOutput,
+    /// The residual stream between the halves.
+    ResidualMid,
+    /// The MLP.
+    Mlp,
+    /// What the MLP adds to the residual stream.
+    MlpOutput,
+    /// The residual stream behind the block.
+    BlockOutput,
+}
+
+impl Stage {
+    /// Whether each position is computed from itself alone.
+    pub(super) fn is_by_position(self) -> bool {
+        !matches!(
+            self,
+            Self::Embed | Self::Layer(_, Part::Block | Part::Attention)
+        )
+    }
+}
+
+/// The stages of a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stages {
+    layers: usize,
+    /// Whether what a block returns is the activation at its output.
+    outputs: bool,
+    /// Whether blocks can be given suffixes of rows.
+    pub(super) suffixes: bool,
+    /// Whether blocks come in halves.
+    halves: bool,
+}
+
+impl Stages {
+    pub(super) fn new<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Self {
+        let outputs = model.block_output_is_stream();
+        Self {
+            layers: model.dims().layers,
+            outputs,
+            suffixes: model.computes_suffixes(),
+            halves: outputs && model.halves().is_some(),
+        }
+    }
+
+    /// The stage that a site belongs to.
+    pub(super) fn of(self, site: Site) -> Stage {
+        match site {
+            Site::Embedding => Stage::Embed,
+            Site::Block(layer, component) => Stage::Layer(layer, self.part_of(component)),
+            Site::FinalNorm => Stage::FinalNorm,
+        }
+    }
+
+    fn part_of(self, component: Component) -> Part {
+        match component {
+            Component::BlockOutput if self.outputs => Part::BlockOutput,
+            _ if !self.halves => Part::Block,
+            Component::AttentionOutput => Part::AttentionOutput,
+            Component::ResidualMid => Part::ResidualMid,
+            Component::MlpInput | Component::MlpActivation => Part::Mlp,
+            Component::MlpOutput => Part::MlpOutput,
+            _ => Part::Attention,
+        }
+    }
+
+    /// Every stage.
+    pub(super) fn all(self) -> impl Iterator<Item = Stage> {
+        const WHOLE: [Part; 2] = [Part::Block, Part::BlockOutput];
+        const HALVES: [Part; 6] = [
+            Part::Attention,
+            Part::AttentionOutput,
+            Part::ResidualMid,
+            Part::Mlp,
+            Part::MlpOutput,
+            Part::BlockOutput,
+        ];
+        let parts: &[Part] = if self.halves { &HALVES } else { &WHOLE };
+        let layers = (0..self.layers)
+            .flat_map(move |layer| parts.iter().map(move |part| Stage::Layer(layer, *part)));
+        [Stage::Embed]
+            .into_iter()
+            .chain(layers)
+            .chain([Stage::FinalNorm, Stage::Unembed])
+    }
+
+    /// The next stage behind this one in which positions look at others.
+    pub(super) fn next_attention(self, stage: Stage) -> Option<Stage> {
+        let attention = match self.halves {
+            true => Part::Attention,
+            false => Part::Block,
+        };
+        let layer = match stage {
+            Stage::Embed => 0,
+            Stage::Layer(layer, _) => layer + 1,
+            Stage::FinalNorm | Stage::Unembed => return None,
+        };
+        (layer < self.layers).then_some(Stage::Layer(layer, attention))
+    }
+
+    /// Where a run can resume before a stage: at which stage, and with the residual stream of which
+    /// site.
+    pub(super) fn residual_before(self, stage: Stage) -> Option<(Stage, Site)> {
+        let behind = |layer| Site::Block(layer, Component::BlockOutput);
+        let before = |layer: usize| layer.checked_sub(1).map_or(Site::Embedding, behind);
+        let (start, site) = match stage {
+            Stage::Embed | Stage::Unembed => return None,
+            Stage::Layer(layer, Part::Block | Part::Attention) => (stage, before(layer)),
+            Stage::Layer(layer, Part::AttentionOutput) => {
+                (Stage::Layer(layer, Part::Attention), before(layer))
+            }
+            Stage::Layer(layer, Part::ResidualMid | Part::Mlp) => {
+                (stage, Site::Block(layer, Component::ResidualMid))
+            }
+            Stage::Layer(layer, Part::MlpOutput) => (
+                Stage::Layer(layer, Part::Mlp),
+                Site::Block(layer, Component::ResidualMid),
+            ),
+            Stage::Layer(layer, Part::BlockOutput) => (stage, behind(layer)),
+            Stage::FinalNorm => (stage, behind(self.layers.checked_sub(1)?)),
+        };
+        self.outputs.then_some((start, site))
+    }
+
+    /// The first layer whose keys and values are computed from a stage on.
+    pub(super) fn first_attention(self, start: Stage) -> Option<usize> {
+        let first = match start {
+            Stage::Layer(layer, Part::Block | Part::Attention) => layer,
+            _ => match self.next_attention(start)? {
+                Stage::Layer(layer, _) => layer,
+                _ => return None,
+            },
+        };
+        (first < self.layers).then_some(first)
+    }
+}

@@ -1,0 +1,86 @@
+//! Which positions somebody still wants.
+//!
+//! In front of an attention every position is wanted, because others look at it. Behind the last
+//! attention that an input goes through, only those are that are read, changed or taken.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::backend::Backend;
+
+use super::execute::logit_units;
+use super::layout::lower;
+use super::plan::{InputId, Operand, Plan, Read, WorldId};
+use super::schedule::{Group, Need, made_edits};
+use super::stages::{Stage, Stages};
+use super::{Indices, Units};
+
+/// Where activations and logits of worlds are used.
+pub(super) struct Uses {
+    stages: Stages,
+    /// Of each world: stages and positions.
+    of_world: Vec<Vec<(Stage, Indices)>>,
+}
+
+/// Of each input and each of its examples: the first position that is wanted.
+pub(super) type Wanted = BTreeMap<InputId, Vec<usize>>;
+
+impl Uses {
+    pub(super) fn new<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>], stages: Stages) -> Self {
+        let mut of_world: Vec<Vec<(Stage, Indices)>> = vec![Vec::new(); plan.worlds.len()];
+        let mut add = |world: WorldId, stage, units: &Units| {
+            of_world[world.0].push((stage, units.positions.clone()));
+        };
+        for world in (0..plan.worlds.len()).map(WorldId) {
+            for edit in made_edits(plan, needs, world) {
+                add(world, stages.of(edit.site), &edit.units);
+            }
+            // What is taken in another part is kept as well.
+            for edit in &plan.worlds[world.0].edits {
+                if let Operand::Activation { world, site, units } = &edit.operand {
+                    add(*world, stages.of(*site), units);
+                }
+            }
+        }
+        for read in &plan.reads {
+            match read {
+                Read::Activation { world, site, units } => add(*world, stages.of(*site), units),
+                Read::Logits { world, positions } => {
+                    let units = logit_units(positions, plan.input_of(*world));
+                    add(*world, Stage::Unembed, &units);
+                }
+            }
+        }
+        Self { stages, of_world }
+    }
+
+    /// What is wanted of the rows of a stage, and of later ones.
+    pub(super) fn wanted<B: Backend>(
+        &self,
+        plan: &Plan<B>,
+        needs: &[Option<Need>],
+        stage: Stage,
+        groups: &[Group],
+    ) -> Wanted {
+        let next = self.stages.next_attention(stage);
+        let mut wanted = Wanted::new();
+        for world in groups.iter().flat_map(|group| &group.worlds) {
+            let input = plan.worlds[world.0].input;
+            let batch = plan.input_of(*world).batch();
+            let firsts = wanted
+                .entry(input)
+                .or_insert_with(|| vec![usize::MAX; batch]);
+            let goes_on = next.is_some_and(|next| {
+                needs[world.0].is_some_and(|need| need.stage(self.stages) >= next)
+            });
+            if goes_on {
+                firsts.fill(0);
+                continue;
+            }
+            let uses = self.of_world[world.0].iter();
+            for (_, positions) in uses.filter(|(at, _)| *at >= stage) {
+                lower(firsts, positions);
+            }
+        }
+        wanted
+    }
+}
