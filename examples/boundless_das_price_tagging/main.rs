@@ -64,14 +64,14 @@ struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Passes over 4,000 counterfactuals.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = 4)]
     epochs: usize,
     /// Temperature of the boundary at the first step; at the last, it is 0.1. The paper's 50 is
     /// for 4,096 features: this is 50 · 64 / 4096.
     #[arg(long, default_value_t = 0.78)]
     temperature: f64,
     /// Factor of the boundary in the loss: how much it costs to swap all features.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 4.0)]
     penalty: f64,
     /// Draw the accuracies over layers and tokens into this file (SVG or PNG).
     #[arg(long, value_parser = picture_file)]
