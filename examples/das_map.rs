@@ -32,7 +32,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn_align::front::{AlignableRepresentationConfig, RepresentationSite};
+use burn_align::front::{AlignableConfig, AlignableRepresentationConfig, RepresentationSite};
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, TrainingEvent, losses};
 use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
@@ -84,7 +84,10 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let [training, held_out] = &data;
 
     // 2. A rotation for each token, before the first layer and behind every layer.
-    let at = |site| AlignableRepresentationConfig::new(0, site).with_low_rank(args.rank);
+    let at = |site| {
+        let place = AlignableRepresentationConfig::new(0, site);
+        AlignableConfig::new([place.with_low_rank(args.rank)])
+    };
     let residual = at(Component::BlockOutput.into());
     let layers = loaded.model.dims().layers;
     let mut grid = AlignmentGrid::layers(&residual, layers, &pairs::WORDS.map(str::to_owned));

@@ -84,15 +84,14 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let fit = Fit {
         steps: args.steps,
         learning_rate: args.learning_rate,
+        weight_decay: 0.01,
     };
     let mut rng = StdRng::seed_from_u64(args.seed);
     let mut batch = || -> Result<Vec<Example>> {
         let queues = (0..args.batch).map(|_| Queue::draw(QUESTIONS, &mut rng));
         let examples = queues.map(|queue| {
-            Ok(Example {
-                tokens: tokenizer.encode(&queue.words().join(" "))?,
-                predicted: queue.answers(),
-            })
+            let tokens = tokenizer.encode(&queue.words().join(" "))?;
+            Ok(Example::within(tokens, queue.answers()))
         });
         examples.collect()
     };

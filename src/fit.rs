@@ -17,20 +17,30 @@ use burn_align_models::{AlignableTransformer, ModelInput, TokenBatch};
 use crate::plot::{Line, line_chart};
 use crate::progress;
 
-/// A sequence of tokens, and which of them the model is to predict from those before.
+/// A sequence of tokens, and what the model is to predict behind which of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// The tokens. Token 0 stands for no word.
     pub tokens: Vec<u32>,
-    /// Positions of the tokens to predict, none of them the first.
-    pub predicted: Vec<usize>,
+    /// Positions, and the token to predict behind each.
+    pub predicted: Vec<(usize, u32)>,
 }
 
 impl Example {
-    /// A sequence in which every token but the first is to be predicted.
-    pub fn all(tokens: Vec<u32>) -> Self {
-        let predicted = (1..tokens.len()).collect();
+    /// The tokens at these positions, none of them the first, are to be predicted from those
+    /// before.
+    pub fn within(mut tokens: Vec<u32>, positions: impl IntoIterator<Item = usize>) -> Self {
+        let positions = positions.into_iter();
+        let predicted = positions.map(|position| (position - 1, tokens[position]));
+        let predicted = predicted.collect();
+        tokens.pop();
         Self { tokens, predicted }
+    }
+
+    /// Every token but the first is to be predicted from those before.
+    pub fn all(tokens: Vec<u32>) -> Self {
+        let positions = 1..tokens.len();
+        Self::within(tokens, positions)
     }
 }
 
@@ -41,6 +51,8 @@ pub struct Fit {
     pub steps: usize,
     /// Highest learning rate: it rises for a twentieth of the steps and falls as a cosine.
     pub learning_rate: f64,
+    /// Decay of the weights.
+    pub weight_decay: f32,
 }
 
 /// The token that stands for no word.
@@ -70,7 +82,9 @@ impl Fit {
             ))
             .init()
             .map_err(anyhow::Error::msg)?;
-        let mut optimizer = AdamWConfig::new().with_weight_decay(0.01).init();
+        let mut optimizer = AdamWConfig::new()
+            .with_weight_decay(self.weight_decay)
+            .init();
         let loss = CrossEntropyLossConfig::new()
             .with_pad_tokens(Some(vec![NONE as usize]))
             .init(device);
@@ -99,27 +113,24 @@ fn mean_loss<B: Backend, M: AlignableTransformer<B>>(
     ensure!(!examples.is_empty(), "a batch without examples");
     let longest = examples.iter().map(|example| example.tokens.len());
     let pos = longest.max().unwrap_or(0);
-    let padded = |mut tokens: Vec<u32>| {
+    let inputs = examples.iter().map(|example| {
+        let mut tokens = example.tokens.clone();
         tokens.resize(pos, NONE);
         tokens
-    };
-    let inputs = examples
-        .iter()
-        .map(|example| padded(example.tokens.clone()));
+    });
     let targets = examples.iter().map(|example| {
         let mut targets = vec![NONE; pos];
-        for &position in &example.predicted {
-            targets[position] = example.tokens[position];
+        for &(position, token) in &example.predicted {
+            targets[position] = token;
         }
         targets
     });
     let inputs = TokenBatch::new(inputs.collect())?.to_tensor::<B>(device);
     let targets = TokenBatch::new(targets.collect())?.to_tensor::<B>(device);
-    let [batch, pos] = inputs.dims();
-    let logits = model.forward(ModelInput::Tokens(inputs.narrow(1, 0, pos - 1)));
-    let [_batch, _pos, vocab] = logits.dims();
-    let targets: Tensor<B, 1, Int> = targets.narrow(1, 1, pos - 1).flatten(0, 1);
-    Ok(loss.forward(logits.reshape([batch * (pos - 1), vocab]), targets))
+    let logits = model.forward(ModelInput::Tokens(inputs));
+    let [batch, pos, vocab] = logits.dims();
+    let targets: Tensor<B, 1, Int> = targets.flatten(0, 1);
+    Ok(loss.forward(logits.reshape([batch * pos, vocab]), targets))
 }
 
 /// The most probable next token behind each prompt.

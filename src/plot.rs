@@ -55,16 +55,38 @@ pub fn line_chart(file: &Path, title: &str, labels: [&str; 2], lines: &[Line<'_>
 /// # Errors
 /// If the file is neither `.svg` nor `.png`, cannot be written, or the grid has no numbers.
 pub fn heat_map(file: &Path, title: &str, labels: [&str; 2], grid: &Grid) -> Result<()> {
-    let is_empty = grid.rows.is_empty() || grid.columns.is_empty();
-    let range = grid.range().filter(|_| !is_empty);
-    let range = range.context("nothing to draw")?;
-    let map = HeatMap {
-        title,
-        labels,
-        grid,
-        range,
-    };
-    save(file, &map)
+    heat_maps(file, labels, &[(title, grid)])
+}
+
+/// Draws grids of numbers with their titles side by side, in the shades of one scale.
+///
+/// # Errors
+/// As [`heat_map`], if any of the grids has no numbers.
+pub fn heat_maps(file: &Path, labels: [&str; 2], grids: &[(&str, &Grid)]) -> Result<()> {
+    let ranges: Option<Vec<(f64, f64)>> = grids
+        .iter()
+        .map(|(_, grid)| {
+            let is_empty = grid.rows.is_empty() || grid.columns.is_empty();
+            grid.range().filter(|_| !is_empty)
+        })
+        .collect();
+    let ranges = ranges.context("nothing to draw")?;
+    let scale = ranges
+        .iter()
+        .copied()
+        .reduce(|(low, high), (l, h)| (low.min(l), high.max(h)))
+        .context("nothing to draw")?;
+    let maps = grids
+        .iter()
+        .zip(ranges)
+        .map(|((title, grid), range)| HeatMap {
+            title,
+            labels,
+            grid,
+            range,
+            scale,
+        });
+    save(file, &HeatMaps(maps.collect()))
 }
 
 /// Reads the name of a picture from the command line, for clap's `value_parser`.
@@ -244,6 +266,31 @@ struct HeatMap<'a> {
     grid: &'a Grid,
     /// Smallest and largest value.
     range: (f64, f64),
+    /// The values that are drawn brightest and darkest.
+    scale: (f64, f64),
+}
+
+/// Heat maps side by side.
+struct HeatMaps<'a>(Vec<HeatMap<'a>>);
+
+impl Picture for HeatMaps<'_> {
+    fn size(&self) -> (u32, u32) {
+        let sizes = self.0.iter().map(HeatMap::size);
+        sizes.fold((0, 0), |(width, height), (w, h)| (width + w, height.max(h)))
+    }
+
+    fn draw<D: DrawingBackend>(&self, area: &DrawingArea<D, Shift>, scale: u32) -> Drawn<D> {
+        area.fill(&WHITE)?;
+        let mut rest = area.clone();
+        for map in &self.0 {
+            let (width, height) = map.size();
+            let (column, behind) = rest.split_horizontally(width * scale);
+            let (column, _below) = column.split_vertically(height * scale);
+            map.draw(&column, scale)?;
+            rest = behind;
+        }
+        area.present()
+    }
 }
 
 impl HeatMap<'_> {
@@ -255,7 +302,7 @@ impl HeatMap<'_> {
     }
 
     fn color(&self, value: f64) -> RGBColor {
-        let (low, high) = self.range;
+        let (low, high) = self.scale;
         let share = if high > low {
             (value - low) / (high - low)
         } else {

@@ -89,6 +89,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let fit = Fit {
         steps: args.epochs * batches,
         learning_rate: args.learning_rate,
+        weight_decay: 0.01,
     };
     let mut order = StdRng::seed_from_u64(args.seed);
     let mut next = 0;

@@ -94,7 +94,11 @@ fn locations<B: Backend>([_layer, column]: [usize; 2], data: &InterchangeData<B>
 
 fn grid() -> AlignmentGrid {
     let columns = ["first", "fourth", "last"].map(str::to_owned);
-    AlignmentGrid::layers(&residual().with_low_rank(6), 2, &columns)
+    AlignmentGrid::layers(
+        &AlignableConfig::new([residual().with_low_rank(6)]),
+        2,
+        &columns,
+    )
 }
 
 const EPOCHS: usize = 12;
@@ -213,7 +217,7 @@ fn what_cannot_be_mapped() {
         "{error:?}"
     );
     let mut deep = grid();
-    deep.rows[1].1.layer = 7;
+    deep.rows[1].1.representations[0].layer = 7;
     let error = attempt(&deep, [0; 3], [&right, &right]);
     let AlignmentMapError::Cell { row, source, .. } = &error else {
         panic!("{error:?}");
@@ -228,7 +232,7 @@ fn what_cannot_be_mapped() {
         "row 0, column first: labels: example 1: expected a class below 41, found 41"
     );
     let mut untrained = grid();
-    untrained.rows[1].1.intervention = InterventionType::Vanilla;
+    untrained.rows[1].1.representations[0].intervention = InterventionType::Vanilla;
     let error = attempt(&untrained, [0; 3], [&right, &right]);
     assert_eq!(
         message(&error),
@@ -236,12 +240,12 @@ fn what_cannot_be_mapped() {
     );
     for (grid, data, expected) in [
         (
-            AlignmentGrid::layers(&residual(), 0, &grid().columns),
+            AlignmentGrid::layers(&AlignableConfig::new([residual()]), 0, &grid().columns),
             [&right[..], &right[..]],
             "expected at least one row, found none",
         ),
         (
-            AlignmentGrid::layers(&residual(), 2, &[]),
+            AlignmentGrid::layers(&AlignableConfig::new([residual()]), 2, &[]),
             [&right[..], &right[..]],
             "expected at least one column, found none",
         ),

@@ -12,7 +12,7 @@ use burn_align::training::{EpochReport, Evaluation, History, Mean, StepReport};
 use proptest::prelude::*;
 use workbench::console::write_line;
 use workbench::plot::{
-    Line, diagram_file, heat_map, line_chart, picture_file, write_diagram, write_history,
+    Line, diagram_file, heat_map, heat_maps, line_chart, picture_file, write_diagram, write_history,
 };
 use workbench::table::heat_map_text;
 
@@ -104,6 +104,22 @@ fn pictures_are_drawn_as_svg_and_png() {
         assert_eq!((number(8), number(12)), size);
         assert!(png.ends_with(b"IEND\xaeB`\x82"), "the file is whole");
     }
+}
+
+#[test]
+fn maps_side_by_side_have_one_scale() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("maps.svg");
+    let (low, high) = (grid(vec![vec![0.0, 0.5]]), grid(vec![vec![0.5], vec![1.0]]));
+    heat_maps(&file, ["x", "y"], &[("low", &low), ("high", &high)]).expect("drawn");
+    let svg = std::fs::read_to_string(&file).expect("written");
+    assert!(svg.contains("low (0.000 to 0.500)") && svg.contains("high (0.500 to 1.000)"));
+    // Brightest and darkest once, in either map; the middle in both.
+    for (color, count) in [("#F7FBFF", 1), ("#7F95B5", 2), ("#08306B", 1)] {
+        assert_eq!(svg.matches(color).count(), count, "{color}: {svg}");
+    }
+    let empty = grid(vec![vec![f64::NAN]]);
+    heat_maps(&file, ["x", "y"], &[("low", &low), ("empty", &empty)]).expect_err("refused");
 }
 
 #[test]

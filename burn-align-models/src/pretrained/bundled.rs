@@ -13,6 +13,9 @@ pub enum Bundled {
     /// A GPT-2 of two layers that looks up who stands behind whom in a queue of names, with
     /// induction heads: `bundled:induction`. The example `train_induction` makes it.
     Induction,
+    /// A LLaMA of three layers that says whether a price lies within a bracket:
+    /// `bundled:price-tagging`. The example `train_price_tagging` makes it.
+    PriceTagging,
 }
 
 impl Bundled {
@@ -30,6 +33,12 @@ impl Bundled {
             (Self::Induction, "tokenizer.json") => {
                 Some(include_str!("../../induction-gpt2/tokenizer.json"))
             }
+            (Self::PriceTagging, "config.json") => {
+                Some(include_str!("../../price-tagging-llama/config.json"))
+            }
+            (Self::PriceTagging, "tokenizer.json") => {
+                Some(include_str!("../../price-tagging-llama/tokenizer.json"))
+            }
             _ => None,
         }
     }
@@ -38,6 +47,7 @@ impl Bundled {
         match self {
             Self::Capitals => include_bytes!("../../capitals-gpt2/model.safetensors"),
             Self::Induction => include_bytes!("../../induction-gpt2/model.safetensors"),
+            Self::PriceTagging => include_bytes!("../../price-tagging-llama/model.safetensors"),
         }
     }
 }
@@ -47,6 +57,7 @@ impl fmt::Display for Bundled {
         match self {
             Self::Capitals => f.write_str("capitals"),
             Self::Induction => f.write_str("induction"),
+            Self::PriceTagging => f.write_str("price-tagging"),
         }
     }
 }
@@ -58,6 +69,7 @@ impl FromStr for Bundled {
         match text {
             "capitals" => Ok(Self::Capitals),
             "induction" => Ok(Self::Induction),
+            "price-tagging" => Ok(Self::PriceTagging),
             name => Err(LoadError::UnknownBundled {
                 name: name.to_owned(),
             }),

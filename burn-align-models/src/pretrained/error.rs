@@ -38,7 +38,7 @@ pub enum LoadError {
         reason: String,
     },
     /// A bundled model of this name does not exist.
-    #[error("no bundled model `{name}`; expected `capitals` or `induction`")]
+    #[error("no bundled model `{name}`; expected `capitals`, `induction` or `price-tagging`")]
     UnknownBundled {
         /// The name.
         name: String,

@@ -2,7 +2,8 @@
 //!
 //! [`FromPretrained::from_pretrained`] reads a folder in the Hugging Face layout (`config.json`,
 //! `model.safetensors` or an index with shards, `tokenizer.json`), a model bundled with this
-//! crate (`bundled:capitals`) or, with the feature `hub`, a model on the Hugging Face hub.
+//! crate (`bundled:capitals`, `bundled:induction`, `bundled:price-tagging`) or, with the feature
+//! `hub`, a model on the Hugging Face hub.
 //!
 //! Loading is strict both ways. A tensor that is missing, not used or of another shape is an
 //! error, and so is a configuration value that would change the computation in a way that is not

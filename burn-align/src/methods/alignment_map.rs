@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Grid;
 use super::sweep::numbers;
 use crate::engine::RunOptions;
-use crate::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig, UnitLocations};
+use crate::front::{AlignableConfig, AlignableModel, UnitLocations};
 use crate::interventions::BuiltinIntervention;
 use crate::training::{
     Controlled, History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent,
@@ -19,25 +19,23 @@ use crate::training::{
 /// The places of an alignment map, on two axes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AlignmentGrid {
-    /// The rows: their labels, and the representation that is aligned in each, with its
-    /// intervention.
-    pub rows: Vec<(String, AlignableRepresentationConfig)>,
+    /// The rows: their labels, and what is aligned in each, with its interventions. A hypothesis
+    /// of several variables has a representation for each.
+    pub rows: Vec<(String, AlignableConfig)>,
     /// Labels of the columns: positions, heads, or parts that these play in a prompt.
     pub columns: Vec<String>,
 }
 
 impl AlignmentGrid {
-    /// The representation in each of so many layers, and these columns.
-    pub fn layers(
-        representation: &AlignableRepresentationConfig,
-        layers: usize,
-        columns: &[String],
-    ) -> Self {
+    /// The same in each of so many layers, and these columns.
+    pub fn layers(aligned: &AlignableConfig, layers: usize, columns: &[String]) -> Self {
         let rows = numbers(layers).into_iter().enumerate();
         let rows = rows.map(|(layer, label)| {
-            let mut representation = representation.clone();
-            representation.layer = layer;
-            (label, representation)
+            let mut aligned = aligned.clone();
+            for representation in &mut aligned.representations {
+                representation.layer = layer;
+            }
+            (label, aligned)
         });
         Self {
             rows: rows.collect(),
@@ -123,7 +121,7 @@ pub enum AlignmentMapError {
     },
 }
 
-/// Trains an intervention of its own at every place of a grid, and judges each by held-out data,
+/// Trains interventions of their own at every place of a grid, and judges each by held-out data,
 /// beside a random rotation of the same size, the whole vector, and no swap.
 ///
 /// Each cell is what [`train`] and [`evaluate_with_controls`] give there alone. All begin at the
@@ -135,8 +133,8 @@ pub enum AlignmentMapError {
 /// be high where the model itself makes no use of the variable; the random rotations tell.
 ///
 /// - `model`: as a backend that differentiates has it; it is left as it is
-/// - `locations`: where the units of a row and column are in these data, whose own locations have
-///   no meaning
+/// - `locations`: where the units of a row and column are in these data, in place of their own
+///   locations
 /// - `training`, `held_out`: the data; the held-out ones only judge, so that `config.patience` has
 ///   no effect
 /// - `loss`: as in [`train`]
@@ -177,9 +175,8 @@ where
 
     // All places are checked before the first one is trained.
     let mut rows = Vec::new();
-    for (row, (_, representation)) in grid.rows.iter().enumerate() {
-        let aligned = AlignableConfig::new([representation.clone()]);
-        let aligned = AlignableModel::new_seeded(aligned, model.clone(), config.seed)
+    for (row, (_, aligned)) in grid.rows.iter().enumerate() {
+        let aligned = AlignableModel::new_seeded(aligned.clone(), model.clone(), config.seed)
             .map_err(|error| failed([row, 0])(error.into()))?;
         let trained = |intervention: &BuiltinIntervention<A>| intervention.num_params() > 0;
         if !aligned.interventions().iter().any(trained) {

@@ -433,7 +433,7 @@ fn a_source_that_does_not_exist() {
     assert!(
         error
             .to_string()
-            .contains("`nothing`; expected `capitals` or `induction`"),
+            .contains("`nothing`; expected `capitals`, `induction` or `price-tagging`"),
         "{error}"
     );
 }
