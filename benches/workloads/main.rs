@@ -20,14 +20,14 @@
 //! Files: `catalogue.rs` (what there is) → `run.rs` (how it is computed) → `timing.rs`, `memory.rs`;
 //! `columns.rs` (backends and dtypes), `model.rs` (shapes of models), `report.rs`.
 
-use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::tensor::backend::Backend;
 use burn_align_models::ModelDims;
 use clap::Parser;
+use workbench::attempt::attempt;
 use workbench::backends::{BackendChoice, DTypeChoice, cpu_name};
 use workbench::table::table;
 use workbench::{on_backend, out};
@@ -234,8 +234,7 @@ fn bench<B: Backend>(
     for (row, workload) in workloads.iter().enumerate() {
         B::memory_cleanup(device);
         memory::begin_peak();
-        let times = panic::catch_unwind(AssertUnwindSafe(|| bench.run(&workload.task)))
-            .unwrap_or_else(|payload| Err(anyhow!(panic_message(&*payload).to_owned())));
+        let times = attempt(|| bench.run(&workload.task));
         report.add(Outcome {
             row,
             column: number,
@@ -246,11 +245,4 @@ fn bench<B: Backend>(
     drop(bench);
     B::memory_cleanup(device);
     Ok(())
-}
-
-/// What a backend said when it gave up.
-fn panic_message(payload: &(dyn std::any::Any + Send)) -> &str {
-    let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied())
-        .unwrap_or("it panicked")
 }
