@@ -20,7 +20,7 @@
 //! Files: `catalogue.rs` (what there is) → `run.rs` (how it is computed) → `timing.rs`, `memory.rs`;
 //! `columns.rs` (backends and dtypes), `model.rs` (shapes of models), `report.rs`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
@@ -76,7 +76,8 @@ struct Args {
     /// Use the backend's fused attention.
     #[arg(long)]
     fused: bool,
-    /// Also write a JSON line per workload, backend and dtype to this file.
+    /// Also write a JSON line per workload, backend and dtype to this file (`-` for standard output,
+    /// which then has no tables).
     #[arg(long)]
     json: Option<PathBuf>,
     /// Also print the peak of memory; to be exact, name one workload and one backend.
@@ -116,8 +117,14 @@ fn main() -> ExitCode {
                 &mut report
             ))?;
         }
-        out!("{setting}")?;
-        report.print(baseline, args.memory)?;
+        if args
+            .json
+            .as_deref()
+            .is_none_or(|path| path != Path::new("-"))
+        {
+            out!("{setting}")?;
+            report.print(baseline, args.memory)?;
+        }
         ensure!(report.has_times(), "no workload could be run");
         Ok(())
     })

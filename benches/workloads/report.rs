@@ -1,17 +1,18 @@
 //! What is told of the times: JSON lines and tables.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use comfy_table::Table;
 use serde_json::json;
+use workbench::console::write_line;
 use workbench::table::{align_numbers, table};
 use workbench::{complain, out};
 
 use crate::columns::{Column, Columns};
-use crate::memory::Peak;
+use crate::memory::{Kind, Peak};
 use crate::timing::Times;
 
 /// What came of a workload.
@@ -32,24 +33,30 @@ pub(crate) struct Report<'a> {
     rows: Vec<&'a str>,
     columns: &'a Columns,
     outcomes: Vec<Outcome>,
-    file: Option<File>,
+    lines: Option<Box<dyn Write>>,
 }
 
 impl<'a> Report<'a> {
-    /// An empty one, which writes JSON lines to the file if there is one.
+    /// An empty one, which writes JSON lines to the file if there is one; `-` is standard output.
     pub(crate) fn new(
         model: String,
         rows: Vec<&'a str>,
         columns: &'a Columns,
         json: Option<&Path>,
     ) -> Result<Self> {
-        let create = |path: &Path| File::create(path).with_context(|| path.display().to_string());
+        let create = |path: &Path| -> Result<Box<dyn Write>> {
+            if path == Path::new("-") {
+                return Ok(Box::new(io::stdout()));
+            }
+            let file = File::create(path).with_context(|| path.display().to_string())?;
+            Ok(Box::new(file))
+        };
         Ok(Self {
             model,
             rows,
             columns,
             outcomes: Vec::new(),
-            file: json.map(create).transpose()?,
+            lines: json.map(create).transpose()?,
         })
     }
 
@@ -61,8 +68,9 @@ impl<'a> Report<'a> {
             Ok(times) => complain!("{column} {row}: {}", cell(times)),
             Err(error) => complain!("{column} {row}: cannot: {error:#}"),
         }
-        if let Some(file) = &mut self.file {
-            writeln!(file, "{}", line(&self.model, row, column, &outcome))?;
+        if let Some(lines) = &mut self.lines {
+            let line = line(&self.model, row, column, &outcome);
+            write_line(lines, format_args!("{line}"))?;
         }
         self.outcomes.push(outcome);
         Ok(())
@@ -123,8 +131,8 @@ impl<'a> Report<'a> {
         self.table(|row, column| {
             let peak = self.find(row, column)?.peak?;
             let star = match peak.kind {
-                crate::memory::Kind::Resident => "",
-                crate::memory::Kind::Pool => " *",
+                Kind::Resident => "",
+                Kind::Pool => " *",
             };
             Some(format!("{} MiB{star}", peak.mib))
         })
