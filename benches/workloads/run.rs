@@ -136,7 +136,7 @@ impl<B: Backend> Bench<'_, B> {
         let pairs = AlignableInputs::new(self.tokens(inputs, 1))
             .with_sources([self.tokens(inputs, 2)])
             .with_locations(position);
-        let labels = (0..inputs.batch).map(|label| label * 3001 % vocab);
+        let labels = (0..inputs.batch).map(|label| (label * 3001 % vocab) as u32);
         let data = [InterchangeData::new(pairs, labels)];
         let model = LanguageModel::<Autodiff<B>>::from_inner(self.model.clone());
         let config = AlignableConfig::new([representation.clone()]);
