@@ -51,9 +51,9 @@ pub enum Tolerance {
 }
 
 /// What the tests ask for: of f32 an absolute difference, and of 16 bits so many roundings of the
-/// largest value, for a few dozen follow one another.
+/// largest value, for a few dozen follow one another (22.6 were measured, of bf16 on Flex).
 pub fn tolerance(dtype: DTypeChoice) -> Tolerance {
-    const ROUNDINGS: f32 = 24.0;
+    const ROUNDINGS: f32 = 32.0;
     match dtype {
         DTypeChoice::F32 => Tolerance::Absolute(1e-4),
         DTypeChoice::Bf16 => Tolerance::Relative(ROUNDINGS / 256.0),
