@@ -113,9 +113,9 @@ impl BackendChoice {
         Self::from_str(name, false).ok()
     }
 
-    /// Whether the backend needs a driver that may be missing.
-    fn needs_driver(self) -> bool {
-        !matches!(self.name().as_str(), "flex" | "ndarray")
+    /// Whether the backend computes on the CPU, and so needs no driver that may be missing.
+    pub fn is_cpu(self) -> bool {
+        matches!(self.name().as_str(), "flex" | "ndarray")
     }
 }
 
@@ -207,6 +207,8 @@ impl BackendArgs {
 pub struct DeviceInfo {
     /// The device's name.
     pub name: String,
+    /// Whether it is a GPU that the CPU plays, such as lavapipe.
+    pub software: bool,
     /// The dtypes it computes in, by their names on the command line.
     pub dtypes: Vec<String>,
 }
@@ -222,7 +224,7 @@ const PROBE_VARIABLE: &str = "BURN_ALIGN_PROBE";
 /// # Errors
 /// If the backend cannot be used, with the reason.
 pub fn probe(backend: BackendChoice) -> Result<DeviceInfo, String> {
-    if !backend.needs_driver() {
+    if backend.is_cpu() {
         return Ok(on_backend!(backend, |B, device| use_device::<B>(
             backend, &device
         )));
@@ -268,7 +270,7 @@ pub fn answer_probe() {
 
 /// Computes something small on the device and says what it is.
 fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceInfo {
-    let name = device_name(backend);
+    let Device { name, software } = describe(backend);
     let x = Tensor::<B, 2>::ones([8, 8], device);
     let sum: f32 = x
         .clone()
@@ -284,37 +286,55 @@ fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceI
         .filter(|choice| B::supports_dtype(device, choice.dtype()))
         .map(ToString::to_string)
         .collect();
-    DeviceInfo { name, dtypes }
+    DeviceInfo {
+        name,
+        software,
+        dtypes,
+    }
 }
 
-/// The name of the device that the backend uses.
-fn device_name(backend: BackendChoice) -> String {
+/// A device, before it is used.
+struct Device {
+    name: String,
+    software: bool,
+}
+
+/// The device that the backend uses.
+fn describe(backend: BackendChoice) -> Device {
+    let hardware = |name: Option<String>, otherwise: &str| Device {
+        name: name.unwrap_or_else(|| otherwise.to_owned()),
+        software: false,
+    };
     match backend {
         #[cfg(feature = "wgpu")]
-        BackendChoice::Wgpu => wgpu_adapter_name(),
+        BackendChoice::Wgpu => wgpu_adapter(),
         #[cfg(feature = "vulkan")]
-        BackendChoice::Vulkan => wgpu_adapter_name(),
+        BackendChoice::Vulkan => wgpu_adapter(),
         #[cfg(feature = "metal")]
-        BackendChoice::Metal => wgpu_adapter_name(),
+        BackendChoice::Metal => wgpu_adapter(),
         #[cfg(feature = "cuda")]
-        BackendChoice::Cuda => nvidia_name().unwrap_or_else(|| "CUDA device 0".to_owned()),
+        BackendChoice::Cuda => hardware(nvidia_name(), "CUDA device 0"),
         #[cfg(feature = "rocm")]
-        BackendChoice::Rocm => "ROCm device 0".to_owned(),
+        BackendChoice::Rocm => hardware(None, "ROCm device 0"),
         #[allow(
             unreachable_patterns,
             reason = "which backends there are is a matter of features"
         )]
-        _ => cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+        _ => hardware(cpu_name(), std::env::consts::ARCH),
     }
 }
 
 /// The adapter that wgpu picks. Must be called before the device is used otherwise.
 #[cfg(feature = "wgpu")]
-fn wgpu_adapter_name() -> String {
+fn wgpu_adapter() -> Device {
     use burn::backend::wgpu::{RuntimeOptions, graphics::AutoGraphicsApi, init_setup};
     let setup = init_setup::<AutoGraphicsApi>(&Default::default(), RuntimeOptions::default());
     let info = setup.adapter.get_info();
-    format!("{} ({:?})", info.name, info.backend)
+    Device {
+        name: format!("{} ({:?})", info.name, info.backend),
+        // The type of this field is of a crate that Burn does not hand on.
+        software: format!("{:?}", info.device_type) == "Cpu",
+    }
 }
 
 /// The first NVIDIA GPU's name, from the Linux driver.
@@ -328,8 +348,8 @@ fn nvidia_name() -> Option<String> {
     field(&information, "Model")
 }
 
-/// The processor's name, from Linux.
-fn cpu_name() -> Option<String> {
+/// The processor's name, from Linux; `None` elsewhere.
+pub fn cpu_name() -> Option<String> {
     field(
         &std::fs::read_to_string("/proc/cpuinfo").ok()?,
         "model name",

@@ -1,10 +1,13 @@
 //! What the examples, benchmarks and tests of burn-align share: the choice of the backend,
-//! what is printed, tables, pictures, progress bars, and the training of small models.
+//! what is printed, tables, pictures, progress bars, fixtures, and the training of small models.
 
+pub mod attempt;
 pub mod backends;
 pub mod console;
 pub mod fit;
+pub mod fixtures;
 pub mod ioi;
+pub mod parity;
 pub mod plot;
 pub mod predictions;
 pub mod progress;

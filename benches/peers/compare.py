@@ -83,7 +83,9 @@ def measure(
         options = ["--json", str(file), "--seconds", str(args.seconds)]
         memory = execute([*command, *options, *names], args.threads)
         lines = [json.loads(line) for line in file.read_text().splitlines()]
-    return {line["workload"]: line["seconds"] for line in lines}, memory
+    # A line without seconds tells why there are none.
+    times = {line["workload"]: line["seconds"] for line in lines if "seconds" in line}
+    return times, memory
 
 
 def rounds(args: argparse.Namespace, times: Measured, memory: Measured) -> None:

@@ -1,4 +1,4 @@
-"""The `paths_…` workloads of `benches/workloads.rs` with PyTorch hooks, as papers' code has them.
+"""The `paths_…` workloads of `benches/workloads` with PyTorch hooks, as papers' code has them.
 
     python benches/peers/paths.py [--senders N] [--threads N] [--nano DIR [--check]] [NAME…]
 

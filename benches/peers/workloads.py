@@ -1,4 +1,4 @@
-"""The workloads of `benches/workloads.rs` in PyTorch: through pyvene, and with hooks by hand.
+"""The workloads of `benches/workloads` in PyTorch: through pyvene, and with hooks by hand.
 
     python benches/peers/workloads.py --peer P [--seconds S] [--threads N] [--json FILE] [NAME…]
     python benches/peers/workloads.py --check [--tiny] [NAME…]
@@ -66,7 +66,7 @@ class Workload:
 
 
 def workloads(config: GPT2Config) -> list[Workload]:
-    """The list of `benches/workloads.rs`, for a model of this many layers and heads."""
+    """The list of `benches/workloads`, for a model of this many layers and heads."""
     layers, middle = range(config.n_layer), config.n_layer // 2
 
     def grid(*components: str) -> list[Cell]:

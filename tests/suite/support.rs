@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_align_models::{FromPretrained, LanguageModel, LoadOptions, TokenBatch};
-use safetensors::{Dtype, SafeTensors};
+pub(crate) use workbench::fixtures::fixtures;
 
 /// Declares each test once for every backend compiled in, as `flex::NAME`, `ndarray::NAME`, ….
 macro_rules! on_every_backend {
@@ -31,24 +31,9 @@ macro_rules! on_every_backend {
     };
 }
 
-/// The folder of the fixtures.
-pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
-}
-
 /// Every checkpoint among the fixtures, by name.
 pub(crate) fn checkpoints() -> BTreeMap<String, PathBuf> {
-    let folder = fixtures().join("checkpoints");
-    let entries = folder.read_dir().expect("the fixtures are there");
-    entries
-        .map(|entry| {
-            let entry = entry.expect("the folder can be read");
-            (
-                entry.file_name().into_string().expect("ASCII"),
-                entry.path(),
-            )
-        })
-        .collect()
+    workbench::fixtures::checkpoints().expect("the fixtures are there")
 }
 
 /// The model of a checkpoint among the fixtures.
@@ -78,29 +63,7 @@ pub(crate) fn read_tensors_but(file: &Path, prefix: &str) -> BTreeMap<String, Te
 }
 
 fn read_tensors_where(file: &Path, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, TensorData> {
-    let bytes = std::fs::read(file).expect("the fixture can be read");
-    let tensors = SafeTensors::deserialize(&bytes).expect("the fixture is safetensors");
-    tensors
-        .iter()
-        .filter(|(name, _)| wanted(name))
-        .map(|(name, view)| {
-            let shape = view.shape().to_vec();
-            let data = match view.dtype() {
-                Dtype::F32 => {
-                    let (values, _) = view.data().as_chunks::<4>();
-                    let values: Vec<f32> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-                    TensorData::new(values, shape)
-                }
-                Dtype::I64 => {
-                    let (values, _) = view.data().as_chunks::<8>();
-                    let values: Vec<i64> = values.iter().map(|b| i64::from_le_bytes(*b)).collect();
-                    TensorData::new(values, shape)
-                }
-                dtype => panic!("no fixture holds {dtype:?}"),
-            };
-            (name.to_owned(), data)
-        })
-        .collect()
+    workbench::fixtures::read_tensors(file, wanted).expect("the fixture can be read")
 }
 
 /// The values of a tensor, in f32.

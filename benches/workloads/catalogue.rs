@@ -1,0 +1,305 @@
+//! The workloads, as data.
+
+use burn_align::engine::Units;
+use burn_align::front::{AlignableRepresentationConfig, InterventionType};
+use burn_align::methods::{Mlps, ReceiverInput};
+use burn_align_models::{Component, ModelDims, Site};
+
+/// Something to time.
+pub(crate) struct Workload {
+    /// What it is called whatever its shape.
+    pub(crate) family: &'static str,
+    /// What it is called with its shape; this is the name in tables and JSON.
+    pub(crate) name: String,
+    /// What is computed.
+    pub(crate) what: String,
+    /// The same for the program.
+    pub(crate) task: Task,
+}
+
+/// What a workload computes.
+pub(crate) enum Task {
+    /// A clean run, its logits at the last position.
+    Forward(Inputs),
+    /// One interchange per site and units, each in a world of its own, all in one plan; logits at
+    /// the last position.
+    Sweep {
+        inputs: Inputs,
+        cells: Vec<(Site, Units)>,
+        /// Whether logits of the base as it is are wanted, too.
+        clean: bool,
+    },
+    /// Paths patched from each head, one at a time.
+    Paths {
+        inputs: Inputs,
+        receiver: ReceiverInput,
+        mlps: Mlps,
+    },
+    /// A step of the optimizer of distributed alignment search.
+    Das {
+        inputs: Inputs,
+        position: usize,
+        representation: Box<AlignableRepresentationConfig>,
+    },
+    /// A checkpoint, read from a folder.
+    Load,
+}
+
+/// The shape of the token ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Inputs {
+    pub(crate) batch: usize,
+    pub(crate) pos: usize,
+}
+
+/// What a user may choose about the workloads' shapes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Choices {
+    /// Examples per batch [default: each workload's own].
+    #[arg(long)]
+    pub(crate) batch: Option<usize>,
+    /// Tokens per example [default: each workload's own].
+    #[arg(long)]
+    pub(crate) pos: Option<usize>,
+    /// Layer of single interchanges and of DAS [default: the middle one].
+    #[arg(long)]
+    pub(crate) layer: Option<usize>,
+    /// Directions of the low-rank DAS.
+    #[arg(long, default_value_t = 64)]
+    pub(crate) rank: usize,
+}
+
+impl Choices {
+    /// The inputs of a workload, whose own shape is given.
+    fn inputs(&self, batch: usize, pos: usize) -> Inputs {
+        Inputs {
+            batch: self.batch.unwrap_or(batch),
+            pos: self.pos.unwrap_or(pos),
+        }
+    }
+}
+
+impl std::fmt::Display for Inputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}x{}", self.batch, self.pos)
+    }
+}
+
+/// All workloads on a model of these sizes. Names depend on the sizes and choices, families do not.
+pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
+    let layer = choices.layer.unwrap_or(dims.layers / 2);
+    let mut all = forwards(choices);
+    all.push(single("single", choices.inputs(1, 5), layer, |pos| pos - 1));
+    all.extend(sweeps(dims, choices));
+    all.push(single("batch", choices.inputs(32, 32), layer, middle));
+    all.extend(paths(dims, choices));
+    all.extend(das(choices, layer));
+    all.push(Workload {
+        family: "load",
+        name: "load".to_owned(),
+        what: "the model from a folder with config.json and model.safetensors, in its dtype"
+            .to_owned(),
+        task: Task::Load,
+    });
+    all
+}
+
+/// The position in the middle, 15 of 32.
+fn middle(pos: usize) -> usize {
+    (pos / 2).saturating_sub(1)
+}
+
+fn forwards(choices: &Choices) -> Vec<Workload> {
+    let mut shapes = [(1, 5), (8, 64), (8, 128)]
+        .map(|(b, p)| choices.inputs(b, p))
+        .to_vec();
+    shapes.dedup();
+    let workload = |inputs| Workload {
+        family: "forward",
+        name: format!("forward_{inputs}"),
+        what: "a clean run, logits at the last position".to_owned(),
+        task: Task::Forward(inputs),
+    };
+    shapes.into_iter().map(workload).collect()
+}
+
+/// One interchange.
+fn single(
+    family: &'static str,
+    inputs: Inputs,
+    layer: usize,
+    position: fn(usize) -> usize,
+) -> Workload {
+    let position = position(inputs.pos);
+    let cell = (
+        Site::Block(layer, Component::BlockOutput),
+        Units::position(position),
+    );
+    Workload {
+        family,
+        name: format!("{family}_{inputs}"),
+        what: format!("one interchange: block_output of layer {layer}, position {position}"),
+        task: Task::Sweep {
+            inputs,
+            cells: vec![cell],
+            clean: false,
+        },
+    }
+}
+
+fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
+    let inputs = choices.inputs(1, 5);
+    let Inputs { batch, pos } = inputs;
+    // Only a shape that is not the workload's own, and cannot be told from the grid, is named.
+    let of_batch = if batch == 1 {
+        String::new()
+    } else {
+        format!("_batch{batch}")
+    };
+    let of_inputs = if (batch, pos) == (1, 5) {
+        String::new()
+    } else {
+        format!("_{inputs}")
+    };
+    let [layers, heads] = [dims.layers, dims.heads];
+    let head_cells = (0..layers).flat_map(|layer| {
+        let site = Site::Block(layer, Component::AttentionValueOutput);
+        (0..heads).map(move |head| (site, Units::position(pos - 1).of_head(head)))
+    });
+    let sweep = |family, name, what: String, cells, clean| Workload {
+        family,
+        name,
+        what,
+        task: Task::Sweep {
+            inputs,
+            cells,
+            clean,
+        },
+    };
+    [
+        sweep(
+            "sweep_block_output",
+            format!("sweep_block_output_{layers}x{pos}{of_batch}"),
+            format!("block_output swapped in at each of {layers} layers × {pos} positions"),
+            grid(layers, pos, &[Component::BlockOutput]),
+            false,
+        ),
+        sweep(
+            "sweep_attn_mlp",
+            format!("sweep_attn_mlp_{}x{pos}{of_batch}", 2 * layers),
+            format!("attention and MLP outputs at each of {layers} layers × {pos} positions"),
+            grid(
+                layers,
+                pos,
+                &[Component::AttentionOutput, Component::MlpOutput],
+            ),
+            false,
+        ),
+        sweep(
+            "head_sweep",
+            format!("head_sweep_{layers}x{heads}{of_inputs}"),
+            format!("each of {layers} × {heads} heads swapped in at the last position"),
+            head_cells.collect(),
+            false,
+        ),
+        sweep(
+            "paths_nodes",
+            format!("paths_nodes_{}x{pos}{of_batch}", 2 * layers + 1),
+            format!(
+                "what each attention or MLP reads at each of {pos} positions is the source's, and \
+                 once nothing"
+            ),
+            grid(
+                layers,
+                pos,
+                &[Component::AttentionInput, Component::MlpInput],
+            ),
+            true,
+        ),
+    ]
+}
+
+/// Every layer's components at every position.
+fn grid(layers: usize, pos: usize, components: &[Component]) -> Vec<(Site, Units)> {
+    let at = |layer, component| {
+        (0..pos).map(move |position| (Site::Block(layer, component), Units::position(position)))
+    };
+    (0..layers)
+        .flat_map(|layer| components.iter().flat_map(move |c| at(layer, *c)))
+        .collect()
+}
+
+fn paths(dims: &ModelDims, choices: &Choices) -> [Workload; 3] {
+    let inputs = choices.inputs(16, 15);
+    let layer = dims.layers * 3 / 4;
+    let head = dims.heads * 3 / 4;
+    let workload = |family, what: String, receiver, mlps| Workload {
+        family,
+        name: format!("{family}_{inputs}"),
+        what,
+        task: Task::Paths {
+            inputs,
+            receiver,
+            mlps,
+        },
+    };
+    [
+        workload(
+            "paths_heads_to_logits",
+            "paths patched from each head to the logits, MLPs frozen".to_owned(),
+            ReceiverInput::Logits,
+            Mlps::Frozen,
+        ),
+        workload(
+            "paths_heads_mlps_to_logits",
+            "paths patched from each head to the logits, MLPs recomputed".to_owned(),
+            ReceiverInput::Logits,
+            Mlps::Recomputed,
+        ),
+        workload(
+            "paths_heads_to_query",
+            format!("paths patched from each head to the queries of head {layer}.{head}"),
+            ReceiverInput::Query { layer, head },
+            Mlps::Frozen,
+        ),
+    ]
+}
+
+fn das(choices: &Choices, layer: usize) -> [Workload; 3] {
+    let inputs = choices.inputs(16, 32);
+    let position = middle(inputs.pos);
+    let residual = AlignableRepresentationConfig::new(layer, Component::BlockOutput);
+    let rank = choices.rank;
+    let workload = |family, kind: String, what: &str, representation| Workload {
+        family,
+        name: format!("{kind}_step_{inputs}"),
+        what: format!("a step of {what}, layer {layer}, position {position}"),
+        task: Task::Das {
+            inputs,
+            position,
+            representation: Box::new(representation),
+        },
+    };
+    [
+        workload(
+            "das_rotated",
+            "das_rotated".to_owned(),
+            "DAS with a rotation of the whole residual stream",
+            residual
+                .clone()
+                .with_intervention(InterventionType::RotatedSpace),
+        ),
+        workload(
+            "das_lowrank",
+            format!("das_lowrank{rank}"),
+            &format!("DAS with {rank} directions"),
+            residual.clone().with_low_rank(rank),
+        ),
+        workload(
+            "das_boundless",
+            "das_boundless".to_owned(),
+            "Boundless DAS",
+            residual.with_intervention(InterventionType::BoundlessRotatedSpace),
+        ),
+    ]
+}

@@ -1,0 +1,255 @@
+//! Backends compared, by the same named workloads on each.
+//!
+//! ```sh
+//! cargo bench --bench workloads --features wgpu,cuda -- [NAME…]
+//! cargo bench --bench workloads -- --list
+//! ```
+//!
+//! Every workload runs on every backend that is compiled in and works here, and in several dtypes, on
+//! a model of the shape `--model` with random weights. A table at the end says how long each took;
+//! `--json FILE` writes the same as lines. A name may be that of a workload (`forward_8x64`) or of
+//! a family of them (`forward`). On GPT-2 small, the default, names and shapes are those that
+//! `benches/peers` runs in PyTorch. `--batch`, `--pos` and `--layers` change the shapes, and the names
+//! with them.
+//!
+//! The device is waited for before and after every repeat, of which there are 5 at least, behind two
+//! warm-ups. `das_…` are seconds per step of the optimizer, once what does not change in training
+//! is kept. `load` reads a checkpoint that has just been written, and so is in the operating system's
+//! memory.
+//!
+//! Files: `catalogue.rs` (what there is) → `run.rs` (how it is computed) → `timing.rs`, `memory.rs`;
+//! `columns.rs` (backends and dtypes), `model.rs` (shapes of models), `report.rs`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail, ensure};
+use burn::tensor::backend::Backend;
+use burn_align_models::ModelDims;
+use clap::Parser;
+use workbench::attempt::attempt;
+use workbench::backends::{BackendChoice, DTypeChoice, cpu_name};
+use workbench::table::table;
+use workbench::{on_backend, out};
+
+use crate::catalogue::{Choices, Workload, catalogue};
+use crate::columns::{Column, Columns};
+use crate::model::{Preset, Shape};
+use crate::report::{Outcome, Report};
+use crate::run::Bench;
+
+mod catalogue;
+mod columns;
+mod memory;
+mod model;
+mod report;
+mod run;
+mod timing;
+
+/// Times named workloads on backends, and compares them.
+#[derive(Parser)]
+struct Args {
+    /// Backends, separated by commas [default: all that work here, but no GPU in software].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    backend: Vec<BackendChoice>,
+    /// Dtypes, separated by commas [default: f32 on the CPU, all that a GPU computes in].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    dtype: Vec<DTypeChoice>,
+    /// What ratios are to, as `flex/f32` [default: the first column].
+    #[arg(long)]
+    baseline: Option<String>,
+    /// The model's shape; its weights are random.
+    #[arg(long, value_enum, default_value_t = Preset::Gpt2)]
+    model: Preset,
+    /// Only so many layers of it.
+    #[arg(long)]
+    layers: Option<usize>,
+    #[command(flatten)]
+    choices: Choices,
+    /// Most rows (examples of worlds) that go through a layer together [default: no limit; 1024 for
+    /// paths].
+    #[arg(long)]
+    max_rows: Option<usize>,
+    /// Seconds of repeats per workload, at least.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Use the backend's fused attention.
+    #[arg(long)]
+    fused: bool,
+    /// Also write a JSON line per workload, backend and dtype to this file (`-` for standard output,
+    /// which then has no tables).
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Also print the peak of memory; to be exact, name one workload and one backend.
+    #[arg(long)]
+    memory: bool,
+    /// List the workloads, and run none.
+    #[arg(long)]
+    list: bool,
+    /// Cargo passes this to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Workloads to run, or families of them [default: all].
+    names: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        let shape = args.model.shape(args.layers)?;
+        check(&args, &shape.dims())?;
+        let workloads = select(catalogue(&shape.dims(), &args.choices), &args.names)?;
+        if args.list {
+            return list(&workloads);
+        }
+        let columns = columns::choose(&args.backend, &args.dtype)?;
+        let baseline = columns.position(args.baseline.as_deref())?;
+        let setting = setting(&args, &shape, &columns);
+        let names = workloads.iter().map(|workload| workload.name.as_str());
+        let model = format!("{}:{}", shape.preset, shape.dims().layers);
+        let mut report = Report::new(model, names.collect(), &columns, args.json.as_deref())?;
+        for (index, column) in columns.usable.iter().enumerate() {
+            on_backend!(column.backend, |B, device| bench::<B>(
+                &args,
+                &shape,
+                &workloads,
+                (index, column),
+                &device,
+                &mut report
+            ))?;
+        }
+        if args
+            .json
+            .as_deref()
+            .is_none_or(|path| path != Path::new("-"))
+        {
+            out!("{setting}")?;
+            report.print(baseline, args.memory)?;
+        }
+        ensure!(report.has_times(), "no workload could be run");
+        Ok(())
+    })
+}
+
+/// Checks what was chosen against the model.
+fn check(args: &Args, dims: &ModelDims) -> Result<()> {
+    let Choices {
+        batch,
+        pos,
+        layer,
+        rank,
+    } = args.choices;
+    let within = |option: &str, value: Option<usize>, least: usize, most: usize| {
+        let fits = value.is_none_or(|value| (least..=most).contains(&value));
+        let value = value.unwrap_or_default();
+        ensure!(fits, "{option} {value}: expected {least} to {most}");
+        Ok(())
+    };
+    within("--batch", batch, 1, usize::MAX)?;
+    within("--pos", pos, 1, dims.max_positions.unwrap_or(usize::MAX))?;
+    within("--layer", layer, 0, dims.layers - 1)?;
+    within("--rank", Some(rank), 1, dims.d_model)?;
+    within("--max-rows", args.max_rows, 1, usize::MAX)?;
+    ensure!(
+        args.seconds.is_finite() && args.seconds >= 0.0,
+        "--seconds {}: expected a number of seconds",
+        args.seconds
+    );
+    Ok(())
+}
+
+/// The workloads with these names, or all.
+fn select(all: Vec<Workload>, names: &[String]) -> Result<Vec<Workload>> {
+    let is = |workload: &Workload, name: &str| workload.name == name || workload.family == name;
+    for name in names {
+        if !all.iter().any(|workload| is(workload, name)) {
+            let known: Vec<&str> = all.iter().map(|workload| workload.name.as_str()).collect();
+            bail!(
+                "no workload `{name}` on this shape; expected {}, or a family as --list tells",
+                known.join(", ")
+            );
+        }
+    }
+    let wanted = |workload: &Workload| names.iter().any(|name| is(workload, name));
+    Ok(all
+        .into_iter()
+        .filter(|workload| names.is_empty() || wanted(workload))
+        .collect())
+}
+
+fn list(workloads: &[Workload]) -> Result<()> {
+    let mut table = table(["workload", "family", "what"]);
+    for workload in workloads {
+        table.add_row([&workload.name, workload.family, &workload.what]);
+    }
+    out!("{table}")
+}
+
+/// Where and with what this is measured.
+fn setting(args: &Args, shape: &Shape, columns: &Columns) -> String {
+    let cpu = cpu_name().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let mut parts = vec![
+        format!("{cpu}, {} threads", rayon::current_num_threads()),
+        format!("burn-align {}", env!("CARGO_PKG_VERSION")),
+        format!("burn {}", burn_version().unwrap_or("of unknown version")),
+        format!("{} with {} layers", shape.preset, shape.dims().layers),
+        format!("{} s of repeats or more", args.seconds),
+    ];
+    if args.fused {
+        parts.push("fused attention".to_owned());
+    }
+    for column in columns
+        .usable
+        .iter()
+        .filter(|column| !column.backend.is_cpu())
+    {
+        parts.push(format!("{column} on {}", column.device));
+    }
+    // Other load makes all figures worse, and not equally.
+    if let Ok(load) = std::fs::read_to_string("/proc/loadavg")
+        && let Some(load) = load.split(' ').next()
+    {
+        parts.push(format!("load {load} before"));
+    }
+    parts.join("; ")
+}
+
+/// The version of Burn that this was built with.
+fn burn_version() -> Option<&'static str> {
+    let lock = include_str!("../../Cargo.lock");
+    let (_, behind) = lock.split_once("name = \"burn\"\nversion = \"")?;
+    Some(behind.split_once('"')?.0)
+}
+
+/// Runs the workloads on one backend in one dtype. What one of them cannot do is no error.
+fn bench<B: Backend>(
+    args: &Args,
+    shape: &Shape,
+    workloads: &[Workload],
+    (number, column): (usize, &Column),
+    device: &B::Device,
+    report: &mut Report<'_>,
+) -> Result<()> {
+    let dtype = column.dtype.dtype();
+    let bench = Bench::<B> {
+        shape,
+        model: shape.init(dtype, args.fused, device),
+        dtype,
+        device,
+        seconds: args.seconds,
+        max_rows: args.max_rows,
+    };
+    for (row, workload) in workloads.iter().enumerate() {
+        B::memory_cleanup(device);
+        memory::begin_peak();
+        let times = attempt(|| bench.run(&workload.task));
+        report.add(Outcome {
+            row,
+            column: number,
+            times,
+            peak: memory::peak(column.backend),
+        })?;
+    }
+    drop(bench);
+    B::memory_cleanup(device);
+    Ok(())
+}

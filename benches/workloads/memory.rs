@@ -1,0 +1,83 @@
+//! How much memory a workload takes.
+
+use std::fs;
+
+use workbench::BackendChoice;
+
+/// What a [`Peak`] is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The process's resident memory.
+    Resident,
+    /// What the backend's allocator holds of the device's memory.
+    Pool,
+}
+
+impl Kind {
+    /// Its name in JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Resident => "resident",
+            Self::Pool => "pool",
+        }
+    }
+}
+
+/// The most memory that was held.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peak {
+    pub(crate) kind: Kind,
+    pub(crate) mib: u64,
+}
+
+/// Begins to look for the peak. Does nothing where the system does not let one begin anew; the peak
+/// is then that since the process began.
+pub(crate) fn begin_peak() {
+    // Linux, `man proc_pid_clear_refs`: 5 resets the peak to the current size.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The peak on a backend: of its allocator, which keeps what it once had until it is told to give it
+/// back, and else of the process. `None` where neither is known.
+pub(crate) fn peak(backend: BackendChoice) -> Option<Peak> {
+    if let Some(bytes) = pool_bytes(backend) {
+        return Some(Peak {
+            kind: Kind::Pool,
+            mib: bytes >> 20,
+        });
+    }
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Peak {
+        kind: Kind::Resident,
+        mib: kib >> 10,
+    })
+}
+
+/// What the allocator of a GPU backend holds, in bytes.
+fn pool_bytes(backend: BackendChoice) -> Option<u64> {
+    match backend {
+        #[cfg(feature = "wgpu")]
+        BackendChoice::Wgpu => cube_bytes::<burn::backend::wgpu::WgpuRuntime>(),
+        #[cfg(feature = "vulkan")]
+        BackendChoice::Vulkan => cube_bytes::<burn::backend::wgpu::WgpuRuntime>(),
+        #[cfg(feature = "metal")]
+        BackendChoice::Metal => cube_bytes::<burn::backend::wgpu::WgpuRuntime>(),
+        #[cfg(feature = "cuda")]
+        BackendChoice::Cuda => cube_bytes::<burn::cubecl::cuda::CudaRuntime>(),
+        #[cfg(feature = "rocm")]
+        BackendChoice::Rocm => cube_bytes::<burn::cubecl::hip::HipRuntime>(),
+        #[allow(
+            unreachable_patterns,
+            reason = "which backends there are is a matter of features"
+        )]
+        _ => None,
+    }
+}
+
+#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm"))]
+fn cube_bytes<R: burn::cubecl::Runtime>() -> Option<u64> {
+    let client = R::client(&R::Device::default());
+    Some(client.memory_usage().ok()?.bytes_reserved)
+}

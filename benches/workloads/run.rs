@@ -1,0 +1,177 @@
+//! Workloads, run on one backend.
+
+use anyhow::{Context, Result};
+use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
+use burn::tensor::{DType, backend::Backend};
+use burn_align::engine::{Edit, LogitPositions, Plan, RunOptions, Units, WorldId};
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+};
+use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
+use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
+use burn_align::training::{InterchangeData, TrainingConfig, TrainingEvent, losses, train};
+use burn_align_models::{
+    AlignableTransformer, FromPretrained, LanguageModel, LoadOptions, SavePretrained, Site,
+    TokenBatch,
+};
+
+use crate::catalogue::{Inputs, Task};
+use crate::model::Shape;
+use crate::timing::{Times, time, time_steps};
+
+/// Most rows of a path sweep at a time, unless the user says otherwise.
+const PATH_ROWS: usize = 1024;
+
+/// A model on a device, and how long and in which parts to run workloads on it.
+pub(crate) struct Bench<'a, B: Backend> {
+    pub(crate) shape: &'a Shape,
+    pub(crate) model: LanguageModel<B>,
+    pub(crate) dtype: DType,
+    pub(crate) device: &'a B::Device,
+    /// Of repeats, at least.
+    pub(crate) seconds: f64,
+    /// Most rows that go through a layer together.
+    pub(crate) max_rows: Option<usize>,
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// Times one workload.
+    pub(crate) fn run(&self, task: &Task) -> Result<Times> {
+        match task {
+            Task::Forward(inputs) => self.plan(&self.forward(*inputs)),
+            Task::Sweep {
+                inputs,
+                cells,
+                clean,
+            } => self.plan(&self.sweep(*inputs, cells, *clean)),
+            Task::Paths {
+                inputs,
+                receiver,
+                mlps,
+            } => self.paths(*inputs, *receiver, *mlps),
+            Task::Das {
+                inputs,
+                position,
+                representation,
+            } => self.das(*inputs, *position, representation),
+            Task::Load => self.load(),
+        }
+    }
+
+    /// Token ids that look like text to nobody, but are the same each time.
+    fn tokens(&self, inputs: Inputs, seed: usize) -> TokenBatch {
+        let vocab = self.model.dims().vocab;
+        let row =
+            |row| (0..inputs.pos).map(move |p| ((seed + row * 7919 + p * 104_729) % vocab) as u32);
+        TokenBatch::new((0..inputs.batch).map(|b| row(b).collect()).collect()).expect("a batch")
+    }
+
+    fn options(&self, own: Option<usize>) -> RunOptions {
+        match self.max_rows.or(own) {
+            Some(rows) => RunOptions::default().with_max_rows(rows),
+            None => RunOptions::default(),
+        }
+    }
+
+    fn plan(&self, plan: &Plan<B>) -> Result<Times> {
+        let interventions = [BuiltinIntervention::<B>::from(VanillaIntervention)];
+        let options = self.options(None);
+        let run = || Ok(plan.run_with(&self.model, &interventions, &options)?);
+        time::<B, _>(run, self.seconds, self.device)
+    }
+
+    fn forward(&self, inputs: Inputs) -> Plan<B> {
+        let mut plan = Plan::new();
+        let input = plan.tokens(&self.tokens(inputs, 1));
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::Last);
+        plan
+    }
+
+    fn sweep(&self, inputs: Inputs, cells: &[(Site, Units)], clean: bool) -> Plan<B> {
+        let mut plan = Plan::new();
+        let base = plan.tokens(&self.tokens(inputs, 1));
+        let source = plan.tokens(&self.tokens(inputs, 2));
+        let source = plan.world(source, []);
+        let mut worlds: Vec<WorldId> = cells
+            .iter()
+            .map(|(site, units)| {
+                plan.world(base, [Edit::from_world(source, *site, units.clone(), 0)])
+            })
+            .collect();
+        if clean {
+            worlds.push(plan.world(base, []));
+        }
+        for world in worlds {
+            plan.read_logits(world, LogitPositions::Last);
+        }
+        plan
+    }
+
+    fn paths(&self, inputs: Inputs, receiver: ReceiverInput, mlps: Mlps) -> Result<Times> {
+        let [base, source] = [1, 2].map(|seed| self.tokens(inputs, seed));
+        let options = self.options(Some(PATH_ROWS));
+        let run = || {
+            let effects = head_effects(
+                &self.model,
+                [&base, &source],
+                &[receiver.into()],
+                mlps,
+                |logits| logit_difference(logits, 5, 6),
+                &options,
+            );
+            Ok(effects?)
+        };
+        time::<B, _>(run, self.seconds, self.device)
+    }
+
+    fn das(
+        &self,
+        inputs: Inputs,
+        position: usize,
+        representation: &AlignableRepresentationConfig,
+    ) -> Result<Times> {
+        let vocab = self.model.dims().vocab;
+        let pairs = AlignableInputs::new(self.tokens(inputs, 1))
+            .with_sources([self.tokens(inputs, 2)])
+            .with_locations(position);
+        let labels = (0..inputs.batch).map(|label| (label * 3001 % vocab) as u32);
+        let data = [InterchangeData::new(pairs, labels)];
+        let model = LanguageModel::<Autodiff<B>>::from_inner(self.model.clone());
+        let config = AlignableConfig::new([representation.clone()]);
+        let model = AlignableModel::new(config, model)?;
+        let fit = |steps, stepped: &mut dyn FnMut()| {
+            // One batch: an epoch is a step.
+            let config = TrainingConfig::default().with_epochs(steps);
+            let on_event = |event: TrainingEvent<'_>| {
+                if let TrainingEvent::Step(_) = event {
+                    stepped();
+                }
+            };
+            train(
+                model.clone(),
+                &data,
+                &[],
+                &config,
+                losses::cross_entropy,
+                on_event,
+            )?;
+            Ok(())
+        };
+        time_steps::<B>(fit, self.seconds, self.device)
+    }
+
+    /// The folder is written first, so that the operating system has it in memory.
+    fn load(&self) -> Result<Times> {
+        let folder = tempfile::tempdir().context("no temporary folder for a checkpoint")?;
+        self.model
+            .save_pretrained(&self.shape.config, None, folder.path())?;
+        let options = LoadOptions::default().with_dtype(self.dtype);
+        let run = || {
+            let loaded = LanguageModel::<B>::from_pretrained(folder.path(), &options, self.device);
+            Ok(loaded?.model)
+        };
+        time::<B, _>(run, self.seconds, self.device)
+    }
+}
