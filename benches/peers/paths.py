@@ -24,11 +24,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 BATCH, POS, LAYERS, HEADS, D_HEAD = 16, 15, 12, 12, 64
-RECEIVER = (9, 9)
+# Layer and head whose queries receive.
+RECEIVERS = {"paths_heads_to_query_16x15": (9, 9), "paths_heads_to_late_query_16x15": (10, 0)}
 NAMES = [
     "paths_heads_to_logits_16x15",
     "paths_heads_mlps_to_logits_16x15",
     "paths_heads_to_query_16x15",
+    "paths_heads_to_late_query_16x15",
 ]
 NODES = "paths_nodes_25x5"
 
@@ -85,12 +87,13 @@ def sweep(hooked, name, senders):
                 taps["z", behind] = lambda _, at=("z", behind): base[at]
             if "mlps" not in name:
                 taps["m", behind] = lambda _, at=("m", behind): base[at]
-        if name != "paths_heads_to_query_16x15":
+        if name not in RECEIVERS:
             effects.append(metric(hooked.run(tokens(1), taps)[1]))
             continue
         recorded, _ = hooked.run(tokens(1), taps, logits=False)
-        at = ("qkv", RECEIVER[0])
-        query = slice(RECEIVER[1] * D_HEAD, (RECEIVER[1] + 1) * D_HEAD)
+        to_layer, to_head = RECEIVERS[name]
+        at = ("qkv", to_layer)
+        query = slice(to_head * D_HEAD, (to_head + 1) * D_HEAD)
 
         def receive(value):
             value = value.clone()
@@ -214,7 +217,7 @@ def main():
     for name in args.names:
         if name == NODES:
             continue
-        layers = RECEIVER[0] if "query" in name else LAYERS
+        layers = RECEIVERS[name][0] if name in RECEIVERS else LAYERS
         senders = [(layer, head) for layer in range(layers) for head in range(HEADS)]
         count = min(args.senders or len(senders), len(senders))
         timed = [senders[i * len(senders) // count] for i in range(count)]

@@ -229,10 +229,12 @@ fn grid(layers: usize, pos: usize, components: &[Component]) -> Vec<(Site, Units
         .collect()
 }
 
-fn paths(dims: &ModelDims, choices: &Choices) -> [Workload; 3] {
+fn paths(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
     let inputs = choices.inputs(16, 15);
     let layer = dims.layers * 3 / 4;
     let head = dims.heads * 3 / 4;
+    // The layer behind, where more of the model comes before the receiver.
+    let late = (layer + 1).min(dims.layers - 1);
     let workload = |family, what: String, receiver, mlps| Workload {
         family,
         name: format!("{family}_{inputs}"),
@@ -260,6 +262,15 @@ fn paths(dims: &ModelDims, choices: &Choices) -> [Workload; 3] {
             "paths_heads_to_query",
             format!("paths patched from each head to the queries of head {layer}.{head}"),
             ReceiverInput::Query { layer, head },
+            Mlps::Frozen,
+        ),
+        workload(
+            "paths_heads_to_late_query",
+            format!("paths patched from each head to the queries of head {late}.0"),
+            ReceiverInput::Query {
+                layer: late,
+                head: 0,
+            },
             Mlps::Frozen,
         ),
     ]
