@@ -10,7 +10,7 @@ pub enum LoadError {
     /// The source is neither a folder nor a hub id.
     #[error(
         "no model at `{source_text}`: expected a folder with config.json and model.safetensors, \
-         `bundled:capitals`, or a hub id such as `gpt2`"
+         a bundled one such as `bundled:capitals` or `bundled:induction`, or a hub id such as `gpt2`"
     )]
     NoSuchModel {
         /// The source.
