@@ -58,9 +58,7 @@ impl<B: Backend> Gpt2Attention<B> {
         let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
         project(&self.c_proj, merge_heads(mixed))
     }
-}
 
-impl<B: Backend> Gpt2Attention<B> {
     /// Queries, keys and values, `[batch, head, pos, d_head]`; queries of the tokens that ask.
     fn queries_keys_values(&self, x: Tensor<B, 3>, pass: &CausalPass<B>) -> [Tensor<B, 4>; 3] {
         let heads = self.heads;

@@ -145,6 +145,9 @@ impl Layout {
         wanted: &Wanted,
     ) -> (Self, Option<Self>) {
         let plain = Self::with_suffixes(plan, groups, pos, edited);
+        if wanted.values().flatten().all(|first| *first == 0) {
+            return (plain, None);
+        }
         let layout = match plain.is_whole() {
             true => Self::whole(plan, groups, pos).suffixed(plan, groups, edited),
             false => plain.clone(),

@@ -63,7 +63,7 @@ pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTens
 /// The tensor itself where its rows or its columns are contiguous, otherwise a copy.
 fn by_rows_or_columns(x: &FlexTensor) -> FlexTensor {
     match x.layout().strides() {
-        [stride, 1] | [1, stride] if *stride >= 0 => x.clone(),
+        [stride, 1] | [1, stride] if *stride > 0 => x.clone(),
         _ => contiguous(x.clone()),
     }
 }
