@@ -9,6 +9,7 @@
 //! ```sh
 //! cargo run --release --example capital_of_spain                  # the bundled model, seconds
 //! cargo run --release --example capital_of_spain -- --model gpt2  # real GPT-2, from the hub
+//! cargo run --release --features cuda --example capital_of_spain -- --backend cuda --device 0,1
 //! ```
 //!
 //! Prints the next words of base, source and counterfactual, and P(Rome) as a grid. With the
@@ -19,7 +20,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Edit, LogitPositions, Plan, Units};
+use burn_align::engine::{Edit, LogitPositions, Plan, RunOptions, Units, replicate};
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, Site,
@@ -27,7 +28,7 @@ use burn_align_models::{
 use clap::Parser;
 use workbench::predictions::{probabilities, top_k};
 use workbench::table::{align_numbers, table};
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, DeviceArgs, on_backend, out, progress};
 
 const BASE: &str = "The capital of Spain is";
 const SOURCE: &str = "The capital of Italy is";
@@ -58,17 +59,21 @@ struct Args {
     explain: bool,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    devices: DeviceArgs,
 }
 
 fn main() -> ExitCode {
     workbench::run(|args: Args| {
-        args.backend.check()?;
-        on_backend!(args.backend.backend, |B, device| swap::<B>(&args, &device))
+        args.devices.check(&args.backend)?;
+        on_backend!(args.backend.backend, |B, _device| swap::<B>(&args))
     })
 }
 
-fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
-    // 1. The model and its tokenizer.
+fn swap<B: Backend>(args: &Args) -> Result<()> {
+    // 1. The model and its tokenizer, on the first device.
+    let devices = args.devices.of::<B>(args.backend.backend)?;
+    let device = &devices[0];
     let options = LoadOptions::default()
         .with_dtype(args.backend.dtype.dtype())
         .with_progress(progress::loading());
@@ -129,9 +134,10 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     out!("{next}")?;
 
     // 5. The same swap of the residual stream, before and behind every layer, at every position:
-    //    one pass.
+    //    one pass, or one on each device, with a copy of the model.
     let answer = top_k(&source_next, 1, Some(&tokenizer)).remove(0);
     let answer_word = answer.token.unwrap_or_default();
+    let models = replicate(alignable.model(), &devices);
     let started = Instant::now();
     let mut plan = Plan::new();
     let (base_input, source_input) = (plan.tokens(&base), plan.tokens(&source));
@@ -148,17 +154,22 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     if args.explain {
         out!("\n{}", plan.explain(alignable.model())?)?;
     }
-    let results = alignable.run(&plan)?;
+    let options = RunOptions::default();
+    let results = plan.run_on_devices(&models, alignable.interventions(), &options)?;
     let grid: Vec<f32> = cells
         .into_iter()
         .map(|cell| Ok(probabilities(results.get(cell).squeeze_dim(1))?[0][answer.id as usize]))
         .collect::<Result<_>>()?;
     out!(
         "\nP({}) after swapping the embedding, or block_output of a layer; without a swap {:.4} \
-         ({} swaps in one pass, {:.0} ms)",
+         ({} swaps in one pass{}, {:.0} ms)",
         answer_word.trim(),
         base_next[answer.id as usize],
         grid.len(),
+        match devices.len() {
+            1 => String::new(),
+            many => format!(" on each of {many} devices"),
+        },
         started.elapsed().as_secs_f64() * 1000.0,
     )?;
     let mut cells = table([String::from("layer")].into_iter().chain(words));

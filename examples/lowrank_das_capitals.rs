@@ -40,20 +40,22 @@ use burn::tensor::backend::Backend;
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 use burn_align::training::{
     Checkpoints, Controlled, Evaluation, History, RateSchedule, TrainingConfig,
-    evaluate_with_controls, losses, train,
+    evaluate_with_controls, losses, train_on_devices,
 };
 use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use workbench::plot::{Line, line_chart, write_history};
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, DeviceArgs, on_backend, out, progress};
 
 /// Finds the country by low-rank distributed alignment search.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    devices: DeviceArgs,
     /// The layer behind which the residual stream is aligned.
     #[arg(long, default_value_t = 0)]
     layer: usize,
@@ -80,14 +82,14 @@ struct Args {
 
 fn main() -> ExitCode {
     workbench::run(|args: Args| {
-        args.backend.check()?;
-        on_backend!(args.backend.backend, |B, device| search::<B>(
-            &args, &device
-        ))
+        args.devices.check(&args.backend)?;
+        on_backend!(args.backend.backend, |B, _device| search::<B>(&args))
     })
 }
 
-fn search<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+fn search<B: Backend>(args: &Args) -> Result<()> {
+    let devices = args.devices.of::<B>(args.backend.backend)?;
+    let device = &devices[0];
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
     let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let tokenizer = loaded.tokenizer()?;
@@ -131,8 +133,10 @@ fn search<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         if let Some(folder) = &args.checkpoint {
             config = config.with_checkpoints(Checkpoints::new(folder.join(format!("rank-{rank}"))));
         }
-        let (model, history) = train(
+        // With `--device 0,1`, half of each batch on either device.
+        let (model, history) = train_on_devices(
             model,
+            &devices,
             &training,
             &followed,
             &config,

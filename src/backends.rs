@@ -31,6 +31,9 @@ pub enum BackendChoice {
     /// AMD GPU through ROCm.
     #[cfg(feature = "rocm")]
     Rocm,
+    /// A device lent by a server over the network, such as the example `serve`.
+    #[cfg(feature = "remote")]
+    Remote,
 }
 
 #[cfg(not(any(
@@ -39,9 +42,10 @@ pub enum BackendChoice {
     feature = "wgpu",
     feature = "cuda",
     feature = "rocm",
+    feature = "remote",
 )))]
 compile_error!(
-    "no backend: enable at least one of the features flex, ndarray, wgpu, vulkan, metal, cuda, rocm"
+    "no backend: enable at least one of the features flex, ndarray, wgpu, vulkan, metal, cuda, rocm, remote"
 );
 
 /// Runs an expression with the backend type and the device of a [`BackendChoice`].
@@ -57,6 +61,12 @@ macro_rules! on_backend {
         $body
     }};
     ($choice:expr, |$B:ident, $device:ident| $body:expr) => {
+        $crate::on_backend!($choice, |$B, $device| $body, remote: {
+            $crate::on_backend!(@run burn::backend::RemoteBackend, $B, $device, $body)
+        })
+    };
+    // With something else in the place of the remote backend, which cannot do all that others can.
+    ($choice:expr, |$B:ident, $device:ident| $body:expr, remote: $remote:expr) => {
         match $choice {
             #[cfg(feature = "flex")]
             $crate::BackendChoice::Flex => {
@@ -86,12 +96,16 @@ macro_rules! on_backend {
             $crate::BackendChoice::Rocm => {
                 $crate::on_backend!(@run burn::backend::Rocm, $B, $device, $body)
             }
+            #[cfg(feature = "remote")]
+            $crate::BackendChoice::Remote => $remote,
         }
     };
 }
 
 /// Every backend that there is, compiled in or not, by its name on the command line.
-pub const ALL_BACKENDS: [&str; 7] = ["flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm"];
+pub const ALL_BACKENDS: [&str; 8] = [
+    "flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm", "remote",
+];
 
 impl Default for BackendChoice {
     /// The first one that is compiled in, by the order of the list.
@@ -316,6 +330,8 @@ fn describe(backend: BackendChoice) -> Device {
         BackendChoice::Cuda => hardware(nvidia_name(), "CUDA device 0"),
         #[cfg(feature = "rocm")]
         BackendChoice::Rocm => hardware(None, "ROCm device 0"),
+        #[cfg(feature = "remote")]
+        BackendChoice::Remote => hardware(Some(remote_address()), "a server"),
         #[allow(
             unreachable_patterns,
             reason = "which backends there are is a matter of features"
@@ -346,6 +362,12 @@ fn nvidia_name() -> Option<String> {
         .ok()?;
     let information = std::fs::read_to_string(gpu.path().join("information")).ok()?;
     field(&information, "Model")
+}
+
+/// Where Burn looks for a server if it is told nothing else.
+#[cfg(feature = "remote")]
+fn remote_address() -> String {
+    std::env::var("BURN_REMOTE_ADDRESS").unwrap_or_else(|_| "ws://127.0.0.1:3000".to_owned())
 }
 
 /// The processor's name, from Linux; `None` elsewhere.

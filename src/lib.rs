@@ -4,6 +4,7 @@
 pub mod attempt;
 pub mod backends;
 pub mod console;
+pub mod devices;
 pub mod fit;
 pub mod fixtures;
 pub mod ioi;
@@ -22,6 +23,7 @@ use anyhow::Result;
 use clap::Parser;
 
 pub use backends::{BackendArgs, BackendChoice};
+pub use devices::DeviceArgs;
 
 /// Runs a program: reads its arguments, and reports an error in one place.
 ///

@@ -19,6 +19,7 @@ mod checkpoints;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
+mod devices;
 mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]

@@ -4,6 +4,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_align_models::TokensError;
 
+use super::devices::moved;
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, Resumed, World, WorldInput};
 use super::{Indices, PlanError, Units};
 
@@ -125,32 +126,40 @@ impl<B: Backend> Plan<B> {
 
     /// The same plan on the backend that differentiates. Its own tensors are constants there.
     pub fn from_inner<A: AutodiffBackend<InnerBackend = B>>(&self) -> Plan<A> {
-        let lift = |x: &Tensor<B, 3>| Tensor::from_inner(x.clone());
+        self.with_tensors(|x| Tensor::from_inner(x.clone()))
+    }
+
+    /// The same plan with its tensors on another device.
+    pub fn to_device(&self, device: &B::Device) -> Self {
+        self.with_tensors(|x| moved(x.clone(), device))
+    }
+
+    fn with_tensors<A: Backend>(&self, tensor: impl Fn(&Tensor<B, 3>) -> Tensor<A, 3>) -> Plan<A> {
         Plan {
             inputs: self
                 .inputs
                 .iter()
                 .map(|input| match input {
                     WorldInput::Tokens(tokens) => WorldInput::Tokens(tokens.clone()),
-                    WorldInput::Features(x) => WorldInput::Features(lift(x)),
+                    WorldInput::Features(x) => WorldInput::Features(tensor(x)),
                     WorldInput::Resumed(resumed) => WorldInput::Resumed(Resumed {
                         stage: resumed.stage,
-                        x: lift(&resumed.x),
+                        x: tensor(&resumed.x),
                         lengths: resumed.lengths.clone(),
                         past: resumed
                             .past
                             .as_ref()
-                            .map(|past| past.map(past.starts.clone(), lift)),
+                            .map(|past| past.map(past.starts.clone(), &tensor)),
                     }),
                 })
                 .collect(),
-            constants: self.constants.iter().map(lift).collect(),
+            constants: self.constants.iter().map(&tensor).collect(),
             worlds: self.worlds.clone(),
             reads: self.reads.clone(),
             known: self
                 .known
                 .iter()
-                .map(|value| value.as_ref().map(lift))
+                .map(|value| value.as_ref().map(&tensor))
                 .collect(),
         }
     }

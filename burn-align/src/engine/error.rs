@@ -58,6 +58,9 @@ pub enum PlanError {
         /// The first position that is left.
         start: usize,
     },
+    /// No device to run on.
+    #[error("expected a copy of the model on at least one device, found none")]
+    NoDevice,
     /// An id that belongs to another plan.
     #[error("{what} {found}: this plan has {count}; ids are valid only in the plan that gave them")]
     UnknownId {

@@ -12,12 +12,14 @@
 //! 3. a world ends at the last layer at which somebody reads it;
 //! 4. only the wanted positions are unembedded.
 //!
+//! [`Plan::run_on_devices`] deals worlds out to copies of the model on several devices.
 //! [`Plan::run_naively`] runs every world alone from start to end. It is the definition of what a
 //! plan means.
 
 mod cells;
 mod chunks;
 mod convert;
+mod devices;
 mod error;
 mod execute;
 mod explain;
@@ -34,6 +36,8 @@ mod units;
 mod validate;
 mod wanted;
 
+pub(crate) use devices::moved;
+pub use devices::replicate;
 pub use error::PlanError;
 pub use execute::{Results, RunOptions};
 pub use explain::{Explanation, PassExplanation, StageExplanation};

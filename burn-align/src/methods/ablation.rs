@@ -146,7 +146,8 @@ pub fn ablate<B: Backend, M: AlignableTransformer<B>>(
     let edits = grid.cells.iter().zip(operands);
     let edits = edits.map(|((site, units), operand)| Edit::new(*site, units.clone(), 0, operand));
     let worlds = worlds(&mut plan, input, edits);
-    Ok(grid.measure(&plan, &worlds, model, &intervention, metric, options)?)
+    let models = std::slice::from_ref(model);
+    Ok(grid.measure(&plan, &worlds, models, &intervention, metric, options)?)
 }
 
 /// The mean of an activation over all examples of a dataset, in f32, to be a

@@ -25,4 +25,4 @@ pub use path_patching::{
     Mlps, PathEffects, PathGrid, PathPatch, Receiver, ReceiverInput, Sender, head_effects,
     patch_paths, patch_streams, path_grid, path_patch,
 };
-pub use sweep::{SweepGrid, sweep};
+pub use sweep::{SweepGrid, sweep, sweep_on_devices};

@@ -83,13 +83,33 @@ pub fn sweep<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
     options: &RunOptions,
 ) -> Result<Grid, PlanError> {
+    let models = std::slice::from_ref(model);
+    sweep_on_devices(models, intervention, [base, source], grid, metric, options)
+}
+
+/// As [`sweep`], with the places dealt out to copies of the model on several devices, see
+/// [`Plan::run_on_devices`]. The intervention must be on the first one, and logits come there for
+/// the metric.
+///
+/// - models: by [`replicate`](crate::engine::replicate), or loaded on each device
+///
+/// # Errors
+/// As [`sweep`], or if there is no model.
+pub fn sweep_on_devices<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+    models: &[M],
+    intervention: &I,
+    [base, source]: [&TokenBatch; 2],
+    grid: &SweepGrid,
+    metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
+    options: &RunOptions,
+) -> Result<Grid, PlanError> {
     let mut plan = Plan::new();
     let (base, source) = (plan.tokens(base), plan.tokens(source));
     let source = plan.world(source, []);
     let edits = grid.cells.iter();
     let edits = edits.map(|(site, units)| Edit::from_world(source, *site, units.clone(), 0));
     let worlds = worlds(&mut plan, base, edits);
-    grid.measure(&plan, &worlds, model, intervention, metric, options)
+    grid.measure(&plan, &worlds, models, intervention, metric, options)
 }
 
 /// A world of its own for each edit of the base; their logits behind the last token.
@@ -112,12 +132,13 @@ impl SweepGrid {
         &self,
         plan: &Plan<B>,
         worlds: &[ReadId],
-        model: &M,
+        models: &[M],
         intervention: &I,
         metric: impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
         options: &RunOptions,
     ) -> Result<Grid, PlanError> {
-        let results = plan.run_with(model, std::slice::from_ref(intervention), options)?;
+        let interventions = std::slice::from_ref(intervention);
+        let results = plan.run_on_devices(models, interventions, options)?;
         let values = worlds.iter();
         let values = values.map(|read| metric(results.get(*read).squeeze_dim(1)).mean());
         Ok(Grid {

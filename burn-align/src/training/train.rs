@@ -1,13 +1,14 @@
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param, ParamId};
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
+use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Tensor};
 use burn_align_models::AlignableTransformer;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::checkpoint::{AdamOf, Best, CheckpointFile, State};
+use super::devices::Copies;
 use super::evaluate::judge;
 use super::fingerprint::fingerprint;
 use super::kept::Kept;
@@ -15,7 +16,7 @@ use super::{
     CheckpointInterval, EpochReport, History, InterchangeData, StepReport, Targets, TrainingConfig,
     TrainingError, TrainingEvent,
 };
-use crate::engine::{Plan, RunOptions};
+use crate::engine::{Plan, replicate};
 use crate::front::AlignableModel;
 use crate::interventions::Intervention;
 
@@ -45,6 +46,39 @@ pub fn train<A, M, I>(
     held_out: &[InterchangeData<A::InnerBackend>],
     config: &TrainingConfig,
     loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+    observe: impl FnMut(TrainingEvent<'_>),
+) -> Result<(AlignableModel<A, M, I>, History), TrainingError>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    let device = model.model().device();
+    train_on_devices(model, &[device], data, held_out, config, loss, observe)
+}
+
+/// As [`train`], with the examples of each batch computed on several devices. Up to rounding, the
+/// result is that of one device.
+///
+/// Each device has a copy of the model, and a fixed share of the examples, every n-th of n devices: it
+/// computes and keeps what does not change of them, up to the memory budget, and in each step their
+/// logits and gradients. The loss is taken of the logits of the whole batch, on the first device;
+/// there the gradients are summed, the optimizer steps, and held-out data are judged. A
+/// checkpoint can be continued on other devices than it was begun on.
+///
+/// - devices: the result is on the first one; one that is named twice has two shares
+///
+/// # Errors
+/// As [`train`], or if there is no device.
+pub fn train_on_devices<A, M, I>(
+    model: AlignableModel<A, M, I>,
+    devices: &[A::Device],
+    data: &[InterchangeData<A::InnerBackend>],
+    held_out: &[InterchangeData<A::InnerBackend>],
+    config: &TrainingConfig,
+    loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
     mut observe: impl FnMut(TrainingEvent<'_>),
 ) -> Result<(AlignableModel<A, M, I>, History), TrainingError>
 where
@@ -55,29 +89,31 @@ where
     I::InnerModule: Intervention<A::InnerBackend>,
 {
     config.check()?;
-    let device = model.model().device();
-    let mut model = model.map_model(Module::no_grad);
-    let is_trained: Vec<bool> = model
-        .interventions()
-        .iter()
-        .map(|intervention| intervention.num_params() > 0)
-        .collect();
-    if !is_trained.contains(&true) {
+    let Some(device) = devices.first() else {
+        return Err(TrainingError::Nothing {
+            expected: "at least one device",
+        });
+    };
+    if model.interventions().iter().all(|it| it.num_params() == 0) {
         return Err(TrainingError::Nothing {
             expected: "at least one intervention with parameters",
         });
     }
+    let models = replicate(&model.model().clone().no_grad(), devices);
+    let mut model = model.map_model(|_elsewhere| models[0].clone());
+    let interventions = replicate(&model.take_interventions(), &devices[..1]).remove(0);
+    model.put_interventions(interventions);
     let frozen_model = model.valid();
     let plans = data.iter().map(|dataset| dataset.plan(&frozen_model));
     let plans = plans.collect::<Result<Vec<_>, _>>()?;
-    let mut kept: Vec<_> = plans.into_iter().map(Kept::new).collect();
     let judged = held_out
         .iter()
         .map(|it| it.plan_beside_clean(&frozen_model));
     let judged = judged.collect::<Result<Vec<_>, _>>()?;
     let reads: Vec<_> = judged.iter().map(|(_, reads)| *reads).collect();
-    let judged = judged.into_iter().map(|(plan, [read, _])| (plan, read));
-    let mut judged: Vec<_> = judged.map(Kept::new).collect();
+    let judged = judged.into_iter();
+    let judged = judged.map(|(plan, [read, _])| Kept::new((plan.to_device(device), read)));
+    let mut judged: Vec<_> = judged.collect();
     let lengths: Vec<usize> = data.iter().map(InterchangeData::len).collect();
     let batches = lengths.iter().map(|it| it.div_ceil(config.batch_size));
     let per_epoch = batches.sum::<usize>().div_ceil(config.accumulation);
@@ -132,46 +168,53 @@ where
             None => file.save(&state, optimizers.each_ref())?,
         }
     }
-    let freeze = |plan: &Plan<A::InnerBackend>| {
-        let (frozen, options) = (frozen_model.interventions(), RunOptions::default());
-        plan.freeze(frozen_model.model(), frozen, |it| is_trained[it], &options)
-    };
+    let mut copies = Copies::new(models, &state.interventions, &plans, &lengths)?;
     if !state.ended {
-        let all = kept.iter_mut().chain(&mut judged);
-        let all: Vec<_> = all.zip(data.iter().chain(held_out)).collect();
-        let of = all.iter().map(|(_, dataset)| dataset.len()).sum();
-        let (mut left, mut examples) = (config.memory_budget, 0);
-        for (kept, dataset) in all {
-            kept.fill(
-                dataset.len(),
-                config.batch_size,
-                &mut left,
-                &freeze,
-                |more| {
-                    examples += more;
-                    observe(TrainingEvent::Prepared { examples, of });
-                },
-            )?;
+        let of = data.iter().chain(held_out).map(InterchangeData::len).sum();
+        let mut examples = 0;
+        let mut done = |more| {
+            examples += more;
+            observe(TrainingEvent::Prepared { examples, of });
+        };
+        let (size, budget) = (config.batch_size, config.memory_budget);
+        let mut left = copies.fill(&lengths, size, budget, &mut done)?;
+        for (judged, dataset) in judged.iter_mut().zip(held_out) {
+            let freeze = |plan: &Plan<_>| copies.freeze(0, plan);
+            judged.fill(dataset.len(), size, &mut left, &freeze, &mut done)?;
         }
     }
+    let freeze = |plan: &Plan<A::InnerBackend>| copies.freeze(0, plan);
 
     while !state.ended {
         let epoch = state.epochs.len();
-        let mut dealt = deal(&lengths, config.batch_size, config.seed, epoch);
+        let dealt = deal(&lengths, config.batch_size, config.seed, epoch);
         let done = state.losses.len() - epoch * per_epoch;
-        for group in dealt.chunks_mut(config.accumulation).skip(done) {
+        for group in dealt.chunks(config.accumulation).skip(done) {
             let step = state.losses.len();
             set_temperature(&mut state.interventions, config, step, steps);
-            let batch = |(dataset, examples): &mut (usize, Vec<usize>)| {
-                let plan = kept[*dataset].batch(examples, &freeze)?;
-                let results = plan.from_inner::<A>();
-                let results = results.run(model.model(), &state.interventions)?;
-                let logits = results.get(kept[*dataset].logits);
-                let [_batch, units, _vocab] = logits.dims();
-                let targets = data[*dataset].targets(*dataset, examples, units, &device);
-                Ok::<_, TrainingError>(loss(logits, &targets))
+            let replicated = copies.replicated(&state.interventions);
+            let total = |loss: Tensor<A, 1>| match penalty(&state.interventions) {
+                Some(penalty) => (loss + penalty * config.penalty) / group.len() as f64,
+                None => loss / group.len() as f64,
             };
-            let (gradients, loss) = gradients(&state.interventions, config, group, batch)?;
+            let mut sums = [GradientsAccumulator::new(), GradientsAccumulator::new()];
+            let mut losses = 0.0;
+            for (dataset, examples) in group {
+                let value = |logits: Tensor<A, 3>, order: &[usize], device: &A::Device| {
+                    let [_batch, units, _vocab] = logits.dims();
+                    let targets = data[*dataset].targets(*dataset, order, units, device);
+                    loss(logits, &targets)
+                };
+                let batch = (*dataset, &examples[..]);
+                let (found, loss) =
+                    copies.gradients(batch, &state.interventions, &replicated, value, total)?;
+                for [of_rest, of_masks] in found {
+                    sums[0].accumulate(&state.interventions, of_rest);
+                    sums[1].accumulate(&state.interventions, of_masks);
+                }
+                losses += loss;
+            }
+            let loss = losses / group.len() as f64;
             if !loss.is_finite() {
                 return Err(TrainingError::Diverged {
                     step,
@@ -179,6 +222,7 @@ where
                 });
             }
             let factor = config.schedule.factor(step, steps);
+            let gradients = sums.map(|mut sum| sum.grads());
             let interventions = std::mem::take(&mut state.interventions);
             state.interventions = update(interventions, &mut optimizers, gradients, config, factor);
             state.losses.push(loss);
@@ -269,36 +313,6 @@ fn set_temperature<B: Backend, I: Intervention<B>>(
     }
 }
 
-/// The gradients of a step, those of masks apart, and its loss without the penalty.
-///
-/// - batch: the loss of one of the step's batches
-fn gradients<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>, T>(
-    interventions: &[I],
-    config: &TrainingConfig,
-    group: &mut [T],
-    batch: impl Fn(&mut T) -> Result<Tensor<A, 1>, TrainingError>,
-) -> Result<([GradientsParams; 2], f64), TrainingError> {
-    let interventions = interventions.to_vec();
-    let mut sums = [GradientsAccumulator::new(), GradientsAccumulator::new()];
-    let masks: Vec<ParamId> = interventions.iter().flat_map(I::mask_parameters).collect();
-    let size = group.len() as f64;
-    let mut loss = 0.0;
-    for each in group {
-        let value = batch(each)?;
-        let total = match penalty(&interventions) {
-            Some(penalty) => value.clone() + penalty * config.penalty,
-            None => value.clone(),
-        };
-        let mut gradients = (total / size).backward();
-        let of_masks = GradientsParams::from_params(&mut gradients, &interventions, &masks);
-        let of_rest = GradientsParams::from_module(&mut gradients, &interventions);
-        sums[0].accumulate(&interventions, of_rest);
-        sums[1].accumulate(&interventions, of_masks);
-        loss += number(value);
-    }
-    Ok((sums.map(|mut sum| sum.grads()), loss / size))
-}
-
 /// One step of the optimizers: of rotations and the rest, and of masks.
 fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
     mut interventions: Vec<I>,
@@ -326,11 +340,6 @@ fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
 fn penalty<B: Backend, I: Intervention<B>>(interventions: &[I]) -> Option<Tensor<B, 1>> {
     let penalties = interventions.iter().filter_map(I::penalty);
     penalties.reduce(|sum, penalty| sum + penalty)
-}
-
-fn number<B: Backend>(value: Tensor<B, 1>) -> f64 {
-    let data = value.detach().cast(DType::F32).into_data();
-    data.iter::<f64>().next().unwrap_or(f64::NAN)
 }
 
 /// The interventions with their parameters tracked, wherever they came from.

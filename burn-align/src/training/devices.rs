@@ -1,0 +1,263 @@
+//! What is trained, on one device or on several.
+//!
+//! Each device keeps a share of the examples, and computes their logits and gradients with copies
+//! of model and interventions. The loss is taken of the whole batch, on the first device, so it
+//! need not be a mean over examples. There the gradients are summed and the optimizer steps.
+
+use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
+use burn::optim::GradientsParams;
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, Tensor};
+use burn_align_models::AlignableTransformer;
+
+use super::TrainingError;
+use super::kept::Kept;
+use crate::engine::{Plan, PlanError, ReadId, RunOptions, moved, replicate};
+use crate::interventions::Intervention;
+
+/// Gradients of rotations and the rest, and those of masks.
+pub(super) type Split = [GradientsParams; 2];
+
+/// A model that is frozen, on one device.
+pub(super) struct Copy<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
+    device: A::Device,
+    model: M,
+    frozen: M::InnerModule,
+    interventions: Vec<I::InnerModule>,
+    /// Of each dataset, this device's share; `None` where it has no example.
+    kept: Vec<Option<Kept<A::InnerBackend>>>,
+}
+
+/// All copies, the first one where the loss is taken.
+pub(super) struct Copies<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
+    copies: Vec<Copy<A, M, I>>,
+    is_trained: Vec<bool>,
+}
+
+/// Logits of a share of a batch.
+struct Share<A: AutodiffBackend> {
+    device: usize,
+    /// `[batch, unit, vocab]`
+    logits: Tensor<A, 3>,
+}
+
+impl<A, M, I> Copies<A, M, I>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    /// - plans: of each dataset, with where its logits come out
+    pub(super) fn new(
+        models: Vec<M>,
+        interventions: &[I],
+        plans: &[(Plan<A::InnerBackend>, ReadId)],
+        examples: &[usize],
+    ) -> Result<Self, TrainingError> {
+        let is_trained = interventions.iter().map(|it| it.num_params() > 0).collect();
+        let of = models.len();
+        let mut copies = Vec::new();
+        for (number, model) in models.into_iter().enumerate() {
+            let device = model.device();
+            let copy = replicate(&interventions.to_vec(), std::slice::from_ref(&device)).remove(0);
+            let mut kept = Vec::new();
+            for ((plan, read), examples) in plans.iter().zip(examples) {
+                let own: Vec<usize> = (number..*examples).step_by(of).collect();
+                kept.push(match own.is_empty() {
+                    true => None,
+                    false if of == 1 => Some(Kept::new((plan.to_device(&device), *read))),
+                    false => Some(Kept::new((plan.examples(&own)?.to_device(&device), *read))),
+                });
+            }
+            copies.push(Copy {
+                frozen: model.valid(),
+                interventions: copy.iter().map(I::valid).collect(),
+                model,
+                device,
+                kept,
+            });
+        }
+        Ok(Self { copies, is_trained })
+    }
+
+    /// Computes what does not change of all examples, up to a budget on each device, of which the
+    /// first device's rest is returned.
+    pub(super) fn fill(
+        &mut self,
+        examples: &[usize],
+        piece: usize,
+        budget: usize,
+        mut done: impl FnMut(usize),
+    ) -> Result<usize, TrainingError> {
+        let of = self.copies.len();
+        let mut rest = 0;
+        for number in (0..of).rev() {
+            let mut all = std::mem::take(&mut self.copies[number].kept);
+            rest = budget;
+            for (kept, examples) in all.iter_mut().zip(examples) {
+                let Some(kept) = kept else { continue };
+                let own = (number..*examples).step_by(of).len();
+                let freeze = |plan: &Plan<_>| self.freeze(number, plan);
+                kept.fill(own, piece, &mut rest, &freeze, &mut done)?;
+            }
+            self.copies[number].kept = all;
+        }
+        Ok(rest)
+    }
+
+    /// Runs what does not change of a plan on a device.
+    pub(super) fn freeze(
+        &self,
+        number: usize,
+        plan: &Plan<A::InnerBackend>,
+    ) -> Result<Plan<A::InnerBackend>, PlanError> {
+        let Copy {
+            frozen,
+            interventions,
+            ..
+        } = &self.copies[number];
+        let trained = |it: usize| self.is_trained[it];
+        plan.freeze(frozen, interventions, trained, &RunOptions::default())
+    }
+
+    /// The logits of a batch, by device, and its examples in their order.
+    fn logits(
+        &self,
+        dataset: usize,
+        examples: &[usize],
+        copies: &[Vec<I>],
+    ) -> Result<(Vec<Share<A>>, Vec<usize>), TrainingError> {
+        let of = self.copies.len();
+        let (mut plans, mut order) = (Vec::new(), Vec::new());
+        for (number, copy) in self.copies.iter().enumerate() {
+            let own = examples.iter().filter(|example| *example % of == number);
+            let mut own: Vec<usize> = own.map(|example| example / of).collect();
+            let (Some(kept), false) = (&copy.kept[dataset], own.is_empty()) else {
+                continue;
+            };
+            let plan = kept.batch(&mut own, &|plan| self.freeze(number, plan))?;
+            order.extend(own.iter().map(|index| index * of + number));
+            plans.push((number, plan, kept.logits));
+        }
+        let mut shares = Vec::new();
+        for (device, plan, read) in plans {
+            let plan = plan.from_inner::<A>();
+            let results = plan.run(&self.copies[device].model, &copies[device])?;
+            let logits = results.get(read);
+            shares.push(Share { device, logits });
+        }
+        Ok((shares, order))
+    }
+
+    /// The gradients of a batch, and its loss without the penalty.
+    ///
+    /// - loss: from the logits of examples, in their order
+    /// - total: what is minimised, from the loss
+    pub(super) fn gradients(
+        &self,
+        (dataset, examples): (usize, &[usize]),
+        interventions: &[I],
+        copies: &[Vec<I>],
+        loss: impl Fn(Tensor<A, 3>, &[usize], &A::Device) -> Tensor<A, 1>,
+        total: impl Fn(Tensor<A, 1>) -> Tensor<A, 1>,
+    ) -> Result<(Vec<Split>, f64), TrainingError> {
+        let device = &self.copies[0].device;
+        let split = |mut gradients: A::Gradients, interventions: &Vec<I>| {
+            let masks: Vec<ParamId> = interventions.iter().flat_map(I::mask_parameters).collect();
+            let of_masks = GradientsParams::from_params(&mut gradients, interventions, &masks);
+            let of_rest = GradientsParams::from_module(&mut gradients, interventions);
+            [of_rest, of_masks]
+        };
+        let own = interventions.to_vec();
+        if self.copies.len() == 1 {
+            let (mut shares, order) = self.logits(dataset, examples, std::slice::from_ref(&own))?;
+            let value = loss(shares.remove(0).logits, &order, device);
+            let gradients = total(value.clone()).backward();
+            return Ok((vec![split(gradients, &own)], number(value)));
+        }
+        let (shares, order) = self.logits(dataset, examples, copies)?;
+        let shapes = shares.iter().map(|share| share.logits.dims());
+        let units = shapes.map(|[_batch, units, _vocab]| units).max();
+        let rows = shares.iter().map(|share| {
+            let rows = moved(share.logits.clone().inner(), device);
+            padded(rows, units.unwrap_or(0))
+        });
+        let joined = Tensor::<A, 3>::from_inner(Tensor::cat(rows.collect(), 0)).require_grad();
+        let value = loss(joined.clone(), &order, device);
+        let mut gradients = total(value.clone()).backward();
+        let of_logits = joined.grad_remove(&mut gradients);
+        // What else the loss depends on: penalties.
+        let mut all = vec![split(gradients, &own)];
+        if let Some(of_logits) = of_logits {
+            let mut start = 0;
+            let back = shares.into_iter().map(|share| {
+                let [batch, units, _vocab] = share.logits.dims();
+                let rows = of_logits.clone().slice([start..start + batch, 0..units]);
+                start += batch;
+                let rows = moved(rows, &self.copies[share.device].device);
+                (share, Tensor::from_inner(rows))
+            });
+            let back: Vec<_> = back.collect();
+            let splits = back.into_iter().map(|(share, rows)| {
+                let gradients = (share.logits * rows).sum().backward();
+                split(gradients, &copies[share.device])
+            });
+            let splits: Vec<Split> = splits.collect();
+            let to_first = |gradients| moved_gradients::<A, _>(gradients, &own, device);
+            all.extend(splits.into_iter().map(|both| both.map(to_first)));
+        }
+        Ok((all, number(value)))
+    }
+
+    /// Copies of the interventions for the next step, one for each device; none for one device
+    /// alone.
+    pub(super) fn replicated(&self, interventions: &[I]) -> Vec<Vec<I>> {
+        if self.copies.len() == 1 {
+            return Vec::new();
+        }
+        let devices = self.copies.iter().map(|copy| copy.device.clone());
+        replicate(&interventions.to_vec(), &devices.collect::<Vec<_>>())
+    }
+}
+
+/// The same with zeros behind it, up to so many units.
+fn padded<B: burn::tensor::backend::Backend>(x: Tensor<B, 3>, units: usize) -> Tensor<B, 3> {
+    let [batch, found, vocab] = x.dims();
+    if found == units {
+        return x;
+    }
+    let none = Tensor::zeros([batch, units - found, vocab], (&x.device(), x.dtype()));
+    Tensor::cat(vec![x, none], 1)
+}
+
+/// [`GradientsParams::to_device`], one parameter after another.
+fn moved_gradients<A: AutodiffBackend, M: AutodiffModule<A>>(
+    from: GradientsParams,
+    module: &M,
+    device: &A::Device,
+) -> GradientsParams {
+    struct Mover<'a, A: AutodiffBackend> {
+        device: &'a A::Device,
+        from: GradientsParams,
+        to: GradientsParams,
+    }
+    impl<A: AutodiffBackend> ModuleVisitor<A> for Mover<'_, A> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
+            if let Some(gradient) = self.from.remove::<A::InnerBackend, D>(param.id) {
+                let gradient = moved(gradient, self.device);
+                self.to.register::<A::InnerBackend, D>(param.id, gradient);
+            }
+        }
+    }
+    let to = GradientsParams::new();
+    let mut mover = Mover::<A> { device, from, to };
+    module.visit(&mut mover);
+    mover.to
+}
+
+fn number<A: AutodiffBackend>(value: Tensor<A, 1>) -> f64 {
+    let data = value.detach().cast(DType::F32).into_data();
+    data.iter::<f64>().next().unwrap_or(f64::NAN)
+}
