@@ -6,6 +6,7 @@
 mod agree;
 #[allow(
     dead_code,
+    unused_imports,
     unused_macros,
     reason = "shared with the suite, which uses more"
 )]

@@ -16,7 +16,7 @@ pub fn replicate<B: Backend, M: Module<B>>(module: &M, devices: &[B::Device]) ->
     let copies = devices.iter().map(|device| {
         let copy = module.clone().map(&mut Mover::<B> { device });
         // What is no parameter of floats, if there is any.
-        copy.to_device(device)
+        copy.fork(device)
     });
     copies.collect()
 }
@@ -47,7 +47,8 @@ impl<B: Backend> ModuleMapper<B> for Mover<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         param.map(|tensor| {
             let tracked = tensor.is_require_grad();
-            moved(tensor.detach(), self.device).set_require_grad(tracked)
+            let tensor = moved(tensor, self.device).detach();
+            tensor.set_require_grad(tracked)
         })
     }
 }
