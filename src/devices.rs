@@ -49,8 +49,10 @@ impl DeviceArgs {
             let Ok(number) = spelling.parse::<u16>() else {
                 bail!("--device: expected a number such as 0, found `{spelling}`");
             };
-            // Of each backend, type 0 are its GPUs, or the CPU.
-            let count = B::device_count(0);
+            // Those of the first type that there is, of wgpu discrete, integrated or virtual GPUs
+            // or the CPU. Other backends have one type.
+            let kind = (0..4).find(|kind| B::device_count(*kind) > 0).unwrap_or(0);
+            let count = B::device_count(kind);
             if usize::from(number) >= count {
                 bail!(
                     "--device: backend `{backend}` has {count} device{} here; expected a number \
@@ -58,7 +60,7 @@ impl DeviceArgs {
                     if count == 1 { "" } else { "s" }
                 );
             }
-            Ok(B::Device::from_id(DeviceId::new(0, number)))
+            Ok(B::Device::from_id(DeviceId::new(kind, number)))
         });
         devices.collect()
     }

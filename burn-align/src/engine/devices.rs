@@ -95,7 +95,8 @@ impl<B: Backend> Plan<B> {
                 continue;
             }
             let device = model.device();
-            let interventions = replicate(&interventions.to_vec(), &[device.clone()]).remove(0);
+            let interventions =
+                replicate(&interventions.to_vec(), std::slice::from_ref(&device)).remove(0);
             shares.push((reads, plan.to_device(&device), interventions, model));
         }
         let mut results = Vec::new();

@@ -19,7 +19,7 @@ use crate::interventions::Intervention;
 pub(super) type Split = [GradientsParams; 2];
 
 /// A model that is frozen, on one device.
-pub(super) struct Copy<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
+pub(super) struct Replica<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
     device: A::Device,
     model: M,
     frozen: M::InnerModule,
@@ -29,8 +29,8 @@ pub(super) struct Copy<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModu
 }
 
 /// All copies, the first one where the loss is taken.
-pub(super) struct Copies<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
-    copies: Vec<Copy<A, M, I>>,
+pub(super) struct Replicas<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
+    copies: Vec<Replica<A, M, I>>,
     is_trained: Vec<bool>,
 }
 
@@ -41,7 +41,7 @@ struct Share<A: AutodiffBackend> {
     logits: Tensor<A, 3>,
 }
 
-impl<A, M, I> Copies<A, M, I>
+impl<A, M, I> Replicas<A, M, I>
 where
     A: AutodiffBackend,
     M: AlignableTransformer<A> + AutodiffModule<A>,
@@ -71,7 +71,7 @@ where
                     false => Some(Kept::new((plan.examples(&own)?.to_device(&device), *read))),
                 });
             }
-            copies.push(Copy {
+            copies.push(Replica {
                 frozen: model.valid(),
                 interventions: copy.iter().map(I::valid).collect(),
                 model,
@@ -113,7 +113,7 @@ where
         number: usize,
         plan: &Plan<A::InnerBackend>,
     ) -> Result<Plan<A::InnerBackend>, PlanError> {
-        let Copy {
+        let Replica {
             frozen,
             interventions,
             ..
@@ -211,7 +211,7 @@ where
         Ok((all, number(value)))
     }
 
-    /// Copies of the interventions for the next step, one for each device; none for one device
+    /// Replicas of the interventions for the next step, one for each device; none for one device
     /// alone.
     pub(super) fn replicated(&self, interventions: &[I]) -> Vec<Vec<I>> {
         if self.copies.len() == 1 {

@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::checkpoint::{AdamOf, Best, CheckpointFile, State};
-use super::devices::Copies;
+use super::devices::Replicas;
 use super::evaluate::judge;
 use super::fingerprint::fingerprint;
 use super::kept::Kept;
@@ -168,7 +168,7 @@ where
             None => file.save(&state, optimizers.each_ref())?,
         }
     }
-    let mut copies = Copies::new(models, &state.interventions, &plans, &lengths)?;
+    let mut replicas = Replicas::new(models, &state.interventions, &plans, &lengths)?;
     if !state.ended {
         let of = data.iter().chain(held_out).map(InterchangeData::len).sum();
         let mut examples = 0;
@@ -177,13 +177,13 @@ where
             observe(TrainingEvent::Prepared { examples, of });
         };
         let (size, budget) = (config.batch_size, config.memory_budget);
-        let mut left = copies.fill(&lengths, size, budget, &mut done)?;
+        let mut left = replicas.fill(&lengths, size, budget, &mut done)?;
         for (judged, dataset) in judged.iter_mut().zip(held_out) {
-            let freeze = |plan: &Plan<_>| copies.freeze(0, plan);
+            let freeze = |plan: &Plan<_>| replicas.freeze(0, plan);
             judged.fill(dataset.len(), size, &mut left, &freeze, &mut done)?;
         }
     }
-    let freeze = |plan: &Plan<A::InnerBackend>| copies.freeze(0, plan);
+    let freeze = |plan: &Plan<A::InnerBackend>| replicas.freeze(0, plan);
 
     while !state.ended {
         let epoch = state.epochs.len();
@@ -192,7 +192,7 @@ where
         for group in dealt.chunks(config.accumulation).skip(done) {
             let step = state.losses.len();
             set_temperature(&mut state.interventions, config, step, steps);
-            let replicated = copies.replicated(&state.interventions);
+            let replicated = replicas.replicated(&state.interventions);
             let total = |loss: Tensor<A, 1>| match penalty(&state.interventions) {
                 Some(penalty) => (loss + penalty * config.penalty) / group.len() as f64,
                 None => loss / group.len() as f64,
@@ -207,7 +207,7 @@ where
                 };
                 let batch = (*dataset, &examples[..]);
                 let (found, loss) =
-                    copies.gradients(batch, &state.interventions, &replicated, value, total)?;
+                    replicas.gradients(batch, &state.interventions, &replicated, value, total)?;
                 for [of_rest, of_masks] in found {
                     sums[0].accumulate(&state.interventions, of_rest);
                     sums[1].accumulate(&state.interventions, of_masks);
