@@ -243,6 +243,11 @@ pub fn probe(backend: BackendChoice) -> Result<DeviceInfo, String> {
             backend, &device
         )));
     }
+    #[cfg(feature = "remote")]
+    if backend == BackendChoice::Remote {
+        // Burn waits forever for a server that is not there.
+        crate::devices::remote::reach(&remote_address()).map_err(|error| format!("{error:#}"))?;
+    }
     let attempt = || -> Result<std::process::Output> {
         let program = std::env::current_exe().context("cannot find this program")?;
         std::process::Command::new(program)

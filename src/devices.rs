@@ -68,7 +68,7 @@ impl DeviceArgs {
 
 /// Servers of Burn's remote backend.
 #[cfg(feature = "remote")]
-mod remote {
+pub(crate) mod remote {
     use std::net::TcpStream;
 
     use anyhow::{Context, Result, ensure};
@@ -80,18 +80,23 @@ mod remote {
     /// Checks that a server is there and computes in the dtype that is asked for. Burn itself
     /// panics in a thread of its own if there is none.
     pub(super) fn check(address: &str, backend: &BackendArgs) -> Result<()> {
-        let host = host(address)?;
-        TcpStream::connect(host).with_context(|| {
-            format!(
-                "no server at {address}; start one by `cargo run --release --features remote \
-                 --example serve -- --port PORT`"
-            )
-        })?;
+        reach(address)?;
         let dtype = backend.dtype;
         ensure!(
             RemoteBackend::supports_dtype(&RemoteDevice::new(address), dtype.dtype()),
             "the server at {address} does not compute in {dtype}"
         );
+        Ok(())
+    }
+
+    /// Checks that a server is there.
+    pub(crate) fn reach(address: &str) -> Result<()> {
+        TcpStream::connect(host(address)?).with_context(|| {
+            format!(
+                "no server at {address}; start one by `cargo run --release --features remote \
+                 --example serve -- --port PORT`"
+            )
+        })?;
         Ok(())
     }
 
