@@ -191,6 +191,8 @@ impl Picture for LineChart<'_> {
             .configure_mesh()
             .x_desc(x_label)
             .y_desc(y_label)
+            // As short as it can be, without the rounding of steps of a tenth.
+            .x_label_formatter(&|x| ((x * 1e6).round() / 1e6).to_string())
             .label_style((FONT, LABEL * scale))
             .axis_style(BLACK.stroke_width(scale))
             .set_all_tick_mark_size(TICK * scale)
