@@ -10,7 +10,7 @@ use super::super::attention::{
 };
 use super::super::norm::{layer_norm, root_mean_square};
 use super::super::projection::{affine, times_transposed};
-use crate::nn::Activation;
+use crate::nn::{Activation, RotaryConfig, RotaryScaling};
 use crate::tap::NoTap;
 
 /// Differentiated twice, Flex is not recognised.
@@ -320,6 +320,29 @@ fn rows_and_tokens() {
             let heads = head_part(x[0].clone(), all, range);
             let rows = rows_of(heads.clone(), rows);
             merge_heads(heads * tokens_of(rows.clone() * rows))
+        });
+    }
+}
+
+#[test]
+fn rotations() {
+    for [batch, head, pos, half] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 3, 32]] {
+        let of = RotaryConfig {
+            d_head: 2 * half,
+            theta: 30.0,
+            max_positions: 8,
+            scaling: RotaryScaling::Default,
+        };
+        let shape = [batch, pos, head * 2 * half];
+        let (x, portable) = both(shape, 3.0);
+        let device = Default::default();
+        assert_close(
+            of.tables(pos, &device).rotate(split_heads(x, head)),
+            of.tables(pos, &device).rotate(split_heads(portable, head)),
+        );
+        assert_differentiates!([shape], x => {
+            let x = split_heads(x[0].clone(), head);
+            of.tables(pos, &Default::default()).rotate(x.clone()) * x
         });
     }
 }
