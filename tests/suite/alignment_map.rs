@@ -2,9 +2,10 @@
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align::engine::Indices;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType, Locations, RepresentationLocations, UnitLocations,
+    InterventionType, UnitLocations,
 };
 use burn_align::methods::{
     AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
@@ -77,18 +78,11 @@ fn data<B: Backend>(
 
 /// The first, the fourth, or the last token.
 fn locations<B: Backend>([_layer, column]: [usize; 2], data: &InterchangeData<B>) -> UnitLocations {
-    let last = || {
-        let lengths = data.inputs.base.lengths();
-        let last = lengths.iter().map(|length| vec![length - 1]).collect();
-        Locations::Each(vec![Some(RepresentationLocations::Units(last))])
-    };
+    let lengths = data.inputs.base.lengths();
     match column {
-        0 => UnitLocations::from(0),
-        1 => UnitLocations::from(3),
-        _ => UnitLocations::SourcesToBase {
-            source: Some(last()),
-            base: last(),
-        },
+        0 => 0.into(),
+        1 => 3.into(),
+        _ => Indices::one_each(lengths.iter().map(|length| length - 1)).into(),
     }
 }
 
@@ -219,11 +213,11 @@ fn what_cannot_be_mapped() {
     let mut deep = grid();
     deep.rows[1].1.representations[0].layer = 7;
     let error = attempt(&deep, [0; 3], [&right, &right]);
-    let AlignmentMapError::Cell { row, source, .. } = &error else {
+    let AlignmentMapError::Cell { row, cause, .. } = &error else {
         panic!("{error:?}");
     };
     assert_eq!(row, "1");
-    assert!(matches!(**source, TrainingError::Align(_)), "{error:?}");
+    assert!(matches!(**cause, TrainingError::Align(_)), "{error:?}");
     let mut unlabelled = right.clone();
     unlabelled[0].labels[1] = vec![41];
     let error = attempt(&grid(), [0; 3], [&right, &unlabelled]);

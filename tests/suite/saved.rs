@@ -676,11 +676,7 @@ fn everything_comes_back_bit_by_bit<B: Backend>(device: &B::Device) {
     // In a model, with links, and representations without an intervention of their own.
     let model: LanguageModel<B> = crate::support::load("gpt2_plain", device);
     let at = |layer| AlignableRepresentationConfig::new(layer, Component::MlpOutput);
-    let mut linked = [at(0).with_low_rank(3), at(1).with_low_rank(3)];
-    for representation in &mut linked {
-        representation.intervention_link_key = Some(4);
-    }
-    let [first, second] = linked;
+    let [first, second] = [0, 1].map(|layer| at(layer).with_low_rank(3).with_link(4));
     let config = AlignableConfig::new([
         first,
         at(0).with_intervention(InterventionType::Collect),

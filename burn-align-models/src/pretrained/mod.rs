@@ -134,6 +134,39 @@ impl LoadOptions {
         self.progress = Some(std::rc::Rc::new(callback));
         self
     }
+
+    /// Leaves these keys of `config.json` aside.
+    pub fn with_ignored_config_keys<T: Into<String>>(
+        mut self,
+        keys: impl IntoIterator<Item = T>,
+    ) -> Self {
+        self.ignored_config_keys = keys.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Loads this branch, tag or commit.
+    pub fn with_revision(mut self, revision: impl Into<String>) -> Self {
+        self.revision = revision.into();
+        self
+    }
+
+    /// Uses only what the hub cache already holds, or not only that.
+    pub fn with_offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Asks the hub at this address.
+    pub fn with_hub_endpoint(mut self, address: impl Into<String>) -> Self {
+        self.hub_endpoint = Some(address.into());
+        self
+    }
+
+    /// Keeps files of the hub in this folder.
+    pub fn with_hub_cache(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.hub_cache = Some(folder.into());
+        self
+    }
 }
 
 impl std::fmt::Debug for LoadOptions {
@@ -163,7 +196,7 @@ pub trait FromPretrained<B: Backend>: Sized {
     ) -> Result<Pretrained<Self, Self::Config>, LoadError> {
         let repository = Repository::open(&source.into(), options)?;
         let config = Fields::parse(&repository.config()?, &options.ignored_config_keys)
-            .map_err(|source| repository.config_error(source))?;
+            .map_err(|cause| repository.config_error(cause))?;
         Self::from_repository(&repository, config, options, device)
     }
 
@@ -185,12 +218,12 @@ pub(crate) fn load_family<B: Backend, M: Family<B>>(
 ) -> Result<Pretrained<M, M::Config>, LoadError> {
     let config = M::read_config(&mut fields)
         .and_then(|config| fields.finish().map(|()| config))
-        .map_err(|source| repository.config_error(source))?;
+        .map_err(|cause| repository.config_error(cause))?;
     let tokenizer = match repository.optional_text("tokenizer.json")? {
         Some(json) => Some(
-            Tokenizer::from_json(&json).map_err(|source| LoadError::Tokenizer {
+            Tokenizer::from_json(&json).map_err(|cause| LoadError::Tokenizer {
                 file: repository.describe("tokenizer.json"),
-                source,
+                cause,
             })?,
         ),
         None => None,

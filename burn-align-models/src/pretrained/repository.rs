@@ -105,19 +105,19 @@ impl Repository {
             Self::Folder(folder) => match fs::read_to_string(folder.join(file)) {
                 Ok(text) => Ok(Some(text)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(source) => Err(LoadError::Io {
+                Err(cause) => Err(LoadError::Io {
                     file: folder.join(file),
-                    source,
+                    cause,
                 }),
             },
             Self::Bundled(bundled) => Ok(bundled.text(file).map(str::to_owned)),
         }
     }
 
-    pub(crate) fn config_error(&self, source: ConfigError) -> LoadError {
+    pub(crate) fn config_error(&self, cause: ConfigError) -> LoadError {
         LoadError::Config {
             file: self.describe("config.json"),
-            source,
+            cause,
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) fn save_family<B: Backend, M: Family<B>>(
 ) -> Result<(), SaveError> {
     let io_error = |file: &Path| {
         let file = file.to_owned();
-        move |source: io::Error| SaveError::Io { file, source }
+        move |cause: io::Error| SaveError::Io { file, cause }
     };
     let json = format!("{:#}\n", M::write_config(config));
     check_config::<B, M>(&json, config)?;

@@ -109,15 +109,14 @@ pub enum AlignmentMapError {
         expected: &'static str,
     },
     /// A place whose interventions cannot be trained or judged.
-    #[error("row {row}, column {column}")]
+    #[error("row {row}, column {column}: {cause}")]
     Cell {
         /// Label of the row.
         row: String,
         /// Label of the column.
         column: String,
         /// Why.
-        #[source]
-        source: Box<TrainingError>,
+        cause: Box<TrainingError>,
     },
 }
 
@@ -162,13 +161,13 @@ where
         move |error| AlignmentMapError::Cell {
             row,
             column,
-            source: Box::new(error),
+            cause: Box::new(error),
         }
     };
     let located = |place: [usize; 2], data: &[InterchangeData<A::InnerBackend>]| {
-        let data = data.iter().cloned().map(|mut dataset| {
-            dataset.inputs.locations = locations(place, &dataset);
-            dataset
+        let data = data.iter().map(|dataset| {
+            let locations = locations(place, dataset);
+            dataset.clone().with_locations(locations)
         });
         data.collect::<Vec<_>>()
     };
