@@ -7,6 +7,9 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, UnitLocations,
 };
+use burn_align::interventions::{
+    Orthonormal, OrthonormalMap, RotatedSpaceIntervention, TokenGrouping,
+};
 use burn_align::methods::{
     AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
 };
@@ -18,7 +21,10 @@ use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, T
 
 use crate::support::{checkpoints, message};
 
-on_every_backend!(a_map_finds_the_place_and_is_one_cell_at_a_time,);
+on_every_backend!(
+    a_map_finds_the_place_and_is_one_cell_at_a_time,
+    interventions_of_any_type_are_mapped,
+);
 
 fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
     let folder = checkpoints()["gpt2_plain"].clone();
@@ -111,7 +117,7 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
     let (training, held_out) = (data::<B>(0..200, device), data::<B>(200..300, device));
     let (mut steps, mut places) = (0, Vec::new());
     let map = alignment_map(
-        &model,
+        |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4),
         &grid(),
         locations,
         [&training, &held_out],
@@ -185,6 +191,45 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
     assert_eq!(read, map);
 }
 
+/// Interventions of any type are mapped, and judged beside the same controls.
+fn interventions_of_any_type_are_mapped<B: Backend>(device: &B::Device) {
+    type Rotated<B> = RotatedSpaceIntervention<Autodiff<B>>;
+    let model = load::<Autodiff<B>>(device);
+    let (training, held_out) = (data::<B>(0..40, device), data::<B>(40..60, device));
+    let grid = AlignmentGrid {
+        rows: grid().rows[..1].to_vec(),
+        columns: grid().columns[..2].to_vec(),
+    };
+    let config = config().with_epochs(1);
+    let own = |aligned| {
+        let map = OrthonormalMap::Retraction;
+        let rotation = Orthonormal::random([16, 6], map, 4, device).expect("a shape");
+        let rotated = Rotated::<B>::new(rotation, TokenGrouping::Joint(1));
+        AlignableModel::with_interventions(aligned, model.clone(), vec![rotated])
+    };
+    let builtin = |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4);
+    let (data, loss) = ([&training[..], &held_out[..]], losses::cross_entropy);
+    let found = alignment_map(own, &grid, locations, data, &config, loss, |_| {});
+    let expected = alignment_map(builtin, &grid, locations, data, &config, loss, |_| {});
+    let [found, expected] = [found, expected].map(|map| map.expect("valid"));
+    let controls = |it: &Controlled| {
+        [it.trained, it.random_rotation, it.whole_vector, it.no_swap]
+            .map(|it| it.kl_divergence.mean)
+    };
+    let cells = found.cells.iter().flatten();
+    for (cell, other) in cells.zip(expected.cells.iter().flatten()) {
+        for (found, expected) in controls(cell).into_iter().zip(controls(other)) {
+            assert!((found - expected).abs() <= 1e-4, "{found} {expected}");
+        }
+        // The controls are others than what is judged.
+        let [trained, random, whole, none] = controls(cell);
+        assert!(
+            none == 0.0 && trained != random && random < whole,
+            "{cell:?}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_mapped() {
     type B = Flex;
@@ -193,7 +238,7 @@ fn what_cannot_be_mapped() {
     let right = data::<B>(0..40, &device);
     let attempt = |grid: &AlignmentGrid, column_at: [usize; 3], data: [&[_]; 2]| {
         alignment_map(
-            &model,
+            |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4),
             grid,
             |[_row, column], _data| UnitLocations::from(column_at[column]),
             data,
