@@ -24,16 +24,13 @@ use burn::tensor::{DType, backend::Backend};
 
 pub use bundled::Bundled;
 pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
-pub use repository::ModelSource;
-pub use save::SavePretrained;
-
-pub(crate) use family::{Family, WeightLayout};
-pub(crate) use fields::Fields;
+pub use family::{Family, WeightLayout};
+pub use fields::Fields;
+pub use repository::{ModelSource, Repository};
+pub use save::{SavePretrained, save_family};
 
 use crate::tokens::Tokenizer;
 use checkpoint::Checkpoint;
-pub(crate) use repository::Repository;
-pub(crate) use save::save_family;
 
 /// A loaded model with what belongs to it.
 #[derive(Debug)]
@@ -200,7 +197,11 @@ pub trait FromPretrained<B: Backend>: Sized {
         Self::from_repository(&repository, config, options, device)
     }
 
-    #[doc(hidden)]
+    /// The same from a place whose `config.json` has been read. A [`Family`] does it by
+    /// [`load_family`].
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
     fn from_repository(
         repository: &Repository,
         config: Fields,
@@ -209,8 +210,11 @@ pub trait FromPretrained<B: Backend>: Sized {
     ) -> Result<Pretrained<Self, Self::Config>, LoadError>;
 }
 
-/// Loads a model of one family.
-pub(crate) fn load_family<B: Backend, M: Family<B>>(
+/// Loads a model of one family: what its [`FromPretrained::from_repository`] calls.
+///
+/// # Errors
+/// If the configuration, the tokenizer or the weights are not exactly what the family says.
+pub fn load_family<B: Backend, M: Family<B>>(
     repository: &Repository,
     mut fields: Fields,
     options: &LoadOptions,

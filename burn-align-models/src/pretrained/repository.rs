@@ -60,10 +60,13 @@ fn is_hub_id(text: &str) -> bool {
         })
 }
 
-/// The files of one model.
+/// The files of one model: what [`FromPretrained::from_pretrained`](super::FromPretrained) has found.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Repository {
+    /// A folder; files from the hub are in one, too.
     Folder(PathBuf),
+    /// Part of this crate.
     Bundled(Bundled),
 }
 

@@ -24,8 +24,11 @@ pub trait SavePretrained<B: Backend>: FromPretrained<B> {
     ) -> Result<(), SaveError>;
 }
 
-/// Saves a model of one family.
-pub(crate) fn save_family<B: Backend, M: Family<B>>(
+/// Saves a model of one family: what its [`SavePretrained::save_pretrained`] calls.
+///
+/// # Errors
+/// As there.
+pub fn save_family<B: Backend, M: Family<B>>(
     model: &M,
     config: &M::Config,
     tokenizer: Option<&Tokenizer>,
