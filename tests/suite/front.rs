@@ -263,6 +263,20 @@ fn collecting_in_serial_mode() {
 }
 
 #[test]
+fn more_units_than_an_intervention_takes() {
+    let inputs = inputs(1).with_locations(1..3);
+    let error = parallel([output().with_low_rank(2)], &inputs);
+    assert_says(
+        &error,
+        "layer 0 block_output: intervention 0: expected 1 unit of 16 features in all, as one vector \
+         (to treat any number of units one by one, group tokens as TokenGrouping::Each, which is \
+         keep_last_dim), found 2 units of 16 features",
+    );
+    let pair = output().with_low_rank(2).with_max_number_of_units(3);
+    assert!(message(&parallel([pair], &inputs)).contains("expected 3 units of 48 features in all"));
+}
+
+#[test]
 fn another_number_of_interventions() {
     let linked = |key| output().with_link(key);
     // Two interventions: one is shared, and nothing is done where activations are collected.
@@ -354,7 +368,7 @@ fn batch_mismatch() {
         assert_eq!(error, expected);
         assert_says(
             &error,
-            "source 1 has 1 examples; expected 2, as many as the base",
+            "source 1 has 1 example; expected 2, as many as the base",
         );
     }
 }

@@ -458,7 +458,7 @@ fn ragged_units() {
     assert_eq!(error, expected);
     assert_says(
         &error,
-        "layer 0 block_output: example 1 has 1 units, the first has 2; \
+        "layer 0 block_output: example 1 has 1 unit, the first has 2; \
          every example needs the same number",
     );
 }
