@@ -90,6 +90,10 @@ pub type ProgressCallback = std::rc::Rc<dyn Fn(LoadProgress<'_>)>;
 pub struct LoadOptions {
     /// Dtype of the loaded parameters, a float, whatever the checkpoint's. Default: f32.
     pub dtype: DType,
+    /// Whether the weights are tracked on a backend that differentiates, to be trained themselves.
+    /// Default: no. Burn's autodiff keeps all that a tracked weight has to do with until a backward
+    /// pass, so that a model which is only run would take more memory with each pass.
+    pub require_grad: bool,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,
     /// Keys of `config.json` that are known not to matter, beyond those that this crate knows.
@@ -109,6 +113,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DType::F32,
+            require_grad: false,
             progress: None,
             ignored_config_keys: Vec::new(),
             revision: "main".to_owned(),
@@ -123,6 +128,12 @@ impl LoadOptions {
     /// Loads into this dtype.
     pub fn with_dtype(mut self, dtype: DType) -> Self {
         self.dtype = dtype;
+        self
+    }
+
+    /// Tracks the weights, or does not.
+    pub fn with_require_grad(mut self, require_grad: bool) -> Self {
+        self.require_grad = require_grad;
         self
     }
 
@@ -235,6 +246,11 @@ pub fn load_family<B: Backend, M: Family<B>>(
     let checkpoint = Checkpoint::open(repository)?;
     let model = M::skeleton(&config, options.dtype, device);
     let model = weights::load(model, M::layout(&config), checkpoint, options)?;
+    let model = if options.require_grad {
+        model
+    } else {
+        model.no_grad()
+    };
     Ok(Pretrained {
         config,
         tokenizer,
