@@ -9,11 +9,13 @@
 //! ```sh
 //! cargo run --release --example capital_of_spain                  # the bundled model, seconds
 //! cargo run --release --example capital_of_spain -- --model gpt2  # real GPT-2, from the hub
+//! cargo run --release --example capital_of_spain -- --plot capitals.svg
 //! ```
 //!
 //! Prints the next words of base, source and counterfactual, and P(Rome) as a grid. With the
 //! default question it checks its own claim: some swap turns Madrid into Rome.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -22,12 +24,13 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Tensor};
 use burn_align::engine::{Edit, LogitPositions, Plan, Units};
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-use burn_align::methods::probability;
+use burn_align::methods::{Grid, probability};
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, Site,
 };
 use clap::Parser;
-use workbench::table::{align_numbers, table};
+use workbench::plot::{heat_map, picture_file};
+use workbench::table::{heat_map_text, table};
 use workbench::{BackendArgs, on_backend, out, progress};
 
 const BASE: &str = "The capital of Spain is";
@@ -57,6 +60,9 @@ struct Args {
     /// Say what the pass of the grid will run, and what sharing saves.
     #[arg(long)]
     explain: bool,
+    /// Draw the grid into this file (SVG or PNG).
+    #[arg(long, value_parser = picture_file)]
+    plot: Option<PathBuf>,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -124,7 +130,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     //    one pass.
     let [before, answer, _] = columns.map(|mut column| column.remove(0));
     let probability_of_answer = |logits: Tensor<B, 2>| {
-        let probability: f32 = probability(logits, answer.id).into_scalar().elem();
+        let probability: f64 = probability(logits, answer.id).into_scalar().elem();
         probability
     };
     let started = Instant::now();
@@ -144,28 +150,31 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         out!("\n{}", plan.explain(alignable.model())?)?;
     }
     let results = alignable.run(&plan)?;
-    let grid: Vec<f32> = cells
+    let values: Vec<f64> = cells
         .into_iter()
         .map(|cell| probability_of_answer(results.get(cell).squeeze_dim(1)))
         .collect();
+    let swaps = values.len();
+    let took = started.elapsed().as_secs_f64() * 1000.0;
+    let behind_layers = (0..layers).map(|layer| format!("layer {layer}"));
+    let grid = Grid {
+        rows: ["embedding".to_owned()]
+            .into_iter()
+            .chain(behind_layers)
+            .collect(),
+        columns: words,
+        values: values.chunks(base.pos()).map(<[f64]>::to_vec).collect(),
+    };
+    let title = format!("P({}) after a swap", answer.text.trim());
     out!(
-        "\nP({}) after swapping the embedding, or block_output of a layer; without a swap {:.4} \
-         ({} swaps in one pass, {:.0} ms)",
-        answer.text.trim(),
+        "\n{title} of the embedding, or of a layer's block_output; without a swap {:.4} \
+         ({swaps} swaps in one pass, {took:.0} ms)\n{}",
         probability_of_answer(base_next),
-        grid.len(),
-        started.elapsed().as_secs_f64() * 1000.0,
+        heat_map_text(&grid),
     )?;
-    let mut cells = table([String::from("layer")].into_iter().chain(words));
-    let names = ["embedding".to_owned()]
-        .into_iter()
-        .chain((0..layers).map(|l| l.to_string()));
-    for (name, row) in names.zip(grid.chunks(base.pos())) {
-        let values = row.iter().map(|p| format!("{p:.4}"));
-        cells.add_row([name].into_iter().chain(values));
+    if let Some(file) = &args.plot {
+        heat_map(file, &title, ["token", "residual stream"], &grid)?;
     }
-    align_numbers(&mut cells);
-    out!("{cells}")?;
 
     // What is claimed at the top, of the question that is asked there.
     if (
@@ -177,7 +186,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         ensure!(before.text == "Madrid", "the base says {before}");
         ensure!(answer.text == "Rome", "the source says {answer}");
         ensure!(
-            grid.iter().any(|p| *p > 0.5),
+            grid.max().is_some_and(|(_, _, p)| p > 0.5),
             "no swap makes the model say Rome"
         );
     }

@@ -138,7 +138,8 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         out!("\n{name}\n{}", heat_map_text(grid))?;
     }
     if let Some(file) = &args.plot {
-        heat_map(file, "The country", ["token", "layer"], &trained)?;
+        let title = format!("accuracy, rotations of rank {}", args.rank);
+        heat_map(file, &title, ["token", "layer"], &trained)?;
     }
     if let Some(file) = &args.json {
         std::fs::write(file, serde_json::to_string_pretty(&found)?)?;

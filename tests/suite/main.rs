@@ -40,6 +40,7 @@ mod paths;
 mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
+mod readme;
 mod saved;
 mod scratch;
 mod scrubbing;

@@ -2,7 +2,8 @@ use burn_align_models::{Component, Site, TokensError};
 
 use crate::interventions::{Misfit, counted};
 
-/// Why a plan cannot be run. Found before anything is computed.
+/// Why a plan cannot be run. Found before anything is computed, but for [`Device`](Self::Device) and
+/// [`NeverTapped`](Self::NeverTapped).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -230,6 +231,27 @@ pub enum PlanError {
         needed: usize,
         /// The budget.
         max_rows: usize,
+    },
+    /// A memory budget that not even one world fits into.
+    #[error(
+        "memory_budget: expected at least {needed} bytes, for one world with its sources at a time \
+         and for all that is read, found {budget}; raise it, give fewer examples at a time, or read \
+         fewer positions"
+    )]
+    MemoryBudget {
+        /// Bytes that the first world takes that does not fit.
+        needed: u64,
+        /// The budget.
+        budget: u64,
+    },
+    /// A device that could not compute what was asked for. GPUs say so when numbers are read.
+    #[error(
+        "the device failed: {reason}; if its memory ran out, give RunOptions a memory_budget or lower \
+         max_rows, give fewer examples at a time, or load the model in bf16"
+    )]
+    Device {
+        /// What the backend said.
+        reason: String,
     },
     /// Edits that wait for one another.
     #[error("{site}: the operand of this edit depends on the edit itself")]

@@ -22,9 +22,11 @@ mod error;
 mod execute;
 mod explain;
 mod freeze;
+mod host;
 mod join;
 mod layout;
 mod lockstep_tap;
+mod memory;
 mod naive;
 mod past;
 mod plan;
@@ -37,6 +39,7 @@ mod wanted;
 pub use error::PlanError;
 pub use execute::{Results, RunOptions};
 pub use explain::{Explanation, PassExplanation, StageExplanation};
+pub(crate) use host::read_numbers;
 pub use plan::{
     ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, Resumed, WorldId, WorldInput,
 };

@@ -5,7 +5,7 @@ use burn_align_models::AlignableTransformer;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{InterchangeData, TrainingError};
-use crate::engine::{Plan, ReadId, RunOptions};
+use crate::engine::{Plan, PlanError, ReadId, RunOptions, read_numbers};
 use crate::front::AlignableModel;
 use crate::interventions::{
     Intervention, Misfit, Operands, Orthonormal, OrthonormalMap, VanillaIntervention,
@@ -225,15 +225,15 @@ where
             let results = plan.run_with(model.model(), model.interventions(), &options)?;
             let [logits, clean] = reads[index].map(|read| results.get(read));
             let clean = Clean::new(clean);
-            tallies[0].add(logits, &clean, dataset, &chosen);
-            tallies[1].add(clean.logits.clone(), &clean, dataset, &chosen);
+            tallies[0].add(logits, &clean, dataset, &chosen)?;
+            tallies[1].add(clean.logits.clone(), &clean, dataset, &chosen)?;
             for (number, (plan, read)) in plans.iter().enumerate() {
                 let (model, interventions) =
                     (others[number].0.model(), others[number].0.interventions());
                 let results = plan
                     .examples(&chosen)?
                     .run_with(model, interventions, &options)?;
-                tallies[2 + number].add(results.get(*read), &clean, dataset, &chosen);
+                tallies[2 + number].add(results.get(*read), &clean, dataset, &chosen)?;
             }
         }
     }
@@ -282,23 +282,25 @@ impl Tally {
         clean: &Clean<B>,
         dataset: &InterchangeData<B>,
         examples: &[usize],
-    ) {
+    ) -> Result<(), PlanError> {
         let logits = logits.cast(DType::F32);
         let [batch, units, _vocab] = logits.dims();
         let targets = dataset.targets::<B>(0, examples, units, &logits.device());
         let labels = targets.labels.reshape([batch, units, 1]);
-        let numbers = |x: Tensor<B, 3>| x.into_data().iter::<f64>().collect::<Vec<_>>();
-        let classes = |x: Tensor<B, 3, Int>| x.into_data().iter::<i64>().collect::<Vec<_>>();
+        let classes = |x: Tensor<B, 3, Int>| -> Result<Vec<i64>, PlanError> {
+            let numbers = read_numbers(x)?.into_iter();
+            Ok(numbers.map(|class| class as i64).collect())
+        };
 
         let log_q = activation::log_softmax(logits.clone(), 2);
         let p = clean.log_probabilities.clone().exp();
         let impossible = p.clone().equal_elem(0);
         let terms = p * (clean.log_probabilities.clone() - log_q);
-        let divergences = numbers(terms.mask_fill(impossible, 0).sum_dim(2));
-        let predicted = classes(logits.clone().argmax(2));
+        let divergences = read_numbers(terms.mask_fill(impossible, 0).sum_dim(2))?;
+        let predicted = classes(logits.clone().argmax(2))?;
         let at_label = logits.clone().gather(2, labels.clone());
-        let differences = numbers(at_label - logits.gather(2, clean.predicted.clone()));
-        let (labels, before) = (classes(labels), classes(clean.predicted.clone()));
+        let differences = read_numbers(at_label - logits.gather(2, clean.predicted.clone()))?;
+        let (labels, before) = (classes(labels)?, classes(clean.predicted.clone())?);
 
         for (row, example) in examples.iter().enumerate() {
             let start = row * units;
@@ -314,6 +316,7 @@ impl Tally {
             self.logit_difference.add_mean(&moved);
             self.kl_divergence.add_mean(&divergences[counted]);
         }
+        Ok(())
     }
 
     fn evaluation(&self) -> Evaluation {
