@@ -21,15 +21,15 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
+use burn::tensor::{ElementConversion, Tensor};
 use burn_align::engine::{Edit, LogitPositions, Plan, Units};
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-use burn_align::methods::Grid;
+use burn_align::methods::{Grid, probability};
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, Site,
 };
 use clap::Parser;
 use workbench::plot::{heat_map, picture_file};
-use workbench::predictions::{probabilities, top_k};
 use workbench::table::{heat_map_text, table};
 use workbench::{BackendArgs, on_backend, out, progress};
 
@@ -87,8 +87,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let base = tokenizer.encode_batch([&args.base])?;
     let source = tokenizer.encode_batch([&args.source])?;
     let words = tokenizer.token_strings(&base.ids()[0]);
-    let last = base.pos() - 1;
-    let position = args.position.unwrap_or(last);
+    let position = args.position.unwrap_or(base.pos() - 1);
 
     // 3. One intervention: in this layer, this component, one token position.
     let config = AlignableConfig::new([AlignableRepresentationConfig::new(
@@ -97,11 +96,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     )]);
     let alignable = AlignableModel::new(config, loaded.model)?;
     let sources = [source.clone()];
-    let counterfactual = alignable
-        .forward(&base, &sources, position)?
-        .counterfactual
-        .narrow(1, last, 1)
-        .squeeze_dim(1);
+    let output = alignable.forward(&base, &sources, position)?;
 
     // 4. What the model says next.
     let mut plan = Plan::new();
@@ -111,10 +106,7 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         plan.read_logits(world, LogitPositions::Last)
     });
     let results = alignable.run(&plan)?;
-    let [base_next, source_next] =
-        next_words.map(|read| probabilities(results.get(read).squeeze_dim(1)));
-    let (base_next, source_next) = (base_next?.remove(0), source_next?.remove(0));
-    let counterfactual = probabilities(counterfactual)?.remove(0);
+    let [base_next, source_next] = next_words.map(|read| results.get(read).squeeze_dim(1));
     out!(
         "\nbase:   {}\nsource: {}\nswap:   layer {} {} at position {position} (`{}`)\n",
         args.base,
@@ -123,22 +115,24 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         args.component,
         words.get(position).context("no such position")?.trim(),
     )?;
-    let columns =
-        [&base_next, &source_next, &counterfactual].map(|p| top_k(p, 10, Some(&tokenizer)));
+    let columns = [&base_next, &source_next, &output.counterfactual_last()]
+        .map(|logits| tokenizer.top_tokens(logits.clone(), 10).remove(0));
     let mut next = table(["base", "p", "source", "p", "counterfactual", "p"]);
     for row in 0..columns[0].len() {
         next.add_row(columns.iter().flat_map(|column| {
-            let prediction = &column[row];
-            let token = prediction.token.clone().unwrap_or_default();
-            [token, format!("{:.4}", prediction.probability)]
+            let next = &column[row];
+            [next.text.clone(), format!("{:.4}", next.probability)]
         }));
     }
     out!("{next}")?;
 
     // 5. The same swap of the residual stream, before and behind every layer, at every position:
     //    one pass.
-    let answer = top_k(&source_next, 1, Some(&tokenizer)).remove(0);
-    let answer_word = answer.token.unwrap_or_default();
+    let [before, answer, _] = columns.map(|mut column| column.remove(0));
+    let probability_of_answer = |logits: Tensor<B, 2>| {
+        let probability: f64 = probability(logits, answer.id).into_scalar().elem();
+        probability
+    };
     let started = Instant::now();
     let mut plan = Plan::new();
     let (base_input, source_input) = (plan.tokens(&base), plan.tokens(&source));
@@ -158,11 +152,8 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let results = alignable.run(&plan)?;
     let values: Vec<f64> = cells
         .into_iter()
-        .map(|cell| {
-            let next = probabilities(results.get(cell).squeeze_dim(1))?;
-            Ok(f64::from(next[0][answer.id as usize]))
-        })
-        .collect::<Result<_>>()?;
+        .map(|cell| probability_of_answer(results.get(cell).squeeze_dim(1)))
+        .collect();
     let swaps = values.len();
     let took = started.elapsed().as_secs_f64() * 1000.0;
     let behind_layers = (0..layers).map(|layer| format!("layer {layer}"));
@@ -174,11 +165,11 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         columns: words,
         values: values.chunks(base.pos()).map(<[f64]>::to_vec).collect(),
     };
-    let title = format!("P({}) after a swap", answer_word.trim());
+    let title = format!("P({}) after a swap", answer.text.trim());
     out!(
         "\n{title} of the embedding, or of a layer's block_output; without a swap {:.4} \
          ({swaps} swaps in one pass, {took:.0} ms)\n{}",
-        base_next[answer.id as usize],
+        probability_of_answer(base_next),
         heat_map_text(&grid),
     )?;
     if let Some(file) = &args.plot {
@@ -192,12 +183,8 @@ fn swap<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         args.source.as_str(),
     ) == ("bundled:capitals", BASE, SOURCE)
     {
-        let before = top_k(&base_next, 1, Some(&tokenizer)).remove(0);
-        ensure!(
-            before.token.as_deref() == Some("Madrid"),
-            "the base says {before:?}"
-        );
-        ensure!(answer_word == "Rome", "the source says {answer_word}");
+        ensure!(before.text == "Madrid", "the base says {before}");
+        ensure!(answer.text == "Rome", "the source says {answer}");
         ensure!(
             grid.max().is_some_and(|(_, _, p)| p > 0.5),
             "no swap makes the model say Rome"

@@ -9,7 +9,6 @@ pub mod fixtures;
 pub mod ioi;
 pub mod parity;
 pub mod plot;
-pub mod predictions;
 pub mod progress;
 pub mod queues;
 pub mod requests;

@@ -1,6 +1,6 @@
-use burn_align_models::{Site, TokensError};
+use burn_align_models::{Component, Site, TokensError};
 
-use crate::interventions::Misfit;
+use crate::interventions::{Misfit, counted};
 
 /// Why a plan cannot be run. Found before anything is computed, but for [`Device`](Self::Device) and
 /// [`NeverTapped`](Self::NeverTapped).
@@ -8,12 +8,12 @@ use crate::interventions::Misfit;
 #[non_exhaustive]
 pub enum PlanError {
     /// An input that the model cannot read.
-    #[error("the model cannot read input {input}")]
+    #[error("the model cannot read input {input}: {cause}")]
     Input {
         /// Index of the input.
         input: usize,
         /// What is wrong.
-        source: TokensError,
+        cause: TokensError,
     },
     /// Inputs of several kinds in one plan.
     #[error(
@@ -80,7 +80,7 @@ pub enum PlanError {
         rotary: bool,
     },
     /// A head that the site does not have.
-    #[error("{site}: expected a head below {heads}, found {found}")]
+    #[error("{site}: expected a {} below {heads}, found {found}", head(*site))]
     HeadOutOfRange {
         /// The site.
         site: Site,
@@ -91,7 +91,8 @@ pub enum PlanError {
     },
     /// A position past an example's end.
     #[error(
-        "{at}: example {example} has {length} tokens; expected a position below that, found {found}"
+        "{at}: example {example} has {}; expected a position below that, found {found}",
+        counted(*length, "token")
     )]
     PositionOutOfRange {
         /// Where.
@@ -115,8 +116,9 @@ pub enum PlanError {
     },
     /// A different number of units in different examples.
     #[error(
-        "{at}: example {example} has {found} units, the first has {expected}; \
-         every example needs the same number"
+        "{at}: example {example} has {}, the first has {expected}; \
+         every example needs the same number",
+        counted(*found, "unit")
     )]
     RaggedUnits {
         /// Where.
@@ -196,14 +198,14 @@ pub enum PlanError {
         found: usize,
     },
     /// Units that the intervention cannot act on.
-    #[error("{site}: intervention {intervention}")]
+    #[error("{site}: intervention {intervention}: {cause}")]
     Misfit {
         /// The edit's site.
         site: Site,
         /// Index of the intervention.
         intervention: usize,
         /// What it takes.
-        source: Misfit,
+        cause: Misfit,
     },
     /// An operand that is missing, or that the intervention does not take.
     #[error(
@@ -266,6 +268,16 @@ pub enum PlanError {
         /// The site.
         site: Site,
     },
+}
+
+/// Keys and values may have fewer heads than queries.
+fn head(site: Site) -> &'static str {
+    match site {
+        Site::Block(_, Component::KeyOutput | Component::ValueOutput | Component::RotaryKey) => {
+            "key-value head"
+        }
+        _ => "head",
+    }
 }
 
 fn rotary_hint(rotary: bool) -> &'static str {

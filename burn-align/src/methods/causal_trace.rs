@@ -86,7 +86,7 @@ pub enum CausalTraceError {
         found: String,
     },
     /// A prompt that cannot be read.
-    #[error("the prompt cannot be used")]
+    #[error(transparent)]
     Prompt(#[from] TokensError),
     /// The plan cannot be run.
     #[error(transparent)]
