@@ -22,7 +22,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Indices, RunOptions};
+use burn_align::engine::Indices;
 use burn_align::methods::{Grid, patch_streams, probability};
 use burn_align::models::{AlignableTransformer, FromPretrained, LanguageModel, LoadOptions};
 use burn_align::paths::{Node, Stream, Value};
@@ -102,7 +102,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         &[&base, &source],
         &streams,
         |logits| probability(logits, answer),
-        &RunOptions::default(),
+        &args.backend.run_options(),
     )?;
     let took = started.elapsed().as_secs_f64() * 1000.0;
     let cells = values.split_off(2);

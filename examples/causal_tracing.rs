@@ -20,7 +20,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::RunOptions;
 use burn_align::methods::{CausalTraceConfig, causal_trace};
 use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
@@ -49,7 +48,7 @@ struct Args {
     /// Layers restored together, of MLP and attention outputs [default: a fifth of all].
     #[arg(long)]
     window: Option<usize>,
-    /// Most rows at a time, for large models.
+    /// Most rows at a time [default: as memory allows].
     #[arg(long)]
     max_rows: Option<usize>,
     /// Draw the three grids into this file (SVG or PNG).
@@ -89,7 +88,7 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 
     // 3. One plan for each component.
     let window = args.window.unwrap_or(layers.div_ceil(5));
-    let mut run = RunOptions::default();
+    let mut run = args.backend.run_options();
     run.max_rows = args.max_rows;
     let traced = [
         ("residual stream", Component::BlockOutput, 1),

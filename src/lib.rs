@@ -7,6 +7,7 @@ pub mod console;
 pub mod fit;
 pub mod fixtures;
 pub mod ioi;
+mod memory;
 pub mod parity;
 pub mod plot;
 pub mod progress;
@@ -21,6 +22,7 @@ use anyhow::Result;
 use clap::Parser;
 
 pub use backends::{BackendArgs, BackendChoice};
+pub use memory::run_options;
 
 /// Runs a program: reads its arguments, and reports an error in one place.
 ///

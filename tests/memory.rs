@@ -12,6 +12,7 @@ use burn_align_models::{
     AlignableTransformer, Component, Gpt2Config, LlamaConfig, ModelInput, Site, TokenBatch,
 };
 use peak_alloc::PeakAlloc;
+use workbench::out;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -69,7 +70,8 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
         let reckoned = plan.explain(model).expect("valid").peak_bytes;
         let (free, whole) = measured(&plan, model, &RunOptions::default());
         let share = reckoned as f64 / free as f64;
-        println!("{name} {shape:?} {logits:?}: {free} bytes, {share:.2} of them reckoned");
+        out!("{name} {shape:?} {logits:?}: {free} bytes, {share:.2} of them reckoned")
+            .expect("standard output");
         assert!((0.9..2.5).contains(&share), "{name} {shape:?}: {share}");
 
         let reads: usize = whole.iter().map(|x| 4 * x.shape().num_elements()).sum();
@@ -88,10 +90,11 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
         for budget in [least, least.midpoint(reckoned)] {
             let options = RunOptions::default().with_memory_budget(budget);
             let (taken, parts) = measured(&plan, model, &options);
-            println!(
+            out!(
                 "    {budget} allowed: {taken} bytes, {:.2}",
                 taken as f64 / budget as f64
-            );
+            )
+            .expect("standard output");
             assert!(
                 taken as f64 <= 1.05 * budget as f64,
                 "{name} {shape:?}: {taken} of {budget}"
