@@ -10,24 +10,28 @@
 //! cargo run --release --example capital_of_spain                  # the bundled model, seconds
 //! cargo run --release --example capital_of_spain -- --model gpt2  # real GPT-2, from the hub
 //! cargo run --release --features cuda --example capital_of_spain -- --backend cuda --device 0,1
+//! cargo run --release --example capital_of_spain -- --plot capitals.svg
 //! ```
 //!
 //! Prints the next words of base, source and counterfactual, and P(Rome) as a grid. With the
 //! default question it checks its own claim: some swap turns Madrid into Rome.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Edit, LogitPositions, Plan, RunOptions, Units, replicate};
+use burn::tensor::{ElementConversion, Tensor};
+use burn_align::engine::{Edit, LogitPositions, Plan, Units, replicate};
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
+use burn_align::methods::{Grid, probability};
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, Site,
 };
 use clap::Parser;
-use workbench::predictions::{probabilities, top_k};
-use workbench::table::{align_numbers, table};
+use workbench::plot::{heat_map, picture_file};
+use workbench::table::{heat_map_text, table};
 use workbench::{BackendArgs, DeviceArgs, on_backend, out, progress};
 
 const BASE: &str = "The capital of Spain is";
@@ -57,6 +61,9 @@ struct Args {
     /// Say what the pass of the grid will run, and what sharing saves.
     #[arg(long)]
     explain: bool,
+    /// Draw the grid into this file (SVG or PNG).
+    #[arg(long, value_parser = picture_file)]
+    plot: Option<PathBuf>,
     #[command(flatten)]
     backend: BackendArgs,
     #[command(flatten)]
@@ -85,8 +92,7 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     let base = tokenizer.encode_batch([&args.base])?;
     let source = tokenizer.encode_batch([&args.source])?;
     let words = tokenizer.token_strings(&base.ids()[0]);
-    let last = base.pos() - 1;
-    let position = args.position.unwrap_or(last);
+    let position = args.position.unwrap_or(base.pos() - 1);
 
     // 3. One intervention: in this layer, this component, one token position.
     let config = AlignableConfig::new([AlignableRepresentationConfig::new(
@@ -95,11 +101,7 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     )]);
     let alignable = AlignableModel::new(config, loaded.model)?;
     let sources = [source.clone()];
-    let counterfactual = alignable
-        .forward(&base, &sources, position)?
-        .counterfactual
-        .narrow(1, last, 1)
-        .squeeze_dim(1);
+    let output = alignable.forward(&base, &sources, position)?;
 
     // 4. What the model says next.
     let mut plan = Plan::new();
@@ -109,10 +111,7 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
         plan.read_logits(world, LogitPositions::Last)
     });
     let results = alignable.run(&plan)?;
-    let [base_next, source_next] =
-        next_words.map(|read| probabilities(results.get(read).squeeze_dim(1)));
-    let (base_next, source_next) = (base_next?.remove(0), source_next?.remove(0));
-    let counterfactual = probabilities(counterfactual)?.remove(0);
+    let [base_next, source_next] = next_words.map(|read| results.get(read).squeeze_dim(1));
     out!(
         "\nbase:   {}\nsource: {}\nswap:   layer {} {} at position {position} (`{}`)\n",
         args.base,
@@ -121,22 +120,24 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
         args.component,
         words.get(position).context("no such position")?.trim(),
     )?;
-    let columns =
-        [&base_next, &source_next, &counterfactual].map(|p| top_k(p, 10, Some(&tokenizer)));
+    let columns = [&base_next, &source_next, &output.counterfactual_last()]
+        .map(|logits| tokenizer.top_tokens(logits.clone(), 10).remove(0));
     let mut next = table(["base", "p", "source", "p", "counterfactual", "p"]);
     for row in 0..columns[0].len() {
         next.add_row(columns.iter().flat_map(|column| {
-            let prediction = &column[row];
-            let token = prediction.token.clone().unwrap_or_default();
-            [token, format!("{:.4}", prediction.probability)]
+            let next = &column[row];
+            [next.text.clone(), format!("{:.4}", next.probability)]
         }));
     }
     out!("{next}")?;
 
     // 5. The same swap of the residual stream, before and behind every layer, at every position:
     //    one pass, or one on each device, with a copy of the model.
-    let answer = top_k(&source_next, 1, Some(&tokenizer)).remove(0);
-    let answer_word = answer.token.unwrap_or_default();
+    let [before, answer, _] = columns.map(|mut column| column.remove(0));
+    let probability_of_answer = |logits: Tensor<B, 2>| {
+        let probability: f64 = probability(logits, answer.id).into_scalar().elem();
+        probability
+    };
     let models = replicate(alignable.model(), &devices);
     let started = Instant::now();
     let mut plan = Plan::new();
@@ -154,34 +155,37 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     if args.explain {
         out!("\n{}", plan.explain(alignable.model())?)?;
     }
-    let options = RunOptions::default();
+    let options = args.backend.run_options();
     let results = plan.run_on_devices(&models, alignable.interventions(), &options)?;
-    let grid: Vec<f32> = cells
+    let values: Vec<f64> = cells
         .into_iter()
-        .map(|cell| Ok(probabilities(results.get(cell).squeeze_dim(1))?[0][answer.id as usize]))
-        .collect::<Result<_>>()?;
+        .map(|cell| probability_of_answer(results.get(cell).squeeze_dim(1)))
+        .collect();
+    let swaps = values.len();
+    let took = started.elapsed().as_secs_f64() * 1000.0;
+    let behind_layers = (0..layers).map(|layer| format!("layer {layer}"));
+    let grid = Grid {
+        rows: ["embedding".to_owned()]
+            .into_iter()
+            .chain(behind_layers)
+            .collect(),
+        columns: words,
+        values: values.chunks(base.pos()).map(<[f64]>::to_vec).collect(),
+    };
+    let title = format!("P({}) after a swap", answer.text.trim());
     out!(
-        "\nP({}) after swapping the embedding, or block_output of a layer; without a swap {:.4} \
-         ({} swaps in one pass{}, {:.0} ms)",
-        answer_word.trim(),
-        base_next[answer.id as usize],
-        grid.len(),
+        "\n{title} of the embedding, or of a layer's block_output; without a swap {:.4} \
+         ({swaps} swaps in one pass{}, {took:.0} ms)\n{}",
+        probability_of_answer(base_next),
         match devices.len() {
             1 => String::new(),
             many => format!(" on each of {many} devices"),
         },
-        started.elapsed().as_secs_f64() * 1000.0,
+        heat_map_text(&grid),
     )?;
-    let mut cells = table([String::from("layer")].into_iter().chain(words));
-    let names = ["embedding".to_owned()]
-        .into_iter()
-        .chain((0..layers).map(|l| l.to_string()));
-    for (name, row) in names.zip(grid.chunks(base.pos())) {
-        let values = row.iter().map(|p| format!("{p:.4}"));
-        cells.add_row([name].into_iter().chain(values));
+    if let Some(file) = &args.plot {
+        heat_map(file, &title, ["token", "residual stream"], &grid)?;
     }
-    align_numbers(&mut cells);
-    out!("{cells}")?;
 
     // What is claimed at the top, of the question that is asked there.
     if (
@@ -190,14 +194,10 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
         args.source.as_str(),
     ) == ("bundled:capitals", BASE, SOURCE)
     {
-        let before = top_k(&base_next, 1, Some(&tokenizer)).remove(0);
+        ensure!(before.text == "Madrid", "the base says {before}");
+        ensure!(answer.text == "Rome", "the source says {answer}");
         ensure!(
-            before.token.as_deref() == Some("Madrid"),
-            "the base says {before:?}"
-        );
-        ensure!(answer_word == "Rome", "the source says {answer_word}");
-        ensure!(
-            grid.iter().any(|p| *p > 0.5),
+            grid.max().is_some_and(|(_, _, p)| p > 0.5),
             "no swap makes the model say Rome"
         );
     }

@@ -16,18 +16,18 @@
 //! own claim: the country's embedding carries all of it, but not on the direct path, where only
 //! nodes at the last position are heard.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::{Indices, RunOptions};
+use burn_align::engine::Indices;
 use burn_align::methods::{Grid, patch_streams, probability};
 use burn_align::models::{AlignableTransformer, FromPretrained, LanguageModel, LoadOptions};
 use burn_align::paths::{Node, Stream, Value};
 use clap::Parser;
-use workbench::plot::{heat_map, picture_file};
+use workbench::plot::{heat_maps, picture_file};
 use workbench::table::heat_map_text;
 use workbench::{BackendArgs, on_backend, out, progress};
 
@@ -49,8 +49,8 @@ struct Args {
     /// The next token whose probability is measured [default: Rome, or ` Rome`].
     #[arg(long)]
     answer: Option<String>,
-    /// Pictures, .svg or .png, with `_run` and `_direct` before the extension.
-    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    /// Draw both grids into this file (SVG or PNG).
+    #[arg(long, value_parser = picture_file)]
     plot: Option<PathBuf>,
     #[command(flatten)]
     backend: BackendArgs,
@@ -102,7 +102,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         &[&base, &source],
         &streams,
         |logits| probability(logits, answer),
-        &RunOptions::default(),
+        &args.backend.run_options(),
     )?;
     let took = started.elapsed().as_secs_f64() * 1000.0;
     let cells = values.split_off(2);
@@ -122,15 +122,17 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         "P({name}): base {of_base:.6}, source {of_source:.6} ({} patches in one pass, {took:.0} ms)",
         streams.len() - 2
     )?;
-    for (title, file, grid) in [
-        ("what lies behind the node reacts", "run", &run),
-        ("direct path to the logits", "direct", &direct),
-    ] {
-        out!("\nP({name}), {title}\n{}", heat_map_text(grid))?;
-        if let Some(picture) = &args.plot {
-            let title = format!("P({name}), {title}");
-            heat_map(&beside(picture, file), &title, ["token", "node"], grid)?;
-        }
+    let titles = [
+        "what lies behind the node reacts",
+        "direct path to the logits",
+    ]
+    .map(|title| format!("P({name}), {title}"));
+    for (title, grid) in titles.iter().zip([&run, &direct]) {
+        out!("\n{title}\n{}", heat_map_text(grid))?;
+    }
+    if let Some(file) = &args.plot {
+        let maps = [(&*titles[0], &run), (&*titles[1], &direct)];
+        heat_maps(file, ["token", "node"], &maps)?;
     }
 
     // 5. What is claimed at the top, of the question that is asked there.
@@ -156,11 +158,4 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// `paths_NAME.svg` for `paths.svg`.
-fn beside(file: &Path, name: &str) -> PathBuf {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = file.extension().unwrap_or_default().to_string_lossy();
-    file.with_file_name(format!("{stem}_{name}.{extension}"))
 }

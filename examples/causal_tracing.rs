@@ -12,20 +12,18 @@
 //!
 //! Prints the probability of the answer clean, corrupted, and restored at every layer and
 //! position: of the residual stream, and of windows of MLP and attention outputs.
-//! `--plot trace.png` (or `.svg`) writes the three grids as pictures, `trace_residual_stream.png`
-//! and so on, `--json FILE` as data. With the default question it checks its own claim: the
+//! `--plot trace.svg` (or `.png`) draws the three grids, `--json FILE` writes them as data. With the default question it checks its own claim: the
 //! corrupted model has forgotten, and restoring one residual brings the answer back.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
-use burn_align::engine::RunOptions;
 use burn_align::methods::{CausalTraceConfig, causal_trace};
 use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
-use workbench::plot::{heat_map, picture_file};
+use workbench::plot::{heat_maps, picture_file};
 use workbench::table::heat_map_text;
 use workbench::{BackendArgs, on_backend, out, progress};
 
@@ -50,11 +48,11 @@ struct Args {
     /// Layers restored together, of MLP and attention outputs [default: a fifth of all].
     #[arg(long)]
     window: Option<usize>,
-    /// Most rows at a time, for large models.
+    /// Most rows at a time [default: as memory allows].
     #[arg(long)]
     max_rows: Option<usize>,
-    /// Pictures, .svg or .png; what is restored is put before the extension.
-    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    /// Draw the three grids into this file (SVG or PNG).
+    #[arg(long, value_parser = picture_file)]
     plot: Option<PathBuf>,
     /// File for the numbers.
     #[arg(long)]
@@ -90,7 +88,7 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 
     // 3. One plan for each component.
     let window = args.window.unwrap_or(layers.div_ceil(5));
-    let mut run = RunOptions::default();
+    let mut run = args.backend.run_options();
     run.max_rows = args.max_rows;
     let traced = [
         ("residual stream", Component::BlockOutput, 1),
@@ -119,11 +117,13 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     for (name, window, trace) in &traces {
         out!("\nrestored: {name}, {window} layers at a time")?;
         out!("{}", heat_map_text(&trace.restored))?;
-        if let Some(file) = &args.plot {
-            let file = beside(file, &name.replace(' ', "_"));
-            let title = format!("P({}) after restoring the {name}", args.answer.trim());
-            heat_map(&file, &title, ["token", "layer"], &trace.restored)?;
-        }
+    }
+    if let Some(file) = &args.plot {
+        let title = |name| format!("P({}), {name} restored", args.answer.trim());
+        let titles = traced.map(|(name, ..)| title(name));
+        let grids = traces.iter().map(|(.., trace)| &trace.restored);
+        let maps: Vec<_> = titles.iter().map(String::as_str).zip(grids).collect();
+        heat_maps(file, ["token", "layer"], &maps)?;
     }
     if let Some(file) = &args.json {
         let named: Vec<_> = traces
@@ -148,11 +148,4 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// `trace_NAME.png` for `trace.png`.
-fn beside(file: &Path, name: &str) -> PathBuf {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = file.extension().unwrap_or_default().to_string_lossy();
-    file.with_file_name(format!("{stem}_{name}.{extension}"))
 }

@@ -33,7 +33,7 @@ use burn_align::causal_models::{
 };
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType, Locations, RepresentationLocations, Subspaces, UnitLocations,
+    InterventionType, Locations, Subspaces,
 };
 use burn_align::training::{
     Controlled, History, InterchangeData, RateSchedule, TrainingConfig, evaluate,
@@ -319,10 +319,10 @@ fn learn_task<B: Backend>(
 /// One rotation of the first hidden layer, in two halves; each half takes from a source of its own.
 fn config(kind: InterventionType) -> AlignableConfig {
     let half = HIDDEN / 2;
-    let mut hidden = AlignableRepresentationConfig::new(0, Component::BlockOutput)
+    let hidden = AlignableRepresentationConfig::new(0, Component::BlockOutput)
         .with_intervention(kind)
-        .with_subspace_partition(vec![vec![0, half], vec![half, HIDDEN]]);
-    hidden.intervention_link_key = Some(0);
+        .with_subspace_partition(vec![vec![0, half], vec![half, HIDDEN]])
+        .with_link(0);
     AlignableConfig::new([hidden.clone(), hidden])
 }
 
@@ -371,7 +371,7 @@ fn interchanges<B: Backend>(
             let mut known = parts.iter().filter(|(_, other)| *other == part);
             known.any(|(variable, _)| source.variables.contains(variable))
         });
-        places.push(source.map(|_| RepresentationLocations::Units(vec![vec![0]; batch])));
+        places.push(source.map(|_| 0));
         sources.push(match source {
             None => base.clone(),
             Some(source) => {
@@ -382,13 +382,9 @@ fn interchanges<B: Backend>(
             }
         });
     }
-    let places = Locations::Each(places);
     let inputs = AlignableInputs::new(base)
         .with_sources(sources)
-        .with_locations(UnitLocations::SourcesToBase {
-            source: Some(places.clone()),
-            base: places,
-        })
+        .with_locations(Locations::each(places))
         .with_subspaces(Subspaces::Each(vec![
             Some(vec![vec![0]; batch]),
             Some(vec![vec![1]; batch]),

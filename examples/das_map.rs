@@ -32,7 +32,9 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn_align::front::{AlignableConfig, AlignableRepresentationConfig, RepresentationSite};
+use burn_align::front::{
+    AlignableConfig, AlignableModel, AlignableRepresentationConfig, RepresentationSite,
+};
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, TrainingEvent, losses};
 use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
@@ -104,7 +106,7 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let steps = grid.rows.len() * grid.columns.len() * args.epochs * args.pairs.div_ceil(64);
     let bar = progress::bar(steps as u64, "aligning");
     let found = alignment_map(
-        &loaded.model,
+        |aligned| AlignableModel::new_seeded(aligned, loaded.model.clone(), args.seed),
         &grid,
         |[_layer, position], _data| position.into(),
         [training, held_out],
@@ -136,7 +138,8 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         out!("\n{name}\n{}", heat_map_text(grid))?;
     }
     if let Some(file) = &args.plot {
-        heat_map(file, "The country", ["token", "layer"], &trained)?;
+        let title = format!("accuracy, rotations of rank {}", args.rank);
+        heat_map(file, &title, ["token", "layer"], &trained)?;
     }
     if let Some(file) = &args.json {
         std::fs::write(file, serde_json::to_string_pretty(&found)?)?;

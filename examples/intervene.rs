@@ -42,11 +42,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_align_models::{FromPretrained, LanguageModel, LoadOptions, ModelSource, Tokenizer};
+use burn_align_models::{
+    FromPretrained, LanguageModel, LoadOptions, ModelSource, Tokenizer, top_tokens,
+};
 use clap::Parser;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
-use workbench::predictions::{Prediction, probabilities, top_k};
 use workbench::requests::{Answer, Model, Request};
 use workbench::table::table;
 use workbench::{BackendArgs, backends, complain, on_backend, out};
@@ -193,17 +194,22 @@ fn print_top<B: Backend>(
     let mut rows = table(["row", "rank", "id", "token", "probability"]);
     for (row, length) in answer.base.lengths().into_iter().enumerate() {
         let last = logits.clone().narrow(0, row, 1).narrow(1, length - 1, 1);
-        let next: Vec<Prediction> = top_k(&probabilities(last.squeeze_dim(1))?[0], k, tokenizer);
+        let next = top_tokens(last, k).remove(0);
+        let text = |id| tokenizer.and_then(|it| it.token_strings(&[id]).pop());
         if args.json {
-            out!("{}", json!({"request": file, "row": row, "top": next}))?;
+            let top = next.iter().map(|(id, probability)| {
+                json!({"id": id, "token": text(*id), "probability": probability})
+            });
+            let top: Vec<_> = top.collect();
+            out!("{}", json!({"request": file, "row": row, "top": top}))?;
         }
-        for (rank, prediction) in next.iter().enumerate() {
+        for (rank, (id, probability)) in next.into_iter().enumerate() {
             rows.add_row([
                 row.to_string(),
                 (rank + 1).to_string(),
-                prediction.id.to_string(),
-                prediction.token.clone().unwrap_or_default(),
-                format!("{:.6}", prediction.probability),
+                id.to_string(),
+                text(id).unwrap_or_default(),
+                format!("{probability:.6}"),
             ]);
         }
     }

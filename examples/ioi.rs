@@ -20,7 +20,6 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn_align::engine::RunOptions;
 use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_differences};
 use burn_align::models::{FromPretrained, LanguageModel, LoadOptions};
 use clap::Parser;
@@ -41,9 +40,9 @@ struct Args {
     /// Seed of the prompts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Most rows at a time.
-    #[arg(long, default_value_t = 512)]
-    max_rows: usize,
+    /// Most rows at a time [default: as memory allows].
+    #[arg(long)]
+    max_rows: Option<usize>,
     /// Picture of the effects, .svg or .png.
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     plot: Option<PathBuf>,
@@ -69,13 +68,15 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let ioi = Ioi::draw(loaded.tokenizer()?, args.prompts, args.seed)?;
 
     // 2. All heads, in one call.
+    let mut run = args.backend.run_options();
+    run.max_rows = args.max_rows;
     let effects = head_effects(
         &loaded.model,
         [&ioi.prompts, &ioi.others],
         &[ReceiverInput::Logits.into()],
         Mlps::Recomputed,
         |logits: Tensor<B, 2>| logit_differences(logits, &ioi.indirect_objects, &ioi.subjects),
-        &RunOptions::default().with_max_rows(args.max_rows),
+        &run,
     )?;
 
     // 3. What changes, relative to the difference that there is.

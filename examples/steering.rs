@@ -37,7 +37,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{Indices, RunOptions, Units};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType, Locations, RepresentationLocations, Source, UnitLocations,
+    InterventionType, Source, UnitLocations,
 };
 use burn_align::interventions::ReftKind;
 use burn_align::methods::mean_activations;
@@ -280,21 +280,10 @@ fn prompts(
 /// The prompts, to be changed at their last tokens, and their answers.
 fn data<B: Backend>(examples: &[Example]) -> Result<InterchangeData<B>> {
     let (prompts, answers): (Vec<_>, Vec<_>) = examples.iter().cloned().unzip();
-    let last = RepresentationLocations::Units(last_tokens(&prompts));
-    let inputs = AlignableInputs::new(TokenBatch::new(prompts)?).with_locations(
-        UnitLocations::SourcesToBase {
-            source: None,
-            base: Locations::Each(vec![Some(last)]),
-        },
-    );
+    let prompts = TokenBatch::new(prompts)?;
+    let last = Indices::one_each(prompts.last_positions());
+    let inputs = AlignableInputs::new(prompts).with_locations(UnitLocations::base(last));
     Ok(InterchangeData::new(inputs, answers))
-}
-
-fn last_tokens(prompts: &[Vec<u32>]) -> Vec<Vec<usize>> {
-    prompts
-        .iter()
-        .map(|prompt| vec![prompt.len() - 1])
-        .collect()
 }
 
 /// The mean activation at the last tokens, `[1, 1, d_model]`.
@@ -304,12 +293,12 @@ fn mean<B: Backend>(
     examples: &[Example],
 ) -> Result<Tensor<B, 3>> {
     let prompts: Vec<Vec<u32>> = examples.iter().map(|(prompt, _)| prompt.clone()).collect();
-    let units = Units::positions(Indices::Each(last_tokens(&prompts)));
-    let prompts = [TokenBatch::new(prompts)?];
+    let prompts = TokenBatch::new(prompts)?;
+    let units = Units::positions(Indices::one_each(prompts.last_positions()));
     let site: Site = residual.place();
     Ok(mean_activations(
         model,
-        &prompts,
+        &[prompts],
         site,
         &units,
         &RunOptions::default(),

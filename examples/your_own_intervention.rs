@@ -19,7 +19,6 @@ use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentation
 use burn_align::interventions::{Intervention, Operands};
 use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions};
 use clap::Parser;
-use workbench::predictions::{probabilities, top_k};
 use workbench::table::table;
 use workbench::{BackendArgs, on_backend, out};
 
@@ -76,16 +75,17 @@ fn blend<B: Backend>(device: &B::Device) -> Result<()> {
         )]);
         let alignable =
             AlignableModel::with_interventions(config, loaded.model.clone(), vec![intervention])?;
-        let logits = alignable.forward(&base, &sources, 4)?.counterfactual;
-        let next = probabilities(logits.narrow(1, 4, 1).squeeze_dim(1))?.remove(0);
-        let best = top_k(&next, 1, Some(&tokenizer)).remove(0);
-        let word = best.token.unwrap_or_default();
+        let output = alignable.forward(&base, &sources, 4)?;
+        let best = tokenizer
+            .top_tokens(output.counterfactual_last(), 1)
+            .remove(0)
+            .remove(0);
         report.add_row([
             share.to_string(),
-            word.clone(),
+            best.text.clone(),
             format!("{:.4}", best.probability),
         ]);
-        words.push(word);
+        words.push(best.text);
     }
     out!("{report}")?;
     ensure!(

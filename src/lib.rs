@@ -8,9 +8,9 @@ pub mod devices;
 pub mod fit;
 pub mod fixtures;
 pub mod ioi;
+mod memory;
 pub mod parity;
 pub mod plot;
-pub mod predictions;
 pub mod progress;
 pub mod queues;
 pub mod requests;
@@ -24,6 +24,7 @@ use clap::Parser;
 
 pub use backends::{BackendArgs, BackendChoice};
 pub use devices::DeviceArgs;
+pub use memory::run_options;
 
 /// Runs a program: reads its arguments, and reports an error in one place.
 ///
@@ -39,3 +40,8 @@ pub fn run<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
         }
     }
 }
+
+/// The code in the README.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

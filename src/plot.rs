@@ -4,6 +4,7 @@
 //! In an SVG they are left to whoever shows it.
 
 mod diagram;
+mod heat_map;
 mod history;
 
 use std::ffi::OsStr;
@@ -11,12 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn_align::methods::Grid;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::register_font;
 
 pub use diagram::{diagram_file, write_diagram};
+pub use heat_map::{heat_map, heat_maps};
 pub use history::write_history;
 
 /// One line of a [`line_chart`].
@@ -48,45 +49,6 @@ pub fn line_chart(file: &Path, title: &str, labels: [&str; 2], lines: &[Line<'_>
         bounds: [x, y],
     };
     save(file, &chart)
-}
-
-/// Draws a grid of numbers, darker where the number is larger.
-///
-/// # Errors
-/// If the file is neither `.svg` nor `.png`, cannot be written, or the grid has no numbers.
-pub fn heat_map(file: &Path, title: &str, labels: [&str; 2], grid: &Grid) -> Result<()> {
-    heat_maps(file, labels, &[(title, grid)])
-}
-
-/// Draws grids of numbers with their titles side by side, in the shades of one scale.
-///
-/// # Errors
-/// As [`heat_map`], if any of the grids has no numbers.
-pub fn heat_maps(file: &Path, labels: [&str; 2], grids: &[(&str, &Grid)]) -> Result<()> {
-    let ranges: Option<Vec<(f64, f64)>> = grids
-        .iter()
-        .map(|(_, grid)| {
-            let is_empty = grid.rows.is_empty() || grid.columns.is_empty();
-            grid.range().filter(|_| !is_empty)
-        })
-        .collect();
-    let ranges = ranges.context("nothing to draw")?;
-    let scale = ranges
-        .iter()
-        .copied()
-        .reduce(|(low, high), (l, h)| (low.min(l), high.max(h)))
-        .context("nothing to draw")?;
-    let maps = grids
-        .iter()
-        .zip(ranges)
-        .map(|((title, grid), range)| HeatMap {
-            title,
-            labels,
-            grid,
-            range,
-            scale,
-        });
-    save(file, &HeatMaps(maps.collect()))
 }
 
 /// Reads the name of a picture from the command line, for clap's `value_parser`.
@@ -145,7 +107,7 @@ fn save(file: &Path, picture: &impl Picture) -> Result<()> {
 fn svg(picture: &impl Picture) -> Result<Vec<u8>> {
     let mut text = String::new();
     let area = SVGBackend::with_string(&mut text, picture.size()).into_drawing_area();
-    drawn(picture.draw(&area, 1))?;
+    drawn(picture.draw(&area, 1).and_then(|()| area.present()))?;
     drop(area);
     Ok(text.into_bytes())
 }
@@ -164,7 +126,7 @@ fn png(picture: &impl Picture) -> Result<Vec<u8>> {
     );
     let mut rgb = vec![0; 3 * pixels as usize];
     let area = BitMapBackend::with_buffer(&mut rgb, (width, height)).into_drawing_area();
-    drawn(picture.draw(&area, SCALE))?;
+    drawn(picture.draw(&area, SCALE).and_then(|()| area.present()))?;
     drop(area);
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
@@ -229,6 +191,8 @@ impl Picture for LineChart<'_> {
             .configure_mesh()
             .x_desc(x_label)
             .y_desc(y_label)
+            // As short as it can be, without the rounding of steps of a tenth.
+            .x_label_formatter(&|x| ((x * 1e6).round() / 1e6).to_string())
             .label_style((FONT, LABEL * scale))
             .axis_style(BLACK.stroke_width(scale))
             .set_all_tick_mark_size(TICK * scale)
@@ -256,122 +220,6 @@ impl Picture for LineChart<'_> {
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.2))
             .draw()?;
-        area.present()
-    }
-}
-
-struct HeatMap<'a> {
-    title: &'a str,
-    labels: [&'a str; 2],
-    grid: &'a Grid,
-    /// Smallest and largest value.
-    range: (f64, f64),
-    /// The values that are drawn brightest and darkest.
-    scale: (f64, f64),
-}
-
-/// Heat maps side by side.
-struct HeatMaps<'a>(Vec<HeatMap<'a>>);
-
-impl Picture for HeatMaps<'_> {
-    fn size(&self) -> (u32, u32) {
-        let sizes = self.0.iter().map(HeatMap::size);
-        sizes.fold((0, 0), |(width, height), (w, h)| (width + w, height.max(h)))
-    }
-
-    fn draw<D: DrawingBackend>(&self, area: &DrawingArea<D, Shift>, scale: u32) -> Drawn<D> {
-        area.fill(&WHITE)?;
-        let mut rest = area.clone();
-        for map in &self.0 {
-            let (width, height) = map.size();
-            let (column, behind) = rest.split_horizontally(width * scale);
-            let (column, _below) = column.split_vertically(height * scale);
-            map.draw(&column, scale)?;
-            rest = behind;
-        }
-        area.present()
-    }
-}
-
-impl HeatMap<'_> {
-    const CAPTION: u32 = 16;
-
-    fn caption(&self) -> String {
-        let (low, high) = self.range;
-        format!("{} ({low:.3} to {high:.3})", self.title)
-    }
-
-    fn color(&self, value: f64) -> RGBColor {
-        let (low, high) = self.scale;
-        let share = if high > low {
-            (value - low) / (high - low)
-        } else {
-            0.0
-        };
-        let channel = |from: f64, to: f64| (from + (to - from) * share) as u8;
-        RGBColor(
-            channel(247.0, 8.0),
-            channel(251.0, 48.0),
-            channel(255.0, 107.0),
-        )
-    }
-}
-
-impl Picture for HeatMap<'_> {
-    fn size(&self) -> (u32, u32) {
-        let (rows, columns) = (self.grid.rows.len(), self.grid.columns.len());
-        let font = (FONT, Self::CAPTION).into_font();
-        // A caption that cannot be measured cannot be drawn either, which is told there.
-        let (caption, _height) = font.box_size(&self.caption()).unwrap_or_default();
-        let width = 160 + 48 * columns as u32;
-        (width.max(caption + 2 * MARGIN), 140 + 28 * rows as u32)
-    }
-
-    fn draw<D: DrawingBackend>(&self, area: &DrawingArea<D, Shift>, scale: u32) -> Drawn<D> {
-        let (grid, [x_label, y_label]) = (self.grid, self.labels);
-        let (rows, columns) = (grid.rows.len(), grid.columns.len());
-        let label = |labels: &[String], at: &SegmentValue<i32>| match at {
-            SegmentValue::CenterOf(index) => {
-                labels.get(*index as usize).cloned().unwrap_or_default()
-            }
-            _ => String::new(),
-        };
-        area.fill(&WHITE)?;
-        let mut chart = ChartBuilder::on(area)
-            .caption(self.caption(), (FONT, Self::CAPTION * scale))
-            .margin(MARGIN * scale)
-            .x_label_area_size(56 * scale)
-            .y_label_area_size(56 * scale)
-            .build_cartesian_2d(
-                (0..columns as i32 - 1).into_segmented(),
-                (0..rows as i32 - 1).into_segmented(),
-            )?;
-        chart
-            .configure_mesh()
-            .disable_mesh()
-            .x_desc(x_label)
-            .y_desc(y_label)
-            .label_style((FONT, LABEL * scale))
-            .axis_style(BLACK.stroke_width(scale))
-            .set_all_tick_mark_size(TICK * scale)
-            .x_labels(columns)
-            .y_labels(rows)
-            .x_label_formatter(&|at| label(&grid.columns, at))
-            .y_label_formatter(&|at| label(&grid.rows, at))
-            .draw()?;
-        let cells = grid.values.iter().enumerate().flat_map(|(row, values)| {
-            values.iter().enumerate().map(move |(column, value)| {
-                let corner = |column, row| {
-                    (
-                        SegmentValue::Exact(column as i32),
-                        SegmentValue::Exact(row as i32),
-                    )
-                };
-                let corners = [corner(column, row), corner(column + 1, row + 1)];
-                Rectangle::new(corners, self.color(*value).filled())
-            })
-        });
-        chart.draw_series(cells)?;
-        area.present()
+        Ok(())
     }
 }

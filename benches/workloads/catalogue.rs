@@ -21,6 +21,10 @@ pub(crate) struct Workload {
 pub(crate) enum Task {
     /// A clean run, its logits at the last position.
     Forward(Inputs),
+    /// The model's own forward pass, logits at all positions.
+    Plain(Inputs),
+    /// The same as a plan without edits.
+    EmptyPlan(Inputs),
     /// One interchange per site and units, each in a world of its own, all in one plan; logits at
     /// the last position.
     Sweep {
@@ -89,6 +93,7 @@ impl std::fmt::Display for Inputs {
 pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
     let layer = choices.layer.unwrap_or(dims.layers / 2);
     let mut all = forwards(choices);
+    all.extend(plain(choices));
     all.push(single("single", choices.inputs(1, 5), layer, |pos| pos - 1));
     all.extend(sweeps(dims, choices));
     all.push(single("batch", choices.inputs(32, 32), layer, middle));
@@ -121,6 +126,25 @@ fn forwards(choices: &Choices) -> Vec<Workload> {
         task: Task::Forward(inputs),
     };
     shapes.into_iter().map(workload).collect()
+}
+
+/// What a plan costs that changes nothing.
+fn plain(choices: &Choices) -> [Workload; 2] {
+    let inputs = choices.inputs(8, 64);
+    [
+        Workload {
+            family: "plain_forward",
+            name: format!("plain_forward_{inputs}"),
+            what: "the model's own forward pass, logits at all positions".to_owned(),
+            task: Task::Plain(inputs),
+        },
+        Workload {
+            family: "empty_plan",
+            name: format!("empty_plan_{inputs}"),
+            what: "the same as a plan without edits".to_owned(),
+            task: Task::EmptyPlan(inputs),
+        },
+    ]
 }
 
 /// One interchange.

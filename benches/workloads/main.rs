@@ -66,8 +66,8 @@ struct Args {
     layers: Option<usize>,
     #[command(flatten)]
     choices: Choices,
-    /// Most rows (examples of worlds) that go through a layer together [default: no limit; 1024 for
-    /// paths].
+    /// Most rows (examples of worlds) that go through a layer together [default: as the device's
+    /// memory allows; 1024 for paths].
     #[arg(long)]
     max_rows: Option<usize>,
     /// Seconds of repeats per workload, at least.
@@ -236,6 +236,7 @@ fn bench<B: Backend>(
         dtype,
         device,
         seconds: args.seconds,
+        backend: column.backend,
         max_rows: args.max_rows,
     };
     for (row, workload) in workloads.iter().enumerate() {

@@ -40,7 +40,7 @@ pub(crate) fn begin_peak() {
 /// The peak on a backend: of its allocator, which keeps what it once had until it is told to give it
 /// back, and else of the process. `None` where neither is known.
 pub(crate) fn peak(backend: BackendChoice) -> Option<Peak> {
-    if let Some(bytes) = pool_bytes(backend) {
+    if let Some(bytes) = backend.held_memory() {
         return Some(Peak {
             kind: Kind::Pool,
             mib: bytes >> 20,
@@ -53,31 +53,4 @@ pub(crate) fn peak(backend: BackendChoice) -> Option<Peak> {
         kind: Kind::Resident,
         mib: kib >> 10,
     })
-}
-
-/// What the allocator of a GPU backend holds, in bytes.
-fn pool_bytes(backend: BackendChoice) -> Option<u64> {
-    match backend {
-        #[cfg(feature = "wgpu")]
-        BackendChoice::Wgpu => cube_bytes::<burn::backend::wgpu::WgpuRuntime>(),
-        #[cfg(feature = "vulkan")]
-        BackendChoice::Vulkan => cube_bytes::<burn::backend::wgpu::WgpuRuntime>(),
-        #[cfg(feature = "metal")]
-        BackendChoice::Metal => cube_bytes::<burn::backend::wgpu::WgpuRuntime>(),
-        #[cfg(feature = "cuda")]
-        BackendChoice::Cuda => cube_bytes::<burn::cubecl::cuda::CudaRuntime>(),
-        #[cfg(feature = "rocm")]
-        BackendChoice::Rocm => cube_bytes::<burn::cubecl::hip::HipRuntime>(),
-        #[allow(
-            unreachable_patterns,
-            reason = "which backends there are is a matter of features"
-        )]
-        _ => None,
-    }
-}
-
-#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm"))]
-fn cube_bytes<R: burn::cubecl::Runtime>() -> Option<u64> {
-    let client = R::client(&R::Device::default());
-    Some(client.memory_usage().ok()?.bytes_reserved)
 }

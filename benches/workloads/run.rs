@@ -12,9 +12,11 @@ use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
 use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
 use burn_align::training::{InterchangeData, TrainingConfig, TrainingEvent, losses, train};
 use burn_align_models::{
-    AlignableTransformer, FromPretrained, LanguageModel, LoadOptions, SavePretrained, Site,
-    TokenBatch,
+    AlignableTransformer, FromPretrained, LanguageModel, LoadOptions, ModelInput, SavePretrained,
+    Site, TokenBatch,
 };
+
+use workbench::{BackendChoice, run_options};
 
 use crate::catalogue::{Inputs, Task};
 use crate::model::Shape;
@@ -31,6 +33,7 @@ pub(crate) struct Bench<'a, B: Backend> {
     pub(crate) device: &'a B::Device,
     /// Of repeats, at least.
     pub(crate) seconds: f64,
+    pub(crate) backend: BackendChoice,
     /// Most rows that go through a layer together.
     pub(crate) max_rows: Option<usize>,
 }
@@ -39,7 +42,9 @@ impl<B: Backend> Bench<'_, B> {
     /// Times one workload.
     pub(crate) fn run(&self, task: &Task) -> Result<Times> {
         match task {
-            Task::Forward(inputs) => self.plan(&self.forward(*inputs)),
+            Task::Forward(inputs) => self.plan(&self.forward(*inputs, LogitPositions::Last)),
+            Task::EmptyPlan(inputs) => self.plan(&self.forward(*inputs, LogitPositions::All)),
+            Task::Plain(inputs) => self.plain(*inputs),
             Task::Sweep {
                 inputs,
                 cells,
@@ -68,10 +73,9 @@ impl<B: Backend> Bench<'_, B> {
     }
 
     fn options(&self, own: Option<usize>) -> RunOptions {
-        match self.max_rows.or(own) {
-            Some(rows) => RunOptions::default().with_max_rows(rows),
-            None => RunOptions::default(),
-        }
+        let mut options = run_options(self.backend);
+        options.max_rows = self.max_rows.or(own);
+        options
     }
 
     fn plan(&self, plan: &Plan<B>) -> Result<Times> {
@@ -81,11 +85,21 @@ impl<B: Backend> Bench<'_, B> {
         time::<B, _>(run, self.seconds, self.device)
     }
 
-    fn forward(&self, inputs: Inputs) -> Plan<B> {
+    fn plain(&self, inputs: Inputs) -> Result<Times> {
+        let tokens = self.tokens(inputs, 1);
+        let run = || {
+            Ok(self
+                .model
+                .forward(ModelInput::Tokens(tokens.to_tensor(self.device))))
+        };
+        time::<B, _>(run, self.seconds, self.device)
+    }
+
+    fn forward(&self, inputs: Inputs, logits: LogitPositions) -> Plan<B> {
         let mut plan = Plan::new();
         let input = plan.tokens(&self.tokens(inputs, 1));
         let world = plan.world(input, []);
-        plan.read_logits(world, LogitPositions::Last);
+        plan.read_logits(world, logits);
         plan
     }
 

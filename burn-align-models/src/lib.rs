@@ -21,6 +21,7 @@ mod site;
 mod suffixes;
 mod tap;
 mod tokens;
+mod top_tokens;
 
 pub mod gpt2;
 pub mod llama;
@@ -38,3 +39,4 @@ pub use site::{Component, Site, UnknownComponent};
 pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
 pub use tap::{NoTap, Tap};
 pub use tokens::{TokenBatch, Tokenizer, TokensError};
+pub use top_tokens::{TopToken, top_tokens};

@@ -129,6 +129,11 @@ impl TokenBatch {
         self.ids.iter().map(Vec::len).collect()
     }
 
+    /// The position of the last token of each example.
+    pub fn last_positions(&self) -> Vec<usize> {
+        self.ids.iter().map(|ids| ids.len() - 1).collect()
+    }
+
     /// Some of the examples, in this order; one may be named several times.
     ///
     /// # Errors

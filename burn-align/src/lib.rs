@@ -23,9 +23,8 @@
 //! let source = tokenizer.encode_batch(["The capital of Italy is"])?;
 //! let output = alignable.forward(&base, &[source], 4)?;
 //!
-//! let next = output.counterfactual.narrow(1, 4, 1).argmax(2).into_data().convert::<i64>();
-//! let next = next.as_slice::<i64>().expect("i64")[0] as u32;
-//! assert_eq!(tokenizer.token_strings(&[next]), ["Rome"]);
+//! let next = tokenizer.top_tokens(output.counterfactual_last(), 3);
+//! assert_eq!(next[0][0].text, "Rome");
 //! # Ok(())
 //! # }
 //! ```

@@ -8,7 +8,7 @@ use burn_align::causal_models::{
 };
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableRepresentationConfig, InterventionType, Locations,
-    RepresentationLocations, RepresentationSite, UnitLocations,
+    RepresentationSite, UnitLocations,
 };
 use burn_align::training::InterchangeData;
 use burn_align_models::{TokenBatch, Tokenizer};
@@ -166,7 +166,7 @@ impl Hypothesis {
             let mut of = examples[0].sources.iter();
             let source = of.position(|it| it.variables.contains(variable));
             // A variable that is no target is left as it is.
-            moved.push(source.map(|_| units(0, examples.len())));
+            moved.push(source.map(|_| 0));
             sources.push(match source {
                 Some(source) => {
                     let inputs = examples.iter().map(|it| &it.sources[source].inputs);
@@ -179,7 +179,7 @@ impl Hypothesis {
         let labels = examples.iter().map(|it| answers[it.label[0] as usize]);
         let inputs = AlignableInputs::new(base)
             .with_sources(sources)
-            .with_locations(everywhere(moved));
+            .with_locations(Locations::each(moved));
         Ok(InterchangeData::new(inputs, labels))
     }
 }
@@ -194,21 +194,7 @@ pub(crate) fn at<B: Backend>(positions: &[usize], data: &InterchangeData<B>) -> 
         _ => vec![true; positions.len()],
     };
     let moved = moved.into_iter().zip(positions);
-    everywhere(moved.map(|(moved, position)| moved.then(|| units(*position, data.len()))))
-}
-
-/// A position in each example.
-fn units(position: usize, examples: usize) -> RepresentationLocations {
-    RepresentationLocations::Units(vec![vec![position]; examples])
-}
-
-/// The same locations in sources and base.
-fn everywhere(each: impl IntoIterator<Item = Option<RepresentationLocations>>) -> UnitLocations {
-    let each = Locations::Each(each.into_iter().collect());
-    UnitLocations::SourcesToBase {
-        source: Some(each.clone()),
-        base: each,
-    }
+    Locations::each(moved.map(|(moved, position)| moved.then_some(*position))).into()
 }
 
 /// The tokens of no and yes.

@@ -50,7 +50,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
-use burn_align::front::RepresentationSite;
+use burn_align::front::{AlignableModel, RepresentationSite};
 use burn_align::interventions::BuiltinIntervention;
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, Grid, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, losses};
@@ -209,7 +209,7 @@ fn align<B: Backend>(
     let bar = progress::bar((grid.rows.len() * columns.len()) as u64, hypothesis.name);
     let mut widths = vec![vec![Vec::new(); columns.len()]; grid.rows.len()];
     let map = alignment_map(
-        model,
+        |aligned| AlignableModel::new_seeded(aligned, model.clone(), args.seed),
         &grid,
         |[_layer, column], data| at(&places[column], data),
         [&training, &held_out],

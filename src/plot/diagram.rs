@@ -381,7 +381,7 @@ impl Picture for Layout<'_> {
                 area.draw(&Text::new(line, at((spot.x, y)), style))?;
             }
         }
-        area.present()
+        Ok(())
     }
 }
 

@@ -129,6 +129,6 @@ impl Picture for HistoryChart<'_> {
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.2))
             .draw()?;
-        area.present()
+        Ok(())
     }
 }

@@ -2,9 +2,13 @@
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align::engine::Indices;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType, Locations, RepresentationLocations, UnitLocations,
+    InterventionType, UnitLocations,
+};
+use burn_align::interventions::{
+    Orthonormal, OrthonormalMap, RotatedSpaceIntervention, TokenGrouping,
 };
 use burn_align::methods::{
     AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
@@ -17,7 +21,10 @@ use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, T
 
 use crate::support::{checkpoints, message};
 
-on_every_backend!(a_map_finds_the_place_and_is_one_cell_at_a_time,);
+on_every_backend!(
+    a_map_finds_the_place_and_is_one_cell_at_a_time,
+    interventions_of_any_type_are_mapped,
+);
 
 fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
     let folder = checkpoints()["gpt2_plain"].clone();
@@ -77,18 +84,11 @@ fn data<B: Backend>(
 
 /// The first, the fourth, or the last token.
 fn locations<B: Backend>([_layer, column]: [usize; 2], data: &InterchangeData<B>) -> UnitLocations {
-    let last = || {
-        let lengths = data.inputs.base.lengths();
-        let last = lengths.iter().map(|length| vec![length - 1]).collect();
-        Locations::Each(vec![Some(RepresentationLocations::Units(last))])
-    };
+    let lengths = data.inputs.base.lengths();
     match column {
-        0 => UnitLocations::from(0),
-        1 => UnitLocations::from(3),
-        _ => UnitLocations::SourcesToBase {
-            source: Some(last()),
-            base: last(),
-        },
+        0 => 0.into(),
+        1 => 3.into(),
+        _ => Indices::one_each(lengths.iter().map(|length| length - 1)).into(),
     }
 }
 
@@ -117,7 +117,7 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
     let (training, held_out) = (data::<B>(0..200, device), data::<B>(200..300, device));
     let (mut steps, mut places) = (0, Vec::new());
     let map = alignment_map(
-        &model,
+        |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4),
         &grid(),
         locations,
         [&training, &held_out],
@@ -191,6 +191,45 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
     assert_eq!(read, map);
 }
 
+/// Interventions of any type are mapped, and judged beside the same controls.
+fn interventions_of_any_type_are_mapped<B: Backend>(device: &B::Device) {
+    type Rotated<B> = RotatedSpaceIntervention<Autodiff<B>>;
+    let model = load::<Autodiff<B>>(device);
+    let (training, held_out) = (data::<B>(0..40, device), data::<B>(40..60, device));
+    let grid = AlignmentGrid {
+        rows: grid().rows[..1].to_vec(),
+        columns: grid().columns[..2].to_vec(),
+    };
+    let config = config().with_epochs(1);
+    let own = |aligned| {
+        let map = OrthonormalMap::Retraction;
+        let rotation = Orthonormal::random([16, 6], map, 4, device).expect("a shape");
+        let rotated = Rotated::<B>::new(rotation, TokenGrouping::Joint(1));
+        AlignableModel::with_interventions(aligned, model.clone(), vec![rotated])
+    };
+    let builtin = |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4);
+    let (data, loss) = ([&training[..], &held_out[..]], losses::cross_entropy);
+    let found = alignment_map(own, &grid, locations, data, &config, loss, |_| {});
+    let expected = alignment_map(builtin, &grid, locations, data, &config, loss, |_| {});
+    let [found, expected] = [found, expected].map(|map| map.expect("valid"));
+    let controls = |it: &Controlled| {
+        [it.trained, it.random_rotation, it.whole_vector, it.no_swap]
+            .map(|it| it.kl_divergence.mean)
+    };
+    let cells = found.cells.iter().flatten();
+    for (cell, other) in cells.zip(expected.cells.iter().flatten()) {
+        for (found, expected) in controls(cell).into_iter().zip(controls(other)) {
+            assert!((found - expected).abs() <= 1e-4, "{found} {expected}");
+        }
+        // The controls are others than what is judged.
+        let [trained, random, whole, none] = controls(cell);
+        assert!(
+            none == 0.0 && trained != random && random < whole,
+            "{cell:?}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_mapped() {
     type B = Flex;
@@ -199,7 +238,7 @@ fn what_cannot_be_mapped() {
     let right = data::<B>(0..40, &device);
     let attempt = |grid: &AlignmentGrid, column_at: [usize; 3], data: [&[_]; 2]| {
         alignment_map(
-            &model,
+            |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4),
             grid,
             |[_row, column], _data| UnitLocations::from(column_at[column]),
             data,
@@ -219,11 +258,11 @@ fn what_cannot_be_mapped() {
     let mut deep = grid();
     deep.rows[1].1.representations[0].layer = 7;
     let error = attempt(&deep, [0; 3], [&right, &right]);
-    let AlignmentMapError::Cell { row, source, .. } = &error else {
+    let AlignmentMapError::Cell { row, cause, .. } = &error else {
         panic!("{error:?}");
     };
     assert_eq!(row, "1");
-    assert!(matches!(**source, TrainingError::Align(_)), "{error:?}");
+    assert!(matches!(**cause, TrainingError::Align(_)), "{error:?}");
     let mut unlabelled = right.clone();
     unlabelled[0].labels[1] = vec![41];
     let error = attempt(&grid(), [0; 3], [&right, &unlabelled]);

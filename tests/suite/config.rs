@@ -39,19 +39,18 @@ fn assert_round_trip(config: &AlignableConfig) {
 }
 
 fn full() -> AlignableConfig {
-    let mut linked = AlignableRepresentationConfig::new(3, Component::ValueOutput)
+    let linked = AlignableRepresentationConfig::new(3, Component::ValueOutput)
         .with_intervention(InterventionType::Subtraction)
         .with_unit(Unit::HeadPos)
         .with_subspace_partition(vec![vec![0, 4], vec![1, 2, 3], vec![]])
-        .with_group(1);
-    linked.max_number_of_units = 5;
-    linked.intervention_link_key = Some(9);
-    let mut config = AlignableConfig::new([
+        .with_group(1)
+        .with_max_number_of_units(5)
+        .with_link(9);
+    AlignableConfig::new([
         linked,
         AlignableRepresentationConfig::new(0, RepresentationSite::Embedding).with_group(0),
-    ]);
-    config.model_type = Some("gpt2".to_owned());
-    config
+    ])
+    .with_model_type("gpt2")
 }
 
 #[test]
@@ -448,6 +447,42 @@ fn a_right_request_is_read() {
     let request = right_request();
     UnitLocations::try_from(&request["unit_locations"]).expect("right");
     Subspaces::try_from(&request["subspaces"]).expect("right");
+}
+
+#[test]
+fn locations_say_what_their_json_says() {
+    use burn_align::engine::Indices;
+    use burn_align::front::{Locations, RepresentationLocations};
+
+    let same = |found: UnitLocations, json: Value| {
+        assert_eq!(UnitLocations::try_from(&json).expect("right"), found);
+    };
+    same(4.into(), json!({"sources->base": 4}));
+    same((3, 4).into(), json!({"sources->base": [3, 4]}));
+    same(UnitLocations::base(4), json!({"base": 4}));
+    same(
+        UnitLocations::chain([(1, 1), (3, 4)]),
+        json!({"source_0->source_1": [1, 1], "source_1->base": [3, 4]}),
+    );
+    let here = || Locations::each([Some(Indices::each([[4], [2]])), None]);
+    let json = json!([[[4], [2]], null]);
+    same(here().into(), json!({"sources->base": [json, json]}));
+    same((here(), 4).into(), json!({"sources->base": [json, 4]}));
+    let heads = RepresentationLocations::heads_at(
+        Indices::each([[0, 1], [0, 1]]),
+        Indices::one_each([4, 2]),
+    );
+    same(
+        UnitLocations::base(Locations::each([Some(heads)])),
+        json!({"base": [[[[0, 1], [0, 1]], [[4], [2]]]]}),
+    );
+    // The same in every example, for which JSON has no word.
+    assert_eq!(UnitLocations::from(1..3), Indices::same([1, 2]).into());
+    assert_eq!(Indices::same([7]), 7.into());
+    assert_eq!(
+        Indices::each([0..2, 3..5]),
+        Indices::Each(vec![vec![0, 1], vec![3, 4]])
+    );
 }
 
 #[test]

@@ -298,7 +298,7 @@ fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M
     };
     let (compared, in_suffixes, frozen_in_suffixes, joined) =
         (Cell::new(0), Cell::new(0), Cell::new(0), Cell::new(0));
-    let left_out = Cell::new(0);
+    let (left_out, in_chunks) = (Cell::new(0), Cell::new(0));
     let count = |counter: &Cell<u32>, found: bool| counter.set(counter.get() + u32::from(found));
     let result = TestRunner::new_with_rng(
         config,
@@ -319,14 +319,19 @@ fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M
         count(&compared, true);
         count(&in_suffixes, has_suffixes(&plan, model));
         count(&left_out, leaves_out(&plan, model));
-        let options = RunOptions::default().with_max_rows(raw.batch * (1 + raw.read_site % 4));
-        match plan.run_with(model, &interventions, &options) {
-            Err(PlanError::RowBudget { .. }) => {}
-            chunked => {
-                for (chunked, whole) in chunked.expect("valid").iter().zip(lockstep.iter()) {
-                    let scale = magnitude(whole);
-                    let difference = max_difference(chunked.clone(), &whole.to_data());
-                    prop_assert!(difference <= 1e-5 * scale, "in chunks: {difference}");
+        let rows = RunOptions::default().with_max_rows(raw.batch * (1 + raw.read_site % 4));
+        let bytes = plan.explain(model).expect("valid").peak_bytes * (6 + raw.read_site as u64 % 4);
+        let bytes = RunOptions::default().with_memory_budget(bytes / 10);
+        for options in [rows, bytes] {
+            match plan.run_with(model, &interventions, &options) {
+                Err(PlanError::RowBudget { .. } | PlanError::MemoryBudget { .. }) => {}
+                chunked => {
+                    count(&in_chunks, options.memory_budget.is_some());
+                    for (chunked, whole) in chunked.expect("valid").iter().zip(lockstep.iter()) {
+                        let scale = magnitude(whole);
+                        let difference = max_difference(chunked.clone(), &whole.to_data());
+                        prop_assert!(difference <= 1e-5 * scale, "in chunks: {difference}");
+                    }
                 }
             }
         }
@@ -375,6 +380,7 @@ fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M
     for (what, found, least) in [
         ("were valid", compared.get(), cases / 5),
         ("were joined", joined.get(), cases / 20),
+        ("fitted into less memory", in_chunks.get(), cases / 40),
         ("left positions out", left_out.get(), least_left_out),
         ("had suffixes", in_suffixes.get(), cases / 10),
         (

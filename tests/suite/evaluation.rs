@@ -185,8 +185,8 @@ fn datasets_of_burn_become_interchanges<B: Backend>(device: &B::Device) {
     }
     let part = PartialDataset::new(Numbers(50), 10, 30);
     let dataset = MapperDataset::new(part, Interchange);
-    let mut data = InterchangeData::<B>::from_examples(dataset.iter()).expect("examples");
-    data.inputs.locations = 3.into();
+    let data = InterchangeData::<B>::from_examples(dataset.iter()).expect("examples");
+    let data = data.with_locations(3);
     assert_eq!((data.len(), &data.labels[0][..]), (20, &[10][..]));
     let swapped = model::<B>(InterventionType::Vanilla, device);
     let found = evaluate(&swapped, std::slice::from_ref(&data), 8).expect("valid");

@@ -2,7 +2,7 @@
 
 use burn::backend::Flex;
 use burn::tensor::Tensor;
-use burn_align::engine::PlanError;
+use burn_align::engine::{Indices, PlanError};
 use burn_align::front::{
     AlignError, AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, Locations, Mode, RepresentationLocations, Source, Subspaces, Unit,
@@ -90,7 +90,7 @@ fn assert_says(error: &AlignError, expected: &str) {
 
 fn units(rows: &[&[usize]]) -> Option<RepresentationLocations> {
     let rows = rows.iter().map(|row| row.to_vec()).collect();
-    Some(RepresentationLocations::Units(rows))
+    Some(Indices::Each(rows).into())
 }
 
 fn sides(
@@ -263,12 +263,22 @@ fn collecting_in_serial_mode() {
 }
 
 #[test]
+fn more_units_than_an_intervention_takes() {
+    let inputs = inputs(1).with_locations(1..3);
+    let error = parallel([output().with_low_rank(2)], &inputs);
+    assert_says(
+        &error,
+        "layer 0 block_output: intervention 0: expected 1 unit of 16 features in all, as one vector \
+         (to treat any number of units one by one, group tokens as TokenGrouping::Each, which is \
+         keep_last_dim), found 2 units of 16 features",
+    );
+    let pair = output().with_low_rank(2).with_max_number_of_units(3);
+    assert!(message(&parallel([pair], &inputs)).contains("expected 3 units of 48 features in all"));
+}
+
+#[test]
 fn another_number_of_interventions() {
-    let linked = |key| {
-        let mut representation = output();
-        representation.intervention_link_key = Some(key);
-        representation
-    };
+    let linked = |key| output().with_link(key);
     // Two interventions: one is shared, and nothing is done where activations are collected.
     let collect = output().with_intervention(InterventionType::Collect);
     let representations = [linked(7), output(), linked(7), collect];
@@ -358,7 +368,7 @@ fn batch_mismatch() {
         assert_eq!(error, expected);
         assert_says(
             &error,
-            "source 1 has 1 examples; expected 2, as many as the base",
+            "source 1 has 1 example; expected 2, as many as the base",
         );
     }
 }
@@ -478,11 +488,7 @@ fn part_of_features_that_the_site_does_not_have() {
 
 #[test]
 fn linked_representations_with_different_interventions() {
-    let linked = |intervention| {
-        let mut representation = output().with_intervention(intervention);
-        representation.intervention_link_key = Some(3);
-        representation
-    };
+    let linked = |intervention| output().with_intervention(intervention).with_link(3);
     let representations = [
         output(),
         linked(InterventionType::Vanilla),
@@ -535,7 +541,7 @@ fn locations_for_another_number_of_representations() {
         );
     }
     // Each link of a chain has one.
-    let link = || (Some(Locations::Each(two())), Locations::Everywhere(0));
+    let link = || (Some(Locations::Each(two())), Locations::from(0));
     let chain = UnitLocations::Chain(vec![link(), link()]);
     let error = refused(
         [output(), output()],
@@ -554,7 +560,8 @@ fn locations_of_the_wrong_form_for_the_unit() {
     let query = |unit| at(0, Component::QueryOutput).with_unit(unit);
     let pairs = || {
         let rows = vec![vec![0], vec![0]];
-        let pair = RepresentationLocations::HeadsAndPositions([rows.clone(), rows]);
+        let pair =
+            RepresentationLocations::HeadsAndPositions([rows.clone(), rows].map(Indices::Each));
         sides(vec![Some(pair.clone())], vec![Some(pair)])
     };
     let lists = || sides(vec![units(&[&[0], &[0]])], vec![units(&[&[0], &[0]])]);
@@ -643,7 +650,7 @@ fn locations_on_one_side_only() {
 
 #[test]
 fn chains_where_there_are_none_and_of_another_length() {
-    let link = || (Some(Locations::Everywhere(0)), Locations::Everywhere(0));
+    let link = || (Some(Locations::from(0)), Locations::from(0));
     let one = UnitLocations::Chain(vec![link()]);
     let error = parallel([output()], &inputs(1).with_locations(one.clone()));
     let expected = AlignError::WrongChain {

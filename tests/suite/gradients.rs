@@ -1,6 +1,7 @@
 //! Gradients through plans, against finite differences.
 
 use burn::backend::Autodiff;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, Units};
 use burn_align::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
@@ -8,7 +9,10 @@ use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, S
 
 use crate::support::{checkpoints, values};
 
-on_every_backend!(gradients_flow_through_worlds);
+on_every_backend!(
+    gradients_flow_through_worlds,
+    loaded_weights_are_tracked_on_wish
+);
 
 /// A weighted sum of the logits of a world that swaps in an activation of another world, which in
 /// turn has `steering` added at an earlier layer.
@@ -85,6 +89,35 @@ fn gradients_flow_through_worlds<B: Backend>(device: &B::Device) {
                 "{name}, feature {feature}: gradient {}, by differences {difference}",
                 gradient[feature]
             );
+        }
+    }
+}
+
+/// How many parameters are tracked, and how many are not.
+struct Tracked([usize; 2]);
+
+impl<B: Backend> ModuleVisitor<B> for Tracked {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let tracked = param.is_require_grad() && param.val().is_require_grad();
+        self.0[usize::from(!tracked)] += 1;
+    }
+}
+
+fn loaded_weights_are_tracked_on_wish<B: Backend>(device: &B::Device) {
+    for name in ["gpt2_plain", "llama_gqa"] {
+        for wished in [false, true] {
+            let options = match wished {
+                false => LoadOptions::default(),
+                true => LoadOptions::default().with_require_grad(true),
+            };
+            let folder = checkpoints()[name].clone();
+            let loaded = LanguageModel::<Autodiff<B>>::from_pretrained(folder, &options, device);
+            let model = loaded.expect("a fixture").model;
+            let mut tracked = Tracked([0, 0]);
+            model.visit(&mut tracked);
+            let [tracked, untracked] = tracked.0;
+            assert!(tracked + untracked > 10, "{name}");
+            assert_eq!([tracked > 0, untracked > 0], [wished, !wished], "{name}");
         }
     }
 }

@@ -168,11 +168,10 @@ impl Hub {
     }
 
     fn options(&self, cache: &TempDir) -> LoadOptions {
-        let mut options = LoadOptions::default();
-        options.offline = false;
-        options.hub_endpoint = Some(self.endpoint());
-        options.hub_cache = Some(cache.path().join("hub"));
-        options
+        LoadOptions::default()
+            .with_offline(false)
+            .with_hub_endpoint(self.endpoint())
+            .with_hub_cache(cache.path().join("hub"))
     }
 }
 
@@ -265,8 +264,7 @@ fn a_tokenizer_is_optional() {
 fn offline_without_a_cache() {
     let (fixture, cache) = (&checkpoints()["gpt2_plain"], cache());
     let hub = Hub::start(Shelf::new(&[("tiny/gpt2/resolve/main", fixture)]));
-    let mut options = hub.options(&cache);
-    options.offline = true;
+    let options = hub.options(&cache).with_offline(true);
     let error = load("tiny/gpt2", &options).expect_err("an empty cache");
     assert_names(
         &error,

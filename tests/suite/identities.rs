@@ -1,10 +1,11 @@
 //! Identities that interventions obey, whatever the model computes.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align::engine::{Indices, LogitPositions};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableOutput,
-    AlignableRepresentationConfig, InterventionType, Locations, Mode, RepresentationLocations,
-    RepresentationSite, Source, Subspaces, Unit, UnitLocations,
+    AlignableRepresentationConfig, InterventionType, Locations, Mode, RepresentationSite, Source,
+    Subspaces, Unit, UnitLocations,
 };
 use burn_align_models::{
     AlignableTransformer, Component, LanguageModel, ModelInput, Site, Tap, TokenBatch,
@@ -22,6 +23,7 @@ on_every_backend!(
     parts_that_cover_everything_are_the_whole,
     zero_embedding_is_zero_features,
     collected_is_what_a_tap_sees,
+    last_logits_are_behind_the_last_tokens,
     a_forward_leaves_the_model_as_it_was,
     source_and_base_of_different_lengths,
     given_values_are_a_source,
@@ -150,10 +152,7 @@ fn one_source_in_series_is_one_in_parallel<B: Backend>(device: &B::Device) {
         let inputs = from([source()]);
         let parallel = logits(model, [at(0, component)], &inputs);
         let serial = alignable(model, [at(0, component)], Mode::Serial);
-        let chain = UnitLocations::Chain(vec![(
-            Some(Locations::Everywhere(1)),
-            Locations::Everywhere(1),
-        )]);
+        let chain = UnitLocations::chain([(1, 1)]);
         for inputs in [inputs.clone(), inputs.with_locations(chain)] {
             let serial = serial.forward_inputs(&inputs).expect("right");
             let serial = at_tokens(serial.counterfactual, &base());
@@ -190,10 +189,7 @@ fn one_group_is_the_same_source_for_all<B: Backend>(device: &B::Device) {
 fn linked_interventions_act_alike<B: Backend>(device: &B::Device) {
     everywhere::<B>(device, |model, component, what| {
         let unlinked = [at(0, component), at(1, component)];
-        let linked = unlinked.clone().map(|mut representation| {
-            representation.intervention_link_key = Some(3);
-            representation
-        });
+        let linked = unlinked.clone().map(|it| it.with_link(3));
         assert_eq!(
             alignable(model, linked.clone(), Mode::Parallel)
                 .interventions()
@@ -254,10 +250,7 @@ fn no_features_are_nothing<B: Backend>(device: &B::Device) {
             assert_close(logits(model, [at(0, component)], &inputs), &expected, what);
         }
         // Representations that are located nowhere are left as they are.
-        let nowhere = UnitLocations::SourcesToBase {
-            source: Some(Locations::Each(vec![None])),
-            base: Locations::Each(vec![None]),
-        };
+        let nowhere = Locations::Each(vec![None]);
         let inputs = from([source()]).with_locations(nowhere);
         assert_close(logits(model, [at(0, component)], &inputs), &expected, what);
     });
@@ -340,12 +333,8 @@ fn collected_is_what_a_tap_sees<B: Backend>(device: &B::Device) {
             };
             assert_close(collected.clone(), &expected, &format!("{name} {component}"));
             // One position of it, each example its own.
-            let rows = RepresentationLocations::Units(vec![vec![4], vec![2]]);
-            let inputs =
-                AlignableInputs::new(base()).with_locations(UnitLocations::SourcesToBase {
-                    source: None,
-                    base: Locations::Each(vec![Some(rows)]),
-                });
+            let rows = UnitLocations::base(Indices::one_each([4, 2]));
+            let inputs = AlignableInputs::new(base()).with_locations(rows);
             let last = output(&model, [collect()], &inputs).collected.remove(0);
             let rows = [(0, 4), (1, 2)]
                 .map(|(row, pos)| expected.clone().narrow(0, row, 1).narrow(1, pos, 1));
@@ -353,6 +342,40 @@ fn collected_is_what_a_tap_sees<B: Backend>(device: &B::Device) {
             assert_close(last, &rows, &format!("{name} {component}"));
         }
     }
+}
+
+fn last_logits_are_behind_the_last_tokens<B: Backend>(device: &B::Device) {
+    everywhere::<B>(device, |model, component, what| {
+        let last_of = |logits: &Tensor<B, 3>| {
+            let rows = [(0, 4), (1, 2)].map(|(row, pos)| {
+                let example = logits.clone().narrow(0, row, 1).narrow(1, pos, 1);
+                example.squeeze_dim::<2>(1) // [1, vocab]
+            });
+            Tensor::cat(rows.to_vec(), 0)
+        };
+        let inputs = from([source()]).with_original_output();
+        let all = output(model, [at(0, component)], &inputs);
+        let (changed, original) = (all.counterfactual_last(), all.original_last());
+        let original = original.expect("asked for");
+        let [expected, clean] = [
+            &all.counterfactual,
+            all.original.as_ref().expect("asked for"),
+        ];
+        assert_eq!(values(changed), values(last_of(expected)), "{what}");
+        assert_eq!(values(original), values(last_of(clean)), "{what}");
+
+        // The same where no others are computed, and where others were chosen.
+        let inputs = inputs.with_logits(LogitPositions::Last);
+        let last = output(model, [at(0, component)], &inputs);
+        assert_eq!(last.counterfactual.dims()[..2], [2, 1]);
+        assert_close(last.counterfactual_last(), &last_of(expected), what);
+        let found = last.original_last().expect("asked for");
+        assert_close(found, &last_of(clean), what);
+        let chosen = LogitPositions::Each(vec![vec![1, 4], vec![0, 2]]);
+        let chosen = output(model, [at(0, component)], &inputs.with_logits(chosen));
+        assert_eq!(chosen.counterfactual.dims()[..2], [2, 2]);
+        assert_close(chosen.counterfactual_last(), &last_of(expected), what);
+    });
 }
 
 fn a_forward_leaves_the_model_as_it_was<B: Backend>(device: &B::Device) {
@@ -391,14 +414,10 @@ fn source_and_base_of_different_lengths<B: Backend>(device: &B::Device) {
         }
         // From the last position of one to that of the other: the same example by itself.
         let inputs = |base: &[&[u32]], source: &[&[u32]], rows: [Vec<Vec<usize>>; 2]| {
-            let [from, to] =
-                rows.map(|rows| Locations::Each(vec![Some(RepresentationLocations::Units(rows))]));
+            let [from, to] = rows.map(Indices::Each);
             AlignableInputs::new(tokens(base))
                 .with_sources([tokens(source)])
-                .with_locations(UnitLocations::SourcesToBase {
-                    source: Some(from),
-                    base: to,
-                })
+                .with_locations((from, to))
         };
         let (a, b): (&[u32], &[u32]) = (&[3, 1, 4, 1, 5], &[9, 2]);
         let (c, d): (&[u32], &[u32]) = (&[8, 8], &[20, 21, 22, 23]);
@@ -467,16 +486,7 @@ fn skipped_blocks_are_not_there<B: Backend>(device: &B::Device) {
         assert_close(found, &at_tokens(model.unembed(x), &base()), name);
         // All heads skip nothing else than the whole.
         let heads = at(0, Component::QueryOutput).with_unit(Unit::Head);
-        let rows = vec![vec![0, 1, 2, 3]; 2];
-        let rows = || {
-            Some(Locations::Each(vec![Some(RepresentationLocations::Units(
-                rows.clone(),
-            ))]))
-        };
-        let every_head = from([source()]).with_locations(UnitLocations::SourcesToBase {
-            source: rows(),
-            base: rows().expect("rows"),
-        });
+        let every_head = from([source()]).with_locations(0..4);
         let whole = from([source()]).with_locations(UnitLocations::Whole);
         let expected = logits(&model, [at(0, Component::QueryOutput)], &whole);
         assert_close(logits(&model, [heads], &every_head), &expected, name);

@@ -41,6 +41,7 @@ mod paths;
 mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
+mod readme;
 mod saved;
 mod scratch;
 mod scrubbing;

@@ -91,19 +91,43 @@ fn pictures_are_drawn_as_svg_and_png() {
         let text = String::from_utf8(svg).expect("text");
         assert!(text.starts_with("<svg "), "{text}");
         assert!(text.trim_end().ends_with("</svg>"), "{text}");
+        assert_eq!(text.matches("</svg>").count(), 1, "{text}");
     }
-    for (png, size) in draw_all(folder.path(), "PNG")
+    for (png, height) in draw_all(folder.path(), "PNG")
         .into_iter()
-        .zip([(2 * (160 + 3 * 48), 2 * (140 + 2 * 28)), (1440, 800)])
+        .zip([2 * (96 + 2 * 28), 800])
     {
         let (signature, rest) = png.split_at(8);
         assert_eq!(signature, b"\x89PNG\r\n\x1a\n");
-        // Length and name of the header chunk, width and height.
+        // Name of the header chunk, width and height.
         let number = |at: usize| u32::from_be_bytes(rest[at..at + 4].try_into().expect("four"));
         assert_eq!(&rest[4..8], b"IHDR");
-        assert_eq!((number(8), number(12)), size);
+        assert!(number(8) > 2 * 3 * 48, "three columns");
+        assert_eq!(number(12), height);
         assert!(png.ends_with(b"IEND\xaeB`\x82"), "the file is whole");
     }
+}
+
+#[test]
+fn the_first_row_is_on_top_and_numbers_stand_in_cells() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let draw = |values| {
+        let file = folder.path().join("map.svg");
+        heat_map(&file, "a map", ["x", "y"], &grid(values)).expect("drawn");
+        std::fs::read_to_string(&file).expect("written")
+    };
+    let height_of = |svg: &str, number: &str| -> f64 {
+        let lines: Vec<&str> = svg.lines().collect();
+        let at = lines.iter().position(|line| *line == number);
+        let tag = lines[at.expect("the number") - 1];
+        let y = tag.split_once(" y=\"").expect("a height").1;
+        y.split('"').next().expect("a number").parse().expect("y")
+    };
+    let svg = draw(vec![vec![0.25, -0.0001], vec![0.5, 1.0]]);
+    assert!(height_of(&svg, "0.250") < height_of(&svg, "0.500"), "{svg}");
+    assert_eq!(height_of(&svg, "0.250"), height_of(&svg, "0.000"), "{svg}");
+    let wide = draw(vec![vec![0.25, 12_345_678.0]]);
+    assert!(!wide.lines().any(|line| line == "0.250"), "{wide}");
 }
 
 #[test]
@@ -113,6 +137,7 @@ fn maps_side_by_side_have_one_scale() {
     let (low, high) = (grid(vec![vec![0.0, 0.5]]), grid(vec![vec![0.5], vec![1.0]]));
     heat_maps(&file, ["x", "y"], &[("low", &low), ("high", &high)]).expect("drawn");
     let svg = std::fs::read_to_string(&file).expect("written");
+    assert_eq!(svg.matches("</svg>").count(), 1, "one document: {svg}");
     assert!(svg.contains("low (0.000 to 0.500)") && svg.contains("high (0.500 to 1.000)"));
     // Brightest and darkest once, in either map; the middle in both.
     for (color, count) in [("#F7FBFF", 1), ("#7F95B5", 2), ("#08306B", 1)] {

@@ -159,13 +159,13 @@ fn input_that_the_model_cannot_read() {
         let world = plan.world(input, []);
         plan.read_logits(world, LogitPositions::Last);
     });
-    let source = TokensError::UnknownToken {
+    let cause = TokensError::UnknownToken {
         example: 1,
         pos: 1,
         found: 41,
         vocab: 41,
     };
-    assert_eq!(error, PlanError::Input { input: 1, source });
+    assert_eq!(error, PlanError::Input { input: 1, cause });
     assert_says(
         &error,
         "the model cannot read input 1: \
@@ -191,12 +191,12 @@ fn vectors_longer_than_the_model_can_read() {
         let world = plan.world(input, []);
         plan.read_logits(world, LogitPositions::Last);
     });
-    let source = TokensError::TooLong {
+    let cause = TokensError::TooLong {
         example: 0,
         found: 33,
         max_positions: 32,
     };
-    assert_eq!(error, PlanError::Input { input: 0, source });
+    assert_eq!(error, PlanError::Input { input: 0, cause });
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn vectors_without_examples_or_positions() {
                 error,
                 PlanError::Input {
                     input: 0,
-                    source: TokensError::EmptyBatch | TokensError::EmptyExample { example: 0 }
+                    cause: TokensError::EmptyBatch | TokensError::EmptyExample { example: 0 }
                 }
             ),
             "{error:?}"
@@ -364,6 +364,10 @@ fn head_out_of_range() {
     // Keys have heads of their own, and a stream has none but the first.
     let error = refused_by("llama_gqa", |plan| edited(plan, zero(KEY, Units::head(2))));
     assert_eq!(error, expected(KEY, 2));
+    assert_says(
+        &error,
+        "layer 0 key_output: expected a key-value head below 2, found 2",
+    );
     let error = refused(|plan| edited(plan, zero(OUTPUT, Units::head(1))));
     assert_eq!(error, expected(OUTPUT, 1));
     let heads = each(&[&[0], &[4]]);
@@ -454,7 +458,7 @@ fn ragged_units() {
     assert_eq!(error, expected);
     assert_says(
         &error,
-        "layer 0 block_output: example 1 has 1 units, the first has 2; \
+        "layer 0 block_output: example 1 has 1 unit, the first has 2; \
          every example needs the same number",
     );
 }

@@ -2,11 +2,11 @@
 //!
 //! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, else from the hub as `gpt2`.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::{ElementConversion, backend::Backend};
 use burn_align::engine::RunOptions;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType, Locations, Mode, RepresentationLocations, Source, UnitLocations,
+    InterventionType, Locations, Mode, Source, UnitLocations,
 };
 use burn_align::methods::{
     Mlps, ReceiverInput, head_effects, logit_differences, patch_streams, probability,
@@ -18,7 +18,6 @@ use burn_align_models::{
     TokenBatch, Tokenizer,
 };
 use workbench::ioi::{Ioi, PUBLISHED};
-use workbench::predictions::probabilities;
 
 use crate::paths::reads_at;
 
@@ -54,12 +53,10 @@ fn assert_published<B: Backend>(
     tokenizer: &Tokenizer,
     published: &Published,
 ) {
-    let next = probabilities(logits.narrow(1, 4, 1).squeeze_dim(1))
-        .expect("f32")
-        .remove(0);
+    let logits = logits.narrow(1, 4, 1).squeeze_dim(1);
     for (token, expected) in published {
         let id = tokenizer.single_token(token).expect("one token");
-        let found = next[id as usize];
+        let found: f32 = probability(logits.clone(), id).into_scalar().elem();
         assert!(
             (found - expected).abs() <= TOLERANCE,
             "`{token}`: {expected}, found {found}"
@@ -116,12 +113,7 @@ fn parallel_interventions<B: Backend>(device: &B::Device) {
     let layer_3 = || AlignableRepresentationConfig::new(3, Component::BlockOutput);
     let config = AlignableConfig::new([layer_3(), layer_3()]);
     let alignable = AlignableModel::new(config, gpt2.model).expect("it fits");
-    let at = |position| Some(RepresentationLocations::Units(vec![vec![position]]));
-    let side = Locations::Each(vec![at(1), at(3)]);
-    let locations = UnitLocations::SourcesToBase {
-        source: Some(side.clone()),
-        base: side,
-    };
+    let locations = Locations::each([Some(1), Some(3)]);
     let base = tokens(&tokenizer, SPAIN);
     let sources = ["The language of Spain is", ITALY].map(|prompt| tokens(&tokenizer, prompt));
     let output = alignable
@@ -154,13 +146,9 @@ fn serial_interventions<B: Backend>(device: &B::Device) {
     );
     let config = config.with_mode(Mode::Serial);
     let alignable = AlignableModel::new(config, gpt2.model).expect("it fits");
-    let everywhere = |position| {
-        let side = Locations::Everywhere(position);
-        (Some(side.clone()), side)
-    };
     let base = tokens(&tokenizer, SPAIN);
     let sources = ["The language of Spain is", ITALY].map(|prompt| tokens(&tokenizer, prompt));
-    let locations = UnitLocations::Chain(vec![everywhere(1), everywhere(4)]);
+    let locations = UnitLocations::chain([(1, 1), (4, 4)]);
     let output = alignable
         .forward(&base, &sources, locations)
         .expect("valid");

@@ -17,10 +17,10 @@ use burn_align::front::{
 use burn_align::interventions::{
     AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
     BuiltinIntervention, ConstantSourceIntervention, FillIntervention, Intervention,
-    JumpReluAutoencoderIntervention, NoiseIntervention, Operands, Orthonormal, OrthonormalMap,
-    PcaIntervention, ReftIntervention, ReftKind, RotatedSpaceIntervention, ScalingIntervention,
-    SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention, SourceOperation,
-    SubtractionIntervention, TokenGrouping, VanillaIntervention,
+    JumpReluAutoencoderIntervention, LambdaIntervention, NoiseIntervention, Operands, Orthonormal,
+    OrthonormalMap, PcaIntervention, ReftIntervention, ReftKind, RotatedSpaceIntervention,
+    ScalingIntervention, SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention,
+    SourceOperation, SubtractionIntervention, TokenGrouping, VanillaIntervention,
 };
 use burn_align::saved::{LoadInterventionsError, SavedInterventions};
 use burn_align_models::nn::Activation;
@@ -676,11 +676,7 @@ fn everything_comes_back_bit_by_bit<B: Backend>(device: &B::Device) {
     // In a model, with links, and representations without an intervention of their own.
     let model: LanguageModel<B> = crate::support::load("gpt2_plain", device);
     let at = |layer| AlignableRepresentationConfig::new(layer, Component::MlpOutput);
-    let mut linked = [at(0).with_low_rank(3), at(1).with_low_rank(3)];
-    for representation in &mut linked {
-        representation.intervention_link_key = Some(4);
-    }
-    let [first, second] = linked;
+    let [first, second] = [0, 1].map(|layer| at(layer).with_low_rank(3).with_link(4));
     let config = AlignableConfig::new([
         first,
         at(0).with_intervention(InterventionType::Collect),
@@ -1060,7 +1056,7 @@ fn what_cannot_be_saved_is_an_error<B: Backend>(device: &B::Device) {
         assert!(message.contains(part), "expected `{part}` in: {message}");
     };
     let none = || SavedInterventions::new(config_of(1), Vec::new());
-    fails(none(), folder.path(), "expected 1 interventions");
+    fails(none(), folder.path(), "expected 1 intervention");
     let vanilla = |config| SavedInterventions::new(config, vec![VanillaIntervention.into()]);
     let mut config = config_of(1);
     config.representations[0].max_number_of_units = 0;
@@ -1072,6 +1068,9 @@ fn what_cannot_be_saved_is_an_error<B: Backend>(device: &B::Device) {
         let saved = SavedInterventions::new(config_of(1), vec![it.into()]);
         fails(saved, folder.path(), "tensor `0.source`: expected f32");
     }
+    let closure = LambdaIntervention::new(|base, _operands| base);
+    let saved = SavedInterventions::new(config_of(1), vec![closure.into()]);
+    fails(saved, folder.path(), "intervention 0 is a closure");
     assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
     let occupied = folder.path().join("a file");
     fs::write(&occupied, "").expect("written");

@@ -88,9 +88,8 @@ pub(crate) fn max_difference<B: Backend, const D: usize>(
     differences.fold(0.0, |max, d| if d <= max { max } else { d })
 }
 
-/// An error's message with those of its causes, as programs print it.
+/// An error's message. It says its cause, so that nobody needs to ask for that.
 pub(crate) fn message(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let messages: Vec<String> = causes.map(ToString::to_string).collect();
-    messages.join(": ")
+    assert!(error.source().is_none(), "a cause apart: {error:?}");
+    error.to_string()
 }

@@ -1,13 +1,13 @@
 //! Text to token ids and back, on a word-level tokenizer and a byte-level BPE in the way of
 //! GPT-2's (`tests/fixtures/tokenizers/make_tokenizer.py`).
 
-use burn::tensor::backend::Backend;
-use burn_align_models::{ModelDims, TokenBatch, Tokenizer, TokensError};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{ModelDims, TokenBatch, Tokenizer, TokensError, top_tokens};
 use serde_json::json;
 
 use crate::support::fixtures;
 
-on_every_backend!(batches_are_padded_on_the_right);
+on_every_backend!(batches_are_padded_on_the_right, most_probable_tokens);
 
 /// One token per word.
 fn words() -> Tokenizer {
@@ -225,6 +225,35 @@ fn batches_are_padded_on_the_right<B: Backend>(device: &B::Device) {
     assert_eq!(tensor.dims(), [3, 3]);
     let ids: Vec<i64> = tensor.into_data().iter().collect();
     assert_eq!(ids, [7, 0, 0, 1, 2, 3, 4, 5, 0]);
+    assert_eq!(batch.last_positions(), [0, 2, 1]);
+}
+
+fn most_probable_tokens<B: Backend>(device: &B::Device) {
+    // Of a softmax, e^ln n is n parts. Token 6 has no word.
+    let logs = [
+        [1_f32, 4., 2., 8., 1., 1., 3.],
+        [5., 1., 1., 1., 1., 1., 0.],
+    ]
+    .map(|row| row.map(f32::ln));
+    let logits = Tensor::<B, 2>::from_data(logs, device);
+    let found = words().top_tokens(logits.clone(), 3);
+    let words_of = |row: usize| found[row].iter().map(|it| (it.id, it.text.as_str()));
+    // Equally probable ones in the order of their ids.
+    assert!(words_of(0).eq([(3, "of"), (1, "the"), (6, "#6")]));
+    assert!(words_of(1).eq([(0, "<unk>"), (1, "the"), (2, "capital")]));
+    let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-6, "{found}");
+    near(found[0][0].probability, 8. / 20.);
+    near(found[0][2].probability, 3. / 20.);
+    near(found[1][0].probability, 5. / 10.);
+    assert_eq!(found[0][0].to_string(), "\"of\" 0.4000");
+
+    // The same by id, from logits with more axes; all of them where fewer are there.
+    let by_id = top_tokens(logits.unsqueeze_dim::<3>(1), 9);
+    assert_eq!(by_id.len(), 2);
+    let all: Vec<u32> = by_id[0].iter().map(|(id, _)| *id).collect();
+    assert_eq!(all, [3, 1, 6, 2, 0, 4, 5]);
+    near(by_id[1].iter().map(|(_, p)| p).sum(), 1.0);
+    assert!(words().top_tokens(Tensor::<B, 2>::zeros([2, 7], device), 0) == [vec![], vec![]]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align::engine::LogitPositions;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType,
+    InterventionType, UnitLocations,
 };
 use burn_align::interventions::{BuiltinIntervention, OrthonormalMap};
 use burn_align::training::{
@@ -40,10 +40,9 @@ pub(crate) fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
 }
 
 fn representation(kind: InterventionType) -> AlignableRepresentationConfig {
-    let mut representation =
-        AlignableRepresentationConfig::new(0, Component::BlockOutput).with_intervention(kind);
-    representation.low_rank_dimension = Some(4);
-    representation
+    AlignableRepresentationConfig::new(0, Component::BlockOutput)
+        .with_intervention(kind)
+        .with_low_rank_dimension(4)
 }
 
 pub(crate) fn model<B: Backend>(kind: InterventionType, device: &B::Device) -> Model<B> {
@@ -205,10 +204,9 @@ fn every_epoch_deals_anew<B: Backend>(device: &B::Device) {
 fn padding_has_no_weight<B: Backend>(device: &B::Device) {
     // All positions of prompts of 4 to 6 tokens: what stands at padding must not count.
     let with_padding = |label: u32| {
-        let mut data = data::<B>(24, device);
+        let data = data::<B>(24, device);
         let lengths = data.inputs.base.lengths();
-        data.positions = LogitPositions::All;
-        data.labels = lengths
+        let labels = lengths
             .iter()
             .map(|length| {
                 (0..6)
@@ -216,7 +214,7 @@ fn padding_has_no_weight<B: Backend>(device: &B::Device) {
                     .collect()
             })
             .collect();
-        data
+        data.with_labels(LogitPositions::All, labels)
     };
     let config = TrainingConfig::default().with_epochs(2).with_batch_size(5);
     let run = |data: InterchangeData<B>, budget| {
@@ -268,9 +266,8 @@ fn interventions_without_sources_are_trained<B: Backend>(device: &B::Device) {
         ReftKind::DiReft,
         ReftKind::NodiReft,
     ] {
-        let mut data = data::<B>(24, device);
+        let mut data = data::<B>(24, device).with_locations(UnitLocations::base(3));
         data.inputs.sources = Vec::new();
-        data.inputs.locations = burn_align::front::UnitLocations::base(3);
         let config = TrainingConfig::default()
             .with_epochs(20)
             .with_learning_rate(2e-2);

@@ -169,12 +169,11 @@ fn attend_rows<B: Backend>(
 ) -> Tensor<B, 4> {
     let [_batch, head, q_pos, d_head] = q.dims();
     let [_batch, _kv_head, k_pos, _d_head] = k.dims();
-    let k = repeat_kv(k, head);
-    let v = repeat_kv(v, head);
     let windowed = layer.windowed && layer.pass.outside_window.is_some();
 
     let square = q_pos == k_pos;
     if square && !windowed && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
+        let [k, v] = [k, v].map(|x| repeat_kv(x, head));
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
             // Backends take their fast path only when the scale is left to them.
@@ -185,7 +184,7 @@ fn attend_rows<B: Backend>(
         return fused_attention(q, k, v, None, None, options);
     }
 
-    let scores = q.matmul(k.swap_dims(2, 3)); // [batch, head, q_pos, k_pos]
+    let scores = by_group(q, k.swap_dims(2, 3)); // [batch, head, q_pos, k_pos]
     let site = Site::Block(layer.layer, Component::AttentionScores);
     let (scores, scale) = if tap.wants(site) {
         (tap.heads(site, scores * layer.scale), 1.0)
@@ -197,7 +196,7 @@ fn attend_rows<B: Backend>(
         Site::Block(layer.layer, Component::AttentionWeights),
         weights,
     );
-    weights.matmul(v)
+    by_group(weights, v)
 }
 
 /// [`attend`] of suffixes.
@@ -303,24 +302,23 @@ fn attend_behind<B: Backend>(
     layer: &Attend<'_, B>,
     class: &SuffixClass<B>,
 ) -> Tensor<B, 4> {
-    let [_row, head, _q_pos, _d_head] = q.dims();
     let [_row, _kv_head, len, _d_head] = own[0].dims();
     let [prefix, _kv_head, start, _d_head] = before[0].dims();
-    let [k, v] = own.map(|x| repeat_kv(x, head));
-    let [k_before, v_before] = before.map(|x| repeat_kv(x, head));
+    let ([k, v], [k_before, v_before]) = (own, before);
     let scores = Tensor::cat(
         vec![
             by_row(
-                by_prefix(q.clone(), prefix).matmul(k_before.swap_dims(2, 3)),
+                by_group(by_prefix(q.clone(), prefix), k_before.swap_dims(2, 3)),
                 class.rows,
             ), // [row, head, q_pos, start]
-            q.matmul(k.swap_dims(2, 3)), // [row, head, q_pos, len]
+            by_group(q, k.swap_dims(2, 3)), // [row, head, q_pos, len]
         ],
         3,
     );
     let weights = masked_softmax(scores, layer.scale, layer); // [row, head, q_pos, pos]
-    let mixed_before = by_prefix(weights.clone().narrow(3, 0, start), prefix).matmul(v_before);
-    by_row(mixed_before, class.rows) + weights.narrow(3, start, len).matmul(v)
+    let weights_before = by_prefix(weights.clone().narrow(3, 0, start), prefix);
+    by_row(by_group(weights_before, v_before), class.rows)
+        + by_group(weights.narrow(3, start, len), v)
 }
 
 /// `[prefix * n, head, len, width]` → `[prefix, head, n * len, width]`.
@@ -375,6 +373,25 @@ fn masked_softmax<B: Backend>(
     let dtype = scores.dtype();
     let scores = (scores * scale).cast(DType::F32);
     activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 3).cast(dtype)
+}
+
+/// The products of each query head's matrix with that of its key-value head, which is not copied for
+/// each.
+///
+/// # Shapes
+/// - x: `[batch, head, q_pos, inner]`
+/// - y: `[batch, kv_head, inner, width]`
+/// - output: `[batch, head, q_pos, width]`
+fn by_group<B: Backend>(x: Tensor<B, 4>, y: Tensor<B, 4>) -> Tensor<B, 4> {
+    let [batch, head, q_pos, inner] = x.dims();
+    let [_batch, kv_head, _inner, width] = y.dims();
+    if kv_head == head {
+        return x.matmul(y);
+    }
+    // Heads of a group stand behind one another, and so do their rows.
+    x.reshape([batch, kv_head, head / kv_head * q_pos, inner])
+        .matmul(y)
+        .reshape([batch, head, q_pos, width])
 }
 
 /// Gives every query head its key-value head.

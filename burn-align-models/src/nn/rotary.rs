@@ -186,6 +186,11 @@ impl<B: Backend> Rotary<B> {
     /// # Shapes
     /// - x, output: `[batch, head, pos, d_head]`
     pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        #[cfg(feature = "flex")]
+        let x = match super::flex::rotate(x, [&self.cos, &self.sin]) {
+            Ok(rotated) => return rotated,
+            Err(x) => x,
+        };
         let [_batch, _head, _pos, d_head] = x.dims();
         let half = d_head / 2;
         let first = x.clone().narrow(3, 0, half);

@@ -44,12 +44,12 @@ pub enum LoadError {
         name: String,
     },
     /// A file could not be read.
-    #[error("{}: cannot be read", file.display())]
+    #[error("{}: cannot be read: {cause}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// A folder without `config.json`.
     #[error(
@@ -62,20 +62,20 @@ pub enum LoadError {
         folder: PathBuf,
     },
     /// `config.json` cannot be used.
-    #[error("{}: cannot be used", file.display())]
+    #[error("{}: cannot be used: {cause}", file.display())]
     Config {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: ConfigError,
+        cause: ConfigError,
     },
     /// `tokenizer.json` cannot be used.
-    #[error("{}: cannot be used", file.display())]
+    #[error("{}: cannot be used: {cause}", file.display())]
     Tokenizer {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: TokensError,
+        cause: TokensError,
     },
     /// A text was to be read, but the checkpoint has no `tokenizer.json`.
     #[error(
@@ -212,12 +212,12 @@ pub enum CheckpointError {
 #[non_exhaustive]
 pub enum SaveError {
     /// A file could not be written.
-    #[error("{}: cannot be written", file.display())]
+    #[error("{}: cannot be written: {cause}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The Hugging Face format has no model with this configuration.
     #[error("no Hugging Face model of this family has this configuration: {reason}")]

@@ -5,17 +5,26 @@ use super::{ConfigError, Fields};
 use crate::model::AlignableTransformer;
 
 /// How a model family is stored in the Hugging Face layout.
-pub(crate) trait Family<B: Backend>: AlignableTransformer<B> {
+///
+/// With it, [`FromPretrained`](super::FromPretrained) and [`SavePretrained`](super::SavePretrained)
+/// are one line each, [`load_family`](super::load_family) and [`save_family`](super::save_family):
+/// loading is then as strict as that of the families of this crate.
+pub trait Family<B: Backend>: AlignableTransformer<B> {
     /// The family's configuration.
     type Config: PartialEq;
 
-    /// Reads `config.json`.
+    /// Reads `config.json`. Keys that are not asked for are refused, if they may change what the
+    /// model computes.
+    ///
+    /// # Errors
+    /// If a value is missing, wrong or not supported.
     fn read_config(fields: &mut Fields) -> Result<Self::Config, ConfigError>;
 
     /// Writes `config.json`.
     fn write_config(config: &Self::Config) -> Value;
 
-    /// The model without weights.
+    /// The model of these sizes, with parameters of this dtype. Those that are initialized lazily, as
+    /// by Burn's modules, cost nothing: the weights take their place.
     fn skeleton(config: &Self::Config, dtype: DType, device: &B::Device) -> Self;
 
     /// How the weights are stored.
@@ -26,7 +35,7 @@ pub(crate) trait Family<B: Backend>: AlignableTransformer<B> {
 ///
 /// Without the prefix, tensors have the names of the module's parameters.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct WeightLayout {
+pub struct WeightLayout {
     /// What stands before the names of all parameters but the head's; a checkpoint may lack it.
     pub prefix: &'static str,
     /// Which matrices are stored transposed, `[d_output, d_input]`.

@@ -83,6 +83,8 @@ const IRRELEVANT: &[&str] = &[
 const MAX_SIZE: u64 = 1 << 24;
 
 /// The fields of a `config.json`; every one must be read or be known not to matter.
+///
+/// A key that is absent or `null` is `None`, or an error where it is needed.
 #[derive(Debug)]
 pub struct Fields {
     map: Map<String, Value>,
@@ -132,24 +134,34 @@ impl Fields {
     }
 
     /// Whether `key` is there, even as `null`.
-    pub(crate) fn has(&self, key: &str) -> bool {
+    pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    /// A size: a whole number of at least 1.
-    pub(crate) fn optional_size(&mut self, key: &str) -> Result<Option<usize>, ConfigError> {
+    /// A size: a whole number of at least 1, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_size(&mut self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.typed(key, "a whole number from 1 to 16777216", |value| {
             let size = value.as_u64().filter(|n| (1..=MAX_SIZE).contains(n))?;
             usize::try_from(size).ok()
         })
     }
 
-    pub(crate) fn size(&mut self, key: &str) -> Result<usize, ConfigError> {
+    /// A size: a whole number of at least 1.
+    ///
+    /// # Errors
+    /// If it is missing, or something else.
+    pub fn size(&mut self, key: &str) -> Result<usize, ConfigError> {
         self.optional_size(key)?.ok_or_else(|| missing(key))
     }
 
     /// A number of layers: small enough that a model without weights can be built.
-    pub(crate) fn layers(&mut self, key: &str) -> Result<usize, ConfigError> {
+    ///
+    /// # Errors
+    /// If it is missing, or something else.
+    pub fn layers(&mut self, key: &str) -> Result<usize, ConfigError> {
         const MAX_LAYERS: usize = 4096;
         let layers = self.size(key)?;
         if layers > MAX_LAYERS {
@@ -158,57 +170,95 @@ impl Fields {
         Ok(layers)
     }
 
-    pub(crate) fn optional_index(&mut self, key: &str) -> Result<Option<usize>, ConfigError> {
+    /// A whole number, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_index(&mut self, key: &str) -> Result<Option<usize>, ConfigError> {
         self.typed(key, "a whole number", |value| {
             value.as_u64().and_then(|n| usize::try_from(n).ok())
         })
     }
 
-    /// A finite number of at least 0.
-    pub(crate) fn optional_number(&mut self, key: &str) -> Result<Option<f64>, ConfigError> {
+    /// A finite number of at least 0, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_number(&mut self, key: &str) -> Result<Option<f64>, ConfigError> {
         self.typed(key, "a number of at least 0", |value| {
             value.as_f64().filter(|n| n.is_finite() && *n >= 0.0)
         })
     }
 
-    pub(crate) fn number(&mut self, key: &str) -> Result<f64, ConfigError> {
+    /// A finite number of at least 0.
+    ///
+    /// # Errors
+    /// If it is missing, or something else.
+    pub fn number(&mut self, key: &str) -> Result<f64, ConfigError> {
         self.optional_number(key)?.ok_or_else(|| missing(key))
     }
 
-    /// A finite number above 0.
-    pub(crate) fn optional_positive(&mut self, key: &str) -> Result<Option<f64>, ConfigError> {
+    /// A finite number above 0, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_positive(&mut self, key: &str) -> Result<Option<f64>, ConfigError> {
         self.typed(key, "a number above 0", |value| {
             value.as_f64().filter(|n| n.is_finite() && *n > 0.0)
         })
     }
 
-    pub(crate) fn positive(&mut self, key: &str) -> Result<f64, ConfigError> {
+    /// A finite number above 0.
+    ///
+    /// # Errors
+    /// If it is missing, or something else.
+    pub fn positive(&mut self, key: &str) -> Result<f64, ConfigError> {
         self.optional_positive(key)?.ok_or_else(|| missing(key))
     }
 
-    pub(crate) fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
+    /// True or false, or the default.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn flag(&mut self, key: &str, default: bool) -> Result<bool, ConfigError> {
         let flag = self.typed(key, "true or false", Value::as_bool)?;
         Ok(flag.unwrap_or(default))
     }
 
-    pub(crate) fn optional_text(&mut self, key: &str) -> Result<Option<String>, ConfigError> {
+    /// A text, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_text(&mut self, key: &str) -> Result<Option<String>, ConfigError> {
         self.typed(key, "a text", |value| value.as_str().map(str::to_owned))
     }
 
-    pub(crate) fn optional_texts(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
+    /// A list of texts, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_texts(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
         self.typed(key, "a list of texts", |value| {
             let texts = value.as_array()?.iter();
             texts.map(|text| text.as_str().map(str::to_owned)).collect()
         })
     }
 
-    pub(crate) fn optional_object(&mut self, key: &str) -> Result<Option<Self>, ConfigError> {
+    /// The fields of an object under a key, if it is there; [`finish`](Self::finish) them.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_object(&mut self, key: &str) -> Result<Option<Self>, ConfigError> {
         let map = self.typed(key, "an object", |value| value.as_object().cloned())?;
         Ok(map.map(|map| Self::nested(key, map)))
     }
 
-    /// Fails if `key` has another value than one of these: it would change the computation.
-    pub(crate) fn only(&mut self, key: &str, supported: &[Value]) -> Result<(), ConfigError> {
+    /// A value that may be absent, and is none but one of these: another one would change the
+    /// computation.
+    ///
+    /// # Errors
+    /// If it is another one.
+    pub fn only(&mut self, key: &str, supported: &[Value]) -> Result<(), ConfigError> {
         match self.get(key) {
             Some(value) if !supported.contains(value) => Err(ConfigError::Unsupported {
                 key: key.to_owned(),
@@ -219,8 +269,12 @@ impl Fields {
         }
     }
 
-    /// Fails if a key was not read and is not known to be irrelevant.
-    pub(crate) fn finish(&self) -> Result<(), ConfigError> {
+    /// That all has been asked for. Loading calls it for the whole file; call it for an
+    /// [`optional_object`](Self::optional_object).
+    ///
+    /// # Errors
+    /// If a key was not asked for and is not known to be irrelevant.
+    pub fn finish(&self) -> Result<(), ConfigError> {
         let keys: Vec<String> = self
             .map
             .keys()

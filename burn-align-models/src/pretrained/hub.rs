@@ -45,9 +45,9 @@ pub(super) fn fetch(id: &str, options: &LoadOptions) -> Result<PathBuf, LoadErro
     if files.get_optional("model.safetensors")?.is_none() {
         const INDEX: &str = "model.safetensors.index.json";
         let index = files.get(INDEX)?;
-        let json = std::fs::read_to_string(&index).map_err(|source| LoadError::Io {
+        let json = std::fs::read_to_string(&index).map_err(|cause| LoadError::Io {
             file: index.clone(),
-            source,
+            cause,
         })?;
         for shard in shard_names(&index, &json)? {
             files.get(&shard)?;

@@ -24,16 +24,13 @@ use burn::tensor::{DType, backend::Backend};
 
 pub use bundled::Bundled;
 pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
-pub use repository::ModelSource;
-pub use save::SavePretrained;
-
-pub(crate) use family::{Family, WeightLayout};
-pub(crate) use fields::Fields;
+pub use family::{Family, WeightLayout};
+pub use fields::Fields;
+pub use repository::{ModelSource, Repository};
+pub use save::{SavePretrained, save_family};
 
 use crate::tokens::Tokenizer;
 use checkpoint::Checkpoint;
-pub(crate) use repository::Repository;
-pub(crate) use save::save_family;
 
 /// A loaded model with what belongs to it.
 #[derive(Debug)]
@@ -93,6 +90,10 @@ pub type ProgressCallback = std::rc::Rc<dyn Fn(LoadProgress<'_>)>;
 pub struct LoadOptions {
     /// Dtype of the loaded parameters, a float, whatever the checkpoint's. Default: f32.
     pub dtype: DType,
+    /// Whether the weights are tracked on a backend that differentiates, to be trained themselves.
+    /// Default: no. Burn's autodiff keeps all that a tracked weight has to do with until a backward
+    /// pass, so that a model which is only run would take more memory with each pass.
+    pub require_grad: bool,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,
     /// Keys of `config.json` that are known not to matter, beyond those that this crate knows.
@@ -112,6 +113,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: DType::F32,
+            require_grad: false,
             progress: None,
             ignored_config_keys: Vec::new(),
             revision: "main".to_owned(),
@@ -129,9 +131,48 @@ impl LoadOptions {
         self
     }
 
+    /// Tracks the weights, or does not.
+    pub fn with_require_grad(mut self, require_grad: bool) -> Self {
+        self.require_grad = require_grad;
+        self
+    }
+
     /// Reports progress.
     pub fn with_progress(mut self, callback: impl Fn(LoadProgress<'_>) + 'static) -> Self {
         self.progress = Some(std::rc::Rc::new(callback));
+        self
+    }
+
+    /// Leaves these keys of `config.json` aside.
+    pub fn with_ignored_config_keys<T: Into<String>>(
+        mut self,
+        keys: impl IntoIterator<Item = T>,
+    ) -> Self {
+        self.ignored_config_keys = keys.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Loads this branch, tag or commit.
+    pub fn with_revision(mut self, revision: impl Into<String>) -> Self {
+        self.revision = revision.into();
+        self
+    }
+
+    /// Uses only what the hub cache already holds, or not only that.
+    pub fn with_offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// Asks the hub at this address.
+    pub fn with_hub_endpoint(mut self, address: impl Into<String>) -> Self {
+        self.hub_endpoint = Some(address.into());
+        self
+    }
+
+    /// Keeps files of the hub in this folder.
+    pub fn with_hub_cache(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.hub_cache = Some(folder.into());
         self
     }
 }
@@ -163,11 +204,15 @@ pub trait FromPretrained<B: Backend>: Sized {
     ) -> Result<Pretrained<Self, Self::Config>, LoadError> {
         let repository = Repository::open(&source.into(), options)?;
         let config = Fields::parse(&repository.config()?, &options.ignored_config_keys)
-            .map_err(|source| repository.config_error(source))?;
+            .map_err(|cause| repository.config_error(cause))?;
         Self::from_repository(&repository, config, options, device)
     }
 
-    #[doc(hidden)]
+    /// The same from a place whose `config.json` has been read. A [`Family`] does it by
+    /// [`load_family`].
+    ///
+    /// # Errors
+    /// As [`from_pretrained`](Self::from_pretrained).
     fn from_repository(
         repository: &Repository,
         config: Fields,
@@ -176,8 +221,11 @@ pub trait FromPretrained<B: Backend>: Sized {
     ) -> Result<Pretrained<Self, Self::Config>, LoadError>;
 }
 
-/// Loads a model of one family.
-pub(crate) fn load_family<B: Backend, M: Family<B>>(
+/// Loads a model of one family: what its [`FromPretrained::from_repository`] calls.
+///
+/// # Errors
+/// If the configuration, the tokenizer or the weights are not exactly what the family says.
+pub fn load_family<B: Backend, M: Family<B>>(
     repository: &Repository,
     mut fields: Fields,
     options: &LoadOptions,
@@ -185,12 +233,12 @@ pub(crate) fn load_family<B: Backend, M: Family<B>>(
 ) -> Result<Pretrained<M, M::Config>, LoadError> {
     let config = M::read_config(&mut fields)
         .and_then(|config| fields.finish().map(|()| config))
-        .map_err(|source| repository.config_error(source))?;
+        .map_err(|cause| repository.config_error(cause))?;
     let tokenizer = match repository.optional_text("tokenizer.json")? {
         Some(json) => Some(
-            Tokenizer::from_json(&json).map_err(|source| LoadError::Tokenizer {
+            Tokenizer::from_json(&json).map_err(|cause| LoadError::Tokenizer {
                 file: repository.describe("tokenizer.json"),
-                source,
+                cause,
             })?,
         ),
         None => None,
@@ -198,6 +246,11 @@ pub(crate) fn load_family<B: Backend, M: Family<B>>(
     let checkpoint = Checkpoint::open(repository)?;
     let model = M::skeleton(&config, options.dtype, device);
     let model = weights::load(model, M::layout(&config), checkpoint, options)?;
+    let model = if options.require_grad {
+        model
+    } else {
+        model.no_grad()
+    };
     Ok(Pretrained {
         config,
         tokenizer,

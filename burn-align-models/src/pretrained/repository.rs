@@ -60,10 +60,13 @@ fn is_hub_id(text: &str) -> bool {
         })
 }
 
-/// The files of one model.
+/// The files of one model: what [`FromPretrained::from_pretrained`](super::FromPretrained) has found.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Repository {
+    /// A folder; files from the hub are in one, too.
     Folder(PathBuf),
+    /// Part of this crate.
     Bundled(Bundled),
 }
 
@@ -105,19 +108,19 @@ impl Repository {
             Self::Folder(folder) => match fs::read_to_string(folder.join(file)) {
                 Ok(text) => Ok(Some(text)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(source) => Err(LoadError::Io {
+                Err(cause) => Err(LoadError::Io {
                     file: folder.join(file),
-                    source,
+                    cause,
                 }),
             },
             Self::Bundled(bundled) => Ok(bundled.text(file).map(str::to_owned)),
         }
     }
 
-    pub(crate) fn config_error(&self, source: ConfigError) -> LoadError {
+    pub(crate) fn config_error(&self, cause: ConfigError) -> LoadError {
         LoadError::Config {
             file: self.describe("config.json"),
-            source,
+            cause,
         }
     }
 }

@@ -24,8 +24,11 @@ pub trait SavePretrained<B: Backend>: FromPretrained<B> {
     ) -> Result<(), SaveError>;
 }
 
-/// Saves a model of one family.
-pub(crate) fn save_family<B: Backend, M: Family<B>>(
+/// Saves a model of one family: what its [`SavePretrained::save_pretrained`] calls.
+///
+/// # Errors
+/// As there.
+pub fn save_family<B: Backend, M: Family<B>>(
     model: &M,
     config: &M::Config,
     tokenizer: Option<&Tokenizer>,
@@ -33,7 +36,7 @@ pub(crate) fn save_family<B: Backend, M: Family<B>>(
 ) -> Result<(), SaveError> {
     let io_error = |file: &Path| {
         let file = file.to_owned();
-        move |source: io::Error| SaveError::Io { file, source }
+        move |cause: io::Error| SaveError::Io { file, cause }
     };
     let json = format!("{:#}\n", M::write_config(config));
     check_config::<B, M>(&json, config)?;

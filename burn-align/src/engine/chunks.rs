@@ -1,10 +1,12 @@
-//! Cutting a plan into parts that fit into a row budget.
+//! Cutting a plan into parts that fit into a budget.
 
 use std::collections::HashSet;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::Site;
+use burn_align_models::{AlignableTransformer, Site};
 
+use super::execute::RunOptions;
+use super::memory::Memory;
 use super::plan::{Operand, Plan, WorldId};
 use super::schedule::{Pass, Schedule};
 use super::{PlanError, Units};
@@ -20,13 +22,18 @@ pub(super) fn operand_key(operand: &Operand) -> Option<OperandKey> {
     }
 }
 
-/// Schedules of parts that are run one after another, none with more rows at a time than
-/// `max_rows`. An activation that an earlier part has computed is not computed again.
-pub(super) fn chunks<B: Backend>(
+/// Schedules of parts that are run one after another, each within the budgets of `options`. An
+/// activation that an earlier part has computed is not computed again.
+pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     whole: &Schedule,
-    max_rows: usize,
+    model: &M,
+    options: &RunOptions,
 ) -> Result<Vec<Schedule>, PlanError> {
+    let budget = Budget::new(plan, whole, model, options);
+    if budget.exceeded_by(whole).is_none() {
+        return Ok(vec![whole.clone()]);
+    }
     let mut worlds: Vec<WorldId> = plan.open_reads().map(|(_, read)| read.world()).collect();
     worlds.sort();
     worlds.dedup();
@@ -51,17 +58,15 @@ pub(super) fn chunks<B: Backend>(
         while too_many - fits > 1 {
             let count = fits.midpoint(too_many);
             let schedule = part(count);
-            if schedule.max_rows() <= max_rows {
+            if budget.exceeded_by(&schedule).is_none() {
                 (fits, best) = (count, Some(schedule));
             } else {
                 too_many = count;
             }
         }
         let Some(schedule) = best else {
-            return Err(PlanError::RowBudget {
-                needed: part(1).max_rows(),
-                max_rows,
-            });
+            let exceeded = budget.exceeded_by(&part(1));
+            return Err(exceeded.expect("a part with one world does not fit"));
         };
         for taker in (0..plan.worlds.len()).map(WorldId) {
             let keys = whole
@@ -73,6 +78,39 @@ pub(super) fn chunks<B: Backend>(
         rest = &rest[fits..];
     }
     Ok(chunks)
+}
+
+/// What the parts of a plan must fit into.
+struct Budget<'a, B: Backend, M> {
+    max_rows: usize,
+    bytes: Option<(u64, Memory<'a, B, M>)>,
+}
+
+impl<'a, B: Backend, M: AlignableTransformer<B>> Budget<'a, B, M> {
+    fn new(plan: &'a Plan<B>, whole: &Schedule, model: &'a M, options: &RunOptions) -> Self {
+        let budget = options.memory_budget;
+        Self {
+            max_rows: options.max_rows.unwrap_or(usize::MAX),
+            bytes: budget.map(|bytes| (bytes, Memory::new(plan, model, whole))),
+        }
+    }
+
+    /// The budget that a part does not fit into.
+    fn exceeded_by(&self, part: &Schedule) -> Option<PlanError> {
+        let needed = part.max_rows();
+        if needed > self.max_rows {
+            return Some(PlanError::RowBudget {
+                needed,
+                max_rows: self.max_rows,
+            });
+        }
+        let (budget, memory) = self.bytes.as_ref()?;
+        let needed = memory.peak(part);
+        (needed > *budget).then_some(PlanError::MemoryBudget {
+            needed,
+            budget: *budget,
+        })
+    }
 }
 
 impl Schedule {

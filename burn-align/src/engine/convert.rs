@@ -30,8 +30,8 @@ impl<B: Backend> Plan<B> {
             }),
             None => examples.is_empty().then_some(TokensError::EmptyBatch),
         };
-        if let Some(source) = wrong {
-            return Err(PlanError::Input { input: 0, source });
+        if let Some(cause) = wrong {
+            return Err(PlanError::Input { input: 0, cause });
         }
         let tensors = |x: &Tensor<B, 3>| match x.dims()[0] {
             size if size == batch => select(x.clone(), examples),

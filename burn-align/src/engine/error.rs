@@ -1,18 +1,19 @@
-use burn_align_models::{Site, TokensError};
+use burn_align_models::{Component, Site, TokensError};
 
-use crate::interventions::Misfit;
+use crate::interventions::{Misfit, counted};
 
-/// Why a plan cannot be run. Found before anything is computed.
+/// Why a plan cannot be run. Found before anything is computed, but for [`Device`](Self::Device) and
+/// [`NeverTapped`](Self::NeverTapped).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
     /// An input that the model cannot read.
-    #[error("the model cannot read input {input}")]
+    #[error("the model cannot read input {input}: {cause}")]
     Input {
         /// Index of the input.
         input: usize,
         /// What is wrong.
-        source: TokensError,
+        cause: TokensError,
     },
     /// Inputs of several kinds in one plan.
     #[error(
@@ -82,7 +83,7 @@ pub enum PlanError {
         rotary: bool,
     },
     /// A head that the site does not have.
-    #[error("{site}: expected a head below {heads}, found {found}")]
+    #[error("{site}: expected a {} below {heads}, found {found}", head(*site))]
     HeadOutOfRange {
         /// The site.
         site: Site,
@@ -93,7 +94,8 @@ pub enum PlanError {
     },
     /// A position past an example's end.
     #[error(
-        "{at}: example {example} has {length} tokens; expected a position below that, found {found}"
+        "{at}: example {example} has {}; expected a position below that, found {found}",
+        counted(*length, "token")
     )]
     PositionOutOfRange {
         /// Where.
@@ -117,8 +119,9 @@ pub enum PlanError {
     },
     /// A different number of units in different examples.
     #[error(
-        "{at}: example {example} has {found} units, the first has {expected}; \
-         every example needs the same number"
+        "{at}: example {example} has {}, the first has {expected}; \
+         every example needs the same number",
+        counted(*found, "unit")
     )]
     RaggedUnits {
         /// Where.
@@ -198,14 +201,14 @@ pub enum PlanError {
         found: usize,
     },
     /// Units that the intervention cannot act on.
-    #[error("{site}: intervention {intervention}")]
+    #[error("{site}: intervention {intervention}: {cause}")]
     Misfit {
         /// The edit's site.
         site: Site,
         /// Index of the intervention.
         intervention: usize,
         /// What it takes.
-        source: Misfit,
+        cause: Misfit,
     },
     /// An operand that is missing, or that the intervention does not take.
     #[error(
@@ -232,6 +235,27 @@ pub enum PlanError {
         /// The budget.
         max_rows: usize,
     },
+    /// A memory budget that not even one world fits into.
+    #[error(
+        "memory_budget: expected at least {needed} bytes, for one world with its sources at a time \
+         and for all that is read, found {budget}; raise it, give fewer examples at a time, or read \
+         fewer positions"
+    )]
+    MemoryBudget {
+        /// Bytes that the first world takes that does not fit.
+        needed: u64,
+        /// The budget.
+        budget: u64,
+    },
+    /// A device that could not compute what was asked for. GPUs say so when numbers are read.
+    #[error(
+        "the device failed: {reason}; if its memory ran out, give RunOptions a memory_budget or lower \
+         max_rows, give fewer examples at a time, or load the model in bf16"
+    )]
+    Device {
+        /// What the backend said.
+        reason: String,
+    },
     /// Edits that wait for one another.
     #[error("{site}: the operand of this edit depends on the edit itself")]
     Circular {
@@ -247,6 +271,16 @@ pub enum PlanError {
         /// The site.
         site: Site,
     },
+}
+
+/// Keys and values may have fewer heads than queries.
+fn head(site: Site) -> &'static str {
+    match site {
+        Site::Block(_, Component::KeyOutput | Component::ValueOutput | Component::RotaryKey) => {
+            "key-value head"
+        }
+        _ => "head",
+    }
 }
 
 fn rotary_hint(rotary: bool) -> &'static str {

@@ -48,12 +48,23 @@ pub struct RunOptions {
     /// Most rows (examples of worlds) that go through a layer together. A plan with more is cut
     /// into parts, which still share their sources. Default: no limit.
     pub max_rows: Option<usize>,
+    /// Most bytes that activations may take at a time, as [`explain`](Plan::explain) reckons them
+    /// ([`Explanation::peak_bytes`](super::Explanation::peak_bytes)): without the model's weights,
+    /// and without gradients, for which activations are kept. A plan that takes more is cut into
+    /// parts as by [`max_rows`](Self::max_rows). Default: no limit.
+    pub memory_budget: Option<u64>,
 }
 
 impl RunOptions {
     /// At most this many rows at a time.
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = Some(max_rows);
+        self
+    }
+
+    /// At most this many bytes of activations at a time.
+    pub fn with_memory_budget(mut self, bytes: u64) -> Self {
+        self.memory_budget = Some(bytes);
         self
     }
 }
@@ -72,10 +83,10 @@ impl<B: Backend> Plan<B> {
         self.run_with(model, interventions, &RunOptions::default())
     }
 
-    /// Runs all worlds in lockstep, within a budget. The budget changes no result.
+    /// Runs all worlds in lockstep, within budgets. These change no result.
     ///
     /// # Errors
-    /// As [`run`](Self::run), or if the budget is too small for a single world.
+    /// As [`run`](Self::run), or if a budget is too small for a single world.
     pub fn run_with<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &M,
@@ -83,10 +94,7 @@ impl<B: Backend> Plan<B> {
         options: &RunOptions,
     ) -> Result<Results<B>, PlanError> {
         let whole = validate(self, model, interventions)?;
-        let parts = match options.max_rows {
-            Some(max_rows) if whole.max_rows() > max_rows => chunks(self, &whole, max_rows)?,
-            _ => vec![whole.clone()],
-        };
+        let parts = chunks(self, &whole, model, options)?;
         let mut run = Run {
             plan: self,
             whole: &whole,
@@ -264,12 +272,22 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             false => model.final_norm(x, &mut NoTap),
         };
         let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
-        let [_cells, vocab] = logits.dims();
-        let mut start = 0;
+        let [all, vocab] = logits.dims();
+        let mut start: usize = 0;
         for (index, [batch, units]) in wanted {
             let count = batch * units;
-            let part = logits.clone().narrow(0, start, count);
-            self.values[index] = Some(part.reshape([batch, units, vocab]));
+            // A part of a tensor of the right shape is a view, where a part that takes another shape
+            // would be copied.
+            let divides = all.is_multiple_of(units) && start.is_multiple_of(units);
+            let logits = logits.clone();
+            self.values[index] = Some(match divides {
+                true => logits
+                    .reshape([all / units, units, vocab])
+                    .narrow(0, start / units, batch),
+                false => logits
+                    .narrow(0, start, count)
+                    .reshape([batch, units, vocab]),
+            });
             start += count;
         }
     }

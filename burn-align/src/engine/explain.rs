@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::PlanError;
 use super::execute::logit_units;
+use super::memory::Memory;
 use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Part, Stage};
@@ -31,6 +32,10 @@ pub struct Explanation {
     pub flops: u64,
     /// The same if every world ran alone from start to end, with logits at all positions.
     pub flops_alone: u64,
+    /// Bytes of activations at the fullest moment, reckoned from the sizes of the model: what a layer
+    /// holds, what is read and what worlds take from each other. The model's weights are not among
+    /// them, nor what is kept for gradients.
+    pub peak_bytes: u64,
 }
 
 /// One walk through the network.
@@ -82,6 +87,7 @@ impl<B: Backend> Plan<B> {
             row_layers_alone: 0,
             flops: 0,
             flops_alone: 0,
+            peak_bytes: Memory::new(self, model, &schedule).peak(&schedule),
             passes,
         };
         for pass in &schedule.passes {
@@ -238,12 +244,17 @@ impl fmt::Display for Explanation {
             self.row_layers_alone,
             self.row_layers_alone as f64 / self.row_layers.max(1) as f64
         )?;
-        write!(
+        writeln!(
             f,
             "FLOPs: {:.3e} instead of {:.3e} ({:.1} × fewer)",
             self.flops as f64,
             self.flops_alone as f64,
             self.flops_alone as f64 / self.flops.max(1) as f64
+        )?;
+        write!(
+            f,
+            "activations: {:.1} MiB at the fullest moment",
+            self.peak_bytes as f64 / f64::from(1 << 20)
         )
     }
 }

@@ -155,7 +155,7 @@ fn join_inputs<B: Backend>(
             let joined = TokenBatch::new(ids);
             joined
                 .map(WorldInput::Tokens)
-                .map_err(|source| PlanError::Input { input: 0, source })
+                .map_err(|cause| PlanError::Input { input: 0, cause })
         }
         WorldInput::Features(first) => {
             let [_batch, expected @ ..] = first.dims();

@@ -24,9 +24,11 @@ mod error;
 mod execute;
 mod explain;
 mod freeze;
+mod host;
 mod join;
 mod layout;
 mod lockstep_tap;
+mod memory;
 mod naive;
 mod past;
 mod plan;
@@ -41,6 +43,7 @@ pub use devices::replicate;
 pub use error::PlanError;
 pub use execute::{Results, RunOptions};
 pub use explain::{Explanation, PassExplanation, StageExplanation};
+pub(crate) use host::read_numbers;
 pub use plan::{
     ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, Resumed, WorldId, WorldInput,
 };

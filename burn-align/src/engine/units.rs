@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 /// Indices along one axis of an activation, for each example.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Indices {
@@ -9,7 +11,37 @@ pub enum Indices {
     Each(Vec<Vec<usize>>),
 }
 
+impl From<usize> for Indices {
+    fn from(index: usize) -> Self {
+        Self::same([index])
+    }
+}
+
+impl From<Range<usize>> for Indices {
+    fn from(range: Range<usize>) -> Self {
+        Self::same(range)
+    }
+}
+
 impl Indices {
+    /// The same indices in every example: `Indices::same([1, 3])`. One index, or a range, is also
+    /// `1.into()`, or `(1..4).into()`.
+    pub fn same(indices: impl IntoIterator<Item = usize>) -> Self {
+        Self::Same(indices.into_iter().collect())
+    }
+
+    /// One index for each example: `Indices::one_each([4, 2])` is 4 in the first example, and 2 in
+    /// the second one.
+    pub fn one_each(indices: impl IntoIterator<Item = usize>) -> Self {
+        Self::each(indices.into_iter().map(|index| [index]))
+    }
+
+    /// As many indices for each example: `Indices::each([[0, 4], [0, 2]])`, or ranges.
+    pub fn each(examples: impl IntoIterator<Item = impl IntoIterator<Item = usize>>) -> Self {
+        let examples = examples.into_iter().map(|it| it.into_iter().collect());
+        Self::Each(examples.collect())
+    }
+
     /// The indices of one example, on an axis with `size` entries.
     pub(crate) fn of(&self, example: usize, size: usize) -> Vec<usize> {
         match self {
@@ -51,14 +83,14 @@ impl Units {
 
     /// All heads at one position, the same in every example.
     pub fn position(position: usize) -> Self {
-        Self::positions(Indices::Same(vec![position]))
+        Self::positions(position)
     }
 
     /// All heads at some positions.
-    pub fn positions(positions: Indices) -> Self {
+    pub fn positions(positions: impl Into<Indices>) -> Self {
         Self {
             heads: Indices::All,
-            positions,
+            positions: positions.into(),
         }
     }
 

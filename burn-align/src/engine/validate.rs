@@ -24,10 +24,10 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B
         interventions[edit.intervention]
             .features(units, d_site)
             .map(Some)
-            .map_err(|source| PlanError::Misfit {
+            .map_err(|cause| PlanError::Misfit {
                 site: edit.site,
                 intervention: edit.intervention,
-                source,
+                cause,
             })
     })
 }
@@ -121,9 +121,9 @@ fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), Plan
                 Ok(())
             }
         };
-        checked.map_err(|source| PlanError::Input {
+        checked.map_err(|cause| PlanError::Input {
             input: index,
-            source,
+            cause,
         })?;
     }
     if [tokens, resumed]

@@ -188,9 +188,9 @@ impl<B: Backend> Builder<'_, B> {
     fn rotation(&self, rank: usize) -> Result<Orthonormal<B>, AlignError> {
         let shape = [self.width()?, rank];
         Orthonormal::random(shape, OrthonormalMap::Retraction, self.seed, self.device).map_err(
-            |source| AlignError::Orthonormal {
+            |cause| AlignError::Orthonormal {
                 representation: self.index,
-                source,
+                cause,
             },
         )
     }

@@ -32,6 +32,12 @@ impl AlignableConfig {
         }
     }
 
+    /// The same with this kind of model named.
+    pub fn with_model_type(mut self, model_type: impl Into<String>) -> Self {
+        self.model_type = Some(model_type.into());
+        self
+    }
+
     /// The same with its sources acting in this mode.
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
@@ -294,12 +300,33 @@ impl AlignableRepresentationConfig {
         self
     }
 
+    /// The same with so many directions for the intervention that it has; for a low-rank rotation,
+    /// [`with_low_rank`](Self::with_low_rank) says both.
+    pub fn with_low_rank_dimension(mut self, rank: usize) -> Self {
+        self.low_rank_dimension = Some(rank);
+        self
+    }
+
+    /// The same with so many hidden features of an autoencoder.
+    pub fn with_latent_dimension(mut self, features: usize) -> Self {
+        self.latent_dimension = Some(features);
+        self
+    }
+
     /// The same with its units grouped so, by interventions with parameters.
     pub fn with_tokens(mut self, tokens: TokenGrouping) -> Self {
         (self.max_number_of_units, self.keep_last_dim) = match tokens {
             TokenGrouping::Each => (1, true),
             TokenGrouping::Joint(units) => (units, false),
         };
+        self
+    }
+
+    /// The same with so many units that an intervention with parameters takes as one vector: heads,
+    /// for units `h` and `h.pos`. For positions, [`with_tokens`](Self::with_tokens) says the same,
+    /// and has an alternative.
+    pub fn with_max_number_of_units(mut self, units: usize) -> Self {
+        self.max_number_of_units = units;
         self
     }
 
@@ -327,6 +354,12 @@ impl AlignableRepresentationConfig {
     /// The same in this group.
     pub fn with_group(mut self, group: usize) -> Self {
         self.group_key = Some(group);
+        self
+    }
+
+    /// The same sharing one intervention with all representations of this link key.
+    pub fn with_link(mut self, link: usize) -> Self {
+        self.intervention_link_key = Some(link);
         self
     }
 

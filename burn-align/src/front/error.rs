@@ -2,7 +2,7 @@ use burn_align_models::Site;
 
 use super::{Mode, Unit};
 use crate::engine::PlanError;
-use crate::interventions::OrthonormalError;
+use crate::interventions::{OrthonormalError, counted};
 
 /// Why interventions could not be run. Found before anything is computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,7 +61,8 @@ pub enum AlignError {
     GroupsInSerialMode,
     /// Another number of interventions than the configuration calls for.
     #[error(
-        "expected {expected} interventions, one for each representation or link key, found {found}"
+        "expected {}, one for each representation or link key, found {found}",
+        counted(*expected, "intervention")
     )]
     WrongInterventionCount {
         /// What the configuration calls for.
@@ -70,7 +71,11 @@ pub enum AlignError {
         found: usize,
     },
     /// Another number of sources than the configuration calls for.
-    #[error("expected {expected} sources{}, found {found}", if *one_allowed { " (or one for all)" } else { "" })]
+    #[error(
+        "expected {}{}, found {found}",
+        counted(*expected, "source"),
+        if *one_allowed && *expected != 1 { " (or one for all)" } else { "" }
+    )]
     WrongSourceCount {
         /// What the configuration calls for.
         expected: usize,
@@ -164,7 +169,10 @@ pub enum AlignError {
         found: String,
     },
     /// A source with another number of examples than the base.
-    #[error("source {source_index} has {found} examples; expected {expected}, as many as the base")]
+    #[error(
+        "source {source_index} has {}; expected {expected}, as many as the base",
+        counted(*found, "example")
+    )]
     BatchMismatch {
         /// Index of the source.
         source_index: usize,
@@ -245,12 +253,12 @@ pub enum AlignError {
         kind: &'static str,
     },
     /// A rotation that cannot be made.
-    #[error("representation {representation}")]
+    #[error("representation {representation}: {cause}")]
     Orthonormal {
         /// Index of the representation.
         representation: usize,
         /// What is wrong.
-        source: OrthonormalError,
+        cause: OrthonormalError,
     },
     /// An intervention whose parameters come from data.
     #[error(

@@ -1,5 +1,5 @@
 use super::{Subspaces, UnitLocations};
-use crate::engine::WorldInput;
+use crate::engine::{LogitPositions, WorldInput};
 use burn::tensor::{Tensor, backend::Backend};
 
 /// Where the activations of one group of representations come from.
@@ -36,10 +36,12 @@ pub struct AlignableInputs<B: Backend> {
     pub subspaces: Subspaces,
     /// Whether to run the base without interventions, too.
     pub output_original_output: bool,
+    /// Where logits are wanted. Elsewhere, none are computed.
+    pub logits: LogitPositions,
 }
 
 impl<B: Backend> AlignableInputs<B> {
-    /// Whole representations of the base, without sources.
+    /// Whole representations of the base, without sources; logits at all positions.
     pub fn new(base: impl Into<WorldInput<B>>) -> Self {
         Self {
             base: base.into(),
@@ -47,6 +49,7 @@ impl<B: Backend> AlignableInputs<B> {
             locations: UnitLocations::Whole,
             subspaces: Subspaces::Whole,
             output_original_output: false,
+            logits: LogitPositions::All,
         }
     }
 
@@ -74,6 +77,12 @@ impl<B: Backend> AlignableInputs<B> {
     /// The same, and the base without interventions beside it.
     pub fn with_original_output(mut self) -> Self {
         self.output_original_output = true;
+        self
+    }
+
+    /// The same with logits at these positions only.
+    pub fn with_logits(mut self, positions: LogitPositions) -> Self {
+        self.logits = positions;
         self
     }
 }

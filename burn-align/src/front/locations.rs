@@ -9,14 +9,19 @@ use crate::engine::{Indices, Units};
 
 /// Which units of the sources go where in the base.
 ///
-/// Most often a number or a pair of numbers says it all:
+/// Most often one value, or a pair of them, says it all:
 ///
 /// | value | meaning |
 /// | --- | --- |
 /// | `4` | position 4 of the source goes to position 4 of the base |
+/// | `1..4` | positions 1, 2 and 3 |
 /// | `(3, 4)` | position 3 of the source goes to position 4 of the base |
+/// | `Indices::one_each([4, 2])` | position 4 in the first example, and 2 in the second one |
+/// | `(Indices::one_each([4, 2]), 4)` | from there to position 4 |
 /// | `UnitLocations::base(4)` | position 4 of the base; no source is needed |
 /// | `UnitLocations::Whole` | the whole representation |
+///
+/// These are the same for every representation. [`Locations::each`] tells them apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitLocations {
     /// Whole representations; source and base must have the same lengths.
@@ -32,48 +37,94 @@ pub enum UnitLocations {
     Chain(Vec<(Option<Locations>, Locations)>),
 }
 
-impl From<usize> for UnitLocations {
-    fn from(position: usize) -> Self {
-        Self::from((position, position))
+impl<T: Into<Locations>> From<T> for UnitLocations {
+    /// The same places in the sources and in the base.
+    fn from(both: T) -> Self {
+        let base = both.into();
+        Self::SourcesToBase {
+            source: Some(base.clone()),
+            base,
+        }
     }
 }
 
-impl From<(usize, usize)> for UnitLocations {
-    fn from((source, base): (usize, usize)) -> Self {
+impl<S: Into<Locations>, T: Into<Locations>> From<(S, T)> for UnitLocations {
+    fn from((source, base): (S, T)) -> Self {
         Self::SourcesToBase {
-            source: Some(Locations::Everywhere(source)),
-            base: Locations::Everywhere(base),
+            source: Some(source.into()),
+            base: base.into(),
         }
     }
 }
 
 impl UnitLocations {
-    /// One index for every representation and example, for interventions that take no source.
-    pub fn base(index: usize) -> Self {
+    /// Places in the base, for interventions that take no source.
+    pub fn base(base: impl Into<Locations>) -> Self {
         Self::SourcesToBase {
             source: None,
-            base: Locations::Everywhere(index),
+            base: base.into(),
         }
+    }
+
+    /// Serial mode: `(from, to)` of each link, the last of which ends in the base.
+    pub fn chain<S: Into<Locations>, T: Into<Locations>>(
+        links: impl IntoIterator<Item = (S, T)>,
+    ) -> Self {
+        let links = links.into_iter();
+        Self::Chain(
+            links
+                .map(|(from, to)| (Some(from.into()), to.into()))
+                .collect(),
+        )
     }
 }
 
 /// The locations on one side, source or base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Locations {
-    /// One index for every representation and example: a position, or a head for unit `h`.
-    Everywhere(usize),
+    /// The same for every representation.
+    Everywhere(RepresentationLocations),
     /// `[representation]`; `None` leaves the representation as it is.
     Each(Vec<Option<RepresentationLocations>>),
 }
 
+impl Locations {
+    /// Each representation has locations of its own, `Locations::each([Some(1), Some(3)])`; `None`
+    /// leaves one as it is.
+    pub fn each(
+        representations: impl IntoIterator<Item = Option<impl Into<RepresentationLocations>>>,
+    ) -> Self {
+        let each = representations.into_iter();
+        Self::Each(each.map(|it| it.map(Into::into)).collect())
+    }
+}
+
+impl<T: Into<RepresentationLocations>> From<T> for Locations {
+    fn from(everywhere: T) -> Self {
+        Self::Everywhere(everywhere.into())
+    }
+}
+
 /// The locations of one representation.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RepresentationLocations {
-    /// `[batch][unit]`: positions, or heads for unit `h`.
-    Units(Vec<Vec<usize>>),
-    /// For unit `h.pos`: heads and positions, each `[batch][unit]`.
-    HeadsAndPositions([Vec<Vec<usize>>; 2]),
+    /// Positions; for unit `h` heads, for unit `t` time steps.
+    Units(Indices),
+    /// For unit `h.pos`: heads and positions.
+    HeadsAndPositions([Indices; 2]),
+}
+
+impl RepresentationLocations {
+    /// For unit `h.pos`: these heads at these positions.
+    pub fn heads_at(heads: impl Into<Indices>, positions: impl Into<Indices>) -> Self {
+        Self::HeadsAndPositions([heads.into(), positions.into()])
+    }
+}
+
+impl<T: Into<Indices>> From<T> for RepresentationLocations {
+    fn from(units: T) -> Self {
+        Self::Units(units.into())
+    }
 }
 
 /// Where one side of a representation is.
@@ -113,7 +164,7 @@ impl Locations {
     ) -> Result<Option<Located>, AlignError> {
         let unit = representation.unit;
         let locations = match self {
-            Self::Everywhere(index) => Some(Indices::Same(vec![*index])),
+            Self::Everywhere(locations) => locations,
             Self::Each(each) if each.len() != count => {
                 return Err(AlignError::LocationCount {
                     expected: count,
@@ -122,8 +173,7 @@ impl Locations {
             }
             Self::Each(each) => match &each[index] {
                 None => return Ok(None),
-                Some(RepresentationLocations::Units(units)) => Some(Indices::Each(units.clone())),
-                Some(RepresentationLocations::HeadsAndPositions(_)) => None,
+                Some(locations) => locations,
             },
         };
         let wrong_shape = |expected| AlignError::LocationShape {
@@ -132,27 +182,26 @@ impl Locations {
             expected,
         };
         let site = representation.place();
-        let one_list =
-            |locations: Option<Indices>| locations.ok_or_else(|| wrong_shape("[batch][unit]"));
-        let (site, heads, positions) = match unit {
-            Unit::Pos => (site, Indices::All, one_list(locations)?),
-            Unit::Head => (site, one_list(locations)?, Indices::All),
-            Unit::Step => {
-                let steps = one_list(locations)?;
-                let step = single_index(&steps).ok_or_else(|| wrong_shape(ONE_STEP))?;
-                (representation.place_in(step), Indices::All, steps)
+        let (site, heads, positions) = match (unit, locations) {
+            (Unit::Pos, RepresentationLocations::Units(positions)) => {
+                (site, Indices::All, positions.clone())
             }
-            Unit::HeadPos => match self {
-                Self::Each(each) => match &each[index] {
-                    Some(RepresentationLocations::HeadsAndPositions([heads, positions])) => (
-                        site,
-                        Indices::Each(heads.clone()),
-                        Indices::Each(positions.clone()),
-                    ),
-                    _ => return Err(wrong_shape(HEADS_AND_POSITIONS)),
-                },
-                Self::Everywhere(_) => return Err(wrong_shape(HEADS_AND_POSITIONS)),
-            },
+            (Unit::Head, RepresentationLocations::Units(heads)) => {
+                (site, heads.clone(), Indices::All)
+            }
+            (Unit::Step, RepresentationLocations::Units(steps)) => {
+                let step = single_index(steps).ok_or_else(|| wrong_shape(ONE_STEP))?;
+                (representation.place_in(step), Indices::All, steps.clone())
+            }
+            (Unit::HeadPos, RepresentationLocations::HeadsAndPositions([heads, positions])) => {
+                (site, heads.clone(), positions.clone())
+            }
+            (Unit::HeadPos, RepresentationLocations::Units(_)) => {
+                return Err(wrong_shape(HEADS_AND_POSITIONS));
+            }
+            (_, RepresentationLocations::HeadsAndPositions(_)) => {
+                return Err(wrong_shape("[batch][unit]"));
+            }
         };
         Ok(Some(Located {
             site,
@@ -193,14 +242,33 @@ pub(super) fn has_unit(dims: SiteDims, unit: Unit) -> bool {
 #[serde(untagged)]
 enum SideJson {
     Everywhere(usize),
-    Each(Vec<Option<RepresentationLocations>>),
+    Each(Vec<Option<RepresentationJson>>),
 }
 
 impl From<SideJson> for Locations {
     fn from(json: SideJson) -> Self {
         match json {
-            SideJson::Everywhere(index) => Self::Everywhere(index),
-            SideJson::Each(each) => Self::Each(each),
+            SideJson::Everywhere(index) => index.into(),
+            SideJson::Each(each) => Self::each(each),
+        }
+    }
+}
+
+/// The locations of one representation: `[batch][unit]`, or twice that for unit `h.pos`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum RepresentationJson {
+    Units(Vec<Vec<usize>>),
+    HeadsAndPositions([Vec<Vec<usize>>; 2]),
+}
+
+impl From<RepresentationJson> for RepresentationLocations {
+    fn from(json: RepresentationJson) -> Self {
+        match json {
+            RepresentationJson::Units(units) => Indices::Each(units).into(),
+            RepresentationJson::HeadsAndPositions([heads, positions]) => {
+                Self::heads_at(Indices::Each(heads), Indices::Each(positions))
+            }
         }
     }
 }
@@ -217,7 +285,7 @@ impl From<PairJson> for (Option<Locations>, Locations) {
     fn from(json: PairJson) -> Self {
         match json {
             PairJson::Both(index) => {
-                let side = Locations::Everywhere(index);
+                let side = Locations::from(index);
                 (Some(side.clone()), side)
             }
             PairJson::Pair(from, to) => (from.map(Into::into), to.into()),

@@ -2,8 +2,8 @@ use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
 use burn_align_models::{AlignableTransformer, Site, SiteDims, SiteWidth, TokenBatch};
 
 use super::build::build;
@@ -29,7 +29,10 @@ pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {
 }
 
 /// What an [`AlignableModel`] computes.
+///
+/// The axis `pos` has all positions, or those that [`AlignableInputs::logits`] asks for.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct AlignableOutput<B: Backend> {
     /// Logits of the base without interventions, `[batch, pos, vocab]`, if asked for.
     pub original: Option<Tensor<B, 3>>,
@@ -37,6 +40,34 @@ pub struct AlignableOutput<B: Backend> {
     pub counterfactual: Tensor<B, 3>,
     /// The activations of each collected representation, in their order, `[batch, unit, d_site]`.
     pub collected: Vec<Tensor<B, 3>>,
+    /// Where on the axis `pos` the last token of each example is.
+    last: Vec<usize>,
+}
+
+impl<B: Backend> AlignableOutput<B> {
+    /// Logits under the interventions behind the last token of each example, `[batch, vocab]`,
+    /// whatever the lengths of the examples. Where other positions were asked for, behind the last
+    /// one that was.
+    ///
+    /// [`AlignableInputs::with_logits`] computes no others.
+    pub fn counterfactual_last(&self) -> Tensor<B, 2> {
+        self.last_of(&self.counterfactual)
+    }
+
+    /// As [`counterfactual_last`](Self::counterfactual_last), without interventions, if asked for.
+    pub fn original_last(&self) -> Option<Tensor<B, 2>> {
+        self.original.as_ref().map(|logits| self.last_of(logits))
+    }
+
+    /// - logits: `[batch, pos, vocab]`
+    fn last_of(&self, logits: &Tensor<B, 3>) -> Tensor<B, 2> {
+        let [batch, pos, vocab] = logits.dims();
+        let rows = self.last.iter().enumerate();
+        let rows: Vec<i64> = rows.map(|(row, last)| (row * pos + last) as i64).collect();
+        let rows = Tensor::from_data(TensorData::new(rows, [batch]), &logits.device());
+        let logits = logits.clone().reshape([batch * pos, vocab]);
+        logits.select(0, rows)
+    }
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
@@ -174,14 +205,20 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     ) -> Result<AlignableOutput<B>, AlignError> {
         let mut plan = Plan::new();
         let added = self.add_worlds(&mut plan, inputs)?;
-        let counterfactual = plan.read_logits(added.base, LogitPositions::All);
+        let counterfactual = plan.read_logits(added.base, inputs.logits.clone());
         let original = inputs.output_original_output.then(|| {
             let input = plan.input(inputs.base.clone());
             let world = plan.world(input, []);
-            plan.read_logits(world, LogitPositions::All)
+            plan.read_logits(world, inputs.logits.clone())
         });
         let results = self.run(&plan)?;
+        let lengths = inputs.base.lengths();
         Ok(AlignableOutput {
+            last: match &inputs.logits {
+                LogitPositions::All => lengths.iter().map(|length| length - 1).collect(),
+                LogitPositions::Last => vec![0; lengths.len()],
+                LogitPositions::Each(each) => each.iter().map(|units| units.len() - 1).collect(),
+            },
             original: original.map(|read| results.get(read)),
             counterfactual: results.get(counterfactual),
             collected: added

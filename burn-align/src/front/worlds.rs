@@ -323,7 +323,7 @@ fn try_world<B: Backend>(
 /// Spreads the locations of a link, which has one representation, over all representations.
 fn only(side: &Locations, link: usize, links: usize) -> Result<Locations, AlignError> {
     match side {
-        Locations::Everywhere(index) => Ok(Locations::Everywhere(*index)),
+        Locations::Everywhere(_) => Ok(side.clone()),
         Locations::Each(each) => match &each[..] {
             [one] => {
                 let mut all = vec![None; links];

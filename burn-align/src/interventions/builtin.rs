@@ -4,8 +4,8 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::{
     AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
     ConstantSourceIntervention, FillIntervention, Intervention, JumpReluAutoencoderIntervention,
-    Misfit, NoiseIntervention, Operands, Orthonormal, PcaIntervention, ReftIntervention,
-    RotatedSpaceIntervention, ScalingIntervention, SigmoidMaskIntervention,
+    LambdaIntervention, Misfit, NoiseIntervention, Operands, Orthonormal, PcaIntervention,
+    ReftIntervention, RotatedSpaceIntervention, ScalingIntervention, SigmoidMaskIntervention,
     SigmoidMaskRotatedSpaceIntervention, SubtractionIntervention, VanillaIntervention,
 };
 
@@ -43,6 +43,8 @@ pub enum BuiltinIntervention<B: Backend> {
     JumpReluAutoencoder(JumpReluAutoencoderIntervention<B>),
     /// Changes directions without a source: the ReFT family.
     Reft(ReftIntervention<B>),
+    /// What a closure does.
+    Lambda(LambdaIntervention<B>),
 }
 
 /// The same call on whichever intervention there is.
@@ -64,6 +66,7 @@ macro_rules! each {
             BuiltinIntervention::Autoencoder($it) => $call,
             BuiltinIntervention::JumpReluAutoencoder($it) => $call,
             BuiltinIntervention::Reft($it) => $call,
+            BuiltinIntervention::Lambda($it) => $call,
         }
     };
 }
@@ -124,4 +127,5 @@ from! {
     Autoencoder(AutoencoderIntervention<B>),
     JumpReluAutoencoder(JumpReluAutoencoderIntervention<B>),
     Reft(ReftIntervention<B>),
+    Lambda(LambdaIntervention<B>),
 }

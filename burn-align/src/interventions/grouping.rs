@@ -14,7 +14,7 @@ pub enum TokenGrouping {
 
 /// Why an intervention cannot act on some units.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it takes {expected}, found {units} units of {d_site} features")]
+#[error("expected {expected}, found {} of {d_site} features", counted(*units, "unit"))]
 pub struct Misfit {
     /// What the intervention takes.
     pub expected: String,
@@ -34,8 +34,9 @@ impl TokenGrouping {
         let expected = match self {
             Self::Each => format!("units of {width} features"),
             Self::Joint(_) => format!(
-                "{size} units that together have {width} features as one vector; to treat any \
-                 number of units one by one, group tokens as TokenGrouping::Each (keep_last_dim)"
+                "{} of {width} features in all, as one vector (to treat any number of units one by \
+                 one, group tokens as TokenGrouping::Each, which is keep_last_dim)",
+                counted(size, "unit")
             ),
         };
         Err(Misfit {
@@ -70,5 +71,13 @@ impl TokenGrouping {
     /// Puts vectors in the place of an activation, in the activation's dtype.
     pub(super) fn split<B: Backend>(self, base: &Tensor<B, 3>, new: Tensor<B, 2>) -> Tensor<B, 3> {
         new.reshape(base.dims()).cast(base.dtype())
+    }
+}
+
+/// "1 unit", "2 units".
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
     }
 }

@@ -57,6 +57,7 @@ pub use autoencoder::{AutoencoderIntervention, JumpReluAutoencoderIntervention};
 pub use builtin::BuiltinIntervention;
 pub use constant_source::{ConstantSourceIntervention, SourceOperation};
 pub use fill::FillIntervention;
+pub(crate) use grouping::counted;
 pub use grouping::{Misfit, TokenGrouping};
 pub use lambda::LambdaIntervention;
 pub use masked::{

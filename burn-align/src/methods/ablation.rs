@@ -48,12 +48,12 @@ pub enum AblationError {
     #[error("the dataset is empty: expected at least one batch to take a mean over")]
     EmptyDataset,
     /// A batch of the dataset that the activations cannot be read of.
-    #[error("batch {batch} of the dataset")]
+    #[error("batch {batch} of the dataset: {cause}")]
     Dataset {
         /// Its index.
         batch: usize,
         /// What is wrong.
-        source: PlanError,
+        cause: PlanError,
     },
     /// Prompts of different lengths where every position counts.
     #[error(
@@ -245,7 +245,7 @@ fn means<B: Backend, M: AlignableTransformer<B>>(
     for (batch, input) in dataset.iter().enumerate() {
         let (plan, reads) = reading::<B>(input, places);
         plan.explain(model)
-            .map_err(|source| AblationError::Dataset { batch, source })?;
+            .map_err(|cause| AblationError::Dataset { batch, cause })?;
         check_lengths(input, batch, places, pos)?;
         plans.push((plan, reads));
     }
@@ -253,7 +253,7 @@ fn means<B: Backend, M: AlignableTransformer<B>>(
     for (batch, (plan, reads)) in plans.iter().enumerate() {
         let results = plan
             .run_with(model, &[VanillaIntervention; 0], options)
-            .map_err(|source| AblationError::Dataset { batch, source })?;
+            .map_err(|cause| AblationError::Dataset { batch, cause })?;
         for (place, read) in reads.iter().enumerate() {
             let values = results.get(*read).detach().cast(DType::F32);
             let sum = values.sum_dim(0); // [1, unit, d_site]

@@ -1,6 +1,6 @@
 //! Where a variable is: distributed alignment search at every place of a grid.
 
-use burn::module::{AutodiffModule, Module};
+use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::AlignableTransformer;
@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::Grid;
 use super::sweep::numbers;
 use crate::engine::RunOptions;
-use crate::front::{AlignableConfig, AlignableModel, UnitLocations};
-use crate::interventions::BuiltinIntervention;
+use crate::front::{AlignError, AlignableConfig, AlignableModel, UnitLocations};
+use crate::interventions::{BuiltinIntervention, Intervention};
 use crate::training::{
     Controlled, History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent,
     evaluate_with_controls, train,
@@ -77,7 +77,7 @@ impl AlignmentMap {
 
 /// What [`alignment_map`] tells while it runs.
 #[derive(Debug)]
-pub enum AlignmentEvent<'a, B: Backend, M> {
+pub enum AlignmentEvent<'a, B: Backend, M, I = BuiltinIntervention<B>> {
     /// Training goes on at a place.
     Training {
         /// Its row and column.
@@ -90,7 +90,7 @@ pub enum AlignmentEvent<'a, B: Backend, M> {
         /// Its row and column.
         place: [usize; 2],
         /// The model with what was trained there, to be [saved](crate::saved) or used.
-        model: &'a AlignableModel<B, M>,
+        model: &'a AlignableModel<B, M, I>,
         /// How training went.
         history: &'a History,
         /// What it is worth on held-out data.
@@ -109,30 +109,31 @@ pub enum AlignmentMapError {
         expected: &'static str,
     },
     /// A place whose interventions cannot be trained or judged.
-    #[error("row {row}, column {column}")]
+    #[error("row {row}, column {column}: {cause}")]
     Cell {
         /// Label of the row.
         row: String,
         /// Label of the column.
         column: String,
         /// Why.
-        #[source]
-        source: Box<TrainingError>,
+        cause: Box<TrainingError>,
     },
 }
 
 /// Trains interventions of their own at every place of a grid, and judges each by held-out data,
 /// beside a random rotation of the same size, the whole vector, and no swap.
 ///
-/// Each cell is what [`train`] and [`evaluate_with_controls`] give there alone. All begin at the
-/// same random rotation, from `config.seed`; the random rotation of the controls is from the seed
-/// after it. A cell takes as long as these two: the frozen layers before it are run once for each
+/// Each cell is what [`train`] and [`evaluate_with_controls`] give there alone; the random rotation
+/// of the controls is from the seed after `config.seed`. A cell takes as long as these two: the frozen layers before it are run once for each
 /// example, and the model without a swap is run again for each cell.
 ///
 /// The number at a place is how well the *best* subspace there does, so a map of large ranks may
 /// be high where the model itself makes no use of the variable; the random rotations tell.
 ///
-/// - `model`: as a backend that differentiates has it; it is left as it is
+/// - `model`: what training begins with in a row: the model with the interventions of its
+///   configuration, on a backend that differentiates. With
+///   `|aligned| AlignableModel::new_seeded(aligned, model.clone(), seed)` all begin at the same random
+///   rotation; [`AlignableModel::with_interventions`] has interventions of your own
 /// - `locations`: where the units of a row and column are in these data, in place of their own
 ///   locations
 /// - `training`, `held_out`: the data; the held-out ones only judge, so that `config.patience` has
@@ -142,19 +143,21 @@ pub enum AlignmentMapError {
 /// # Errors
 /// If a place does not fit the model or the data, which is found before anything is computed; or
 /// the loss at a place is no longer a number.
-pub fn alignment_map<A, M>(
-    model: &M,
+pub fn alignment_map<A, M, I>(
+    model: impl Fn(AlignableConfig) -> Result<AlignableModel<A, M, I>, AlignError>,
     grid: &AlignmentGrid,
     locations: impl Fn([usize; 2], &InterchangeData<A::InnerBackend>) -> UnitLocations,
     [training, held_out]: [&[InterchangeData<A::InnerBackend>]; 2],
     config: &TrainingConfig,
     loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
-    mut observe: impl FnMut(AlignmentEvent<'_, A::InnerBackend, M::InnerModule>),
+    mut observe: impl FnMut(AlignmentEvent<'_, A::InnerBackend, M::InnerModule, I::InnerModule>),
 ) -> Result<AlignmentMap, AlignmentMapError>
 where
     A: AutodiffBackend,
     M: AlignableTransformer<A> + AutodiffModule<A>,
-    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend> + Clone,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
 {
     check_sizes(grid, [training, held_out])?;
     let failed = |[row, column]: [usize; 2]| {
@@ -162,13 +165,13 @@ where
         move |error| AlignmentMapError::Cell {
             row,
             column,
-            source: Box::new(error),
+            cause: Box::new(error),
         }
     };
     let located = |place: [usize; 2], data: &[InterchangeData<A::InnerBackend>]| {
-        let data = data.iter().cloned().map(|mut dataset| {
-            dataset.inputs.locations = locations(place, &dataset);
-            dataset
+        let data = data.iter().map(|dataset| {
+            let locations = locations(place, dataset);
+            dataset.clone().with_locations(locations)
         });
         data.collect::<Vec<_>>()
     };
@@ -176,9 +179,8 @@ where
     // All places are checked before the first one is trained.
     let mut rows = Vec::new();
     for (row, (_, aligned)) in grid.rows.iter().enumerate() {
-        let aligned = AlignableModel::new_seeded(aligned.clone(), model.clone(), config.seed)
-            .map_err(|error| failed([row, 0])(error.into()))?;
-        let trained = |intervention: &BuiltinIntervention<A>| intervention.num_params() > 0;
+        let aligned = model(aligned.clone()).map_err(|error| failed([row, 0])(error.into()))?;
+        let trained = |intervention: &I| intervention.num_params() > 0;
         if !aligned.interventions().iter().any(trained) {
             return Err(failed([row, 0])(TrainingError::Nothing {
                 expected: "at least one intervention with parameters",
@@ -250,8 +252,8 @@ fn check_sizes<B: Backend>(
 }
 
 /// Checks that data can be run.
-fn check<B: Backend, M: AlignableTransformer<B>>(
-    model: &AlignableModel<B, M>,
+fn check<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+    model: &AlignableModel<B, M, I>,
     data: &[InterchangeData<B>],
 ) -> Result<(), TrainingError> {
     for dataset in data {

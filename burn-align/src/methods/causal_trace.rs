@@ -86,7 +86,7 @@ pub enum CausalTraceError {
         found: String,
     },
     /// A prompt that cannot be read.
-    #[error("the prompt cannot be used")]
+    #[error(transparent)]
     Prompt(#[from] TokensError),
     /// The plan cannot be run.
     #[error(transparent)]
@@ -133,14 +133,14 @@ pub fn causal_trace<B: Backend, M: AlignableTransformer<B>>(
     ];
     let results = plan.run_with(model, &interventions, options)?;
     let mean = |read: ReadId| probability(results.get(read).squeeze_dim(1), config.answer).mean();
-    let ends = to_rows(vec![mean(clean_logits), mean(corrupted)], 2).remove(0);
+    let ends = to_rows(vec![mean(clean_logits), mean(corrupted)], 2)?.remove(0);
     Ok(CausalTrace {
         clean: ends[0],
         corrupted: ends[1],
         restored: Grid {
             rows: numbers(layers),
             columns: numbers(prompt.len()),
-            values: to_rows(restored.into_iter().map(mean).collect(), prompt.len()),
+            values: to_rows(restored.into_iter().map(mean).collect(), prompt.len())?,
         },
     })
 }

@@ -6,6 +6,7 @@ use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
 use super::Grid;
 use crate::engine::{
     Edit, Indices, InputId, LogitPositions, Plan, PlanError, ReadId, RunOptions, Units,
+    read_numbers,
 };
 use crate::interventions::Intervention;
 
@@ -144,17 +145,19 @@ impl SweepGrid {
         Ok(Grid {
             rows: self.rows.clone(),
             columns: self.columns.clone(),
-            values: to_rows(values.collect(), self.columns.len()),
+            values: to_rows(values.collect(), self.columns.len())?,
         })
     }
 }
 
 /// Brings numbers to the host, all in one go.
-pub(super) fn to_rows<B: Backend>(values: Vec<Tensor<B, 1>>, columns: usize) -> Vec<Vec<f64>> {
+pub(super) fn to_rows<B: Backend>(
+    values: Vec<Tensor<B, 1>>,
+    columns: usize,
+) -> Result<Vec<Vec<f64>>, PlanError> {
     if values.is_empty() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let data = Tensor::cat(values, 0).cast(DType::F32).into_data();
-    let values: Vec<f64> = data.iter::<f64>().collect();
-    values.chunks(columns).map(<[f64]>::to_vec).collect()
+    let values = read_numbers(Tensor::cat(values, 0).cast(DType::F32))?;
+    Ok(values.chunks(columns).map(<[f64]>::to_vec).collect())
 }

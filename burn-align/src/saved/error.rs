@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::front::AlignError;
+use crate::interventions::counted;
 
 /// Why interventions could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -17,12 +18,12 @@ pub enum LoadInterventionsError {
         folder: PathBuf,
     },
     /// A file could not be read.
-    #[error("{}: cannot be read", file.display())]
+    #[error("{}: cannot be read: {cause}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// `config.json` cannot be used.
     #[error("{}: {reason}", file.display())]
@@ -192,16 +193,17 @@ pub enum LoadInterventionsError {
 #[non_exhaustive]
 pub enum SaveInterventionsError {
     /// A file could not be written.
-    #[error("{}: cannot be written", file.display())]
+    #[error("{}: cannot be written: {cause}", file.display())]
     Io {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The configuration and the interventions do not belong together.
     #[error(
-        "expected {expected} interventions, one for each representation or link key, found {found}"
+        "expected {}, one for each representation or link key, found {found}",
+        counted(*expected, "intervention")
     )]
     WrongInterventionCount {
         /// What the configuration calls for.
@@ -214,6 +216,15 @@ pub enum SaveInterventionsError {
     Config {
         /// Why.
         reason: String,
+    },
+    /// A closure among the interventions.
+    #[error(
+        "intervention {intervention} is a closure, which cannot be saved; give it again when the \
+         others are loaded, or write it as a type of your own"
+    )]
+    Closure {
+        /// Index of the intervention.
+        intervention: usize,
     },
     /// A tensor that f32 does not hold exactly, or that cannot be read.
     #[error("tensor `{tensor}`: expected f32, f16 or bf16, found {found}")]

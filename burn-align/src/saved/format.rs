@@ -237,9 +237,9 @@ pub(super) fn save<B: Backend>(
         tensor: TENSORS.to_owned(),
         found: error.to_string(),
     })?;
-    fs::create_dir_all(folder).map_err(|source| SaveInterventionsError::Io {
+    fs::create_dir_all(folder).map_err(|cause| SaveInterventionsError::Io {
         file: folder.to_owned(),
-        source,
+        cause,
     })?;
     // Both are written before either takes the place of an older one.
     let unfinished = [(TENSORS, bytes), (CONFIG, json.into_bytes())];
@@ -256,14 +256,14 @@ pub(super) fn save<B: Backend>(
             .iter()
             .try_for_each(|(file, _, part)| fs::rename(part, file).map_err(|error| (file, error)))
     });
-    written.map_err(|(file, source)| {
+    written.map_err(|(file, cause)| {
         for (_, _, part) in &names {
             // The first error is the one to tell; there may be no file.
             let _ = fs::remove_file(part);
         }
         SaveInterventionsError::Io {
             file: file.clone(),
-            source,
+            cause,
         }
     })
 }
@@ -414,6 +414,11 @@ impl Saved {
                     swapped: it.swapped().map(<[usize]>::to_vec),
                 }
             }
+            BuiltinIntervention::Lambda(_) => {
+                return Err(SaveInterventionsError::Closure {
+                    intervention: self.index,
+                });
+            }
             BuiltinIntervention::Reft(it) => {
                 let rotation = it.rotation.as_ref();
                 let map = rotation.map(|rotation| self.rotation(rotation));
@@ -505,9 +510,9 @@ pub(super) fn load<B: Backend>(
 }
 
 fn read_safetensors(file: &Path) -> Result<BTreeMap<String, Stored>, LoadInterventionsError> {
-    let bytes = fs::read(file).map_err(|source| LoadInterventionsError::Io {
+    let bytes = fs::read(file).map_err(|cause| LoadInterventionsError::Io {
         file: file.to_owned(),
-        source,
+        cause,
     })?;
     let tensors =
         SafeTensors::deserialize(&bytes).map_err(|error| LoadInterventionsError::Unreadable {

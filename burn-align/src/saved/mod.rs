@@ -123,7 +123,7 @@ impl<B: Backend> SavedInterventions<B> {
                     folder: folder.to_owned(),
                 });
             }
-            Err(source) => return Err(LoadInterventionsError::Io { file, source }),
+            Err(cause) => return Err(LoadInterventionsError::Io { file, cause }),
         };
         let bad = |reason| LoadInterventionsError::Config {
             file: file.clone(),

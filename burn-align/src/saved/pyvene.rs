@@ -67,9 +67,9 @@ fn files(
     folder: &Path,
     saved: &[SavedRepresentation],
 ) -> Result<Vec<Option<PathBuf>>, LoadInterventionsError> {
-    let failed = |source| LoadInterventionsError::Io {
+    let failed = |cause| LoadInterventionsError::Io {
         file: folder.to_owned(),
-        source,
+        cause,
     };
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(folder).map_err(failed)? {

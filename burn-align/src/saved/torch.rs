@@ -14,9 +14,9 @@ use super::tensors::{Stored, Tensors, Values};
 
 /// Reads a state dict.
 pub(super) fn read(file: &Path) -> Result<Tensors, LoadInterventionsError> {
-    let bytes = fs::read(file).map_err(|source| LoadInterventionsError::Io {
+    let bytes = fs::read(file).map_err(|cause| LoadInterventionsError::Io {
         file: file.to_owned(),
-        source,
+        cause,
     })?;
     let tensors = state_dict(&bytes).map_err(|error| match error {
         PickleError::Forbidden(global) => LoadInterventionsError::ForbiddenGlobal {

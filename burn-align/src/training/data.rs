@@ -3,7 +3,7 @@ use burn_align_models::{AlignableTransformer, TokenBatch};
 
 use super::TrainingError;
 use crate::engine::{LogitPositions, Plan, ReadId, WorldInput};
-use crate::front::{AlignableInputs, AlignableModel};
+use crate::front::{AlignableInputs, AlignableModel, UnitLocations};
 use crate::interventions::Intervention;
 
 /// Interchange interventions and what the model should predict under them.
@@ -13,7 +13,7 @@ pub struct InterchangeData<B: Backend> {
     pub inputs: AlignableInputs<B>,
     /// `[example][unit]`: the class that should be predicted at each position.
     pub labels: Vec<Vec<u32>>,
-    /// The positions that predict.
+    /// The positions that predict, in place of those that the inputs name.
     pub positions: LogitPositions,
 }
 
@@ -49,7 +49,19 @@ impl<B: Backend> InterchangeData<B> {
         }
     }
 
-    /// Whole representations of prompts: set [`inputs`](Self::inputs)`.locations` to swap parts.
+    /// The same at these locations.
+    pub fn with_locations(mut self, locations: impl Into<UnitLocations>) -> Self {
+        self.inputs.locations = locations.into();
+        self
+    }
+
+    /// The same with these labels, `[example][unit]`, predicted at these positions.
+    pub fn with_labels(mut self, positions: LogitPositions, labels: Vec<Vec<u32>>) -> Self {
+        (self.positions, self.labels) = (positions, labels);
+        self
+    }
+
+    /// Whole representations of prompts; [`with_locations`](Self::with_locations) swaps parts.
     ///
     /// Anything that iterates over examples will do, such as a dataset of Burn, by its `iter()`,
     /// with all that it can be wrapped into: shuffled, sampled, mapped, in part. Training needs no

@@ -12,7 +12,7 @@ use burn_align_models::AlignableTransformer;
 
 use super::TrainingError;
 use super::kept::Kept;
-use crate::engine::{Plan, PlanError, ReadId, RunOptions, moved, replicate};
+use crate::engine::{Plan, PlanError, ReadId, RunOptions, moved, read_numbers, replicate};
 use crate::interventions::Intervention;
 
 /// Gradients of rotations and the rest, and those of masks.
@@ -175,7 +175,7 @@ where
             let (mut shares, order) = self.logits(dataset, examples, std::slice::from_ref(&own))?;
             let value = loss(shares.remove(0).logits, &order, device);
             let gradients = total(value.clone()).backward();
-            return Ok((vec![split(gradients, &own)], number(value)));
+            return Ok((vec![split(gradients, &own)], number(value)?));
         }
         let (shares, order) = self.logits(dataset, examples, copies)?;
         let shapes = shares.iter().map(|share| share.logits.dims());
@@ -208,7 +208,7 @@ where
             let to_first = |gradients| moved_gradients::<A, _>(gradients, &own, device);
             all.extend(splits.into_iter().map(|both| both.map(to_first)));
         }
-        Ok((all, number(value)))
+        Ok((all, number(value)?))
     }
 
     /// Replicas of the interventions for the next step, one for each device; none for one device
@@ -257,7 +257,7 @@ fn moved_gradients<A: AutodiffBackend, M: AutodiffModule<A>>(
     mover.to
 }
 
-fn number<A: AutodiffBackend>(value: Tensor<A, 1>) -> f64 {
-    let data = value.detach().cast(DType::F32).into_data();
-    data.iter::<f64>().next().unwrap_or(f64::NAN)
+fn number<A: AutodiffBackend>(value: Tensor<A, 1>) -> Result<f64, PlanError> {
+    let numbers = read_numbers(value.detach().cast(DType::F32))?;
+    Ok(numbers.first().copied().unwrap_or(f64::NAN))
 }

@@ -1,13 +1,14 @@
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, activation};
 use burn_align_models::AlignableTransformer;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{InterchangeData, TrainingError};
-use crate::engine::{Plan, ReadId, RunOptions};
+use crate::engine::{Plan, PlanError, ReadId, RunOptions, read_numbers};
 use crate::front::AlignableModel;
 use crate::interventions::{
-    BuiltinIntervention, Intervention, Orthonormal, OrthonormalMap, VanillaIntervention,
+    Intervention, Misfit, Operands, Orthonormal, OrthonormalMap, VanillaIntervention,
 };
 
 /// A mean over examples.
@@ -53,7 +54,8 @@ pub struct Evaluation {
 pub struct Controlled {
     /// The interventions themselves.
     pub trained: Evaluation,
-    /// Random rotations of the same sizes, with masks and boundaries as they are.
+    /// Random rotations of the same sizes, with masks and boundaries as they are. What has no rotation
+    /// stays as it is, so where nothing has one, this is no control.
     pub random_rotation: Evaluation,
     /// Whole vectors swapped.
     pub whole_vector: Evaluation,
@@ -85,35 +87,44 @@ pub fn evaluate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
 
 /// Judges interventions, and beside them the controls.
 ///
+/// Interventions of your own take part: their rotations are those that
+/// [`Intervention::orthonormal`] names.
+///
 /// # Errors
 /// As [`evaluate`].
-pub fn evaluate_with_controls<B: Backend, M: AlignableTransformer<B> + Clone>(
-    model: &AlignableModel<B, M>,
+pub fn evaluate_with_controls<B, M, I>(
+    model: &AlignableModel<B, M, I>,
     data: &[InterchangeData<B>],
     batch_size: usize,
     seed: u64,
-) -> Result<Controlled, TrainingError> {
+) -> Result<Controlled, TrainingError>
+where
+    B: Backend,
+    M: AlignableTransformer<B> + Clone,
+    I: Intervention<B>,
+{
     let device = model.model().device();
-    let with = |change: &dyn Fn(u64, &mut BuiltinIntervention<B>)| {
-        let mut interventions = model.interventions().to_vec();
-        for (index, intervention) in interventions.iter_mut().enumerate() {
-            change(seed.wrapping_add(index as u64), intervention);
-        }
-        let config = model.config().clone();
-        AlignableModel::with_interventions(config, model.model().clone(), interventions)
-    };
-    let random = with(&|seed, intervention| {
+    let mut random = model.interventions().to_vec();
+    for (index, intervention) in random.iter_mut().enumerate() {
+        let seed = seed.wrapping_add(index as u64);
         for rotation in intervention.orthonormal() {
             let shape = rotation.dims();
             *rotation = Orthonormal::random(shape, OrthonormalMap::Retraction, seed, &device)
                 .expect("a shape that is there already");
         }
-    })?;
-    let whole = with(&|_seed, intervention| {
-        if Intervention::<B>::needs_source(intervention) {
-            *intervention = VanillaIntervention.into();
-        }
-    })?;
+    }
+    let random = random.into_iter().map(OrWhole::own).collect();
+    let whole = model
+        .interventions()
+        .iter()
+        .cloned()
+        .map(OrWhole::whole::<B>);
+    let whole = whole.collect();
+    let with = |interventions: Vec<OrWhole<I>>| {
+        let config = model.config().clone();
+        AlignableModel::with_interventions(config, model.model().clone(), interventions)
+    };
+    let (random, whole) = (with(random)?, with(whole)?);
     // Subspaces name rotated features; the whole vector has none.
     let whole_data: Vec<InterchangeData<B>> = data
         .iter()
@@ -138,6 +149,49 @@ pub fn evaluate_with_controls<B: Backend, M: AlignableTransformer<B> + Clone>(
     })
 }
 
+/// An intervention, or whole vectors swapped in its place.
+#[derive(Clone, Debug)]
+pub(super) struct OrWhole<I>(Option<I>);
+
+impl<I> OrWhole<I> {
+    fn own(own: I) -> Self {
+        Self(Some(own))
+    }
+
+    /// Interventions that take no source have nothing to swap in, and stay.
+    fn whole<B: Backend>(own: I) -> Self
+    where
+        I: Intervention<B>,
+    {
+        Self((!own.needs_source()).then_some(own))
+    }
+}
+
+// It is run, and neither trained, moved nor saved.
+impl<B: Backend, I: Module<B>> Module<B> for OrWhole<I> {
+    burn::empty!(module);
+}
+
+impl<B: Backend, I: Intervention<B>> Intervention<B> for OrWhole<I> {
+    fn needs_source(&self) -> bool {
+        self.0.as_ref().is_none_or(I::needs_source)
+    }
+
+    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
+        match &self.0 {
+            Some(own) => own.apply(base, operands),
+            None => VanillaIntervention.apply(base, operands),
+        }
+    }
+
+    fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
+        match &self.0 {
+            Some(own) => own.features(units, d_site),
+            None => Intervention::<B>::features(&VanillaIntervention, units, d_site),
+        }
+    }
+}
+
 /// A model that is judged beside another one, on data of its own.
 type Other<'a, B, M, I> = (&'a AlignableModel<B, M, I>, &'a [InterchangeData<B>]);
 
@@ -152,7 +206,7 @@ pub(super) fn judge<B, M, I, const N: usize, const OTHERS: usize>(
     batch_size: usize,
     reads: &[[ReadId; 2]],
     part: impl Fn(usize, &mut [usize]) -> Result<Plan<B>, TrainingError>,
-    others: [Other<'_, B, M, I>; OTHERS],
+    others: [Other<'_, B, M, OrWhole<I>>; OTHERS],
 ) -> Result<[Evaluation; N], TrainingError>
 where
     B: Backend,
@@ -171,15 +225,15 @@ where
             let results = plan.run_with(model.model(), model.interventions(), &options)?;
             let [logits, clean] = reads[index].map(|read| results.get(read));
             let clean = Clean::new(clean);
-            tallies[0].add(logits, &clean, dataset, &chosen);
-            tallies[1].add(clean.logits.clone(), &clean, dataset, &chosen);
+            tallies[0].add(logits, &clean, dataset, &chosen)?;
+            tallies[1].add(clean.logits.clone(), &clean, dataset, &chosen)?;
             for (number, (plan, read)) in plans.iter().enumerate() {
                 let (model, interventions) =
                     (others[number].0.model(), others[number].0.interventions());
                 let results = plan
                     .examples(&chosen)?
                     .run_with(model, interventions, &options)?;
-                tallies[2 + number].add(results.get(*read), &clean, dataset, &chosen);
+                tallies[2 + number].add(results.get(*read), &clean, dataset, &chosen)?;
             }
         }
     }
@@ -228,23 +282,25 @@ impl Tally {
         clean: &Clean<B>,
         dataset: &InterchangeData<B>,
         examples: &[usize],
-    ) {
+    ) -> Result<(), PlanError> {
         let logits = logits.cast(DType::F32);
         let [batch, units, _vocab] = logits.dims();
         let targets = dataset.targets::<B>(0, examples, units, &logits.device());
         let labels = targets.labels.reshape([batch, units, 1]);
-        let numbers = |x: Tensor<B, 3>| x.into_data().iter::<f64>().collect::<Vec<_>>();
-        let classes = |x: Tensor<B, 3, Int>| x.into_data().iter::<i64>().collect::<Vec<_>>();
+        let classes = |x: Tensor<B, 3, Int>| -> Result<Vec<i64>, PlanError> {
+            let numbers = read_numbers(x)?.into_iter();
+            Ok(numbers.map(|class| class as i64).collect())
+        };
 
         let log_q = activation::log_softmax(logits.clone(), 2);
         let p = clean.log_probabilities.clone().exp();
         let impossible = p.clone().equal_elem(0);
         let terms = p * (clean.log_probabilities.clone() - log_q);
-        let divergences = numbers(terms.mask_fill(impossible, 0).sum_dim(2));
-        let predicted = classes(logits.clone().argmax(2));
+        let divergences = read_numbers(terms.mask_fill(impossible, 0).sum_dim(2))?;
+        let predicted = classes(logits.clone().argmax(2))?;
         let at_label = logits.clone().gather(2, labels.clone());
-        let differences = numbers(at_label - logits.gather(2, clean.predicted.clone()));
-        let (labels, before) = (classes(labels), classes(clean.predicted.clone()));
+        let differences = read_numbers(at_label - logits.gather(2, clean.predicted.clone()))?;
+        let (labels, before) = (classes(labels)?, classes(clean.predicted.clone())?);
 
         for (row, example) in examples.iter().enumerate() {
             let start = row * units;
@@ -260,6 +316,7 @@ impl Tally {
             self.logit_difference.add_mean(&moved);
             self.kl_divergence.add_mean(&divergences[counted]);
         }
+        Ok(())
     }
 
     fn evaluation(&self) -> Evaluation {

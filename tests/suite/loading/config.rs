@@ -17,9 +17,9 @@ use super::{load, refusal};
 fn config_error(fixture: &str, changes: Value) -> ConfigError {
     let scratch = Scratch::config(fixture, changes.clone());
     match refusal(scratch.path()) {
-        LoadError::Config { file, source } => {
+        LoadError::Config { file, cause } => {
             assert_eq!(file, scratch.file("config.json"));
-            source
+            cause
         }
         error => panic!("{changes}: {error:?}"),
     }
@@ -372,7 +372,7 @@ fn a_configuration_that_is_no_object() {
         assert_refused!(
             scratch,
             LoadError::Config {
-                source: ConfigError::NotAnObject { .. },
+                cause: ConfigError::NotAnObject { .. },
                 ..
             },
             "not a JSON object",
@@ -478,8 +478,7 @@ fn numbers_are_read_exactly() {
 fn known_harmless_keys_can_be_named() {
     let scratch = Scratch::copy("gpt2_plain");
     scratch.set_config(json!({"my_note": "harmless", "my_flag": true}));
-    let mut options = LoadOptions::default();
-    options.ignored_config_keys = vec!["my_note".into()];
+    let mut options = LoadOptions::default().with_ignored_config_keys(["my_note"]);
     let result =
         LanguageModel::<Flex>::from_pretrained(scratch.path(), &options, &Default::default());
     let error = message(&result.expect_err("one key is still unknown"));

@@ -97,13 +97,13 @@ fn parts_that_the_model_does_not_have() {
     for node in [head(2, 0), head(0, 4), Node::Mlp { layer: 2 }] {
         let error = refused(one(node));
         let (layers, heads) = (2, 4);
-        let source = PathError::NoSuchNode {
+        let cause = PathError::NoSuchNode {
             node,
             layers,
             heads,
         };
         let name = "a".to_owned();
-        assert_eq!(error, ScrubError::Path { name, source });
+        assert_eq!(error, ScrubError::Path { name, cause });
     }
     assert_eq!(
         message(&refused(one(head(2, 0)))),

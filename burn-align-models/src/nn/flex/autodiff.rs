@@ -26,6 +26,8 @@ pub(super) enum Saved {
     Softmax(FlexTensor, f32),
     /// The argument of a norm without parameters, and its ε.
     RootMeanSquare(FlexTensor, f32),
+    /// Cosines and sines by which pairs have been rotated.
+    Rotation(FlexTensor, FlexTensor),
     /// The number of heads that have been merged.
     Merged(usize),
     /// Among how many heads the part was, and at which it began.
@@ -68,6 +70,10 @@ impl Saved {
                 width,
                 epsilon,
             ),
+            Self::Rotation(cos, sin) => {
+                let (cos, sin) = (cos.storage(), sin.storage());
+                kernels::rotate(gradient.storage_mut(), cos, sin, width / 2, -1.0);
+            }
             _ => unreachable!("returned above"),
         }
         gradient
@@ -259,7 +265,9 @@ pub(super) fn layer_norm<B: Backend>(
 }
 
 /// The tensor, if it is an f32 tensor of the backend that differentiates on Flex.
-fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tracked, Tensor<B, D>> {
+pub(super) fn recognise<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+) -> Result<Tracked, Tensor<B, D>> {
     if x.dtype() != DType::F32 {
         return Err(x);
     }

@@ -147,6 +147,23 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
 }
 
 /// `f` of every element.
+/// Rotates pairs of the first and the second half of each row by the angles of its position, or by
+/// `sign` times them; positions follow one another, and begin anew behind the last one.
+///
+/// - cos, sin: a row of half as many elements for each position
+pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], half: usize, sign: f32) {
+    per_row(x, 2 * half, move |index, row| {
+        let start = index * half % cos.len();
+        let (cos, sin) = (&cos[start..][..half], &sin[start..][..half]);
+        let (first, second) = row.split_at_mut(half);
+        for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+            let (a, b, sin) = (*first, *second, sign * sin);
+            *first = a * cos - b * sin;
+            *second = b * cos + a * sin;
+        }
+    });
+}
+
 fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
     per_row(x, TASK, move |_, row| {
         for x in row {

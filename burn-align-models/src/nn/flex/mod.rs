@@ -4,6 +4,7 @@
 //! function here gives its argument back, and the caller goes the portable way.
 
 mod autodiff;
+mod few_rows;
 mod kernels;
 mod product;
 mod strided;
@@ -68,6 +69,26 @@ pub(super) fn root_mean_square<B: Backend>(
     )
 }
 
+/// Rotates the pairs `(x[i], x[i + d_head / 2])` by the angles of their positions.
+///
+/// # Shapes
+/// - x, output: `[batch, head, pos, d_head]`
+/// - cos, sin: `[1, 1, pos, d_head / 2]`
+pub(super) fn rotate<B: Backend>(
+    x: Tensor<B, 4>,
+    [cos, sin]: [&Tensor<B, 4>; 2],
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [_one, _one_head, _pos, half] = cos.dims();
+    let (Some(cos), Some(sin)) = (constant(cos), constant(sin)) else {
+        return Err(x);
+    };
+    in_place(
+        x,
+        |x| kernels::rotate(x, cos.storage(), sin.storage(), half, 1.0),
+        |_, _| Saved::Rotation(cos.clone(), sin.clone()),
+    )
+}
+
 /// `x Eᵀ`, without a transposed copy of the embedding `E`.
 ///
 /// # Shapes
@@ -103,8 +124,7 @@ pub(super) fn affine<B: Backend>(
     weight: &Tensor<B, 2>,
     bias: Option<&Tensor<B, 1>>,
 ) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
-    let [rows, _d_input] = x.dims();
-    if !product::is_faster(rows) || weight.dtype() != x.dtype() {
+    if weight.dtype() != x.dtype() {
         return Err(x);
     }
     let x = match recognise_view(x) {
@@ -203,6 +223,17 @@ fn in_place<B: Backend, const D: usize>(
 /// unless it is an f32 tensor of the backend Flex.
 fn recognise<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
     recognise_view(x).map(strided::contiguous)
+}
+
+/// The tensor in row-major order, whether or not the backend differentiates; `None` unless it is an
+/// f32 tensor on Flex.
+fn constant<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
+    let x = match recognise(x.clone()) {
+        Ok(x) => return Some(x),
+        Err(x) => x,
+    };
+    let x = autodiff::recognise(x).ok()?;
+    Some(strided::contiguous(x.primitive))
 }
 
 /// As [`recognise`], with the elements wherever they are.

@@ -10,7 +10,7 @@ use super::super::attention::{
 };
 use super::super::norm::{layer_norm, root_mean_square};
 use super::super::projection::{affine, times_transposed};
-use crate::nn::Activation;
+use crate::nn::{Activation, RotaryConfig, RotaryScaling};
 use crate::tap::NoTap;
 
 /// Differentiated twice, Flex is not recognised.
@@ -122,11 +122,16 @@ macro_rules! assert_differentiates {
     }};
 }
 
-/// Rows, inputs and outputs: too few for the fast path, odd numbers, more than a kernel's block.
-const PRODUCTS: [[usize; 3]; 5] = [
+/// Rows, inputs and outputs: odd numbers, one task or several, few rows or more, more than a kernel's
+/// block.
+const PRODUCTS: [[usize; 3]; 9] = [
     [1, 3, 2],
     [4, 1, 1],
     [5, 33, 131],
+    [1, 70, 600],
+    [3, 64, 1030],
+    [10, 37, 1100],
+    [11, 37, 1100],
     [17, 96, 64],
     [131, 65, 101],
 ];
@@ -185,7 +190,9 @@ fn gradients_of_products() {
         }
     }
     let device = Default::default();
-    for [rows, inputs, outputs] in PRODUCTS {
+    // Longer sums differ by their rounding.
+    let short = |[_rows, _inputs, outputs]: &[usize; 3]| *outputs < 200;
+    for [rows, inputs, outputs] in PRODUCTS.into_iter().filter(short) {
         for transposed in [false, true] {
             let weight = match transposed {
                 false => [1, inputs, outputs + 3],
@@ -313,6 +320,29 @@ fn rows_and_tokens() {
             let heads = head_part(x[0].clone(), all, range);
             let rows = rows_of(heads.clone(), rows);
             merge_heads(heads * tokens_of(rows.clone() * rows))
+        });
+    }
+}
+
+#[test]
+fn rotations() {
+    for [batch, head, pos, half] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 3, 32]] {
+        let of = RotaryConfig {
+            d_head: 2 * half,
+            theta: 30.0,
+            max_positions: 8,
+            scaling: RotaryScaling::Default,
+        };
+        let shape = [batch, pos, head * 2 * half];
+        let (x, portable) = both(shape, 3.0);
+        let device = Default::default();
+        assert_close(
+            of.tables(pos, &device).rotate(split_heads(x, head)),
+            of.tables(pos, &device).rotate(split_heads(portable, head)),
+        );
+        assert_differentiates!([shape], x => {
+            let x = split_heads(x[0].clone(), head);
+            of.tables(pos, &Default::default()).rotate(x.clone()) * x
         });
     }
 }

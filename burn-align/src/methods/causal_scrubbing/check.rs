@@ -30,9 +30,9 @@ impl<E> Hypothesis<E> {
         self.check_cycles(&graph)?;
         for node in &self.nodes {
             if let Part::Node(part) = node.place.part {
-                part.check(dims).map_err(|source| ScrubError::Path {
+                part.check(dims).map_err(|cause| ScrubError::Path {
                     name: node.name.clone(),
-                    source,
+                    cause,
                 })?;
             }
         }

@@ -148,12 +148,12 @@ pub enum ScrubError {
         name: String,
     },
     /// The model does not have this part.
-    #[error("{name:?}")]
+    #[error("{name:?}: {cause}")]
     Path {
         /// The node.
         name: String,
         /// What is wrong with it.
-        source: PathError,
+        cause: PathError,
     },
     /// A tree that does not fit into the row budget even for one example.
     #[error(

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::streams::{Inputs, Streams};
 use super::tree::Draws;
 use super::{NodeAblation, ScrubAblations, ScrubError, ScrubTree, Scrubbed};
-use crate::engine::{Explanation, LogitPositions, Plan, ReadId, RunOptions};
+use crate::engine::{Explanation, LogitPositions, Plan, ReadId, RunOptions, read_numbers};
 use crate::paths::{Stream, Worlds};
 
 /// Runs a scrubbed model: each row's logits are computed on the inputs drawn for it, node by node.
@@ -248,8 +248,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
                 let divergences = divergences(wanted.clone(), logits.clone());
                 [loss(logits, examples).cast(DType::F32), divergences]
             });
-            let values = Tensor::cat(values.collect(), 0).into_data();
-            let values: Vec<f64> = values.iter::<f64>().collect();
+            let values = read_numbers(Tensor::cat(values.collect(), 0))?;
             let mut values = values.chunks(examples.len());
             // Several chunks of draws have the model and the random inputs in common.
             let anchors = [0, 1].into_iter();

@@ -34,7 +34,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     };
     let clean = Clean::run(model, inputs, patches, positions, options)?;
     let mean = |logits: &Tensor<B, 2>| metric(logits.clone()).mean();
-    let ends = to_rows(clean.logits.iter().map(mean).collect(), 2).remove(0);
+    let ends = to_rows(clean.logits.iter().map(mean).collect(), 2)?.remove(0);
 
     // By what each sender's output changes, of each sender once.
     let mut differences: HashMap<&Sender, Tensor<B, 3>> = HashMap::new();
@@ -53,7 +53,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         &metric,
         options,
     )?);
-    let values = to_rows(values, patches.len().max(1)).pop();
+    let values = to_rows(values, patches.len().max(1))?.pop();
     let order = direct.into_iter().chain(others);
     let mut patched = vec![0.0; patches.len()];
     for (patch, value) in order.zip(values.unwrap_or_default()) {

@@ -38,7 +38,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     let values = reads
         .iter()
         .map(|read| metric(results.get(*read).squeeze_dim(1)).mean());
-    let mut values = to_rows(values.collect(), reads.len()).remove(0);
+    let mut values = to_rows(values.collect(), reads.len())?.remove(0);
     let patched = values.split_off(2);
     Ok(PathEffects {
         base: values[0],

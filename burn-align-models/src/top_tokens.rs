@@ -1,0 +1,76 @@
+//! What a model says next.
+
+use std::fmt;
+
+use burn::tensor::{DType, Tensor, activation, backend::Backend};
+
+use crate::tokens::Tokenizer;
+
+/// A token that may come next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text, including any space before it.
+    pub text: String,
+    /// Its probability.
+    pub probability: f32,
+}
+
+impl fmt::Display for TopToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:.4}", self.text, self.probability)
+    }
+}
+
+impl Tokenizer {
+    /// The `k` most probable next tokens for each row of logits, the most probable one first. Of
+    /// equally probable ones, the lower id comes first.
+    ///
+    /// # Shapes
+    /// - logits: `[batch, vocab]`, or with any axes before `vocab`, as `[batch, unit, vocab]`
+    /// - output: a list for each row: `batch`, or `batch * unit` of them, examples together
+    #[doc(alias = "top_vals")]
+    #[doc(alias = "test_prompt")]
+    pub fn top_tokens<B: Backend, const D: usize>(
+        &self,
+        logits: Tensor<B, D>,
+        k: usize,
+    ) -> Vec<Vec<TopToken>> {
+        let rows = top_tokens(logits, k).into_iter();
+        let named = |(id, probability)| TopToken {
+            id,
+            text: self.token_strings(&[id]).remove(0),
+            probability,
+        };
+        rows.map(|row| row.into_iter().map(named).collect())
+            .collect()
+    }
+}
+
+/// The same as [`Tokenizer::top_tokens`] without a tokenizer: ids with their probabilities.
+///
+/// # Shapes
+/// - logits: `[batch, vocab]`, or with any axes before `vocab`, as `[batch, unit, vocab]`
+/// - output: a list for each row: `batch`, or `batch * unit` of them, examples together
+pub fn top_tokens<B: Backend, const D: usize>(
+    logits: Tensor<B, D>,
+    k: usize,
+) -> Vec<Vec<(u32, f32)>> {
+    let vocab = logits.dims()[D - 1];
+    let probabilities = activation::softmax(logits.cast(DType::F32), D - 1).into_data();
+    let probabilities: Vec<f32> = probabilities.iter::<f32>().collect();
+    let rows = probabilities.chunks(vocab.max(1));
+    rows.map(|row| best(row, k)).collect()
+}
+
+fn best(probabilities: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let mut all: Vec<(u32, f32)> = (0..).zip(probabilities.iter().copied()).collect();
+    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    if k < all.len() {
+        all.select_nth_unstable_by(k, order);
+        all.truncate(k);
+    }
+    all.sort_by(order);
+    all
+}

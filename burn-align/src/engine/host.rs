@@ -1,0 +1,28 @@
+//! Bringing numbers to the host.
+
+use burn::tensor::{BasicOps, Tensor, backend::Backend};
+
+use super::PlanError;
+
+/// The elements of a tensor, row by row. Waits for the device, and so is where it is learned that
+/// something went wrong there.
+pub(crate) fn read_numbers<B: Backend, const D: usize, K: BasicOps<B>>(
+    tensor: Tensor<B, D, K>,
+) -> Result<Vec<f64>, PlanError> {
+    match tensor.try_into_data() {
+        Ok(data) => Ok(data.iter::<f64>().collect()),
+        Err(error) => Err(PlanError::Device {
+            reason: first_words(&error.to_string()),
+        }),
+    }
+}
+
+/// What stands before the backtraces that some backends put into their errors.
+fn first_words(error: &str) -> String {
+    let end = error
+        .to_lowercase()
+        .find("backtrace")
+        .unwrap_or(error.len());
+    let words = error[..end].split_whitespace();
+    words.collect::<Vec<_>>().join(" ")
+}

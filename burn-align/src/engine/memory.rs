@@ -1,0 +1,154 @@
+//! How much memory a run takes.
+
+use std::collections::HashSet;
+
+use burn::module::{ModuleVisitor, Param};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteWidth};
+
+use super::Units;
+use super::chunks::operand_key;
+use super::execute::logit_units;
+use super::plan::{Plan, Read, WorldId};
+use super::schedule::{Schedule, StageGroups};
+use super::stages::{Part, Stage};
+
+/// What the memory of a run is counted with.
+pub(super) struct Memory<'a, B: Backend, M> {
+    plan: &'a Plan<B>,
+    model: &'a M,
+    /// Bytes of a number.
+    element: u64,
+    /// Numbers that are there from some time on until the end: what is read, and what one world
+    /// takes from another.
+    kept: u64,
+}
+
+impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
+    /// - `whole`: everything that the plan runs
+    pub(super) fn new(plan: &'a Plan<B>, model: &'a M, whole: &Schedule) -> Self {
+        let mut memory = Self {
+            plan,
+            model,
+            element: element_bytes(model),
+            kept: 0,
+        };
+        let reads = plan.open_reads().map(|(_, read)| memory.of_read(read));
+        let worlds = (0..plan.worlds.len()).map(WorldId);
+        let taken = worlds.flat_map(|world| whole.edits(plan, world));
+        let taken: HashSet<_> = taken
+            .filter_map(|edit| operand_key(&edit.operand))
+            .collect();
+        let taken = taken
+            .iter()
+            .map(|(world, site, units)| memory.of_units(*world, *site, units));
+        memory.kept = reads.sum::<u64>() + taken.sum::<u64>();
+        memory
+    }
+
+    /// Bytes of activations at the fullest moment of a run, kept ones among them; without the model's
+    /// weights and without what a backend keeps for itself. Without gradients: with them, nothing
+    /// is let go of.
+    pub(super) fn peak(&self, schedule: &Schedule) -> u64 {
+        let stages = schedule.passes.iter().flat_map(|pass| &pass.stages);
+        let largest = stages.map(|stage| self.of_stage(stage)).max().unwrap_or(0);
+        self.element * (self.kept + largest)
+    }
+
+    fn of_read(&self, read: &Read) -> u64 {
+        match read {
+            Read::Activation { world, site, units } => self.of_units(*world, *site, units),
+            Read::Logits { world, positions } => {
+                let input = self.plan.input_of(*world);
+                let units = logit_units(positions, input).positions.count(input.pos());
+                (input.batch() * units * self.model.dims().vocab) as u64
+            }
+        }
+    }
+
+    fn of_units(&self, world: WorldId, site: Site, units: &Units) -> u64 {
+        let input = self.plan.input_of(world);
+        let Some(dims) = self.model.site(site) else {
+            return 0;
+        };
+        let width = match dims.width {
+            SiteWidth::Features(width) => width,
+            SiteWidth::KeyPositions => input.pos(),
+        };
+        let count = units.positions.count(input.pos()) * units.heads.count(dims.heads);
+        (input.batch() * count * width) as u64
+    }
+
+    /// Numbers that are there at the same time in a stage.
+    fn of_stage(&self, stage: &StageGroups) -> u64 {
+        let dims = self.model.dims();
+        let asking = stage.given().work();
+        let work = stage.layout.work().into_iter().zip(asking);
+        let work = work.map(|([rows, tokens, keys], [_, queries, _])| {
+            let attention = of_attention(dims, tokens, queries, keys);
+            let mlp = of_mlp(dims, tokens);
+            rows * match stage.stage {
+                Stage::Layer(_, Part::Block) => attention.max(mlp),
+                Stage::Layer(_, Part::Attention) => attention,
+                Stage::Layer(_, Part::Mlp) => mlp,
+                // The stream before and behind, and what is added or normalised.
+                _ => 3 * tokens * dims.d_model,
+            }
+        });
+        let logits = match stage.stage {
+            // All of them, before they are dealt to the reads, which have been counted.
+            Stage::Unembed => self.plan.open_reads().map(|(_, read)| match read {
+                Read::Logits { world, .. } if stage.has(*world) => self.of_read(read),
+                _ => 0,
+            }),
+            _ => return work.sum::<usize>() as u64,
+        };
+        work.sum::<usize>() as u64 + logits.sum::<u64>()
+    }
+}
+
+impl StageGroups {
+    fn has(&self, world: WorldId) -> bool {
+        self.groups
+            .iter()
+            .any(|group| group.worlds.contains(&world))
+    }
+}
+
+/// Numbers in one row's attention: the stream and its norm; queries, keys and values, rotated or
+/// laid out by head as well, and for each query head; scores and weights; mixed values before and
+/// behind the projection.
+fn of_attention(dims: &ModelDims, tokens: usize, queries: usize, keys: usize) -> usize {
+    let (all_heads, kv) = (dims.heads * dims.d_head, dims.kv_heads * dims.d_head);
+    let of_keys = 2 * dims.d_model + 4 * kv + if kv < all_heads { 2 * all_heads } else { 0 };
+    let of_queries = 4 * all_heads + dims.d_model + 2 * dims.heads * keys;
+    tokens * of_keys + queries * of_queries
+}
+
+/// Numbers in one row's MLP: the stream, its norm and the output; the hidden layer before and behind
+/// its activation function, and the gate.
+fn of_mlp(dims: &ModelDims, tokens: usize) -> usize {
+    let hidden = if dims.gated_mlp { 3 } else { 2 };
+    tokens * (3 * dims.d_model + hidden * dims.d_mlp)
+}
+
+/// Bytes of a number in the model's largest tensor, which is how it computes.
+fn element_bytes<B: Backend, M: AlignableTransformer<B>>(model: &M) -> u64 {
+    #[derive(Default)]
+    struct Largest {
+        count: usize,
+        bytes: usize,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Largest {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
+            let tensor = parameter.val();
+            let count = tensor.shape().num_elements();
+            if count > self.count {
+                (self.count, self.bytes) = (count, tensor.dtype().size());
+            }
+        }
+    }
+    let mut largest = Largest::default();
+    model.visit(&mut largest);
+    largest.bytes.max(2) as u64
+}

@@ -1,0 +1,105 @@
+//! How much memory a backend's device has.
+
+use burn_align::engine::RunOptions;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use crate::{BackendArgs, BackendChoice};
+
+/// What a device says about its memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+struct Device {
+    /// All there is; `None` where the backend cannot tell.
+    total: Option<u64>,
+    /// What the backend's allocator holds of it.
+    held: u64,
+    /// What of that is in use.
+    used: u64,
+}
+
+impl BackendChoice {
+    /// What the allocator of a GPU backend holds of the device's memory, in bytes; `None` on the CPU.
+    pub fn held_memory(self) -> Option<u64> {
+        self.device_memory().map(|device| device.held)
+    }
+
+    /// Bytes that are free for tensors: on the CPU what the system can give, within the limits of
+    /// the process's group; on a GPU all but what its tensors take. `None` where the backend does not
+    /// tell how much there is, as through wgpu.
+    pub fn free_memory(self) -> Option<u64> {
+        // Of another machine nothing is known.
+        #[cfg(feature = "remote")]
+        if self == Self::Remote {
+            return None;
+        }
+        if let Some(device) = self.device_memory() {
+            return Some(device.total?.saturating_sub(device.used));
+        }
+        let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
+        let system = System::new_with_specifics(memory);
+        let limit = system.cgroup_limits().map(|limits| limits.free_memory);
+        let free = system.available_memory();
+        (free > 0).then(|| limit.map_or(free, |limit| limit.min(free)))
+    }
+
+    fn device_memory(self) -> Option<Device> {
+        match self {
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => cube_memory::<burn::backend::wgpu::WgpuRuntime>(false),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => cube_memory::<burn::backend::wgpu::WgpuRuntime>(false),
+            #[cfg(feature = "metal")]
+            Self::Metal => cube_memory::<burn::backend::wgpu::WgpuRuntime>(false),
+            #[cfg(feature = "cuda")]
+            Self::Cuda => cube_memory::<burn::cubecl::cuda::CudaRuntime>(true),
+            #[cfg(feature = "rocm")]
+            Self::Rocm => cube_memory::<burn::cubecl::hip::HipRuntime>(true),
+            #[allow(
+                unreachable_patterns,
+                reason = "which backends there are is a matter of features"
+            )]
+            _ => None,
+        }
+    }
+}
+
+/// - of_total: whether the largest page is a quarter of all memory, as CubeCL 0.10 has it for CUDA and
+///   ROCm; for wgpu it is a limit of buffers
+#[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm"))]
+fn cube_memory<R: burn::cubecl::Runtime>(of_total: bool) -> Option<Device> {
+    let client = R::client(&R::Device::default());
+    let usage = client.memory_usage().ok()?;
+    Some(Device {
+        total: of_total.then(|| 4 * client.properties().memory.max_page_size),
+        held: usage.bytes_reserved,
+        used: usage.bytes_in_use,
+    })
+}
+
+impl BackendArgs {
+    /// How to run a plan within the memory that is free now: ask when the model is there.
+    pub fn run_options(&self) -> RunOptions {
+        run_options(self.backend)
+    }
+}
+
+/// Runs within three quarters of the memory that a backend says is free.
+pub fn run_options(backend: BackendChoice) -> RunOptions {
+    let options = RunOptions::default();
+    match backend.free_memory() {
+        Some(bytes) => options.with_memory_budget(bytes / 4 * 3),
+        None => options,
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_tells_its_memory() {
+        let free = BackendChoice::Flex.free_memory().expect("known");
+        assert!((1 << 24..1 << 50).contains(&free), "{free} bytes");
+        let budget = run_options(BackendChoice::Flex).memory_budget;
+        assert!(budget.is_some_and(|budget| budget > 0), "{budget:?}");
+    }
+}

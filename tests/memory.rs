@@ -1,0 +1,132 @@
+//! What a plan takes of the memory, beside what `explain` reckons and what it is allowed.
+//!
+//! Apart from the suite, because the allocator is counted and nothing else may run meanwhile.
+
+#![cfg(feature = "flex")]
+
+use burn::backend::Flex;
+use burn::tensor::DType;
+use burn_align::engine::{Edit, LogitPositions, Plan, PlanError, Results, RunOptions, Units};
+use burn_align::interventions::VanillaIntervention;
+use burn_align_models::{
+    AlignableTransformer, Component, Gpt2Config, LlamaConfig, ModelInput, Site, TokenBatch,
+};
+use peak_alloc::PeakAlloc;
+use workbench::out;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+type B = Flex;
+
+/// Swaps at every layer and every fourth position of `batch` examples of `pos` tokens.
+fn sweep(layers: usize, [batch, pos]: [usize; 2], logits: &LogitPositions) -> Plan<B> {
+    let tokens = |shift: usize| {
+        let rows =
+            (0..batch).map(|row| (0..pos).map(move |at| ((shift + 7 * row + at) % 100) as u32));
+        TokenBatch::new(rows.map(Iterator::collect).collect()).expect("a batch")
+    };
+    let mut plan = Plan::new();
+    let (base, source) = (plan.tokens(&tokens(0)), plan.tokens(&tokens(31)));
+    let source = plan.world(source, []);
+    for layer in 0..layers {
+        for position in (0..pos).step_by(4) {
+            let site = Site::Block(layer, Component::MlpOutput);
+            let edit = Edit::from_world(source, site, Units::position(position), 0);
+            let world = plan.world(base, [edit]);
+            plan.read_logits(world, logits.clone());
+        }
+    }
+    plan
+}
+
+/// The most bytes that running a plan took, and what it gave.
+fn measured<M: AlignableTransformer<B>>(
+    plan: &Plan<B>,
+    model: &M,
+    options: &RunOptions,
+) -> (u64, Results<B>) {
+    MEMORY.reset_peak_usage();
+    let before = MEMORY.current_usage();
+    let results = plan
+        .run_with(model, &[VanillaIntervention], options)
+        .expect("valid");
+    ((MEMORY.peak_usage() - before) as u64, results)
+}
+
+fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
+    // Weights are drawn, and buffers of threads made, when they are first needed.
+    drop(model.forward(ModelInput::Tokens(burn::tensor::Tensor::ones(
+        [4, 64],
+        &Default::default(),
+    ))));
+    let layers = model.dims().layers;
+    for (shape, logits) in [
+        ([8, 32], LogitPositions::Last),
+        ([2, 64], LogitPositions::All),
+        ([16, 16], LogitPositions::Last),
+    ] {
+        let plan = sweep(layers, shape, &logits);
+        let reckoned = plan.explain(model).expect("valid").peak_bytes;
+        let (free, whole) = measured(&plan, model, &RunOptions::default());
+        let share = reckoned as f64 / free as f64;
+        out!("{name} {shape:?} {logits:?}: {free} bytes, {share:.2} of them reckoned")
+            .expect("standard output");
+        assert!((0.9..2.5).contains(&share), "{name} {shape:?}: {share}");
+
+        let reads: usize = whole.iter().map(|x| 4 * x.shape().num_elements()).sum();
+        let least = match plan
+            .run_with(
+                model,
+                &[VanillaIntervention],
+                &RunOptions::default().with_memory_budget(1),
+            )
+            .expect_err("nothing fits into a byte")
+        {
+            PlanError::MemoryBudget { needed, budget: 1 } => needed,
+            other => panic!("{other}"),
+        };
+        assert!(least > reads as u64, "{least} {reads}");
+        for budget in [least, least.midpoint(reckoned)] {
+            let options = RunOptions::default().with_memory_budget(budget);
+            let (taken, parts) = measured(&plan, model, &options);
+            out!(
+                "    {budget} allowed: {taken} bytes, {:.2}",
+                taken as f64 / budget as f64
+            )
+            .expect("standard output");
+            assert!(
+                taken as f64 <= 1.05 * budget as f64,
+                "{name} {shape:?}: {taken} of {budget}"
+            );
+            for (a, b) in whole.iter().zip(parts.iter()) {
+                let largest = (a.clone() - b.clone()).abs().max().into_scalar();
+                assert!(largest < 1e-4, "{name} {shape:?}: {largest}");
+            }
+        }
+    }
+}
+
+#[test]
+fn runs_stay_within_their_memory() {
+    let device = Default::default();
+    let gpt2 = Gpt2Config {
+        vocab_size: 1000,
+        n_positions: 64,
+        n_embd: 96,
+        n_layer: 4,
+        n_head: 6,
+        ..Gpt2Config::gpt2()
+    };
+    check("gpt2", &gpt2.init_seeded::<B>(0, DType::F32, &device));
+    let mut llama = LlamaConfig::llama3_2_1b();
+    llama.dims.layers = 4;
+    llama.dims.heads = 6;
+    llama.dims.kv_heads = 2;
+    llama.dims.d_model = 96;
+    llama.dims.d_head = 16;
+    llama.dims.d_mlp = 256;
+    llama.dims.vocab = 1000;
+    llama.rotary.d_head = 16;
+    check("llama", &llama.init_seeded::<B>(0, DType::F32, &device));
+}
