@@ -10,34 +10,25 @@ reflections if tall.
 import contextlib
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
+from models import activation, blocks, last_logits
+from tasks import Das
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import orthogonal
-from transformers import GPT2LMHeadModel
+from transformers import PreTrainedModel
 
 RATE, BOUNDARY_RATE = 1e-3, 1e-2  # as burn-align's by default, and pyvene's notebooks
 TEMPERATURE = 50.0  # of the boundary, as in pyvene
 
 
-@dataclass(frozen=True)
-class Das:
-    """What is trained, and where."""
-
-    layer: int
-    position: int
-    rank: int | None = None  # None: a square rotation
-    boundless: bool = False
-
-
-def labels(batch: int) -> Tensor:
-    return torch.arange(batch) * 3001
+def labels(model: PreTrainedModel, batch: int) -> Tensor:
+    return (torch.arange(batch) * 3001 % model.config.vocab_size).to(model.device)
 
 
 def with_pyvene(
-    model: GPT2LMHeadModel, das: Das, base: Tensor, source: Tensor
+    model: PreTrainedModel, das: Das, base: Tensor, source: Tensor
 ) -> Callable[[], list[Tensor]]:
     """As pyvene's tutorials train: both runs in full, with logits at all positions."""
     with contextlib.redirect_stdout(io.StringIO()):  # it tells what else could be installed
@@ -56,20 +47,21 @@ def with_pyvene(
         [representation], intervention_types=intervention, model_type=type(model)
     )
     intervenable = pyvene.IntervenableModel(config, model)
+    intervenable.set_device(model.device)
     intervenable.disable_model_gradients()
     (trained,) = intervenable.interventions.values()
     parameters = [{"params": trained.rotate_layer.parameters()}]
     if das.boundless:
         parameters.append({"params": trained.intervention_boundaries, "lr": BOUNDARY_RATE})
     optimizer = torch.optim.Adam(parameters, lr=RATE)
-    wanted = labels(len(base))
+    wanted = labels(model, len(base))
     inputs = {"input_ids": base}, [{"input_ids": source}], {"sources->base": das.position}
 
     @torch.enable_grad()
     def step() -> list[Tensor]:
         _, intervened = intervenable(*inputs)
         logits = intervened.logits[:, -1]
-        loss = cross_entropy(logits, wanted)
+        loss = cross_entropy(logits.float(), wanted)
         total = loss + trained.intervention_boundaries.sum() if das.boundless else loss
         optimizer.zero_grad()
         total.backward()
@@ -91,14 +83,14 @@ class Rotation(nn.Module):
             self.register_buffer("columns", torch.arange(width), persistent=False)
 
     def forward(self, base: Tensor, source: Tensor) -> Tensor:
-        """[batch, width] each."""
+        """[batch, width] each, in the model's dtype; the rotation is in f32, as pyvene's."""
         weight = self.weight  # the parametrization computes it at every access
-        change = (source - base) @ weight
+        change = (source.float() - base.float()) @ weight
         if hasattr(self, "boundary"):
             end = self.boundary.clamp(1e-3, 1) * len(self.columns)
             above_start = torch.sigmoid(self.columns / TEMPERATURE)
             change = change * above_start * torch.sigmoid((end - self.columns) / TEMPERATURE)
-        return base + change @ weight.T
+        return base + (change @ weight.T).to(base.dtype)
 
 
 class Reached(Exception):
@@ -106,31 +98,26 @@ class Reached(Exception):
 
 
 def with_hooks(
-    model: GPT2LMHeadModel, das: Das, base: Tensor, source: Tensor
+    model: PreTrainedModel, das: Das, base: Tensor, source: Tensor
 ) -> Callable[[], list[Tensor]]:
     """The source up to the layer of the swap, logits at the last position only."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     torch.manual_seed(0)
-    rotation = orthogonal(Rotation(model.config.n_embd, das))
+    rotation = orthogonal(Rotation(model.config.hidden_size, das)).to(model.device)
     masks = [rotation.boundary] if das.boundless else []
     rotations = list(rotation.parametrizations.parameters())
     parameters = [{"params": rotations}, {"params": masks, "lr": BOUNDARY_RATE}]
     optimizer = torch.optim.Adam(parameters, lr=RATE)
-    wanted = labels(len(base))
-    block = model.transformer.h[das.layer]
+    wanted = labels(model, len(base))
+    block = blocks(model)[das.layer]
     kept: list[Tensor] = []
 
-    def residual(output: Tensor | tuple) -> Tensor:
-        return output[0] if isinstance(output, tuple) else output
-
     def keep(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
-        kept.append(residual(output)[:, das.position])
+        kept.append(activation(output)[:, das.position])
         raise Reached
 
     def swap(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
         # In place: nothing before this needs gradients, so that no graph is broken.
-        at = residual(output)
+        at = activation(output)
         at[:, das.position] = rotation(at[:, das.position].clone(), kept.pop())
 
     @contextlib.contextmanager
@@ -143,11 +130,10 @@ def with_hooks(
 
     def step() -> list[Tensor]:
         with torch.no_grad(), contextlib.suppress(Reached), hooked(keep):
-            model.transformer(source, use_cache=False)
+            model.base_model(source, use_cache=False)
         with torch.enable_grad(), hooked(swap):
-            hidden = model.transformer(base, use_cache=False).last_hidden_state
-            logits = model.lm_head(hidden[:, -1])
-            loss = cross_entropy(logits, wanted)
+            logits = last_logits(model, base, use_cache=False)
+            loss = cross_entropy(logits.float(), wanted)
             total = loss + rotation.boundary if das.boundless else loss
             optimizer.zero_grad()
             total.backward()

@@ -1,15 +1,20 @@
 """The workloads of `benches/workloads` in PyTorch: through pyvene, and with hooks by hand.
 
-    python benches/peers/workloads.py --peer P [--seconds S] [--threads N] [--json FILE] [NAME…]
-    python benches/peers/workloads.py --check [--tiny] [NAME…]
+    python benches/peers/workloads.py --peer P [OPTION…] [NAME…]
+    python benches/peers/workloads.py --check [--tiny] [OPTION…] [NAME…]
+    python benches/peers/workloads.py --ceilings [--device D] [--dtype T]
 
 Prints, and writes to the file, one JSON line per workload: the median of the repeats in seconds
-after a warm-up, and the spread, (slowest - fastest) / median. The model is a random GPT-2 small in
-f32 on the CPU. Names say batch × tokens. Every workload ends with the logits at the last position,
-of the base or of each cell; a repeat of a `das_…` one is a step of the optimizer (`das.py`). Peers
-are `pyvene`; `hooks`, with a batched forward pass per site of a sweep; and `hooks_one_pass`, with a
-sweep in one pass (only for sweeps over several sites). --check computes the workloads in every way
-and compares all their cells, or the logits of some steps. README.md says more.
+after a warm-up, the spread, (slowest - fastest) / median, and the peak of memory; or why it could
+not be run. The model has the shape `--model` and random weights. Names and options are those of
+`benches/workloads`; names say batch × tokens. Every workload ends with the logits at the last
+position, of the base or of each cell; a repeat of a `das_…` one is a step of the optimizer
+(`das.py`). Peers are `pyvene`; `hooks`, with a batched forward pass per site of a sweep; and
+`hooks_one_pass`, with a sweep in one pass (only for sweeps over several sites). --check computes
+the workloads in every way and compares all their cells, or the logits of some steps. --ceilings
+tells what a large matrix product and a large copy reach. README.md says more.
+
+Files: `tasks.py` (what there is), `models.py` (shapes), `measure.py` (time and memory), `das.py`.
 """
 
 import argparse
@@ -17,102 +22,41 @@ import contextlib
 import io
 import json
 import os
-import resource
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import das
+import measure
 import torch
-from das import Das
+from models import DTYPES, PRESETS, Shape, activation, blocks, build, last_logits, weight_bytes
+from tasks import Cell, Choices, Site, Workload, tokens, workloads
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-TINY = GPT2Config(n_layer=3, n_head=4, n_embd=64, n_positions=128)
-SEEDS = {"base": 1, "source": 2}
-LEAST, MOST = 5, 200  # repeats
 TOLERANCE = 1e-4  # of logits, in --check
 STEPS = 4  # of the optimizer, in --check
-
-Site = tuple[int, str]  # layer, component
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One interchange: the units of the base that are taken from the source."""
-
-    layer: int
-    component: str  # pyvene's name
-    position: int
-    head: int | None = None
-
-    @property
-    def site(self) -> Site:
-        return self.layer, self.component
-
-
-@dataclass(frozen=True)
-class Workload:
-    name: str
-    batch: int
-    pos: int
-    cells: list[Cell] | None = None  # None, and no search: a plain forward pass
-    das: Das | None = None
-
-
-def workloads(config: GPT2Config) -> list[Workload]:
-    """The list of `benches/workloads`, for a model of this many layers and heads."""
-    layers, middle = range(config.n_layer), config.n_layer // 2
-
-    def grid(*components: str) -> list[Cell]:
-        return [Cell(layer, c, p) for layer in layers for c in components for p in range(5)]
-
-    heads = [
-        Cell(layer, "head_attention_value_output", 4, head)
-        for layer in layers
-        for head in range(config.n_head)
-    ]
-    return [
-        Workload("forward_1x5", 1, 5),
-        Workload("forward_8x64", 8, 64),
-        Workload("forward_8x128", 8, 128),
-        Workload("single_1x5", 1, 5, [Cell(middle, "block_output", 4)]),
-        Workload("sweep_block_output_12x5", 1, 5, grid("block_output")),
-        Workload("sweep_attn_mlp_24x5", 1, 5, grid("attention_output", "mlp_output")),
-        Workload("head_sweep_12x12", 1, 5, heads),
-        Workload("batch_32x32", 32, 32, [Cell(middle, "block_output", 15)]),
-        Workload("das_rotated_step_16x32", 16, 32, das=Das(middle, 15)),
-        Workload("das_lowrank64_step_16x32", 16, 32, das=Das(middle, 15, rank=64)),
-        Workload("das_boundless_step_16x32", 16, 32, das=Das(middle, 15, boundless=True)),
-    ]
-
-
-def tokens(workload: Workload, which: str) -> Tensor:
-    """Token ids that look like text to nobody, but are the same each time; [batch, pos]."""
-    row = torch.arange(workload.batch)[:, None]
-    pos = torch.arange(workload.pos)
-    return (SEEDS[which] + row * 7919 + pos * 104_729) % 50_257
 
 
 # pyvene, as its users write it ---------------------------------------------------------------
 
 
-def with_pyvene(model: GPT2LMHeadModel, workload: Workload) -> Callable[[], list[Tensor]]:
+def with_pyvene(model: PreTrainedModel, workload: Workload) -> Callable[[], list[Tensor]]:
     """One call per cell, which runs the source, then the base, with logits at all positions."""
-    base = {"input_ids": tokens(workload, "base")}
+    base = {"input_ids": tokens(workload, "base", model)}
     if workload.das:
-        return das.with_pyvene(model, workload.das, base["input_ids"], tokens(workload, "source"))
+        source = tokens(workload, "source", model)
+        return das.with_pyvene(model, workload.das, base["input_ids"], source)
     if workload.cells is None:
         return lambda: [model(**base).logits[:, -1].clone()]
 
     with contextlib.redirect_stdout(io.StringIO()):  # it tells what else could be installed
         import pyvene
-    source = {"input_ids": tokens(workload, "source")}
+    source = {"input_ids": tokens(workload, "source", model)}
 
     def intervenable(layer: int, component: str) -> pyvene.IntervenableModel:
         unit = "h.pos" if component.startswith("head_") else "pos"
@@ -121,7 +65,9 @@ def with_pyvene(model: GPT2LMHeadModel, workload: Workload) -> Callable[[], list
             intervention_types=pyvene.VanillaIntervention,
             model_type=type(model),
         )
-        return pyvene.IntervenableModel(config, model)
+        intervenable = pyvene.IntervenableModel(config, model)
+        intervenable.set_device(model.device)
+        return intervenable
 
     # One per site, whose positions or heads are then looped over.
     intervenables = {site: intervenable(*site) for site in {cell.site for cell in workload.cells}}
@@ -145,49 +91,57 @@ def with_pyvene(model: GPT2LMHeadModel, workload: Workload) -> Callable[[], list
 
 # PyTorch hooks, batched by hand --------------------------------------------------------------
 
-# Component -> module in the block, and whether it is the module's input.
+# Model type -> component -> module in the block, and whether it is the module's input.
 MODULES = {
-    "block_output": ("", False),
-    "attention_output": ("attn.resid_dropout", False),
-    "mlp_output": ("mlp", False),
-    "head_attention_value_output": ("attn.c_proj", True),
+    "gpt2": {
+        "block_output": ("", False),
+        "attention_output": ("attn.resid_dropout", False),
+        "mlp_output": ("mlp", False),
+        "head_attention_value_output": ("attn.c_proj", True),
+    },
+    "llama": {
+        "block_output": ("", False),
+        "attention_output": ("self_attn.o_proj", False),
+        "mlp_output": ("mlp", False),
+        "head_attention_value_output": ("self_attn.o_proj", True),
+    },
 }
 
 
 @contextlib.contextmanager
-def tapped(model: GPT2LMHeadModel, taps: dict[Site, Callable]) -> Iterator[None]:
+def tapped(model: PreTrainedModel, taps: dict[Site, Callable]) -> Iterator[None]:
     """Shows the activation at each site, [batch, pos, d_model], to the tap there, in this block."""
+    modules = MODULES[model.config.model_type]
     with contextlib.ExitStack() as handles:
         for (layer, component), tap in taps.items():
-            path, of_input = MODULES[component]
-            module = model.transformer.h[layer].get_submodule(path)
+            path, of_input = modules[component]
+            module = blocks(model)[layer].get_submodule(path)
             if of_input:
                 handle = module.register_forward_pre_hook(lambda _, args, tap=tap: tap(args[0]))
             else:
                 handle = module.register_forward_hook(
-                    lambda _, __, out, tap=tap: tap(out[0] if isinstance(out, tuple) else out)
+                    lambda _, __, out, tap=tap: tap(activation(out))
                 )
             handles.enter_context(handle)
         yield
 
 
 def with_hooks(
-    model: GPT2LMHeadModel, workload: Workload, one_pass: bool = False
+    model: PreTrainedModel, workload: Workload, one_pass: bool = False
 ) -> Callable[[], list[Tensor]]:
     """The source once, then the cells as rows of one batched forward pass per site, or in all."""
-    batch, base = workload.batch, tokens(workload, "base")
+    batch, base = workload.batch, tokens(workload, "base", model)
+    device = base.device
     if workload.das:
-        return das.with_hooks(model, workload.das, base, tokens(workload, "source"))
+        return das.with_hooks(model, workload.das, base, tokens(workload, "source", model))
 
-    def last_logits(ids: Tensor) -> Tensor:
-        # The cache of keys and values is left on, as by default: its absence costs 4 ms a pass.
-        hidden = model.transformer(ids).last_hidden_state
-        return model.lm_head(hidden[:, -1])
-
+    # On the CPU, the cache of keys and values is left on, as by default: its absence costs 4 ms a
+    # pass. On a GPU, it would cost much of the memory.
+    options = {"use_cache": device.type == "cpu"}
     if workload.cells is None:
-        return lambda: [last_logits(base)]
+        return lambda: [last_logits(model, base, **options)]
 
-    source = tokens(workload, "source")
+    source = tokens(workload, "source", model)
     groups = defaultdict(list)  # of the cells that share a pass, in the order of the results
     for cell in workload.cells:
         groups[None if one_pass else cell.site].append(cell)
@@ -200,11 +154,14 @@ def with_hooks(
             rows_of[cell.site].append((index, cell))
 
         def patch(site: Site) -> Callable:
-            indices = torch.tensor([index for index, _ in rows_of[site]])[:, None]
-            position = torch.tensor([cell.position for _, cell in rows_of[site]])[:, None]
-            head = torch.tensor([cell.head or 0 for _, cell in rows_of[site]])[:, None]
-            heads = model.config.n_head if site[1].startswith("head_") else 1
-            example = torch.arange(batch)
+            def column(values: Iterator[int]) -> Tensor:
+                return torch.tensor(list(values), device=device)[:, None]
+
+            indices = column(index for index, _ in rows_of[site])
+            position = column(cell.position for _, cell in rows_of[site])
+            head = column(cell.head or 0 for _, cell in rows_of[site])
+            heads = model.config.num_attention_heads if site[1].startswith("head_") else 1
+            example = torch.arange(batch, device=device)
             row = indices * batch + example  # [cell, batch]
 
             def write(activation: Tensor) -> None:
@@ -222,11 +179,11 @@ def with_hooks(
 
     def run() -> list[Tensor]:
         with tapped(model, store):
-            model.transformer(source)
+            model.base_model(source, **options)
         results = []
         for ids, taps in passes:
             with tapped(model, taps):
-                results.extend(last_logits(ids).split(batch))
+                results.extend(last_logits(model, ids, **options).split(batch))
         cache.clear()
         return results
 
@@ -246,20 +203,35 @@ def is_for(peer: str, workload: Workload) -> bool:
     return peer != "hooks_one_pass" or len(sites) > 1
 
 
-def repeat(run: Callable[[], list[Tensor]], seconds: float) -> list[float]:
-    """Seconds of every repeat, ascending."""
-    run()
-    run()
-    times, start = [], time.perf_counter()
-    while len(times) < LEAST or (len(times) < MOST and time.perf_counter() - start < seconds):
-        before = time.perf_counter()
-        results = run()
-        times.append(time.perf_counter() - before)
-        del results
-    return sorted(times)
+def some_cells(workload: Workload, count: int) -> Workload:
+    """So many of its cells, evenly chosen."""
+    cells = workload.cells
+    return replace(workload, cells=[cells[i * len(cells) // count] for i in range(count)])
 
 
-def check(model: GPT2LMHeadModel, chosen: list[Workload]) -> bool:
+def timed(model: PreTrainedModel, workload: Workload, args: argparse.Namespace) -> dict:
+    """Seconds, or the error, and memory, under the names of `benches/workloads`."""
+    scale, line = 1.0, {}
+    measure.begin_peak(model.device)
+    try:
+        # One call per cell, so that a part of them takes a part of the time.
+        if args.peer == "pyvene" and args.cells and len(workload.cells or []) > args.cells:
+            scale, line["cells_timed"] = len(workload.cells) / args.cells, args.cells
+            workload = some_cells(workload, args.cells)
+        times = measure.repeat(PEERS[args.peer](model, workload), args.seconds, model.device)
+    except Exception as error:  # of any kind: this peer cannot do this here
+        line["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        for module in model.modules():  # what pyvene has left there
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+    else:
+        median = times[len(times) // 2]
+        line["seconds"] = scale * median
+        line |= {"spread": (times[-1] - times[0]) / median, "repeats": len(times)}
+    return line | measure.peak(model.device)
+
+
+def check(model: PreTrainedModel, chosen: list[Workload]) -> bool:
     """Whether the peers agree in every cell, and the cells do something."""
     passed = True
     for workload in chosen:
@@ -276,7 +248,7 @@ def check(model: GPT2LMHeadModel, chosen: list[Workload]) -> bool:
         line = f"{workload.name}: {len(expected)} results, max abs difference {difference:.1e}"
         agree = difference < TOLERANCE
         if workload.das or workload.cells is not None:
-            plain = model(tokens(workload, "base")).logits[:, -1]
+            plain = model(tokens(workload, "base", model)).logits[:, -1]
             effect = (expected - plain).abs().max().item()
             agree &= effect > 10 * TOLERANCE  # else nothing is shown by the agreement
             line += f", largest effect {effect:.1e}"
@@ -289,21 +261,68 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", metavar="NAME", nargs="*", help="workloads [default: all]")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="workloads, or families of them [default: all]"
+    )
     parser.add_argument("--peer", choices=PEERS, help="how to intervene")
     parser.add_argument("--check", action="store_true", help="compare the peers, do not time")
+    parser.add_argument("--ceilings", action="store_true", help="time a matrix product and a copy")
+    parser.add_argument("--model", choices=PRESETS, default="gpt2", help="[default: %(default)s]")
+    parser.add_argument("--layers", type=int, help="only so many of the model's")
+    parser.add_argument("--batch", type=int, help="examples [default: each workload's own]")
+    parser.add_argument("--pos", type=int, help="tokens [default: each workload's own]")
+    parser.add_argument("--layer", type=int, help="of one interchange and DAS [default: middle]")
+    parser.add_argument("--rank", type=int, default=64, help="of low-rank DAS [default: 64]")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="[default: %(default)s]")
+    parser.add_argument("--tf32", action="store_true", help="matrix products of f32 on a GPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
+    parser.add_argument(
+        "--cells", type=int, help="of a sweep by pyvene: so many, evenly chosen, and scaled up"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")
     parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
-    parser.add_argument("--tiny", action="store_true", help="3 layers, to test this file")
+    parser.add_argument("--tiny", action="store_true", help="3 narrow layers, to test this file")
     args = parser.parse_args()
-    if not args.check and not args.peer:
-        parser.error("--peer or --check is needed")
-    known = [workload.name for workload in workloads(TINY)]
-    if unknown := set(args.names).difference(known):
-        parser.error(f"no workload {', '.join(sorted(unknown))}; expected {', '.join(known)}")
+    if sum([args.check, args.ceilings, bool(args.peer)]) != 1:
+        parser.error("one of --peer, --check and --ceilings is needed")
+    if args.check and args.dtype != "f32":
+        parser.error("--check is in f32")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device")
+
+    shape = PRESETS[args.model].tiny() if args.tiny else PRESETS[args.model]
+    for option, most in [
+        ("layers", shape.layers),
+        ("batch", None),
+        ("pos", shape.max_positions),
+        ("rank", shape.d_model),
+        ("cells", None),
+    ]:
+        value = getattr(args, option)
+        if value is not None and (value < 1 or most is not None and value > most):
+            parser.error(f"--{option} {value}: expected 1 to {most or 'any number'}")
+    args.shape = replace(shape, layers=args.layers or shape.layers)
+    if args.layer is not None and not 0 <= args.layer < args.shape.layers:
+        parser.error(f"--layer {args.layer}: expected 0 to {args.shape.layers - 1}")
+
+    known = workloads(args.shape, Choices(args.batch, args.pos, args.layer, args.rank))
+    names = {workload.name for workload in known} | {workload.family for workload in known}
+    if unknown := set(args.names) - names:
+        expected = ", ".join(workload.name for workload in known)
+        parser.error(
+            f"no workload {', '.join(sorted(unknown))} on this shape; expected {expected}, or a "
+            f"family: {', '.join(dict.fromkeys(workload.family for workload in known))}"
+        )
+    args.chosen = [w for w in known if not args.names or {w.name, w.family} & set(args.names)]
+    if args.peer:
+        args.chosen = [workload for workload in args.chosen if is_for(args.peer, workload)]
     return args
+
+
+def model_name(args: argparse.Namespace) -> str:
+    return f"{'tiny ' if args.tiny else ''}{args.model}:{args.shape.layers}"
 
 
 @torch.no_grad()
@@ -311,37 +330,37 @@ def main() -> int:
     args = parse()
     logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    config = TINY if args.tiny else GPT2Config()
-    config._attn_implementation = args.attention
-    chosen = [w for w in workloads(config) if not args.names or w.name in args.names]
-    if args.peer:
-        chosen = [workload for workload in chosen if is_for(args.peer, workload)]
-    # Without workloads, there is nothing to wait for.
-    model = GPT2LMHeadModel(config).eval() if chosen else None
-    if args.check:
-        return 0 if check(model, chosen) else 1
+    torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    dtype, device = DTYPES[args.dtype], torch.device(args.device)
+    setting = {"dtype": args.dtype, "device": measure.name_of(device), "threads": args.threads}
 
     with args.json.open("w") if args.json else contextlib.nullcontext() as file:
-        for workload in chosen:
-            times = repeat(PEERS[args.peer](model, workload), args.seconds)
-            median = times[len(times) // 2]
-            line = {
-                "workload": workload.name,
-                "backend": args.peer,
-                "dtype": "f32",
-                "seconds": median,
-                "spread": (times[-1] - times[0]) / median,
-            }
-            line = json.dumps(line | ({"tiny": True} if args.tiny else {}))
-            print(line, flush=True)
-            if file:
-                print(line, file=file, flush=True)
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, but bytes on macOS
-    mib = peak / 2 ** (20 if sys.platform == "darwin" else 10)
-    print(json.dumps({"peer": args.peer, "peak_rss_mib": round(mib)}), file=sys.stderr)
-    return 0
+        def tell(line: dict) -> None:
+            print(json.dumps(line), flush=True)
+            if file:
+                print(json.dumps(line), file=file, flush=True)
+
+        if args.ceilings:
+            tell(setting | measure.ceilings(dtype, device))
+            return 0
+        if not args.chosen:  # nothing to wait for
+            return 0
+        model = build(args.shape, args.attention, dtype, device)
+        if args.check:
+            return 0 if check(model, args.chosen) else 1
+
+        setting |= {"backend": args.peer, "model": model_name(args)}
+        floor = {"forward_bytes": weight_bytes(model)}
+        times = 0
+        for workload in args.chosen:
+            line = {"workload": workload.name, "family": workload.family} | setting
+            if flops := workload.flops(args.shape):
+                line |= {"flops": flops} | floor
+            line |= timed(model, workload, args)
+            times += "seconds" in line
+            tell(line)
+    return 0 if times else 1
 
 
 if __name__ == "__main__":
