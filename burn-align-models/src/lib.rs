@@ -22,6 +22,8 @@ mod suffixes;
 mod tap;
 mod tokens;
 
+#[doc(hidden)]
+pub mod files;
 pub mod gpt2;
 pub mod llama;
 pub mod nn;

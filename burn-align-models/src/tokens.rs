@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
+use serde::de::IgnoredAny;
+
 use crate::dims::ModelDims;
 
 /// What can be wrong with tokens.
@@ -199,6 +201,10 @@ impl Tokenizer {
     /// # Errors
     /// If it is not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, TokensError> {
+        // The `tokenizers` crate panics on some texts that are no JSON, which would be printed.
+        serde_json::from_str::<IgnoredAny>(json).map_err(|error| TokensError::Tokenizer {
+            reason: format!("not JSON: {error}"),
+        })?;
         let mut inner: tokenizers::Tokenizer = no_panic(|| json.parse())?;
         // Batches are padded here, and prompts are never cut silently.
         inner.with_padding(None);

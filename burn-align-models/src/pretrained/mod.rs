@@ -35,6 +35,8 @@ use checkpoint::Checkpoint;
 pub(crate) use repository::Repository;
 pub(crate) use save::save_family;
 
+const CONFIG: &str = "config.json";
+
 /// A loaded model with what belongs to it.
 #[derive(Debug)]
 pub struct Pretrained<M, C> {
