@@ -245,13 +245,13 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokensError> {
-        self.inner.decode(ids, false).map_err(tokenizer_error)
+        no_panic(|| self.inner.decode(ids, false))
     }
 
     /// Each token as readable text, including any space before it.
     pub fn token_strings(&self, ids: &[u32]) -> Vec<String> {
         ids.iter()
-            .map(|id| match self.inner.decode(&[*id], false) {
+            .map(|id| match no_panic(|| self.inner.decode(&[*id], false)) {
                 Ok(text) if !text.is_empty() => text,
                 // A special token, or a part of a character.
                 _ => self
@@ -267,7 +267,7 @@ impl Tokenizer {
     /// # Errors
     /// If the text is not exactly one token.
     pub fn single_token(&self, text: &str) -> Result<u32, TokensError> {
-        let encoding = self.inner.encode(text, false).map_err(tokenizer_error)?;
+        let encoding = no_panic(|| self.inner.encode(text, false))?;
         match encoding.get_ids() {
             [id] => Ok(*id),
             ids => Err(TokensError::NotOneToken {
