@@ -4,6 +4,7 @@
 pub mod attempt;
 pub mod backends;
 pub mod console;
+pub mod files;
 pub mod fit;
 pub mod fixtures;
 pub mod ioi;

@@ -26,7 +26,7 @@ pub struct WriteError {
 #[derive(Debug)]
 pub struct Replacement {
     folder: PathBuf,
-    names: Vec<&'static str>,
+    names: Vec<String>,
 }
 
 impl Replacement {
@@ -46,15 +46,15 @@ impl Replacement {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write(&mut self, name: &'static str, bytes: &[u8]) -> Result<(), WriteError> {
+    pub fn write(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
         let part = self.part(name);
         let written = File::create(&part).and_then(|mut file| file.write_all(bytes));
         written.map_err(failed(&self.folder.join(name)))
     }
 
     /// Where somebody else is to write a new file.
-    pub fn part(&mut self, name: &'static str) -> PathBuf {
-        self.names.push(name);
+    pub fn part(&mut self, name: &str) -> PathBuf {
+        self.names.push(name.to_owned());
         self.folder.join(format!("{name}{PART}"))
     }
 

@@ -19,6 +19,8 @@ mod checkpoints;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
+#[cfg(feature = "flex")]
+mod disk;
 mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]
