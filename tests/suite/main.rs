@@ -19,6 +19,7 @@ mod checkpoints;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
+mod dependencies;
 #[cfg(feature = "flex")]
 mod disk;
 mod engine;
