@@ -23,6 +23,8 @@ pub fn write(file: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
         };
+        // A folder that is not there may be a slip of the pen: none is made.
+        fs::metadata(folder).context("cannot be written")?;
         let mut files = Replacement::new(folder).map_err(|error| error.source)?;
         files
             .write(name, bytes.as_ref())
