@@ -130,8 +130,7 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             .iter()
             .map(|(name, _, trace)| (name, trace))
             .collect();
-        std::fs::write(file, serde_json::to_string_pretty(&named)?)
-            .with_context(|| file.display().to_string())?;
+        workbench::files::write(file, serde_json::to_string_pretty(&named)?)?;
     }
 
     // 5. What is claimed at the top.

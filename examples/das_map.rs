@@ -142,7 +142,7 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         heat_map(file, &title, ["token", "layer"], &trained)?;
     }
     if let Some(file) = &args.json {
-        std::fs::write(file, serde_json::to_string_pretty(&found)?)?;
+        workbench::files::write(file, serde_json::to_string_pretty(&found)?)?;
     }
     conclude(&found)
 }

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod backends;
 pub mod console;
 pub mod devices;
+pub mod files;
 pub mod fit;
 pub mod fixtures;
 pub mod ioi;

@@ -94,14 +94,11 @@ type Drawn<D> = Result<(), DrawingAreaErrorKind<<D as DrawingBackend>::ErrorType
 /// Draws a picture in memory, then writes it.
 fn save(file: &Path, picture: &impl Picture) -> Result<()> {
     register_fonts();
-    let saved = Format::of(file).and_then(|format| {
-        let bytes = match format {
-            Format::Svg => svg(picture)?,
-            Format::Png => png(picture)?,
-        };
-        Ok(std::fs::write(file, bytes)?)
+    let drawn = Format::of(file).and_then(|format| match format {
+        Format::Svg => svg(picture),
+        Format::Png => png(picture),
     });
-    saved.with_context(|| file.display().to_string())
+    crate::files::write(file, drawn.with_context(|| file.display().to_string())?)
 }
 
 fn svg(picture: &impl Picture) -> Result<Vec<u8>> {

@@ -23,6 +23,8 @@ mod tap;
 mod tokens;
 mod top_tokens;
 
+#[doc(hidden)]
+pub mod files;
 pub mod gpt2;
 pub mod llama;
 pub mod nn;

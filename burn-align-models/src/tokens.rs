@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
+use serde::de::IgnoredAny;
+
 use crate::dims::ModelDims;
 
 /// What can be wrong with tokens.
@@ -204,6 +206,10 @@ impl Tokenizer {
     /// # Errors
     /// If it is not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, TokensError> {
+        // The `tokenizers` crate panics on some texts that are no JSON, which would be printed.
+        serde_json::from_str::<IgnoredAny>(json).map_err(|error| TokensError::Tokenizer {
+            reason: format!("not JSON: {error}"),
+        })?;
         let mut inner: tokenizers::Tokenizer = no_panic(|| json.parse())?;
         // Batches are padded here, and prompts are never cut silently.
         inner.with_padding(None);
@@ -244,13 +250,13 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokensError> {
-        self.inner.decode(ids, false).map_err(tokenizer_error)
+        no_panic(|| self.inner.decode(ids, false))
     }
 
     /// Each token as readable text, including any space before it.
     pub fn token_strings(&self, ids: &[u32]) -> Vec<String> {
         ids.iter()
-            .map(|id| match self.inner.decode(&[*id], false) {
+            .map(|id| match no_panic(|| self.inner.decode(&[*id], false)) {
                 Ok(text) if !text.is_empty() => text,
                 // A special token, or a part of a character.
                 _ => self
@@ -266,7 +272,7 @@ impl Tokenizer {
     /// # Errors
     /// If the text is not exactly one token.
     pub fn single_token(&self, text: &str) -> Result<u32, TokensError> {
-        let encoding = self.inner.encode(text, false).map_err(tokenizer_error)?;
+        let encoding = no_panic(|| self.inner.encode(text, false))?;
         match encoding.get_ids() {
             [id] => Ok(*id),
             ids => Err(TokensError::NotOneToken {

@@ -177,7 +177,7 @@ fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
     if let Some(file) = &args.json {
         let maps: Vec<_> = found.iter().map(|(name, it)| (name, &it.map)).collect();
-        std::fs::write(file, serde_json::to_string_pretty(&maps)?)?;
+        workbench::files::write(file, serde_json::to_string_pretty(&maps)?)?;
     }
     conclude(&found)
 }

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use burn_align::diagram::{Diagram, DiagramNode, DiagramShape};
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -19,8 +19,7 @@ use super::{Drawn, FONT, Format, LABEL, MARGIN, Picture, register_fonts, save};
 /// If the file has another extension or cannot be written, or there is no node.
 pub fn write_diagram(file: &Path, diagram: &Diagram) -> Result<()> {
     if is_dot(file) {
-        let written = std::fs::write(file, diagram.to_dot());
-        return written.with_context(|| file.display().to_string());
+        return crate::files::write(file, diagram.to_dot());
     }
     ensure!(!diagram.nodes.is_empty(), "nothing to draw");
     register_fonts();

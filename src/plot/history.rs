@@ -21,7 +21,7 @@ pub fn write_history(file: &Path, title: &str, history: &History) -> Result<()> 
         Some("json") => history.to_json(),
         _ => return save(file, &HistoryChart::new(title, history)?),
     };
-    std::fs::write(file, text).with_context(|| file.display().to_string())
+    crate::files::write(file, text)
 }
 
 /// Most points of the line of losses; of more steps, neighbours are averaged.

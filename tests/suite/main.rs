@@ -19,7 +19,10 @@ mod checkpoints;
 mod config;
 #[cfg(feature = "flex")]
 mod counted;
+mod dependencies;
 mod devices;
+#[cfg(feature = "flex")]
+mod disk;
 mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]

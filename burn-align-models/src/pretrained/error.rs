@@ -61,6 +61,16 @@ pub enum LoadError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A folder in which a program was killed while the files of a model took their places.
+    #[error(
+        "{}: saving a model here was cut off, config.json is missing; the new files are whole: \
+         rename those that end with .part",
+        folder.display()
+    )]
+    CutOff {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// `config.json` cannot be used.
     #[error("{}: cannot be used: {cause}", file.display())]
     Config {

@@ -32,6 +32,8 @@ pub use save::{SavePretrained, save_family};
 use crate::tokens::Tokenizer;
 use checkpoint::Checkpoint;
 
+const CONFIG: &str = "config.json";
+
 /// A loaded model with what belongs to it.
 #[derive(Debug)]
 pub struct Pretrained<M, C> {

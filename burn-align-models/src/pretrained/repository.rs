@@ -3,7 +3,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::bundled::Bundled;
-use super::{ConfigError, LoadError, LoadOptions};
+use super::{CONFIG, ConfigError, LoadError, LoadOptions};
+use crate::files::cut_off;
 
 /// Where a model comes from.
 ///
@@ -97,10 +98,15 @@ impl Repository {
     }
 
     pub(super) fn config(&self) -> Result<String, LoadError> {
-        self.optional_text("config.json")?
-            .ok_or_else(|| LoadError::NoConfig {
+        let config = self.optional_text(CONFIG)?;
+        config.ok_or_else(|| match self {
+            Self::Folder(folder) if cut_off(folder, CONFIG) => LoadError::CutOff {
+                folder: folder.clone(),
+            },
+            _ => LoadError::NoConfig {
                 folder: self.describe(""),
-            })
+            },
+        })
     }
 
     pub(super) fn optional_text(&self, file: &str) -> Result<Option<String>, LoadError> {
@@ -119,7 +125,7 @@ impl Repository {
 
     pub(crate) fn config_error(&self, cause: ConfigError) -> LoadError {
         LoadError::Config {
-            file: self.describe("config.json"),
+            file: self.describe(CONFIG),
             cause,
         }
     }

@@ -1,18 +1,20 @@
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
 use burn::tensor::backend::Backend;
 use burn_store::{ModuleAdapter, ModuleStore, SafetensorsStore, TensorSnapshot};
 
-use super::{Family, Fields, FromPretrained, SaveError, WeightLayout, weights};
+use super::{CONFIG, Family, Fields, FromPretrained, SaveError, WeightLayout, weights};
+use crate::files::{Replacement, WriteError};
 use crate::tokens::Tokenizer;
+
+const WEIGHTS: &str = "model.safetensors";
 
 /// Models that can be saved in the Hugging Face layout.
 pub trait SavePretrained<B: Backend>: FromPretrained<B> {
     /// Writes `config.json`, `model.safetensors` and, if given, `tokenizer.json` into a folder
-    /// that Python's `transformers` loads, too. The folder is made if it is not there.
+    /// that Python's `transformers` loads, too. The folder is made if it is not there. A model that
+    /// is there is replaced when all is written, and stays as it is if something cannot be.
     ///
     /// # Errors
     /// If the configuration has no Hugging Face form, or the folder cannot be made or written to.
@@ -34,34 +36,31 @@ pub fn save_family<B: Backend, M: Family<B>>(
     tokenizer: Option<&Tokenizer>,
     folder: &Path,
 ) -> Result<(), SaveError> {
-    let io_error = |file: &Path| {
-        let file = file.to_owned();
-        move |cause: io::Error| SaveError::Io { file, cause }
-    };
     let json = format!("{:#}\n", M::write_config(config));
     check_config::<B, M>(&json, config)?;
-    fs::create_dir_all(folder).map_err(io_error(folder))?;
-    let file = folder.join("config.json");
-    fs::write(&file, json).map_err(io_error(&file))?;
-
+    let mut files = Replacement::new(folder)?;
     if let Some(tokenizer) = tokenizer {
-        let file = folder.join("tokenizer.json");
-        fs::write(&file, tokenizer.json()).map_err(io_error(&file))?;
+        files.write("tokenizer.json", tokenizer.json().as_bytes())?;
     }
-
-    let layout = M::layout(config);
-    let file = folder.join("model.safetensors");
-    let mut store = SafetensorsStore::from_file(&file)
+    let mut store = SafetensorsStore::from_file(files.part(WEIGHTS))
         .overwrite(true)
         .clear_metadata()
         .metadata("format", "pt")
-        .with_to_adapter(ToHuggingFace(layout));
+        .with_to_adapter(ToHuggingFace(M::layout(config)));
     store
         .collect_from(model)
         .map_err(|error| SaveError::Weights {
-            file,
+            file: folder.join(WEIGHTS),
             reason: error.to_string(),
-        })
+        })?;
+    files.write(CONFIG, json.as_bytes())?;
+    Ok(files.finish()?)
+}
+
+impl From<WriteError> for SaveError {
+    fn from(WriteError { file, cause }: WriteError) -> Self {
+        Self::Io { file, cause }
+    }
 }
 
 /// Checks that a configuration reads back as it is.

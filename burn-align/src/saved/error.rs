@@ -17,6 +17,16 @@ pub enum LoadInterventionsError {
         /// The folder.
         folder: PathBuf,
     },
+    /// A folder in which a program was killed while the files took their places.
+    #[error(
+        "{}: saving interventions here was cut off, config.json is missing; the new files are \
+         whole: rename those that end with .part",
+        folder.display()
+    )]
+    CutOff {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file could not be read.
     #[error("{}: cannot be read: {cause}", file.display())]
     Io {
@@ -88,6 +98,17 @@ pub enum LoadInterventionsError {
         file.display()
     )]
     UnusedFile {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Weights of the model, which pyvene saves with `include_model=True`.
+    #[error(
+        "{}: expected interventions only, found weights of the model, too; they may have been \
+         trained, and are not loaded here: save that model with transformers' save_pretrained, \
+         load it from there, and remove this file",
+        file.display()
+    )]
+    ModelWeights {
         /// The file.
         file: PathBuf,
     },

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_align_models::files::{Replacement, WriteError};
 use burn_align_models::nn::Activation;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
@@ -237,35 +237,16 @@ pub(super) fn save<B: Backend>(
         tensor: TENSORS.to_owned(),
         found: error.to_string(),
     })?;
-    fs::create_dir_all(folder).map_err(|cause| SaveInterventionsError::Io {
-        file: folder.to_owned(),
-        cause,
-    })?;
-    // Both are written before either takes the place of an older one.
-    let unfinished = [(TENSORS, bytes), (CONFIG, json.into_bytes())];
-    let names = unfinished.map(|(name, bytes)| {
-        let part = folder.join(format!("{name}.part"));
-        (folder.join(name), fs::write(&part, bytes), part)
-    });
-    let written = names.iter().try_for_each(|(file, written, _)| {
-        let failed = written.as_ref().err();
-        failed.map_or(Ok(()), |error| Err((file, io::Error::from(error.kind()))))
-    });
-    let written = written.and_then(|()| {
-        names
-            .iter()
-            .try_for_each(|(file, _, part)| fs::rename(part, file).map_err(|error| (file, error)))
-    });
-    written.map_err(|(file, cause)| {
-        for (_, _, part) in &names {
-            // The first error is the one to tell; there may be no file.
-            let _ = fs::remove_file(part);
-        }
-        SaveInterventionsError::Io {
-            file: file.clone(),
-            cause,
-        }
-    })
+    let mut files = Replacement::new(folder)?;
+    files.write(TENSORS, &bytes)?;
+    files.write(CONFIG, json.as_bytes())?;
+    Ok(files.finish()?)
+}
+
+impl From<WriteError> for SaveInterventionsError {
+    fn from(WriteError { file, cause }: WriteError) -> Self {
+        Self::Io { file, cause }
+    }
 }
 
 fn config_json(

@@ -41,6 +41,9 @@
 //! - pyreft does not save which function follows the learned map: it is taken to be the identity;
 //! - parameters in bf16 and f16 become f32; nothing is rounded.
 //!
+//! Weights of the model beside them (`pytorch_model.bin`, of pyvene's `include_model=True`) are an
+//! error: they are not loaded, and the interventions may be meant for them.
+//!
 //! Noise and principal components are in no file that pyvene writes, and so cannot be loaded.
 
 mod error;
@@ -57,6 +60,7 @@ use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use burn_align_models::AlignableTransformer;
+use burn_align_models::files::cut_off;
 use serde_json::{Map, Value};
 
 pub use error::{LoadInterventionsError, SaveInterventionsError};
@@ -93,7 +97,8 @@ impl<B: Backend> SavedInterventions<B> {
     }
 
     /// Writes `config.json` and `interventions.safetensors` into a folder, which is made if it is
-    /// not there. Each file is there as a whole or not at all.
+    /// not there. Interventions that are there are replaced when all is written, and stay as they
+    /// are if something cannot be; a program that is killed never leaves files of two saves.
     ///
     /// # Errors
     /// If configuration and interventions do not belong together, or the files cannot be written.
@@ -119,8 +124,11 @@ impl<B: Backend> SavedInterventions<B> {
         let json = match fs::read(&file) {
             Ok(json) => json,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(LoadInterventionsError::NoConfig {
-                    folder: folder.to_owned(),
+                let folder = folder.to_owned();
+                return Err(if cut_off(&folder, CONFIG) {
+                    LoadInterventionsError::CutOff { folder }
+                } else {
+                    LoadInterventionsError::NoConfig { folder }
                 });
             }
             Err(cause) => return Err(LoadInterventionsError::Io { file, cause }),

@@ -30,6 +30,11 @@ pub(super) fn load<B: Backend>(
     device: &B::Device,
 ) -> Result<SavedInterventions<B>, LoadInterventionsError> {
     let PyveneConfig { config, saved } = pyvene_config::read(config_file, fields)?;
+    let weights = folder.join("pytorch_model.bin");
+    // Of a model that is frozen, pyvene writes none of the weights into it.
+    if weights.exists() && !torch::is_empty(&weights) {
+        return Err(LoadInterventionsError::ModelWeights { file: weights });
+    }
     let files = files(folder, &saved)?;
     let (intervention_of, _) = distinct_interventions(&config);
     let mut interventions = Vec::new();

@@ -1,9 +1,10 @@
 //! Files of `torch.save`: zip archives of a pickle and the numbers it refers to.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{Cursor, Read};
+use std::fs::{self, File};
+use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::Path;
+use std::rc::Rc;
 
 use burn::tensor::{bf16, f16};
 use zip::ZipArchive;
@@ -31,14 +32,29 @@ pub(super) fn read(file: &Path) -> Result<Tensors, LoadInterventionsError> {
     Ok(Tensors::new(file, tensors))
 }
 
-type Archive<'a> = ZipArchive<Cursor<&'a [u8]>>;
+/// Whether a state dict has no tensors; these are not read. Where nothing can be told, it has some.
+pub(super) fn is_empty(file: &Path) -> bool {
+    let tensors = File::open(file).ok().and_then(|file| {
+        let mut archive = open(BufReader::new(file)).ok()?;
+        pickled(&mut archive).ok()
+    });
+    tensors.is_some_and(|(_, tensors)| tensors.is_empty())
+}
 
-fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
-    let mut archive = Archive::new(Cursor::new(bytes)).map_err(|error| {
+fn open<R: Read + Seek>(file: R) -> Result<ZipArchive<R>, PickleError> {
+    ZipArchive::new(file).map_err(|error| {
         PickleError::Malformed(format!(
             "expected a zip archive, as torch.save writes since 1.6: {error}"
         ))
-    })?;
+    })
+}
+
+type PickledTensors = Vec<(String, Rc<PickledTensor>)>;
+
+/// The folder in the archive, and the tensors of its pickle.
+fn pickled<R: Read + Seek>(
+    archive: &mut ZipArchive<R>,
+) -> Result<(String, PickledTensors), PickleError> {
     let pickles: Vec<String> = archive
         .file_names()
         .filter(|name| name.ends_with("/data.pkl"))
@@ -50,10 +66,10 @@ fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
             pickles.len()
         )));
     };
-    let folder = pickle.trim_end_matches("data.pkl");
+    let folder = pickle.trim_end_matches("data.pkl").to_owned();
     let byte_order = format!("{folder}byteorder");
     if archive.index_for_name(&byte_order).is_some() {
-        let order = entry(&mut archive, &byte_order)?;
+        let order = entry(archive, &byte_order)?;
         if order != b"little" {
             return Err(PickleError::Malformed(format!(
                 "expected little-endian numbers, found `{}`",
@@ -61,7 +77,13 @@ fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
             )));
         }
     }
-    let tensors = read_state_dict(&entry(&mut archive, pickle)?)?;
+    let tensors = read_state_dict(&entry(archive, pickle)?)?;
+    Ok((folder, tensors))
+}
+
+fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
+    let mut archive = open(Cursor::new(bytes))?;
+    let (folder, tensors) = pickled(&mut archive)?;
     let mut storages = BTreeMap::new();
     let mut read = BTreeMap::new();
     // Tensors may share numbers, but not without end.
@@ -86,7 +108,7 @@ fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
     Ok(read)
 }
 
-fn entry(archive: &mut Archive<'_>, name: &str) -> Result<Vec<u8>, PickleError> {
+fn entry<R: Read + Seek>(archive: &mut ZipArchive<R>, name: &str) -> Result<Vec<u8>, PickleError> {
     let failed = |error: &dyn std::fmt::Display| PickleError::Malformed(format!("{name}: {error}"));
     let mut file = archive.by_name(name).map_err(|error| failed(&error))?;
     let mut bytes = Vec::new();

@@ -10,14 +10,15 @@
 mod tensors;
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 
 use burn::module::{AutodiffModule, Module};
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{Adam, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
+use burn_align_models::files::Replacement;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, serialize};
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,7 @@ struct Header {
 
 /// The file that a run writes and reads.
 pub(super) struct CheckpointFile {
+    folder: PathBuf,
     file: PathBuf,
     /// What makes the run this one.
     run: Value,
@@ -82,6 +84,7 @@ impl CheckpointFile {
     /// - run: all that the numbers depend on
     pub(super) fn new(checkpoints: &Checkpoints, run: Value) -> Self {
         Self {
+            folder: checkpoints.folder.clone(),
             file: checkpoints.folder.join(NAME),
             run,
         }
@@ -137,7 +140,11 @@ impl CheckpointFile {
         });
         let metadata = HashMap::from([(STATE.to_owned(), header)]);
         let bytes = serialize(views, Some(metadata)).map_err(|error| self.damaged(error))?;
-        replace(&self.file, &bytes).map_err(|error| self.io("written", &error))
+        let written = Replacement::new(&self.folder).and_then(|mut file| {
+            file.write(NAME, &bytes)?;
+            file.finish()
+        });
+        written.map_err(|error| self.io("written", &error.cause))
     }
 
     /// Reads the checkpoint, if there is one, into the interventions and optimizers of a run that
@@ -223,27 +230,6 @@ impl CheckpointFile {
             reason: reason.to_string(),
         }
     }
-}
-
-/// Writes a file beside the one that it then takes the place of, so that at every moment the one
-/// or the other is there as a whole, also when the machine loses its power.
-fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let part = file.with_extension("safetensors.part");
-    let written = File::create(&part).and_then(|mut new| {
-        new.write_all(bytes)?;
-        new.sync_all()?;
-        fs::rename(&part, file)
-    });
-    if let Err(error) = written {
-        // The first error is the one to tell; there may be no file.
-        let _ = fs::remove_file(&part);
-        return Err(error);
-    }
-    // That the file has a new name is a change of its folder. Not every system lets one open it.
-    let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    Ok(())
 }
 
 /// The first place at which two values differ, and what they have there.

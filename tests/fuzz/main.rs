@@ -1,0 +1,140 @@
+//! Damaged files: whatever stands in a request, a checkpoint, a tokenizer, a folder of interventions
+//! or the state of a training run, it is read or refused, without a panic, a hang, or memory out of
+//! proportion.
+//!
+//! ```sh
+//! cargo test --release --test fuzz                                  # seconds
+//! FUZZ_SECONDS=600 cargo test --release --test fuzz -- checkpoints  # ten minutes of one of them
+//! ```
+//!
+//! Each case damages one file of a valid input, chosen by chance, in a few places: bytes, numbers
+//! and words. `FUZZ_SEED` is the first seed; a case that fails says its own.
+
+mod damage;
+mod targets;
+mod tokenizers;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use peak_alloc::PeakAlloc;
+use rand::SeedableRng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use workbench::out;
+
+use crate::damage::damage;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// What a case may take beside ten times its input: a model that is run, threads, error texts.
+const SLACK: usize = 16 << 20;
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Files by name.
+pub(crate) type Folder = BTreeMap<String, Vec<u8>>;
+
+pub(crate) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// The files of a folder that are part of it.
+pub(crate) fn read_folder(folder: &Path, keep: impl Fn(&str) -> bool) -> Folder {
+    let entries = fs::read_dir(folder).expect("a fixture");
+    let files = entries.map(|entry| entry.expect("readable").path());
+    files
+        .filter_map(|file| {
+            let name = file.file_name()?.to_str()?.to_owned();
+            keep(&name).then(|| (name, fs::read(&file).expect("readable")))
+        })
+        .collect()
+}
+
+/// Tests run one at a time, for memory is measured.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Damages inputs of a corpus and reads them until the time is over.
+///
+/// - `read`: whether the input was read, or refused; given its files in a folder
+pub(crate) fn fuzz(corpus: &[Folder], read: impl Fn(&Path) -> bool) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let number = |name: &str, default| {
+        let value = std::env::var(name).ok();
+        value.map_or(default, |value| value.parse().expect("a number"))
+    };
+    let time = Duration::from_secs(number("FUZZ_SECONDS", 3));
+    let first = number("FUZZ_SEED", 0);
+    let scratch = tempfile::tempdir().expect("a folder for temporary files");
+    // What is undamaged is read; it also fills what is made once.
+    for folder in corpus {
+        write(folder, scratch.path());
+        assert!(read(scratch.path()), "{:?}", folder.keys());
+    }
+    let start = Instant::now();
+    let (mut cases, mut accepted, mut most) = (0, 0, 0.0_f64);
+    for seed in first.. {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut folder = corpus.choose(&mut random).expect("a corpus").clone();
+        let names: Vec<String> = folder.keys().cloned().collect();
+        let damaged = names.choose(&mut random).expect("a file").clone();
+        let file = folder.get_mut(&damaged).expect("it has this name");
+        *file = damage(file, &mut random);
+        let size: usize = folder.values().map(Vec::len).sum();
+        write(&folder, scratch.path());
+
+        MEMORY.reset_peak_usage();
+        let (before, began) = (MEMORY.current_usage(), Instant::now());
+        let outcome = catch_unwind(AssertUnwindSafe(|| read(scratch.path())));
+        let (mut took, took_bytes) = (began.elapsed(), MEMORY.peak_usage().saturating_sub(before));
+        if took >= LONGEST && outcome.is_ok() {
+            // The machine may have been busy.
+            write(&folder, scratch.path());
+            let again = Instant::now();
+            read(scratch.path());
+            took = took.min(again.elapsed());
+        }
+        let kept = || {
+            let kept = std::env::temp_dir().join(format!("fuzz-{seed}"));
+            fs::create_dir_all(&kept).expect("a folder");
+            write(&folder, &kept);
+            format!("FUZZ_SEED={seed}, {damaged}, in {}", kept.display())
+        };
+        match outcome {
+            Ok(was_read) => accepted += usize::from(was_read),
+            Err(_) => panic!("a panic: {}", kept()),
+        }
+        assert!(took < LONGEST, "{took:?}: {}", kept());
+        assert!(
+            took_bytes <= 10 * size + SLACK,
+            "{took_bytes} bytes for {size}: {}",
+            kept()
+        );
+        most = most.max(took_bytes as f64 / size.max(1) as f64);
+        cases += 1;
+        if start.elapsed() > time {
+            break;
+        }
+    }
+    let _ = out!("{cases} cases, {accepted} read, at most {most:.1} bytes per byte");
+    // Damage that nobody notices, such as in weights, is as it should be; but not all of it.
+    assert!(accepted < cases, "nothing was refused");
+}
+
+/// Makes a folder contain these files and no others.
+fn write(files: &Folder, folder: &Path) {
+    for entry in fs::read_dir(folder).expect("there") {
+        let file = entry.expect("readable").path();
+        let known = file.file_name().and_then(|name| name.to_str());
+        if known.is_none_or(|name| !files.contains_key(name)) {
+            fs::remove_file(file).expect("a file");
+        }
+    }
+    for (name, bytes) in files {
+        fs::write(folder.join(name), bytes).expect("written");
+    }
+}

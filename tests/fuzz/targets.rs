@@ -1,0 +1,209 @@
+//! What is read.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+
+use burn::backend::{Autodiff, Flex};
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+    InterventionType,
+};
+use burn_align::saved::SavedInterventions;
+use burn_align::training::{
+    CheckpointInterval, Checkpoints, InterchangeData, TrainingConfig, TrainingEvent, losses, train,
+};
+use burn_align_models::{
+    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput,
+    Pretrained, TokenBatch, Tokenizer,
+};
+use workbench::requests::Request;
+
+use crate::tokenizers::every_kind;
+use crate::{Folder, fixtures, fuzz, read_folder};
+
+/// Requests of the example `intervene`, read and answered.
+#[test]
+fn requests() {
+    let folder = fixtures().join("interventions");
+    let mut corpus: Vec<Folder> = Vec::new();
+    let all = read_folder(&folder, |name| name.ends_with(".json"));
+    // Some of each kind.
+    for bytes in all.into_values().step_by(5) {
+        let text = String::from_utf8(bytes).expect("text");
+        let model = if text.contains("gpt2_plain") {
+            "gpt2_plain"
+        } else {
+            "llama_gqa"
+        };
+        if text.contains(model) {
+            corpus.push([(format!("{model}.json"), text.into_bytes())].into());
+        }
+    }
+    let device = Default::default();
+    let load = |name: &str| {
+        let folder = fixtures().join("checkpoints").join(name);
+        LanguageModel::<Flex>::from_pretrained(folder, &LoadOptions::default(), &device)
+            .expect("a fixture")
+    };
+    let models = ["gpt2_plain", "llama_gqa"].map(|name| (name, load(name)));
+    fuzz(&corpus, |folder| {
+        let (name, model) = models
+            .iter()
+            .find(|(name, _)| folder.join(format!("{name}.json")).exists())
+            .expect("one of them");
+        let bytes = fs::read(folder.join(format!("{name}.json"))).expect("written");
+        let Ok(text) = String::from_utf8(bytes) else {
+            return false;
+        };
+        let Ok(request) = Request::parse(&text) else {
+            return false;
+        };
+        request.answer(folder, model, &device).is_ok()
+    });
+}
+
+/// Checkpoints: `config.json`, weights and indices of shards.
+#[test]
+fn checkpoints() {
+    let folders = fs::read_dir(fixtures().join("checkpoints")).expect("the fixtures");
+    let folders = folders.map(|entry| entry.expect("readable").path());
+    let corpus: Vec<Folder> = folders
+        .map(|folder| {
+            read_folder(&folder, |name| {
+                name == "config.json"
+                    || (name.contains(".safetensors") && !name.starts_with("expected"))
+            })
+        })
+        .collect();
+    let device = Default::default();
+    fuzz(&corpus, |folder| {
+        let loaded: Result<Pretrained<LanguageModel<Flex>, _>, _> =
+            LanguageModel::from_pretrained(folder, &LoadOptions::default(), &device);
+        let Ok(loaded) = loaded else {
+            return false;
+        };
+        // A configuration that is accepted can be computed with.
+        let ids = TokenBatch::new(vec![vec![0; 3]]).expect("a prompt");
+        if ids.check(loaded.model.dims()).is_ok() {
+            let logits = loaded
+                .model
+                .forward(ModelInput::Tokens(ids.to_tensor(&device)));
+            logits.into_data();
+        }
+        true
+    });
+}
+
+/// Folders of interventions, our own and those of pyvene.
+#[test]
+fn interventions() {
+    let device = Default::default();
+    let mut corpus: Vec<Folder> = Vec::new();
+    for entry in fs::read_dir(fixtures().join("trainable")).expect("a fixture") {
+        let folder = entry.expect("readable").path();
+        let name = folder.file_name().and_then(|name| name.to_str());
+        if !folder.is_dir() || name == Some("evil") {
+            continue;
+        }
+        let pyvene = read_folder(&folder, |name| {
+            name == "config.json" || name.ends_with(".bin")
+        });
+        // The same in our own format.
+        if let Ok(saved) = SavedInterventions::<Flex>::load(&folder, &device) {
+            let own = tempfile::tempdir().expect("a folder for temporary files");
+            if saved.save(own.path()).is_ok() {
+                corpus.push(read_folder(own.path(), |_| true));
+            }
+            corpus.push(pyvene);
+        }
+    }
+    assert!(corpus.len() > 30, "{} folders", corpus.len());
+    fuzz(&corpus, |folder| {
+        SavedInterventions::<Flex>::load(folder, &device).is_ok()
+    });
+}
+
+/// Tokenizers of all kinds: read, and asked for all that a tokenizer is asked for.
+#[test]
+fn tokenizers() {
+    const FILE: &str = "tokenizer.json";
+    let corpus: Vec<Folder> = every_kind()
+        .into_iter()
+        .map(|json| [(FILE.to_owned(), json.into_bytes())].into())
+        .collect();
+    fuzz(&corpus, |folder| {
+        let bytes = fs::read(folder.join(FILE)).expect("written");
+        let Ok(json) = String::from_utf8(bytes) else {
+            return false;
+        };
+        let Ok(tokenizer) = Tokenizer::from_json(&json) else {
+            return false;
+        };
+        // What cannot be read by a tokenizer that contradicts itself is an error, too.
+        for text in ["The capital of Spain is", " café 🦀\n<|endoftext|>", ""] {
+            let Ok(ids) = tokenizer.encode(text) else {
+                continue;
+            };
+            let _ = tokenizer.decode(&ids);
+            tokenizer.token_strings(&ids);
+            let _ = tokenizer.positions_of(text, "Spain");
+            let _ = tokenizer.single_token(text);
+        }
+        tokenizer.token_strings(&[0, 7, u32::MAX]);
+        true
+    });
+}
+
+/// The state of a run, cut off or ended: the run goes on from it.
+#[test]
+fn training() {
+    type A = Autodiff<Flex>;
+    let device = Default::default();
+    let folder = fixtures().join("checkpoints/gpt2_plain");
+    let model = LanguageModel::<A>::from_pretrained(folder, &LoadOptions::default(), &device);
+    let model = model.expect("a fixture").model;
+    let mut representation = AlignableRepresentationConfig::new(0, Component::BlockOutput)
+        .with_intervention(InterventionType::LowRankRotatedSpace);
+    representation.low_rank_dimension = Some(2);
+    let alignment = AlignableConfig::new([representation]);
+    let prompts = |salt| {
+        let ids = (0..4).map(|example| vec![example * 5 + salt, example + salt, example]);
+        TokenBatch::new(ids.collect()).expect("prompts")
+    };
+    let inputs = AlignableInputs::new(prompts(1))
+        .with_sources([prompts(2)])
+        .with_locations(1);
+    let data = InterchangeData::<Flex>::new(inputs, vec![1, 2, 3, 4]);
+    let run = |folder: &Path, stop: Option<usize>| {
+        let checkpoints = Checkpoints::new(folder).with_every(CheckpointInterval::Steps(1));
+        let config = TrainingConfig::default()
+            .with_epochs(2)
+            .with_batch_size(2)
+            .with_checkpoints(checkpoints);
+        let alignable = AlignableModel::new(alignment.clone(), model.clone()).expect("it fits");
+        let data = std::slice::from_ref(&data);
+        let trained = train(
+            alignable,
+            data,
+            data,
+            &config,
+            losses::cross_entropy,
+            |event| {
+                if matches!(event, TrainingEvent::Step(report) if Some(report.step) == stop) {
+                    // A panic of which nothing is printed.
+                    resume_unwind(Box::new("cut off"));
+                }
+            },
+        );
+        trained.is_ok()
+    };
+    let mut corpus = Vec::new();
+    for stop in [Some(1), Some(3), None] {
+        let folder = tempfile::tempdir().expect("a folder for temporary files");
+        let cut_off = catch_unwind(AssertUnwindSafe(|| run(folder.path(), stop)));
+        assert_eq!(cut_off.is_err(), stop.is_some());
+        corpus.push(read_folder(folder.path(), |_| true));
+    }
+    fuzz(&corpus, |folder| run(folder, None));
+}
