@@ -21,7 +21,6 @@ use crate::tokens::Tokenizer;
 
 /// A language model of any family, chosen by the `model_type` of its `config.json`.
 #[derive(Module, Debug)]
-#[non_exhaustive]
 pub enum LanguageModel<B: Backend> {
     /// GPT-2.
     Gpt2(Gpt2<B>),
@@ -31,7 +30,6 @@ pub enum LanguageModel<B: Backend> {
 
 /// The configuration of a [`LanguageModel`].
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum LanguageModelConfig {
     /// Of a GPT-2.
     Gpt2(Gpt2Config),

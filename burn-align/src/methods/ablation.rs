@@ -16,7 +16,6 @@ use crate::interventions::{BuiltinIntervention, FillIntervention, VanillaInterve
 /// does then may say more about them than about the ablated part. A resampled activation is a
 /// natural one, but another draw gives another result: average over seeds.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub enum Ablation<'a> {
     /// Zeros.
     Zero,

@@ -26,7 +26,6 @@ pub struct ScrubOptions {
 /// Whether an example may be drawn for itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum Donors {
     /// It may, with the same probability as every other one that agrees with it, as in the paper.
     #[default]
@@ -38,7 +37,6 @@ pub enum Donors {
 /// What the parts of the model get that a hypothesis does not name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum Unimportant {
     /// All that one node reads of them is of one random input, as in the paper: they may
     /// work together, but not with what is named.
