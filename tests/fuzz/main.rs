@@ -33,7 +33,7 @@ use crate::damage::damage;
 static MEMORY: PeakAlloc = PeakAlloc;
 
 /// What a case may take beside ten times its input: a model that is run, threads, error texts.
-const SLACK: usize = 16 << 20;
+pub(crate) const SLACK: usize = 16 << 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// Files by name.
@@ -60,8 +60,9 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// Damages inputs of a corpus and reads them until the time is over.
 ///
+/// - `slack`: bytes that a case may take beside ten times its input
 /// - `read`: whether the input was read, or refused; given its files in a folder
-pub(crate) fn fuzz(corpus: &[Folder], read: impl Fn(&Path) -> bool) {
+pub(crate) fn fuzz(corpus: &[Folder], slack: usize, read: impl Fn(&Path) -> bool) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let number = |name: &str, default| {
         let value = std::env::var(name).ok();
@@ -110,7 +111,7 @@ pub(crate) fn fuzz(corpus: &[Folder], read: impl Fn(&Path) -> bool) {
         }
         assert!(took < LONGEST, "{took:?}: {}", kept());
         assert!(
-            took_bytes <= 10 * size + SLACK,
+            took_bytes <= 10 * size + slack,
             "{took_bytes} bytes for {size}: {}",
             kept()
         );

@@ -13,6 +13,7 @@ use crate::pretrained::{ConfigError, Fields};
 /// These are the parameter-free entries of `ACT2FN` in Hugging Face `transformers`; entries that
 /// compute the same function share a variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// `x Φ(x)`, with the error function: `gelu`, `gelu_python`.
     Gelu,

@@ -22,6 +22,7 @@ pub struct RotaryConfig {
 /// A change of the rotary frequencies that lets a model read longer sequences than it was
 /// trained on.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum RotaryScaling {
     /// None.
     Default,

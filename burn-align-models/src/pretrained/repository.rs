@@ -10,6 +10,7 @@ use crate::files::cut_off;
 ///
 /// From text: `bundled:NAME`, else a folder if there is one of that name, else a hub id.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ModelSource {
     /// A folder in the Hugging Face layout.
     Folder(PathBuf),

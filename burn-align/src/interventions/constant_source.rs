@@ -5,6 +5,7 @@ use super::{Intervention, Misfit, Operands};
 
 /// What is done with a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SourceOperation {
     /// It takes the place of the base.
     Swap,

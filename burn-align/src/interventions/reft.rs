@@ -9,6 +9,7 @@ use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 ///
 /// `R` has orthonormal columns, `P` is free; `s(x) = f(x W + b)` is learned, or a constant `b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ReftKind {
     /// `x + (s(x) - x R) Rᵀ`, eq. 2 of the paper.
     LoReft,

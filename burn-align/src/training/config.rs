@@ -7,6 +7,7 @@ use super::TrainingError;
 
 /// How the learning rate changes over all steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum RateSchedule {
     /// Not at all.
     #[default]
@@ -49,6 +50,7 @@ pub struct Checkpoints {
 
 /// How often a checkpoint is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CheckpointInterval {
     /// After so many epochs.
     Epochs(usize),
