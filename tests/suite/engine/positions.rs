@@ -1,0 +1,160 @@
+//! Which positions are computed.
+
+use burn_align::engine::{
+    Edit, Explanation, Indices, LogitPositions, Operand, Plan, RunOptions, Units,
+};
+use burn_align_models::{Component, Site};
+
+use super::mixed;
+use crate::support::{load, max_difference, message, tokens};
+
+/// The stages of the first pass, with the rows and positions in them.
+fn counts(explanation: &Explanation) -> Vec<(&str, usize, usize)> {
+    let stages = explanation.passes[0].stages.iter();
+    stages
+        .map(|stage| (&stage.stage[..], stage.rows, stage.positions))
+        .collect()
+}
+
+#[test]
+fn positions_before_the_first_edit_are_not_computed() {
+    let model = load::<burn::backend::Flex>("gpt2_plain", &Default::default());
+    let mut plan = Plan::new();
+    let base = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));
+    let source = plan.tokens(&tokens(&[&[2, 7, 1, 8, 2], &[8, 1, 8]]));
+    let source = plan.world(source, []);
+    let clean = plan.world(base, []);
+    let site = |component| Site::Block(0, component);
+    let swap = |component, positions: [usize; 2]| {
+        let units = Units::positions(Indices::Each(positions.map(|p| vec![p]).to_vec()));
+        Edit::from_world(source, site(component), units, 0)
+    };
+    // From one layer on, at positions 4 and 2; within a layer, at position 1; then earlier.
+    let late = plan.world(base, [swap(Component::BlockOutput, [4, 2])]);
+    let both = plan.world(
+        base,
+        [
+            swap(Component::AttentionOutput, [1, 1]),
+            swap(Component::BlockOutput, [0, 0]),
+        ],
+    );
+    for world in [clean, late, both] {
+        plan.read_logits(world, LogitPositions::All);
+    }
+    let explanation = plan.explain(&model).expect("a right plan");
+    assert_eq!(
+        counts(&explanation),
+        [
+            // Two inputs, two examples each, as wholes.
+            ("embedding", 4, 4 * 5),
+            ("layer 0 attention", 4, 4 * 5),
+            // Two suffixes from position 1 on would save less than a tenth.
+            ("layer 0 attention_output", 6, 6 * 5),
+            ("layer 0 mlp", 6, 6 * 5),
+            // From positions 4 and 2 on; and everything.
+            ("layer 0 block_output", 8, 4 * 5 + 1 + 3 + 2 * 5),
+            // The source has come to its end.
+            ("layer 1 attention", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("layer 1 mlp", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("final_norm", 6, 2 * 5 + 1 + 3 + 2 * 5),
+            ("unembed", 6, 2 * 5 + 1 + 3 + 2 * 5),
+        ]
+    );
+}
+
+#[test]
+fn positions_that_nobody_wants_are_not_computed() {
+    let model = load::<burn::backend::Flex>("gpt2_plain", &Default::default());
+    let mut plan = Plan::new();
+    let base = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));
+    let source = plan.tokens(&tokens(&[&[2, 7, 1, 8, 2], &[8, 1, 8]]));
+    let source = plan.world(source, []);
+    let mlp = Site::Block(1, Component::MlpOutput);
+    let edit = Edit::from_world(source, mlp, Units::position(1), 0);
+    let world = plan.world(base, [edit]);
+    let clean = plan.world(base, []);
+    plan.read_logits(clean, LogitPositions::Last);
+    let early = plan.read(world, mlp, Units::position(0));
+    let explanation = plan.explain(&model).expect("a right plan");
+    assert_eq!(
+        counts(&explanation),
+        [
+            ("embedding", 4, 4 * 5),
+            ("layer 0 attention", 4, 4 * 5),
+            ("layer 0 mlp", 4, 4 * 5),
+            ("layer 1 attention", 4, 4 * 5),
+            // Of the source position 1 is taken. Of the base position 0 is read.
+            ("layer 1 mlp", 4, 2 * 4 + 2 * 5),
+            // The world's own positions from the edited one on; before it the clean run's.
+            ("layer 1 mlp_output", 6, 2 * 4 + 2 * 5 + 2 * 4),
+            // The last positions: of the shorter example the third of five.
+            ("final_norm", 2, 1 + 3),
+            ("unembed", 2, 1 + 3),
+        ]
+    );
+    let found = plan.run(&model, &mixed()).expect("a right plan");
+    let expected = plan.run_naively(&model, &mixed()).expect("a right plan");
+    for (found, expected) in found.iter().zip(expected.iter()) {
+        assert!(max_difference(found.clone(), &expected.to_data()) <= 1e-5);
+    }
+    assert_eq!(found.get(early).dims(), [2, 1, 16]);
+}
+
+/// What has been frozen with the keys and values of its first positions cannot be read there.
+#[test]
+fn positions_that_a_frozen_plan_has_left_behind() {
+    let model = load::<burn::backend::Flex>("llama_gqa", &Default::default());
+    let mut plan = Plan::new();
+    let input = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));
+    let last = Units::positions(Indices::Each(vec![vec![3], vec![2]]));
+    let output = Site::Block(0, Component::BlockOutput);
+    let world = plan.world(input, [Edit::new(output, last, 2, Operand::None)]);
+    let kept = plan.read_logits(world, LogitPositions::Last);
+    let frozen = plan
+        .freeze(&model, &mixed(), |index| index == 2, &RunOptions::default())
+        .expect("a right plan");
+    let again = frozen.freeze(&model, &mixed(), |_| true, &RunOptions::default());
+    for frozen in [&frozen, &again.expect("it is right")] {
+        let (left, whole) = (frozen.run(&model, &mixed()), plan.run(&model, &mixed()));
+        let (left, whole) = (
+            left.expect("valid").get(kept),
+            whole.expect("valid").get(kept),
+        );
+        assert!(max_difference(left, &whole.to_data()) <= 1e-5);
+    }
+    let stages = frozen.explain(&model).expect("a right plan");
+    assert_eq!(
+        stages.passes[0].stages[1].positions,
+        2 + 3,
+        "3, 4 and padding"
+    );
+
+    let refused = |read: &dyn Fn(&mut Plan<burn::backend::Flex>)| {
+        let mut more = frozen.clone();
+        read(&mut more);
+        let error = more.run(&model, &mixed()).expect_err("refused");
+        message(&error)
+    };
+    assert_eq!(
+        refused(&|plan| {
+            plan.read_logits(world, LogitPositions::All);
+        }),
+        "logits: of example 0, the frozen plan has only the positions from 3 on; add reads and \
+         edits before the plan is frozen"
+    );
+    let weights = Site::Block(1, Component::AttentionWeights);
+    assert_eq!(
+        refused(&|plan| {
+            plan.read(world, weights, Units::position(4));
+        }),
+        "layer 1 attention_weight: of example 0, the frozen plan has only the positions from 3 \
+         on; add reads and edits before the plan is frozen"
+    );
+    assert_eq!(
+        refused(&|plan| {
+            plan.read(world, output, Units::position(1));
+        }),
+        "layer 0 block_output: of example 0, the frozen plan has only the positions from 3 on; \
+         add reads and edits before the plan is frozen"
+    );
+}
