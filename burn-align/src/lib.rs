@@ -6,7 +6,7 @@
 //! ```
 //! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 //! use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
-//! # type B = burn_flex::Flex;
+//! # type B = burn::backend::Flex;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Default::default();

@@ -87,6 +87,9 @@ pub fn evaluate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
 
 /// Judges interventions, and beside them the controls.
 ///
+/// - `batch_size`: examples at a time
+/// - `seed`: of the random rotation
+///
 /// Interventions of your own take part: their rotations are those that
 /// [`Intervention::orthonormal`] names.
 ///
