@@ -124,7 +124,7 @@ macro_rules! assert_differentiates {
 
 /// Rows, inputs and outputs: odd numbers, one task or several, few rows or more, more than a kernel's
 /// block.
-const PRODUCTS: [[usize; 3]; 9] = [
+const PRODUCTS: [[usize; 3]; 11] = [
     [1, 3, 2],
     [4, 1, 1],
     [5, 33, 131],
@@ -134,6 +134,8 @@ const PRODUCTS: [[usize; 3]; 9] = [
     [11, 37, 1100],
     [17, 96, 64],
     [131, 65, 101],
+    [29, 300, 470],
+    [300, 40, 500],
 ];
 
 #[test]
@@ -162,6 +164,22 @@ fn products() {
             affine(x, w.transpose(), None),
             affine(x_portable, w_portable.transpose(), None),
         );
+    }
+}
+
+/// To the bit: what runs in lockstep equals what runs alone.
+#[test]
+fn a_row_of_a_product_does_not_depend_on_its_batch() {
+    let (inputs, outputs) = (520, 803);
+    let (x, _) = both([60, inputs], 0.2);
+    let (w, _) = both([inputs, outputs], 0.2);
+    let (b, _) = both([outputs], 0.2);
+    let product = |x: Tensor<Flex, 2>| affine(x, w.clone(), Some(b.clone()));
+    let together = product(x.clone());
+    for rows in [1, 2, 10, 11, 14, 15, 17, 43] {
+        let some = x.clone().narrow(0, 5, rows);
+        let expected = together.clone().narrow(0, 5, rows).into_data();
+        assert_eq!(product(some).into_data(), expected, "{rows} rows");
     }
 }
 

@@ -6,6 +6,8 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::aligned::Aligned;
+
 /// Most vectors of rows of `x` whose sums are kept in registers.
 const MOST_VECTORS: usize = 4;
 /// Rows of the embedding whose sums are kept until they are put in place.
@@ -21,7 +23,7 @@ struct Packed {
     rows: usize,
     vectors: usize,
     /// `[width, vectors * lanes]`
-    elements: Vec<f32>,
+    elements: Aligned,
 }
 
 /// `x Eᵀ` of rows of `x` and of `E` that are `width` long, row by row of `x`.
@@ -58,9 +60,9 @@ fn pack(x: &[f32], width: usize) -> Vec<Packed> {
     let blocks = blocks.map(|(block, x)| {
         let rows = x.len() / width;
         let vectors = rows.div_ceil(lanes);
-        let mut elements = vec![0.0; width * vectors * lanes];
+        let mut elements = Aligned::zeros(width * vectors * lanes);
         for (row, x) in x.chunks(width).enumerate() {
-            for (to, x) in elements.chunks_mut(vectors * lanes).zip(x) {
+            for (to, x) in elements.elements_mut().chunks_mut(vectors * lanes).zip(x) {
                 to[row] = *x;
             }
         }
@@ -104,7 +106,7 @@ impl WithSimd for Task<'_> {
         for (strip, embedding) in self.embedding.chunks(STRIP * self.width).enumerate() {
             let count = embedding.len() / self.width;
             for block in self.packed {
-                let x = S::as_simd_f32s(&block.elements).0;
+                let x = S::as_simd_f32s(block.elements.elements()).0;
                 // As many sums as registers can hold beside what is read.
                 let wide = S::F32_LANES == MOST_LANES;
                 match (block.vectors, wide) {

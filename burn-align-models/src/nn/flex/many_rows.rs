@@ -1,0 +1,384 @@
+//! Products of many rows with a weight whose rows are contiguous.
+//!
+//! Blocked as in K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, 2008:
+//! a tile of sums stays in registers, the rows that it is made of in the first cache, and a part of
+//! the weight, packed so that it is read in order, in the second.
+//!
+//! A sum runs over the features in their order, and begins with what it is added to. So a row comes
+//! out to the bit as [`few_rows`](super::few_rows) makes it, whatever it is batched with and however
+//! many threads there are.
+
+use std::cell::{Cell, RefCell};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::aligned::Aligned;
+
+/// Vectors of a row of a tile.
+const VECTORS: usize = 2;
+/// Elements of the widest vector of a CPU.
+const MOST_LANES: usize = 16;
+/// Most elements of a row of a tile.
+const MOST_WIDTH: usize = VECTORS * MOST_LANES;
+/// Features of a packed part of the weight: so many of a tile's rows stay in the first cache.
+const DEPTH: usize = 256;
+/// Columns of a task, at most: so many of [`DEPTH`] features stay in the second cache.
+const MOST_COLUMNS: usize = 384;
+/// Multiplications that are not worth another thread.
+const SMALL: usize = 1 << 20;
+
+/// Most elements of packed rows whose memory is kept.
+const MOST_KEPT: usize = 1 << 22;
+
+// To ask for new memory each time would cost as much as to fill it, and stop all threads for a while.
+thread_local! {
+    /// The rows of the product that this thread has asked for.
+    static ROWS: Cell<Aligned> = const { Cell::new(Aligned::empty()) };
+    /// The part of the weight that this thread works on.
+    static PACKED: RefCell<Aligned> = const { RefCell::new(Aligned::empty()) };
+}
+
+/// A matrix that is only read.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    /// From its first element on.
+    pub(super) elements: &'a [f32],
+    /// From a row to the next, and from a column to the next.
+    pub(super) strides: [usize; 2],
+}
+
+/// `x W + b`.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - weight: `[d_input, d_output]`, of which a row begins every `stride` elements
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+pub(super) fn affine(
+    x: Matrix,
+    weight: &[f32],
+    stride: usize,
+    bias: Option<&[f32]>,
+    [rows, d_input, d_output]: [usize; 3],
+) -> Vec<f32> {
+    let mut product = vec![0.0; rows * d_output];
+    if product.is_empty() {
+        return product;
+    }
+    let threads = match rows * d_input * d_output <= SMALL {
+        true => 1,
+        false => rayon::current_num_threads(),
+    };
+    let tile = Arch::new().dispatch(TileShape);
+    // Taken, as this thread may help with another product until this one is done.
+    let mut packed = ROWS.take();
+    packed.resize(rows * d_input);
+    let blocks = Blocks {
+        rows,
+        count: rows.div_ceil(tile.rows),
+    };
+    pack_rows(x, d_input, blocks, packed.elements_mut(), threads > 1);
+    let columns = columns_of_a_task(d_output, tile.width, threads);
+    // Each task has its part of every row.
+    let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
+    parts.resize_with(d_output.div_ceil(columns), || Vec::with_capacity(rows));
+    for row in product.chunks_mut(d_output) {
+        for (part, piece) in parts.iter_mut().zip(row.chunks_mut(columns)) {
+            part.push(piece);
+        }
+    }
+    let task = |(number, sums): (usize, Vec<&mut [f32]>)| {
+        PACKED.with_borrow_mut(|part| {
+            part.resize(DEPTH.min(d_input) * columns);
+            Arch::new().dispatch(Task {
+                x: packed.elements(),
+                blocks,
+                d_input,
+                weight: &weight[number * columns..],
+                stride,
+                bias: bias.map(|bias| &bias[number * columns..]),
+                packed: part.elements_mut(),
+                sums,
+            });
+        });
+    };
+    match threads {
+        1 => parts.into_iter().enumerate().for_each(task),
+        _ => parts.into_par_iter().enumerate().for_each(task),
+    }
+    if packed.elements().len() <= MOST_KEPT {
+        ROWS.set(packed);
+    }
+    product
+}
+
+/// As many tasks for each thread, of whole tiles.
+fn columns_of_a_task(d_output: usize, width: usize, threads: usize) -> usize {
+    let tasks = threads * d_output.div_ceil(threads * MOST_COLUMNS);
+    d_output.div_ceil(width).div_ceil(tasks) * width
+}
+
+struct Tiles {
+    rows: usize,
+    /// Columns.
+    width: usize,
+}
+
+/// As many sums as registers can hold beside what is read.
+struct TileShape;
+
+impl WithSimd for TileShape {
+    type Output = Tiles;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> Tiles {
+        let registers = match S::F32_LANES == MOST_LANES || cfg!(target_arch = "aarch64") {
+            true => 32,
+            false => 16,
+        };
+        Tiles {
+            rows: registers / VECTORS - 2,
+            width: VECTORS * S::F32_LANES,
+        }
+    }
+}
+
+/// All rows, in blocks of about as many.
+#[derive(Clone, Copy)]
+struct Blocks {
+    rows: usize,
+    count: usize,
+}
+
+impl Blocks {
+    fn of(&self, block: usize) -> Range<usize> {
+        block * self.rows / self.count..(block + 1) * self.rows / self.count
+    }
+}
+
+/// Lays out the rows as `[block, feature, row of the block]`.
+fn pack_rows(x: Matrix, d_input: usize, blocks: Blocks, packed: &mut [f32], parallel: bool) {
+    let mut parts = Vec::with_capacity(blocks.count);
+    let mut rest = packed;
+    for block in 0..blocks.count {
+        let rows = blocks.of(block);
+        let (part, others) = rest.split_at_mut(rows.len() * d_input);
+        parts.push((rows, part));
+        rest = others;
+    }
+    let pack = |(rows, part): (Range<usize>, &mut [f32])| {
+        let count = rows.len();
+        let [by_row, by_feature] = x.strides;
+        if by_feature == 1 {
+            for (index, row) in rows.enumerate() {
+                let x = &x.elements[row * by_row..][..d_input];
+                for (to, x) in part[index..].iter_mut().step_by(count).zip(x) {
+                    *to = *x;
+                }
+            }
+        } else {
+            for (feature, to) in part.chunks_mut(count).enumerate() {
+                let x = &x.elements[rows.start * by_row + feature * by_feature..];
+                for (to, x) in to.iter_mut().zip(x.iter().step_by(by_row.max(1))) {
+                    *to = *x;
+                }
+            }
+        }
+    };
+    match parallel {
+        true => parts.into_par_iter().for_each(pack),
+        false => parts.into_iter().for_each(pack),
+    }
+}
+
+/// All rows with some columns of the weight.
+struct Task<'a> {
+    /// As [`pack_rows`] lays them out.
+    x: &'a [f32],
+    blocks: Blocks,
+    d_input: usize,
+    /// From the first of the columns on.
+    weight: &'a [f32],
+    stride: usize,
+    bias: Option<&'a [f32]>,
+    packed: &'a mut [f32],
+    sums: Vec<&'a mut [f32]>,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let columns = self.sums[0].len();
+        let width = VECTORS * S::F32_LANES;
+        // Once even where there is nothing to multiply: the bias.
+        for first in (0..self.d_input.max(1)).step_by(DEPTH) {
+            let depth = DEPTH.min(self.d_input - first);
+            simd.vectorize(Pack::<S> {
+                vectors: PhantomData,
+                weight: &self.weight[first * self.stride..],
+                stride: self.stride,
+                columns,
+                depth,
+                packed: self.packed,
+            });
+            for block in 0..self.blocks.count {
+                let rows = self.blocks.of(block);
+                let x = &self.x[rows.start * self.d_input + first * rows.len()..];
+                let x = &x[..depth * rows.len()];
+                let sums = &mut self.sums[rows.clone()];
+                for (panel, column) in (0..columns).step_by(width).enumerate() {
+                    let weight = &self.packed[panel * width * depth..][..width * depth];
+                    let start = match (first, self.bias) {
+                        (0, None) => Start::Zero,
+                        (0, Some(bias)) => Start::Bias(&bias[column..columns.min(column + width)]),
+                        _ => Start::Sums,
+                    };
+                    macro_rules! with_rows {
+                        ($($count:literal)+) => {
+                            match rows.len() {
+                                $($count => simd.vectorize(Tile::<S, $count> {
+                                    simd,
+                                    x,
+                                    weight,
+                                    sums,
+                                    column,
+                                    start,
+                                }),)+
+                                _ => unreachable!("blocks have no more rows than tiles"),
+                            }
+                        };
+                    }
+                    with_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                }
+            }
+        }
+    }
+}
+
+/// Lays out some features of some columns as `[panel, feature, width of a tile]`.
+struct Pack<'a, S> {
+    vectors: PhantomData<S>,
+    weight: &'a [f32],
+    stride: usize,
+    columns: usize,
+    depth: usize,
+    packed: &'a mut [f32],
+}
+
+impl<S: Simd> NullaryFnOnce for Pack<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Self {
+            vectors: _,
+            weight,
+            stride,
+            columns,
+            depth,
+            packed,
+        } = self;
+        let width = VECTORS * S::F32_LANES;
+        let whole = columns / width * width;
+        for feature in 0..depth {
+            let row = &weight[feature * stride..][..columns];
+            let vectors = S::as_simd_f32s(row).0.as_chunks::<VECTORS>().0;
+            let to = S::as_mut_simd_f32s(&mut packed[feature * width..]).0;
+            for (panel, vectors) in vectors.iter().enumerate() {
+                to[panel * depth * VECTORS..][..VECTORS].copy_from_slice(vectors);
+            }
+            // The last panel's other columns keep what they have: nobody reads their sums.
+            if whole < columns {
+                let to = &mut packed[whole * depth + feature * width..];
+                to[..columns - whole].copy_from_slice(&row[whole..]);
+            }
+        }
+    }
+}
+
+/// What a tile begins with.
+enum Start<'a> {
+    /// What is there need not be read: fresh memory would be mapped twice.
+    Zero,
+    Bias(&'a [f32]),
+    Sums,
+}
+
+/// Adds the products of `R` rows of `x` with a panel.
+struct Tile<'a, 'b, S, const R: usize> {
+    simd: S,
+    /// `[feature, R]`
+    x: &'a [f32],
+    /// `[feature, width of a tile]`
+    weight: &'a [f32],
+    sums: &'a mut [&'b mut [f32]],
+    /// The first of the panel.
+    column: usize,
+    start: Start<'a>,
+}
+
+impl<S: Simd, const R: usize> NullaryFnOnce for Tile<'_, '_, S, R> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "iterators over the tile, or branches in these loops, keep it in memory"
+    )]
+    fn call(self) {
+        let simd = self.simd;
+        let width = VECTORS * S::F32_LANES;
+        let columns = self.column..self.sums[0].len().min(self.column + width);
+        let mut tile = [[simd.splat_f32s(0.0); VECTORS]; R];
+        match self.start {
+            Start::Zero => {}
+            Start::Bias(bias) => {
+                let mut padded = [0.0; MOST_WIDTH];
+                padded[..columns.len()].copy_from_slice(bias);
+                for row in 0..R {
+                    tile[row].copy_from_slice(S::as_simd_f32s(&padded[..width]).0);
+                }
+            }
+            Start::Sums if columns.len() == width => {
+                for row in 0..R {
+                    let from = S::as_simd_f32s(&self.sums[row][columns.clone()]).0;
+                    tile[row].copy_from_slice(from);
+                }
+            }
+            Start::Sums => {
+                for row in 0..R {
+                    let mut padded = [0.0; MOST_WIDTH];
+                    padded[..columns.len()].copy_from_slice(&self.sums[row][columns.clone()]);
+                    tile[row].copy_from_slice(S::as_simd_f32s(&padded[..width]).0);
+                }
+            }
+        }
+        let weight = S::as_simd_f32s(self.weight).0.as_chunks::<VECTORS>().0;
+        for (x, weight) in self.x.as_chunks::<R>().0.iter().zip(weight) {
+            for row in 0..R {
+                let x = simd.splat_f32s(x[row]);
+                for vector in 0..VECTORS {
+                    tile[row][vector] = simd.mul_add_f32s(x, weight[vector], tile[row][vector]);
+                }
+            }
+        }
+        if columns.len() == width {
+            for row in 0..R {
+                let to = S::as_mut_simd_f32s(&mut self.sums[row][columns.clone()]).0;
+                to.copy_from_slice(&tile[row]);
+            }
+        } else {
+            for row in 0..R {
+                let mut padded = [0.0; MOST_WIDTH];
+                let to = S::as_mut_simd_f32s(&mut padded[..width]).0;
+                to.copy_from_slice(&tile[row]);
+                self.sums[row][columns.clone()].copy_from_slice(&padded[..columns.len()]);
+            }
+        }
+    }
+}
