@@ -91,23 +91,10 @@ pub(crate) fn unembed<B: Backend>(
     }
     let [batch, pos, d_model] = x.dims();
     let [vocab, _d_model] = embedding.dims();
-    times_transposed(x.reshape([batch * pos, d_model]), embedding).reshape([batch, pos, vocab])
-}
-
-/// `x Eᵀ`.
-///
-/// # Shapes
-/// - x: `[row, d_model]`
-/// - embedding: `[vocab, d_model]`
-/// - output: `[row, vocab]`
-pub(super) fn times_transposed<B: Backend>(
-    x: Tensor<B, 2>,
-    embedding: Tensor<B, 2>,
-) -> Tensor<B, 2> {
-    #[cfg(feature = "flex")]
-    let x = match super::flex::times_transposed(x, &embedding) {
-        Ok(product) => return product,
-        Err(x) => x,
-    };
-    x.matmul(embedding.transpose())
+    affine(
+        x.reshape([batch * pos, d_model]),
+        embedding.transpose(),
+        None,
+    )
+    .reshape([batch, pos, vocab])
 }

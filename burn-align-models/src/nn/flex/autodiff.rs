@@ -3,7 +3,7 @@
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, binary, unary};
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, ModuleOps};
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
@@ -114,61 +114,6 @@ pub(super) fn apply<B: Backend, const D: usize, const E: usize>(
             prepared.finish(saved, result)
         }
         OpsKind::UnTracked(prepared) => prepared.finish(forward(x.primitive)),
-    };
-    Ok(generic(result))
-}
-
-/// The two factors of `x Eᵀ`, where the gradient of the other one needs them.
-type Factors = [Option<FlexTensor>; 2];
-
-#[derive(Debug)]
-struct OfProduct;
-
-impl Backward<Flex, 2> for OfProduct {
-    type State = Factors;
-
-    fn backward(self, ops: Ops<Factors, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let [x, embedding] = ops.state;
-        binary::<Flex, _, _>(
-            ops.parents,
-            ops.node,
-            gradients,
-            |gradient| product::affine(&gradient, &embedding.expect("saved for this"), None),
-            |gradient| {
-                let transposed = gradient.transpose(0, 1);
-                product::affine(&transposed, &x.expect("saved for this"), None)
-            },
-        );
-    }
-}
-
-/// `x Eᵀ`, by `forward`.
-pub(super) fn times_transposed<B: Backend>(
-    x: Tensor<B, 2>,
-    embedding: &Tensor<B, 2>,
-    forward: impl FnOnce(&FlexTensor, &FlexTensor) -> FlexTensor,
-) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
-    let Ok(embedding) = recognise(embedding.clone()) else {
-        return Err(x);
-    };
-    let x = recognise(x)?;
-    let needed = |node: &Tracked| !node.node.requirement.is_none();
-    let (x_needed, embedding_needed) = (needed(&x), needed(&embedding));
-    let (left, right) = (
-        strided::contiguous(x.primitive),
-        strided::contiguous(embedding.primitive),
-    );
-    let product = forward(&left, &right);
-    let result = match OfProduct
-        .prepare::<NoCheckpointing>([x.node, embedding.node])
-        .compute_bound()
-        .stateful()
-    {
-        OpsKind::Tracked(prepared) => prepared.finish(
-            [embedding_needed.then_some(left), x_needed.then_some(right)],
-            product,
-        ),
-        OpsKind::UnTracked(prepared) => prepared.finish(product),
     };
     Ok(generic(result))
 }

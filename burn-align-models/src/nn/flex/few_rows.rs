@@ -19,19 +19,26 @@ const SMALL: usize = 1 << 15;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
 
-/// Adds `x W`.
+/// `x W + b`.
 ///
 /// # Shapes
 /// - x: `[row, d_input]`, no more than [`MOST_ROWS`]
 /// - weight: `[d_input, d_output]`, of which a row begins every `stride` elements
-/// - product: `[row, d_output]`
-pub(super) fn add_product(
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+pub(super) fn affine(
     x: &[f32],
     weight: &[f32],
     stride: usize,
-    product: &mut [f32],
-    [d_input, d_output]: [usize; 2],
-) {
+    bias: Option<&[f32]>,
+    [rows, d_input, d_output]: [usize; 3],
+) -> Vec<f32> {
+    let mut product = vec![0.0; rows * d_output];
+    if let Some(bias) = bias {
+        for row in product.chunks_mut(d_output) {
+            row.copy_from_slice(bias);
+        }
+    }
     let columns = columns_of_a_task(d_input, d_output);
     // Each task has its part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
@@ -65,6 +72,7 @@ pub(super) fn add_product(
         true => parts.for_each(task),
         false => parts.collect::<Vec<_>>().into_par_iter().for_each(task),
     }
+    product
 }
 
 /// As many tasks for each thread, of whole vectors.

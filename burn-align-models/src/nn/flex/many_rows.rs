@@ -1,4 +1,4 @@
-//! Products of many rows with a weight whose rows are contiguous.
+//! Products of many rows with a weight.
 //!
 //! Blocked as in K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, 2008:
 //! a tile of sums stays in registers, the rows that it is made of in the first cache, and a part of
@@ -8,6 +8,7 @@
 //! out to the bit as [`few_rows`](super::few_rows) makes it, whatever it is batched with and however
 //! many threads there are.
 
+use std::array;
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -27,6 +28,8 @@ const MOST_WIDTH: usize = VECTORS * MOST_LANES;
 const DEPTH: usize = 256;
 /// Columns of a task, at most: so many of [`DEPTH`] features stay in the second cache.
 const MOST_COLUMNS: usize = 384;
+/// Rows and columns of what is transposed at a time.
+const SQUARE: usize = 8;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
 
@@ -41,26 +44,36 @@ thread_local! {
     static PACKED: RefCell<Aligned> = const { RefCell::new(Aligned::empty()) };
 }
 
-/// A matrix that is only read.
+/// A matrix that is only read, whose rows or columns are contiguous.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
     /// From its first element on.
     pub(super) elements: &'a [f32],
-    /// From a row to the next, and from a column to the next.
+    /// From a row to the next, and from a column to the next; one of them is 1.
     pub(super) strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// From another element on.
+    fn from(&self, row: usize, column: usize) -> Self {
+        let [by_row, by_column] = self.strides;
+        Self {
+            elements: &self.elements[row * by_row + column * by_column..],
+            strides: self.strides,
+        }
+    }
 }
 
 /// `x W + b`.
 ///
 /// # Shapes
 /// - x: `[row, d_input]`
-/// - weight: `[d_input, d_output]`, of which a row begins every `stride` elements
+/// - weight: `[d_input, d_output]`
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
 pub(super) fn affine(
     x: Matrix,
-    weight: &[f32],
-    stride: usize,
+    weight: Matrix,
     bias: Option<&[f32]>,
     [rows, d_input, d_output]: [usize; 3],
 ) -> Vec<f32> {
@@ -97,8 +110,7 @@ pub(super) fn affine(
                 x: packed.elements(),
                 blocks,
                 d_input,
-                weight: &weight[number * columns..],
-                stride,
+                weight: weight.from(0, number * columns),
                 bias: bias.map(|bias| &bias[number * columns..]),
                 packed: part.elements_mut(),
                 sums,
@@ -201,8 +213,7 @@ struct Task<'a> {
     blocks: Blocks,
     d_input: usize,
     /// From the first of the columns on.
-    weight: &'a [f32],
-    stride: usize,
+    weight: Matrix<'a>,
     bias: Option<&'a [f32]>,
     packed: &'a mut [f32],
     sums: Vec<&'a mut [f32]>,
@@ -220,8 +231,7 @@ impl WithSimd for Task<'_> {
             let depth = DEPTH.min(self.d_input - first);
             simd.vectorize(Pack::<S> {
                 vectors: PhantomData,
-                weight: &self.weight[first * self.stride..],
-                stride: self.stride,
+                weight: self.weight.from(first, 0),
                 columns,
                 depth,
                 packed: self.packed,
@@ -260,11 +270,11 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Lays out some features of some columns as `[panel, feature, width of a tile]`.
+/// Lays out some features of some columns as `[panel, feature, width of a tile]`. The last panel's
+/// other columns keep what they have: nobody reads their sums.
 struct Pack<'a, S> {
     vectors: PhantomData<S>,
-    weight: &'a [f32],
-    stride: usize,
+    weight: Matrix<'a>,
     columns: usize,
     depth: usize,
     packed: &'a mut [f32],
@@ -275,27 +285,68 @@ impl<S: Simd> NullaryFnOnce for Pack<'_, S> {
 
     #[inline(always)]
     fn call(self) {
-        let Self {
-            vectors: _,
-            weight,
-            stride,
-            columns,
-            depth,
-            packed,
-        } = self;
+        match self.weight.strides {
+            [_, 1] => self.rows(),
+            _ => self.columns(),
+        }
+    }
+}
+
+impl<S: Simd> Pack<'_, S> {
+    /// Of a weight whose rows are contiguous: vector by vector.
+    #[inline(always)]
+    fn rows(self) {
         let width = VECTORS * S::F32_LANES;
-        let whole = columns / width * width;
-        for feature in 0..depth {
-            let row = &weight[feature * stride..][..columns];
+        let whole = self.columns / width * width;
+        for feature in 0..self.depth {
+            let row = &self.weight.from(feature, 0).elements[..self.columns];
             let vectors = S::as_simd_f32s(row).0.as_chunks::<VECTORS>().0;
-            let to = S::as_mut_simd_f32s(&mut packed[feature * width..]).0;
+            let to = S::as_mut_simd_f32s(&mut self.packed[feature * width..]).0;
             for (panel, vectors) in vectors.iter().enumerate() {
-                to[panel * depth * VECTORS..][..VECTORS].copy_from_slice(vectors);
+                to[panel * self.depth * VECTORS..][..VECTORS].copy_from_slice(vectors);
             }
-            // The last panel's other columns keep what they have: nobody reads their sums.
-            if whole < columns {
-                let to = &mut packed[whole * depth + feature * width..];
-                to[..columns - whole].copy_from_slice(&row[whole..]);
+            if whole < self.columns {
+                let to = &mut self.packed[whole * self.depth + feature * width..];
+                to[..self.columns - whole].copy_from_slice(&row[whole..]);
+            }
+        }
+    }
+
+    /// Of a weight whose columns are contiguous: square by square.
+    #[inline(always)]
+    fn columns(self) {
+        let width = VECTORS * S::F32_LANES;
+        let squares = self.depth - self.depth % SQUARE;
+        for first in (0..self.columns).step_by(width) {
+            let panel = &mut self.packed[first * self.depth..][..width * self.depth];
+            let here = width.min(self.columns - first);
+            let in_squares = here - here % SQUARE;
+            for column in (0..in_squares).step_by(SQUARE) {
+                let columns: [&[f32]; SQUARE] = array::from_fn(|index| {
+                    &self.weight.from(0, first + column + index).elements[..self.depth]
+                });
+                for feature in (0..squares).step_by(SQUARE) {
+                    let square = columns.map(|column| {
+                        let part = column[feature..].first_chunk::<SQUARE>();
+                        *part.expect("squares end before the column does")
+                    });
+                    for row in 0..SQUARE {
+                        let row_of_square = square.map(|column| column[row]);
+                        panel[(feature + row) * width + column..][..SQUARE]
+                            .copy_from_slice(&row_of_square);
+                    }
+                }
+                for feature in squares..self.depth {
+                    for (index, elements) in columns.iter().enumerate() {
+                        panel[feature * width + column + index] = elements[feature];
+                    }
+                }
+            }
+            for column in in_squares..here {
+                let elements = self.weight.from(0, first + column).elements;
+                for (feature, x) in elements[..self.depth].iter().enumerate() {
+                    panel[feature * width + column] = *x;
+                }
             }
         }
     }

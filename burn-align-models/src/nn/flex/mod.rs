@@ -12,12 +12,12 @@ mod product;
 mod strided;
 #[cfg(test)]
 mod tests;
-mod unembedding;
+mod transposed;
 
 use std::any::Any;
 use std::ops::Range;
 
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 use burn_flex::FlexTensor;
 
 use super::Activation;
@@ -89,29 +89,6 @@ pub(super) fn rotate<B: Backend>(
         |x| kernels::rotate(x, cos.storage(), sin.storage(), half, 1.0),
         |_, _| Saved::Rotation(cos.clone(), sin.clone()),
     )
-}
-
-/// `x Eᵀ`, without a transposed copy of the embedding `E`.
-///
-/// # Shapes
-/// - x: `[row, d_model]`
-/// - embedding: `[vocab, d_model]`
-/// - output: `[row, vocab]`
-pub(super) fn times_transposed<B: Backend>(
-    x: Tensor<B, 2>,
-    embedding: &Tensor<B, 2>,
-) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
-    let [rows, _d_model] = x.dims();
-    let [vocab, d_model] = embedding.dims();
-    let product = |x: &FlexTensor, embedding: &FlexTensor| {
-        let product = unembedding::times_transposed(x.storage(), embedding.storage(), d_model);
-        FlexTensor::from_data(TensorData::new(product, [rows, vocab]))
-    };
-    match (recognise(x), recognise(embedding.clone())) {
-        (Ok(x), Ok(embedding)) => Ok(generic(product(&x, &embedding))),
-        (Err(x), _) => autodiff::times_transposed(x, embedding, product),
-        (Ok(x), Err(_)) => Err(generic(x)),
-    }
 }
 
 /// `x W + b`.

@@ -1,9 +1,9 @@
 //! Matrix products of weights, which are most of what a forward pass computes.
 //!
-//! Weights as they lie in a model have kernels of their own: [`few_rows`] waits for the memory alone,
-//! [`many_rows`] takes .7 to .95 times as long as `faer`. Transposed weights, which gradients
-//! need, go through `faer`, which on the shapes of language models is 1.3 to 2.5 times as fast as the
-//! products that Flex makes.
+//! Few rows wait for the memory that the weight comes from: [`few_rows`] and, for transposed weights,
+//! [`transposed`] read it once, as it lies. Many rows wait for the arithmetic: [`many_rows`] copies
+//! the weight part by part into the order in which it is needed. All three add the features in their
+//! order to the bias, so a row comes out the same, to the bit, whatever it is batched with.
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -13,13 +13,10 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 
-use super::kernels::in_tasks;
 use super::many_rows::Matrix;
 use super::strided::contiguous;
-use super::{few_rows, many_rows};
+use super::{few_rows, many_rows, transposed};
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
@@ -33,51 +30,22 @@ type Tracked = FloatTensor<Autodiff<Flex>>;
 pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
     let [rows, d_input] = x.shape().dims();
     let [_d_input, d_output] = weight.shape().dims();
-    let few = (1..=few_rows::MOST_ROWS).contains(&rows);
-    // The weight from its first element on, if its rows are contiguous.
-    let by_rows = match *weight.layout().strides() {
-        [stride, 1] if stride >= d_output as isize && d_output > 0 => {
-            let elements = &weight.storage()[weight.layout().start_offset()..];
-            Some((elements, stride as usize))
-        }
-        _ => None,
-    };
+    let dims = [rows, d_input, d_output];
     let bias = bias.cloned().map(contiguous);
     let bias: Option<&[f32]> = bias.as_ref().map(FlexTensor::storage);
-    if let Some((weight, stride)) = by_rows
-        && !few
-    {
-        let x = by_rows_or_columns(x);
-        let x = Matrix {
-            elements: &x.storage()[x.layout().start_offset()..],
-            strides: [0, 1].map(|axis| x.layout().strides()[axis] as usize),
-        };
-        let product = many_rows::affine(x, weight, stride, bias, [rows, d_input, d_output]);
-        return FlexTensor::from_data(TensorData::new(product, [rows, d_output]));
-    }
-    let mut product = vec![0.0; rows * d_output];
-    if let Some(bias) = bias {
-        in_tasks(&mut product, d_output, |_, row| row.copy_from_slice(bias));
-    }
-    if let Some((weight, stride)) = by_rows {
-        let x = contiguous(x.clone());
-        let dims = [d_input, d_output];
-        few_rows::add_product(x.storage(), weight, stride, &mut product, dims);
-        return FlexTensor::from_data(TensorData::new(product, [rows, d_output]));
-    }
-    let start = match bias {
-        Some(_) => Accum::Add,
-        None => Accum::Replace,
-    };
     let (x, weight) = (by_rows_or_columns(x), by_rows_or_columns(weight));
-    matmul(
-        MatMut::from_row_major_slice_mut(&mut product, rows, d_output),
-        start,
-        matrix(&x),
-        matrix(&weight),
-        1.0,
-        Par::rayon(0),
-    );
+    let product = match matrix(&weight).strides {
+        _ if rows == 0 || d_output == 0 => Vec::new(),
+        [stride, 1] if rows <= few_rows::MOST_ROWS => {
+            let (x, weight) = (contiguous(x), matrix(&weight));
+            few_rows::affine(x.storage(), weight.elements, stride, bias, dims)
+        }
+        [1, stride] if rows <= transposed::MOST_ROWS => {
+            let (x, weight) = (contiguous(x), matrix(&weight));
+            transposed::affine(x.storage(), weight.elements, stride, bias, dims)
+        }
+        _ => many_rows::affine(matrix(&x), matrix(&weight), bias, dims),
+    };
     FlexTensor::from_data(TensorData::new(product, [rows, d_output]))
 }
 
@@ -90,18 +58,11 @@ fn by_rows_or_columns(x: &FlexTensor) -> FlexTensor {
 }
 
 /// The elements of a tensor whose rows or columns are contiguous.
-fn matrix(x: &FlexTensor) -> MatRef<'_, f32> {
-    let [rows, columns] = x.shape().dims();
+fn matrix(x: &FlexTensor) -> Matrix<'_> {
     let layout = x.layout();
-    let elements = &x.storage::<f32>()[layout.start_offset()..];
-    match layout.strides() {
-        [stride, 1] => {
-            MatRef::from_row_major_slice_with_stride(elements, rows, columns, *stride as usize)
-        }
-        [1, stride] => {
-            MatRef::from_column_major_slice_with_stride(elements, rows, columns, *stride as usize)
-        }
-        _ => unreachable!("a copy is contiguous"),
+    Matrix {
+        elements: &x.storage()[layout.start_offset()..],
+        strides: [0, 1].map(|axis| layout.strides()[axis] as usize),
     }
 }
 

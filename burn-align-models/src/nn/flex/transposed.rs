@@ -1,19 +1,24 @@
-//! Products of a few rows with every row of an embedding.
+//! Products of some rows with a transposed weight, such as that of every row of an embedding.
 //!
-//! The embedding is the larger side by far: it is read once, in order, and never copied. A sum
-//! runs over the features in their order, so that a row does not depend on what it is batched with.
+//! The weight, here the `embedding` that is transposed, is the larger side: it is read once, in
+//! order, and never copied. A sum runs over the features in their order, so that a row does not
+//! depend on what it is batched with.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
 
+/// Most rows that are faster here than where the weight is copied.
+pub(super) const MOST_ROWS: usize = 160;
 /// Most vectors of rows of `x` whose sums are kept in registers.
 const MOST_VECTORS: usize = 4;
 /// Rows of the embedding whose sums are kept until they are put in place.
 const STRIP: usize = 48;
 /// Rows of the embedding per task.
 const TASK: usize = 5 * STRIP;
+/// Multiplications that are not worth another thread.
+const SMALL: usize = 1 << 20;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
 
@@ -26,11 +31,31 @@ struct Packed {
     elements: Aligned,
 }
 
-/// `x Eᵀ` of rows of `x` and of `E` that are `width` long, row by row of `x`.
-pub(super) fn times_transposed(x: &[f32], embedding: &[f32], width: usize) -> Vec<f32> {
-    let (rows, vocab) = (x.len() / width, embedding.len() / width);
-    let packed = pack(x, width);
+/// `x Eᵀ + b`.
+///
+/// # Shapes
+/// - x: `[row, width]`
+/// - embedding: `[vocab, width]`, of which a row begins every `stride` elements
+/// - bias: `[vocab]`
+/// - output: `[row, vocab]`
+pub(super) fn affine(
+    x: &[f32],
+    embedding: &[f32],
+    stride: usize,
+    bias: Option<&[f32]>,
+    [rows, width, vocab]: [usize; 3],
+) -> Vec<f32> {
     let mut product = vec![0.0; rows * vocab];
+    if product.is_empty() || width == 0 {
+        if let Some(bias) = bias {
+            product
+                .chunks_mut(vocab.max(1))
+                .for_each(|row| row.copy_from_slice(bias));
+        }
+        return product;
+    }
+    let embedding = &embedding[..(vocab - 1) * stride + width];
+    let packed = pack(x, width);
     // Each task has its part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(vocab.div_ceil(TASK), || Vec::with_capacity(rows));
@@ -39,17 +64,19 @@ pub(super) fn times_transposed(x: &[f32], embedding: &[f32], width: usize) -> Ve
             part.push(piece);
         }
     }
-    parts
-        .into_par_iter()
-        .zip(embedding.par_chunks(TASK * width))
-        .for_each(|(part, embedding)| {
-            Arch::new().dispatch(Task {
-                packed: &packed,
-                embedding,
-                width,
-                part,
-            });
+    let task = |(number, part): (usize, Vec<&mut [f32]>)| {
+        Arch::new().dispatch(Task {
+            packed: &packed,
+            embedding: &embedding[number * TASK * stride..],
+            stride,
+            bias: bias.map(|bias| &bias[number * TASK..]),
+            part,
         });
+    };
+    match rows * width * vocab <= SMALL {
+        true => parts.into_iter().enumerate().for_each(task),
+        false => parts.into_par_iter().enumerate().for_each(task),
+    }
     product
 }
 
@@ -91,8 +118,10 @@ impl WithSimd for Lanes {
 /// All rows of `x` with some of the embedding.
 struct Task<'a> {
     packed: &'a [Packed],
+    /// From the first of the rows on.
     embedding: &'a [f32],
-    width: usize,
+    stride: usize,
+    bias: Option<&'a [f32]>,
     /// Of each row of `x`: the products with these rows of the embedding.
     part: Vec<&'a mut [f32]>,
 }
@@ -103,24 +132,34 @@ impl WithSimd for Task<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let mut sums = [0.0; STRIP * MOST_VECTORS * MOST_LANES];
-        for (strip, embedding) in self.embedding.chunks(STRIP * self.width).enumerate() {
-            let count = embedding.len() / self.width;
+        let rows = self.part[0].len();
+        for first in (0..rows).step_by(STRIP) {
+            let count = STRIP.min(rows - first);
+            let mut start = [0.0; STRIP];
+            if let Some(bias) = self.bias {
+                start[..count].copy_from_slice(&bias[first..][..count]);
+            }
+            let strip = Strip {
+                rows: &self.embedding[first * self.stride..],
+                stride: self.stride,
+                start: &start[..count],
+            };
             for block in self.packed {
                 let x = S::as_simd_f32s(block.elements.elements()).0;
                 // As many sums as registers can hold beside what is read.
                 let wide = S::F32_LANES == MOST_LANES;
                 match (block.vectors, wide) {
-                    (1, _) => strip_sums::<S, 1, 8>(simd, x, embedding, &mut sums),
-                    (2, true) => strip_sums::<S, 2, 8>(simd, x, embedding, &mut sums),
-                    (3, true) => strip_sums::<S, 3, 8>(simd, x, embedding, &mut sums),
-                    (_, true) => strip_sums::<S, 4, 6>(simd, x, embedding, &mut sums),
-                    (2, false) => strip_sums::<S, 2, 4>(simd, x, embedding, &mut sums),
-                    (3, false) => strip_sums::<S, 3, 4>(simd, x, embedding, &mut sums),
-                    (_, false) => strip_sums::<S, 4, 2>(simd, x, embedding, &mut sums),
+                    (1, _) => strip_sums::<S, 1, 8>(simd, x, &strip, &mut sums),
+                    (2, true) => strip_sums::<S, 2, 8>(simd, x, &strip, &mut sums),
+                    (3, true) => strip_sums::<S, 3, 8>(simd, x, &strip, &mut sums),
+                    (_, true) => strip_sums::<S, 4, 6>(simd, x, &strip, &mut sums),
+                    (2, false) => strip_sums::<S, 2, 4>(simd, x, &strip, &mut sums),
+                    (3, false) => strip_sums::<S, 3, 4>(simd, x, &strip, &mut sums),
+                    (_, false) => strip_sums::<S, 4, 2>(simd, x, &strip, &mut sums),
                 }
                 let stride = block.vectors * S::F32_LANES;
                 for row in 0..block.rows {
-                    let to = &mut self.part[block.first + row][strip * STRIP..][..count];
+                    let to = &mut self.part[block.first + row][first..][..count];
                     for (index, to) in to.iter_mut().enumerate() {
                         *to = sums[index * stride + row];
                     }
@@ -130,6 +169,14 @@ impl WithSimd for Task<'_> {
     }
 }
 
+/// Some rows of the embedding.
+struct Strip<'a> {
+    rows: &'a [f32],
+    stride: usize,
+    /// What the sums of each row begin with.
+    start: &'a [f32],
+}
+
 /// The products of `V` vectors of rows of `x` with rows of the embedding, `R` of these at a time:
 /// `[row of the embedding, V * lanes]`.
 // Plain loops: a closure would not be compiled for the vectors of `S`.
@@ -137,45 +184,49 @@ impl WithSimd for Task<'_> {
 fn strip_sums<S: Simd, const V: usize, const R: usize>(
     simd: S,
     x: &[S::f32s],
-    embedding: &[f32],
+    strip: &Strip,
     sums: &mut [f32],
 ) {
     let x = x.as_chunks::<V>().0;
-    let (width, stride) = (x.len(), V * S::F32_LANES);
+    let stride = V * S::F32_LANES;
     let mut first = 0;
-    while (first + R) * width <= embedding.len() {
-        let rows = &embedding[first * width..];
-        tile::<S, V, R>(simd, x, rows, &mut sums[first * stride..]);
+    while first + R <= strip.start.len() {
+        tile::<S, V, R>(simd, x, strip, first, &mut sums[first * stride..]);
         first += R;
     }
-    while first * width < embedding.len() {
-        let rows = &embedding[first * width..];
-        tile::<S, V, 1>(simd, x, rows, &mut sums[first * stride..]);
+    while first < strip.start.len() {
+        tile::<S, V, 1>(simd, x, strip, first, &mut sums[first * stride..]);
         first += 1;
     }
 }
 
-/// [`strip_sums`] of the first `R` rows of the embedding.
+/// [`strip_sums`] of `R` rows of the embedding, from the first one on.
 #[inline(always)]
 fn tile<S: Simd, const V: usize, const R: usize>(
     simd: S,
     x: &[[S::f32s; V]],
-    embedding: &[f32],
+    strip: &Strip,
+    first: usize,
     sums: &mut [f32],
 ) {
-    let mut rows = [&embedding[..0]; R];
-    for (row, elements) in rows.iter_mut().zip(embedding.chunks_exact(x.len())) {
-        *row = elements;
+    let mut rows = [&strip.rows[..0]; R];
+    for (index, row) in rows.iter_mut().enumerate() {
+        *row = &strip.rows[(first + index) * strip.stride..][..x.len()];
     }
     for row in &rows {
         assert_eq!(row.len(), x.len());
     }
     let mut tile = [[simd.splat_f32s(0.0); V]; R];
+    let mut start = [0.0; R];
+    start.copy_from_slice(&strip.start[first..][..R]);
+    for r in 0..R {
+        tile[r] = [simd.splat_f32s(start[r]); V];
+    }
     for (k, x) in x.iter().enumerate() {
         for r in 0..R {
             let e = simd.splat_f32s(rows[r][k]);
             for v in 0..V {
-                tile[r][v] = simd.mul_add_e_f32s(e, x[v], tile[r][v]);
+                tile[r][v] = simd.mul_add_f32s(e, x[v], tile[r][v]);
             }
         }
     }
@@ -208,7 +259,7 @@ mod tests {
             (131, 50, 40),
         ] {
             let (x, embedding) = (numbers(rows * width), numbers(vocab * width));
-            let product = times_transposed(&x, &embedding, width);
+            let product = affine(&x, &embedding, width, None, [rows, width, vocab]);
             assert_eq!(product.len(), rows * vocab);
             for (row, x) in x.chunks(width).enumerate() {
                 for (column, e) in embedding.chunks(width).enumerate() {
@@ -225,9 +276,9 @@ mod tests {
     fn a_row_does_not_depend_on_its_batch() {
         let (width, vocab) = (33, 131);
         let (x, embedding) = (numbers(70 * width), numbers(vocab * width));
-        let together = times_transposed(&x, &embedding, width);
+        let together = affine(&x, &embedding, width, None, [70, width, vocab]);
         for (row, x) in x.chunks(width).enumerate() {
-            let alone = times_transposed(x, &embedding, width);
+            let alone = affine(x, &embedding, width, None, [1, width, vocab]);
             assert_eq!(alone, together[row * vocab..][..vocab]);
         }
     }
