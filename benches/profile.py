@@ -20,10 +20,8 @@ RATE = 499  # samples a second
 SETTING_UP = r"rand|chacha|TensorData::random|distribution|ParamInit|boxcar"
 # The first that fits.
 KINDS = {
-    # The only kernels that are compiled through `vectorize`.
-    "products of many rows": r"vectorize::imp$|many_rows",
     "products in attention, Flex": r"^gemm|gemm_common|gemm_f32|matmul",
-    "other kernels of ours": r"pulp|burn_align_models",
+    "kernels of ours": r"pulp|burn_align_models",
     "copies, zeros and fresh pages": r"memmove|memcpy|memset|clear_page|page_fault|to_contiguous"
     r"|StridedIter|strided|handle_mm|alloc_pages|mem_cgroup|lru_|folio|zap_|unmap|SpecFromIter",
     "waiting and waking": r"spindle|syscall|futex|sched|rayon|crossbeam|spin_unlock|task_switch"

@@ -20,6 +20,21 @@ use crate::tap::Tap;
 use crate::tokens::Tokenizer;
 
 /// A language model of any family, chosen by the `model_type` of its `config.json`.
+///
+/// ```
+/// use burn::tensor::DType;
+/// use burn_align_models::{AlignableTransformer, FromPretrained, LanguageModel, LoadOptions};
+///
+/// type B = burn::backend::Flex;
+///
+/// // A folder, the name of a model on the hub, or one that is part of this crate.
+/// let options = LoadOptions::default().with_dtype(DType::BF16);
+/// let device = Default::default();
+/// let loaded = LanguageModel::<B>::from_pretrained("bundled:price-tagging", &options, &device)?;
+/// assert!(matches!(loaded.model, LanguageModel::Llama(_)));
+/// assert_eq!(loaded.model.dims().layers, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Module, Debug)]
 pub enum LanguageModel<B: Backend> {
     /// GPT-2.

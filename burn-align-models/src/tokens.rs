@@ -194,6 +194,20 @@ impl TokenBatch {
 }
 
 /// Splits text into tokens, from a `tokenizer.json`.
+///
+/// ```
+/// use burn_align_models::{FromPretrained, Gpt2, LoadOptions};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// let ids = tokenizer.encode("The capital of Spain is")?;
+/// assert_eq!(tokenizer.token_strings(&ids), ["The", "capital", "of", "Spain", "is"]);
+/// assert_eq!(tokenizer.single_token("Spain")?, ids[3]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,

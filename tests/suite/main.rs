@@ -45,6 +45,7 @@ mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
 mod readme;
+mod rooms;
 mod saved;
 mod scratch;
 mod scrubbing;

@@ -201,6 +201,33 @@ impl Read {
 }
 
 /// Worlds to run and what to read of them.
+///
+/// ```
+/// use burn_align::engine::{Edit, LogitPositions, Plan, Units};
+/// use burn_align::interventions::VanillaIntervention;
+/// use burn_align::models::Site;
+/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
+/// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
+///
+/// let mut plan = Plan::<B>::new();
+/// let (base, source) = (plan.tokens(&base), plan.tokens(&source));
+/// let donor = plan.world(source, []);
+/// let site = Site::Block(2, Component::BlockOutput);
+/// let swapped = plan.world(base, [Edit::from_world(donor, site, Units::position(4), 0)]);
+/// let logits = plan.read_logits(swapped, LogitPositions::Last);
+///
+/// let results = plan.run(&loaded.model, &[VanillaIntervention])?;
+/// let next = tokenizer.top_tokens(results.get(logits), 1); // of `[batch, unit, vocab]`
+/// assert_eq!(next[0][0].text, "Rome");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Plan<B: Backend> {
     pub(super) inputs: Vec<WorldInput<B>>,

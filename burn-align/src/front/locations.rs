@@ -22,6 +22,17 @@ use crate::engine::{Indices, Units};
 /// | `UnitLocations::Whole` | the whole representation |
 ///
 /// These are the same for every representation. [`Locations::each`] tells them apart.
+///
+/// ```
+/// use burn_align::engine::Indices;
+/// use burn_align::front::UnitLocations;
+///
+/// // One position, the same in both; and one for each of two examples, to the same in both bases.
+/// let same = UnitLocations::from(4);
+/// assert_eq!(same, UnitLocations::from((4, 4)));
+/// let each = UnitLocations::from((Indices::one_each([4, 2]), 4));
+/// assert_ne!(same, each);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitLocations {
     /// Whole representations; source and base must have the same lengths.

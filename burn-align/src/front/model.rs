@@ -17,6 +17,27 @@ use crate::engine::{LogitPositions, Plan, Results};
 use crate::interventions::{BuiltinIntervention, Intervention};
 
 /// A model with interventions at some of its representations.
+///
+/// ```
+/// use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
+/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
+/// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
+///
+/// let residual = AlignableRepresentationConfig::new(2, Component::BlockOutput);
+/// let model = AlignableModel::new(AlignableConfig::new([residual]), loaded.model.clone())?;
+/// // The last token's vector of the source goes to the last token of the base.
+/// let output = model.forward(&base, &[source], 4)?;
+/// let next = tokenizer.top_tokens(output.counterfactual_last(), 1);
+/// assert_eq!(next[0][0].text, "Rome");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[doc(alias = "IntervenableModel")]
 pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {

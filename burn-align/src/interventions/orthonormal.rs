@@ -26,6 +26,20 @@ pub enum OrthonormalMap {
 }
 
 /// A matrix `W` of shape `[d, rank]` with `WᵀW = I`, in f32.
+///
+/// ```
+/// use burn_align::interventions::{Orthonormal, OrthonormalMap};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// // 16 of 768 directions, the same ones for the same seed.
+/// let matrix = Orthonormal::<B>::random([768, 16], OrthonormalMap::Retraction, 0, &device)?;
+/// assert_eq!(matrix.matrix().dims(), [768, 16]);
+/// assert!(matrix.deviation() < 1e-5);
+/// assert!(Orthonormal::<B>::random([16, 768], OrthonormalMap::Retraction, 0, &device).is_err());
+/// # Ok::<(), burn_align::interventions::OrthonormalError>(())
+/// ```
 #[derive(Module, Debug)]
 #[doc(alias = "rotation")]
 #[doc(alias = "Stiefel manifold")]

@@ -76,6 +76,38 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
 ///
 /// # Errors
 /// If a place, the base or the source does not fit the model.
+///
+/// ```
+/// use burn_align::engine::RunOptions;
+/// use burn_align::interventions::VanillaIntervention;
+/// use burn_align::methods::{SweepGrid, probability, sweep};
+/// use burn_align::models::AlignableTransformer;
+/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
+/// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
+///
+/// let words = tokenizer.token_strings(&base.ids()[0]);
+/// let layers = loaded.model.dims().layers;
+/// let grid = SweepGrid::layers_and_positions(Component::BlockOutput, layers, &words);
+/// let rome = tokenizer.single_token("Rome")?;
+/// let found = sweep(
+///     &loaded.model,
+///     &VanillaIntervention,
+///     [&base, &source],
+///     &grid,
+///     |logits| probability(logits, rome),
+///     &RunOptions::default(),
+/// )?;
+/// // Behind layer 0, the country has moved to the last of five tokens.
+/// assert!(found.values.iter().all(|row| row[4] > 0.9 && row[3] < 0.01));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn sweep<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     model: &M,
     intervention: &I,

@@ -7,6 +7,22 @@ use crate::front::{AlignableInputs, AlignableModel, UnitLocations};
 use crate::interventions::Intervention;
 
 /// Interchange interventions and what the model should predict under them.
+///
+/// ```
+/// use burn_align::training::{InterchangeData, InterchangeExample};
+///
+/// type B = burn::backend::Flex;
+///
+/// // In token ids: the last of three tokens of the source goes to the last of three tokens of the base.
+/// let example = InterchangeExample {
+///     base: vec![5, 6, 7],
+///     sources: vec![vec![5, 8, 7]],
+///     label: 9,
+/// };
+/// let data = InterchangeData::<B>::from_examples([example])?.with_locations(2);
+/// assert_eq!(data.labels, [[9]]);
+/// # Ok::<(), burn_align::training::TrainingError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct InterchangeData<B: Backend> {
     /// Bases, sources and locations of all examples.

@@ -40,6 +40,35 @@ use crate::interventions::Intervention;
 /// # Errors
 /// If the data do not fit the model, the loss is no longer a number, or a checkpoint cannot be
 /// written or is of another run.
+///
+/// ```
+/// use burn::backend::Autodiff;
+/// use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
+/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+/// use burn_align::training::{InterchangeData, InterchangeExample, TrainingConfig, losses, train};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// let options = LoadOptions::default();
+/// let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// // The country of the source, and the question of the base.
+/// let example = InterchangeExample {
+///     base: tokenizer.encode("The capital of Spain is")?,
+///     sources: vec![tokenizer.encode("The language of Italy is")?],
+///     label: tokenizer.single_token("Rome")?,
+/// };
+/// let data = [InterchangeData::<B>::from_examples([example])?.with_locations(4)];
+///
+/// let residual = AlignableRepresentationConfig::new(0, Component::BlockOutput).with_low_rank(8);
+/// let model = AlignableModel::new_seeded(AlignableConfig::new([residual]), loaded.model, 0)?;
+/// let config = TrainingConfig::default().with_epochs(20).with_learning_rate(1e-2);
+/// let (_trained, history) = train(model, &data, &[], &config, losses::cross_entropy, |_| {})?;
+/// let losses: Vec<f64> = history.epochs.iter().map(|epoch| epoch.loss).collect();
+/// assert!(losses[19] < losses[0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn train<A, M, I>(
     model: AlignableModel<A, M, I>,
     data: &[InterchangeData<A::InnerBackend>],

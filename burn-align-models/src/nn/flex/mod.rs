@@ -3,16 +3,12 @@
 //! They are taken under autodiff on Flex, too. On other backends and for other dtypes than f32, every
 //! function here gives its argument back, and the caller goes the portable way.
 
-mod aligned;
 mod autodiff;
-mod few_rows;
 mod kernels;
-mod many_rows;
 mod product;
 mod strided;
 #[cfg(test)]
 mod tests;
-mod transposed;
 
 use std::any::Any;
 use std::ops::Range;

@@ -326,6 +326,36 @@ pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
 /// # Errors
 /// As [`path_patch`], but a head with no receiver behind it is no error: nothing changes there.
 /// Receivers that do not lie behind a head are left out for it.
+///
+/// ```
+/// use burn_align::engine::RunOptions;
+/// use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
+/// use burn_align::models::{AlignableTransformer, FromPretrained, Gpt2, LoadOptions};
+///
+/// type B = burn::backend::Flex;
+///
+/// let device = Default::default();
+/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
+/// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
+///
+/// let [rome, madrid] = ["Rome", "Madrid"].map(|name| tokenizer.single_token(name));
+/// let (rome, madrid) = (rome?, madrid?);
+/// let found = head_effects(
+///     &loaded.model,
+///     [&base, &source],
+///     &[ReceiverInput::Logits.into()],
+///     Mlps::Frozen,
+///     |logits| logit_difference(logits, rome, madrid),
+///     &RunOptions::default(),
+/// )?;
+/// // How much of the way from base to source each head goes: layers × heads.
+/// let dims = loaded.model.dims();
+/// assert_eq!(found.shares().values.len(), dims.layers);
+/// assert_eq!(found.shares().values[0].len(), dims.heads);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn head_effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     inputs: [&TokenBatch; 2],

@@ -5,6 +5,11 @@
 //! the weight part by part into the order in which it is needed. All three add the features in their
 //! order to the bias, so a row comes out the same, to the bit, whatever it is batched with.
 
+mod aligned;
+mod few_rows;
+mod many_rows;
+mod transposed;
+
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
@@ -14,9 +19,8 @@ use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 
-use super::many_rows::Matrix;
 use super::strided::contiguous;
-use super::{few_rows, many_rows, transposed};
+use many_rows::Matrix;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 

@@ -4,9 +4,9 @@
 //! a tile of sums stays in registers, the rows that it is made of in the first cache, and a part of
 //! the weight, packed so that it is read in order, in the second.
 //!
-//! A sum runs over the features in their order, and begins with what it is added to. So a row comes
-//! out to the bit as [`few_rows`](super::few_rows) makes it, whatever it is batched with and however
-//! many threads there are.
+//! A sum begins with the bias and runs over the features in their order. So a row comes out as
+//! [`few_rows`](super::few_rows) makes it, to the bit, whatever it is batched with and however many
+//! threads there are.
 
 use std::array;
 use std::cell::{Cell, RefCell};

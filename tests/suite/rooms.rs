@@ -1,0 +1,138 @@
+//! What belongs into which room of the libraries, read from their sources.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const LIBRARIES: [&str; 2] = ["burn-align-models/src", "burn-align/src"];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The lines of code of the libraries that have one of these words, without comments and tests:
+/// how many there are in each file.
+fn lines_with(words: &[&str]) -> BTreeMap<String, usize> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for library in LIBRARIES {
+        sources(&root.join(library), &mut files);
+    }
+    assert!(files.len() > 100, "{}", files.len());
+    let mut found = BTreeMap::new();
+    for file in files {
+        if file.file_name().is_some_and(|name| name == "tests.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).expect("text");
+        let code = text.split("#[cfg(test)]\nmod tests {").next();
+        let lines = code.into_iter().flat_map(str::lines);
+        let count = lines
+            .filter(|line| !line.trim_start().starts_with("//"))
+            .filter(|line| words.iter().any(|word| line.contains(word)))
+            .count();
+        if count > 0 {
+            let name = file.strip_prefix(root).expect("below the root");
+            found.insert(name.to_string_lossy().replace('\\', "/"), count);
+        }
+    }
+    found
+}
+
+#[track_caller]
+fn assert_only_in(words: &[&str], rooms: &[&str]) {
+    let found = lines_with(words);
+    let elsewhere: Vec<_> = found
+        .keys()
+        .filter(|file| !rooms.iter().any(|room| file.starts_with(room)))
+        .collect();
+    assert!(elsewhere.is_empty(), "{words:?} in {elsewhere:?}");
+    for room in rooms {
+        let used = found.keys().any(|file| file.starts_with(room));
+        assert!(used, "{room} has no {words:?} any more");
+    }
+}
+
+/// A host that waits for a GPU keeps it from working. So a pass through a model reads nothing back:
+/// neither the engine nor a model has a line that could, and of the interventions only rotations by
+/// the matrix exponential or Cayley's map, which choose their number of steps by a norm.
+#[test]
+fn a_pass_reads_nothing_back_from_the_device() {
+    let reads = lines_with(&["into_data", "to_data(", "into_scalar", "to_vec::<"]);
+    let expected = [
+        // What a caller asks for, once a plan has been run.
+        ("burn-align/src/engine/host.rs", 1),
+        // Between passes: widths, bases, and how far a rotation is from orthonormal. In a pass: the
+        // norms of these two maps.
+        ("burn-align/src/interventions/masked.rs", 1),
+        ("burn-align/src/interventions/orthonormal.rs", 4),
+        ("burn-align/src/interventions/pca.rs", 1),
+        // Files.
+        ("burn-align/src/saved/format/write.rs", 1),
+        ("burn-align/src/training/checkpoint/tensors.rs", 1),
+        ("burn-align-models/src/pretrained/checkpoint.rs", 1),
+        // Words for people.
+        ("burn-align-models/src/top_tokens.rs", 1),
+    ];
+    let expected = expected.map(|(file, count)| (file.to_owned(), count));
+    assert_eq!(reads, BTreeMap::from(expected));
+}
+
+#[test]
+fn models_and_interventions_do_no_io() {
+    assert_only_in(
+        &[
+            "std::fs",
+            " fs::",
+            "(fs::",
+            "File::open",
+            "File::create",
+            "std::net",
+            "ureq",
+        ],
+        &[
+            "burn-align-models/src/files.rs",
+            "burn-align-models/src/pretrained/",
+            "burn-align/src/saved/",
+            "burn-align/src/training/checkpoint",
+        ],
+    );
+}
+
+#[test]
+fn the_engine_names_no_model() {
+    let named = lines_with(&["Gpt2", "Llama", "gpt2", "llama", "LanguageModel"]);
+    let engine: Vec<_> = named
+        .keys()
+        .filter(|file| file.starts_with("burn-align/src/engine"))
+        .collect();
+    assert!(engine.is_empty(), "{engine:?}");
+}
+
+#[test]
+fn only_the_fast_paths_name_a_backend() {
+    assert_only_in(
+        &[
+            "burn_flex",
+            "burn_ndarray",
+            "backend::Flex",
+            "NdArray",
+            "Wgpu",
+            "Vulkan",
+            "Cuda",
+        ],
+        &["burn-align-models/src/nn/flex/"],
+    );
+}
+
+#[test]
+fn the_libraries_print_nothing() {
+    assert_only_in(&["print!(", "println!(", "dbg!("], &[]);
+}
