@@ -27,6 +27,7 @@ const MOST_LANES: usize = 16;
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
 pub(super) fn affine(
+    arch: Arch,
     x: &[f32],
     weight: &[f32],
     stride: usize,
@@ -54,7 +55,7 @@ pub(super) fn affine(
         macro_rules! with_rows {
             ($($count:literal)+) => {
                 match rows {
-                    $($count => Arch::new().dispatch(Task::<$count> {
+                    $($count => arch.dispatch(Task::<$count> {
                         x,
                         d_input,
                         weight,

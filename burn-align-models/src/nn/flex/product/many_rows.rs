@@ -72,6 +72,7 @@ impl<'a> Matrix<'a> {
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
 pub(super) fn affine(
+    arch: Arch,
     x: Matrix,
     weight: Matrix,
     bias: Option<&[f32]>,
@@ -85,7 +86,7 @@ pub(super) fn affine(
         true => 1,
         false => rayon::current_num_threads(),
     };
-    let tile = Arch::new().dispatch(TileShape);
+    let tile = arch.dispatch(TileShape);
     // Taken, as this thread may help with another product until this one is done.
     let mut packed = ROWS.take();
     packed.resize(rows * d_input);
@@ -106,7 +107,7 @@ pub(super) fn affine(
     let task = |(number, sums): (usize, Vec<&mut [f32]>)| {
         PACKED.with_borrow_mut(|part| {
             part.resize(DEPTH.min(d_input) * columns);
-            Arch::new().dispatch(Task {
+            arch.dispatch(Task {
                 x: packed.elements(),
                 blocks,
                 d_input,

@@ -18,6 +18,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
+use pulp::Arch;
 
 use super::strided::contiguous;
 use many_rows::Matrix;
@@ -32,6 +33,16 @@ type Tracked = FloatTensor<Autodiff<Flex>>;
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
 pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> FlexTensor {
+    affine_by(Arch::new(), x, weight, bias)
+}
+
+/// [`affine`] with the vectors of this architecture.
+fn affine_by(
+    arch: Arch,
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&FlexTensor>,
+) -> FlexTensor {
     let [rows, d_input] = x.shape().dims();
     let [_d_input, d_output] = weight.shape().dims();
     let dims = [rows, d_input, d_output];
@@ -42,13 +53,13 @@ pub(super) fn affine(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTens
         _ if rows == 0 || d_output == 0 => Vec::new(),
         [stride, 1] if rows <= few_rows::MOST_ROWS => {
             let (x, weight) = (contiguous(x), matrix(&weight));
-            few_rows::affine(x.storage(), weight.elements, stride, bias, dims)
+            few_rows::affine(arch, x.storage(), weight.elements, stride, bias, dims)
         }
         [1, stride] if rows <= transposed::MOST_ROWS => {
             let (x, weight) = (contiguous(x), matrix(&weight));
-            transposed::affine(x.storage(), weight.elements, stride, bias, dims)
+            transposed::affine(arch, x.storage(), weight.elements, stride, bias, dims)
         }
-        _ => many_rows::affine(matrix(&x), matrix(&weight), bias, dims),
+        _ => many_rows::affine(arch, matrix(&x), matrix(&weight), bias, dims),
     };
     FlexTensor::from_data(TensorData::new(product, [rows, d_output]))
 }
@@ -124,5 +135,75 @@ pub(super) fn affine_tracked(x: Tracked, weight: Tracked, bias: Option<Tracked>)
             product,
         ),
         OpsKind::UnTracked(prepared) => prepared.finish(product),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All that this CPU has: with the widest vectors alone, others would go untested.
+    fn architectures() -> Vec<Arch> {
+        let mut all = vec![Arch::Scalar, Arch::new()];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        all
+    }
+
+    fn tensor([rows, columns]: [usize; 2]) -> FlexTensor {
+        let numbers = (0..rows * columns).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0);
+        let numbers: Vec<f32> = numbers.collect();
+        FlexTensor::from_data(TensorData::new(numbers, [rows, columns]))
+    }
+
+    /// Element by element, in f64.
+    fn by_definition(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> Vec<f64> {
+        let [rows, d_input] = x.shape().dims();
+        let [_d_input, d_output] = weight.shape().dims();
+        let (x, weight) = (contiguous(x.clone()), weight.to_contiguous());
+        let [x, weight, bias]: [&[f32]; 3] = [&x, &weight, bias].map(|it| it.storage());
+        let mut product = Vec::with_capacity(rows * d_output);
+        for row in x.chunks(d_input).take(rows) {
+            for (column, bias) in bias.iter().enumerate() {
+                let weights = weight.iter().skip(column).step_by(d_output);
+                let terms = row.iter().zip(weights);
+                let sum: f64 = terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                product.push(f64::from(*bias) + sum);
+            }
+        }
+        product
+    }
+
+    #[test]
+    fn products_agree_with_their_definition_on_all_vectors() {
+        for [rows, d_input, d_output] in [
+            [1, 1, 1],
+            [3, 7, 129],
+            [10, 33, 70],
+            [11, 16, 64],
+            [17, 300, 241],
+            [40, 5, 95],
+            [63, 12, 481],
+            [165, 40, 50],
+        ] {
+            let x = tensor([rows, d_input]);
+            let bias = tensor([1, d_output]).reshape([d_output].into());
+            let weights = [
+                tensor([d_input, d_output]),
+                tensor([d_output, d_input]).transpose(0, 1),
+            ];
+            for weight in weights {
+                let expected = by_definition(&x, &weight, &bias);
+                for arch in architectures() {
+                    let product = affine_by(arch, &x, &weight, Some(&bias));
+                    let found: &[f32] = product.storage();
+                    assert_eq!(found.len(), expected.len());
+                    for (found, expected) in found.iter().zip(&expected) {
+                        let difference = (f64::from(*found) - expected).abs();
+                        assert!(difference < 1e-4, "{arch:?}: {found} {expected}");
+                    }
+                }
+            }
+        }
     }
 }

