@@ -36,6 +36,22 @@ const SMALL: usize = 1 << 20;
 /// Most elements of packed rows whose memory is kept.
 const MOST_KEPT: usize = 1 << 22;
 
+/// Calls something whose `const` parameter is the number of rows of a block.
+macro_rules! with_rows {
+    ($rows:expr, |$name:ident| $body:expr) => {
+        with_rows!($rows, $name, $body, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    };
+    ($rows:expr, $name:ident, $body:expr, $($count:literal)+) => {
+        match $rows {
+            $($count => {
+                const $name: usize = $count;
+                $body
+            })+
+            _ => unreachable!("blocks have no more rows than tiles"),
+        }
+    };
+}
+
 // To ask for new memory each time would cost as much as to fill it, and stop all threads for a while.
 thread_local! {
     /// The rows of the product that this thread has asked for.
@@ -183,27 +199,40 @@ fn pack_rows(x: Matrix, d_input: usize, blocks: Blocks, packed: &mut [f32], para
         rest = others;
     }
     let pack = |(rows, part): (Range<usize>, &mut [f32])| {
-        let count = rows.len();
-        let [by_row, by_feature] = x.strides;
-        if by_feature == 1 {
-            for (index, row) in rows.enumerate() {
-                let x = &x.elements[row * by_row..][..d_input];
-                for (to, x) in part[index..].iter_mut().step_by(count).zip(x) {
-                    *to = *x;
-                }
-            }
-        } else {
-            for (feature, to) in part.chunks_mut(count).enumerate() {
-                let x = &x.elements[rows.start * by_row + feature * by_feature..];
-                for (to, x) in to.iter_mut().zip(x.iter().step_by(by_row.max(1))) {
-                    *to = *x;
-                }
-            }
-        }
+        let x = x.from(rows.start, 0);
+        with_rows!(rows.len(), |R| pack_block::<R>(x, d_input, part));
     };
     match parallel {
         true => parts.into_par_iter().for_each(pack),
         false => parts.into_iter().for_each(pack),
+    }
+}
+
+/// Lays out the first `R` rows as `[feature, R]`.
+fn pack_block<const R: usize>(x: Matrix, d_input: usize, packed: &mut [f32]) {
+    let packed = &mut packed.as_chunks_mut::<R>().0[..d_input];
+    let [by_row, by_feature] = x.strides;
+    if by_feature != 1 {
+        for (feature, to) in packed.iter_mut().enumerate() {
+            let x = &x.elements[feature * by_feature..];
+            *to = array::from_fn(|row| x[row * by_row]);
+        }
+        return;
+    }
+    let rows: [&[f32]; R] = array::from_fn(|row| &x.elements[row * by_row..][..d_input]);
+    let (parts, rest) = packed.as_chunks_mut::<SQUARE>();
+    for (part, to) in parts.iter_mut().enumerate() {
+        let from: [[f32; SQUARE]; R] = array::from_fn(|row| {
+            let part = rows[row][part * SQUARE..].first_chunk();
+            *part.expect("there are as many features in each row")
+        });
+        for (feature, to) in to.iter_mut().enumerate() {
+            *to = from.map(|row| row[feature]);
+        }
+    }
+    let first = d_input - rest.len();
+    for (feature, to) in rest.iter_mut().enumerate() {
+        *to = rows.map(|row| row[first + feature]);
     }
 }
 
@@ -249,22 +278,14 @@ impl WithSimd for Task<'_> {
                         (0, Some(bias)) => Start::Bias(&bias[column..columns.min(column + width)]),
                         _ => Start::Sums,
                     };
-                    macro_rules! with_rows {
-                        ($($count:literal)+) => {
-                            match rows.len() {
-                                $($count => simd.vectorize(Tile::<S, $count> {
-                                    simd,
-                                    x,
-                                    weight,
-                                    sums,
-                                    column,
-                                    start,
-                                }),)+
-                                _ => unreachable!("blocks have no more rows than tiles"),
-                            }
-                        };
-                    }
-                    with_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+                    with_rows!(rows.len(), |R| simd.vectorize(Tile::<S, R> {
+                        simd,
+                        x,
+                        weight,
+                        sums,
+                        column,
+                        start,
+                    }));
                 }
             }
         }
