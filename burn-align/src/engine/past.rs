@@ -124,10 +124,16 @@ impl<B: Backend> Freezer<'_, B> {
                 .residual_of
                 .iter()
                 .position(|of| *of == Some(residual))?;
+            let longest = starts.iter().copied().max().unwrap_or(0);
+            // All, where some example has fewer.
+            let before = match input.lengths().iter().all(|length| *length >= longest) {
+                true => Units::positions(0..longest),
+                false => Units::ALL,
+            };
             let reads = sites.layers.clone().map(|layer| {
                 let reads = [sites.key, Component::ValueOutput].map(|component| {
                     let site = Site::Block(layer, component);
-                    prefix.read(WorldId(world), site, Units::ALL)
+                    prefix.read(WorldId(world), site, before.clone())
                 });
                 (layer, reads)
             });

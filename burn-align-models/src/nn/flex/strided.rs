@@ -6,35 +6,46 @@ use burn_flex::{FlexTensor, Layout};
 use super::kernels::in_tasks;
 
 /// The tensor in row-major order, its storage as long as it has elements. Where it is not so
-/// already, whole vectors along the last axis are copied, on all cores.
+/// already, it is copied, on all cores.
 pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
     let shape = x.shape();
     let sizes: Vec<usize> = shape.iter().copied().collect();
-    let (Some((width, outer)), Some(1)) = (sizes.split_last(), x.layout().strides().last()) else {
+    let strides = x.layout().strides();
+    let (Some((width, outer)), Some(Ok(stride))) = (
+        sizes.split_last(),
+        strides.last().map(|it| usize::try_from(*it)),
+    ) else {
         return x.to_contiguous();
     };
-    let covers = x.storage::<f32>().len() == shape.num_elements();
-    if x.is_contiguous() && covers {
+    let elements = x.storage::<f32>();
+    if x.is_contiguous() && elements.len() == shape.num_elements() {
         return x;
     }
     let mut copy = vec![0.0; shape.num_elements()];
     in_tasks(&mut copy, *width, |index, to| {
-        to.copy_from_slice(vector(&x, outer, index));
+        let from = &elements[first_of(&x, outer, index)..];
+        match stride {
+            1 => to.copy_from_slice(&from[..*width]),
+            0 => to.fill(from[0]),
+            _ => {
+                for (to, from) in to.iter_mut().zip(from.iter().step_by(stride)) {
+                    *to = *from;
+                }
+            }
+        }
     });
     FlexTensor::from_data(TensorData::new(copy, sizes))
 }
 
-/// The vector with this number, in row-major order of the axes before the last one, whose stride
-/// must be 1.
-fn vector<'a>(x: &'a FlexTensor, outer: &[usize], mut index: usize) -> &'a [f32] {
+/// Where the vector with this number begins, in row-major order of the axes before the last one.
+fn first_of(x: &FlexTensor, outer: &[usize], mut index: usize) -> usize {
     let layout = x.layout();
-    let mut start = layout.start_offset() as isize;
+    let mut first = layout.start_offset() as isize;
     for (size, stride) in outer.iter().zip(layout.strides()).rev() {
-        start += (index % size) as isize * stride;
+        first += (index % size) as isize * stride;
         index /= size;
     }
-    let width = layout.shape().last().copied().unwrap_or(1);
-    &x.storage::<f32>()[start as usize..][..width]
+    first as usize
 }
 
 /// `[1, head, row * len, d_head]` → `[row, head, len, d_head]`, a view.
@@ -73,7 +84,8 @@ pub(super) fn among_heads(x: &FlexTensor, all: usize, first: usize) -> FlexTenso
     let mut placed = vec![0.0; batch * pos * all * d_head];
     in_tasks(&mut placed, all * d_head, |index, to| {
         for h in 0..head {
-            let from = vector(&x, &[batch, pos, head], index * head + h);
+            let from = first_of(&x, &[batch, pos, head], index * head + h);
+            let from = &x.storage::<f32>()[from..][..d_head];
             to[(first + h) * d_head..][..d_head].copy_from_slice(from);
         }
     });

@@ -8,8 +8,13 @@ use std::array;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Most rows that are faster here. Of more, the sums do not fit into registers.
-pub(super) const MOST_ROWS: usize = 10;
+/// Most rows that there may be.
+const MOST_ROWS: usize = 7;
+/// Most rows that are faster here with a weight whose rows are shorter than a page: of those, the CPU
+/// does not foresee what is read next, and the more rows there are, the longer it waits.
+const MOST_ROWS_NARROW: usize = 5;
+/// Elements of a page of memory.
+const PAGE: usize = 1024;
 /// Rows of the weight that are read side by side.
 const DEPTH: usize = 8;
 /// Columns of a task, at most: so many sums of all rows stay in the first cache.
@@ -19,10 +24,18 @@ const SMALL: usize = 1 << 15;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
 
+/// Most rows that are faster here than where the weight is packed.
+pub(super) fn most_rows(d_output: usize) -> usize {
+    match d_output < PAGE {
+        true => MOST_ROWS_NARROW,
+        false => MOST_ROWS,
+    }
+}
+
 /// `x W + b`.
 ///
 /// # Shapes
-/// - x: `[row, d_input]`, no more than [`MOST_ROWS`]
+/// - x: `[row, d_input]`, no more than [`most_rows`]
 /// - weight: `[d_input, d_output]`, of which a row begins every `stride` elements
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
@@ -66,7 +79,7 @@ pub(super) fn affine(
                 }
             };
         }
-        with_rows!(1 2 3 4 5 6 7 8 9 10);
+        with_rows!(1 2 3 4 5 6 7);
     };
     let parts = parts.into_iter().enumerate();
     match d_input * d_output <= SMALL {

@@ -348,14 +348,15 @@ impl<S: Simd> Pack<'_, S> {
                     &self.weight.from(0, first + column + index).elements[..self.depth]
                 });
                 for feature in (0..squares).step_by(SQUARE) {
-                    let square = columns.map(|column| {
-                        let part = column[feature..].first_chunk::<SQUARE>();
-                        *part.expect("squares end before the column does")
-                    });
-                    for row in 0..SQUARE {
-                        let row_of_square = square.map(|column| column[row]);
-                        panel[(feature + row) * width + column..][..SQUARE]
-                            .copy_from_slice(&row_of_square);
+                    let mut square = [[0.0; SQUARE]; SQUARE];
+                    for (row, column) in columns.iter().enumerate() {
+                        for (to, from) in square.iter_mut().zip(&column[feature..][..SQUARE]) {
+                            to[row] = *from;
+                        }
+                    }
+                    let panel = &mut panel[feature * width..];
+                    for (row, square) in square.iter().enumerate() {
+                        panel[row * width + column..][..SQUARE].copy_from_slice(square);
                     }
                 }
                 for feature in squares..self.depth {

@@ -51,7 +51,7 @@ fn affine_by(
     let (x, weight) = (by_rows_or_columns(x), by_rows_or_columns(weight));
     let product = match matrix(&weight).strides {
         _ if rows == 0 || d_output == 0 => Vec::new(),
-        [stride, 1] if rows <= few_rows::MOST_ROWS => {
+        [stride, 1] if rows <= few_rows::most_rows(d_output) => {
             let (x, weight) = (contiguous(x), matrix(&weight));
             few_rows::affine(arch, x.storage(), weight.elements, stride, bias, dims)
         }
