@@ -6,7 +6,7 @@ use super::{Gpt2Block, Gpt2Config};
 use crate::dims::ModelDims;
 use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{CausalPass, LayerNorm, ParamInit, head_output, unembed};
+use crate::nn::{CausalPass, LastPass, LayerNorm, ParamInit, PassKey, head_output, unembed};
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
@@ -26,6 +26,8 @@ pub struct Gpt2<B: Backend> {
     pub lm_head: Option<Linear<B>>,
     dims: ModelDims,
     fused_attention: bool,
+    #[module(skip)]
+    last_pass: LastPass,
 }
 
 impl<B: Backend> Gpt2<B> {
@@ -47,6 +49,7 @@ impl<B: Backend> Gpt2<B> {
                 .then(|| init.linear(dims.d_model, dims.vocab, false)),
             dims,
             fused_attention: false,
+            last_pass: LastPass::default(),
         }
     }
 
@@ -93,7 +96,15 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
     }
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
-        CausalPass::new(pos, None, None, device).with_fused(self.fused_attention)
+        let key = PassKey {
+            pos,
+            device: device.clone(),
+            dtype: self.wte.weight.val().dtype(),
+            fused: self.fused_attention,
+        };
+        self.last_pass.or_begin(key, |key| {
+            CausalPass::new(pos, None, None, device).with_fused(key.fused)
+        })
     }
 
     fn computes_suffixes(&self) -> bool {

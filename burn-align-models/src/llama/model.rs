@@ -6,7 +6,9 @@ use super::{LlamaBlock, LlamaConfig};
 use crate::dims::ModelDims;
 use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{CausalPass, ParamInit, RmsNorm, RotaryConfig, head_output, unembed};
+use crate::nn::{
+    CausalPass, LastPass, ParamInit, PassKey, RmsNorm, RotaryConfig, head_output, unembed,
+};
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
@@ -29,6 +31,8 @@ pub struct Llama<B: Backend> {
     rotary: RotaryConfig,
     #[module(skip)]
     window: Option<usize>,
+    #[module(skip)]
+    last_pass: LastPass,
 }
 
 impl<B: Backend> Llama<B> {
@@ -46,6 +50,7 @@ impl<B: Backend> Llama<B> {
             fused_attention: false,
             rotary: config.rotary.clone(),
             window: config.sliding_window.as_ref().map(|window| window.size),
+            last_pass: LastPass::default(),
         }
     }
 
@@ -92,9 +97,16 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
     }
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
-        let tables = self.rotary.tables(pos, device);
-        let tables = tables.cast(self.embed_tokens.weight.val().dtype());
-        CausalPass::new(pos, self.window, Some(tables), device).with_fused(self.fused_attention)
+        let key = PassKey {
+            pos,
+            device: device.clone(),
+            dtype: self.embed_tokens.weight.val().dtype(),
+            fused: self.fused_attention,
+        };
+        self.last_pass.or_begin(key, |key| {
+            let tables = self.rotary.tables(pos, device).cast(key.dtype);
+            CausalPass::new(pos, self.window, Some(tables), device).with_fused(key.fused)
+        })
     }
 
     fn computes_suffixes(&self) -> bool {

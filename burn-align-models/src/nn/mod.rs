@@ -5,6 +5,7 @@ mod attention;
 #[cfg(feature = "flex")]
 mod flex;
 mod init;
+mod last_pass;
 mod norm;
 mod projection;
 mod rotary;
@@ -16,4 +17,5 @@ pub use rotary::{Rotary, RotaryConfig, RotaryScaling, Yarn};
 
 pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
 pub(crate) use init::ParamInit;
+pub(crate) use last_pass::{LastPass, PassKey};
 pub(crate) use projection::{head_output, project, project_part, unembed};
