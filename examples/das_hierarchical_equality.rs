@@ -39,7 +39,7 @@ use burn_align::training::{
     Controlled, History, InterchangeData, RateSchedule, TrainingConfig, evaluate,
     evaluate_with_controls, losses, train,
 };
-use burn_align_models::{AlignableTransformer, Component, ModelDims, ModelInput, Site, Tap};
+use burn_align_models::{AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap};
 use clap::Parser;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -82,6 +82,10 @@ impl<B: Backend> AlignableTransformer<B> for Mlp<B> {
 
     fn device(&self) -> B::Device {
         self.output.weight.val().device()
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        InputKinds::features(HIDDEN)
     }
 
     fn begin(&self, _pos: usize, _device: &B::Device) {}

@@ -20,7 +20,7 @@ use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig, Unit,
 };
-use burn_align_models::{AlignableTransformer, Component, ModelDims, ModelInput, Site, Tap};
+use burn_align_models::{AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap};
 use clap::Parser;
 use workbench::{BackendArgs, on_backend, out};
 
@@ -59,6 +59,10 @@ impl<B: Backend> AlignableTransformer<B> for Gru<B> {
 
     fn block_output_is_stream(&self) -> bool {
         false // the stream holds the inputs, too
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        InputKinds::features(D_INPUT)
     }
 
     fn begin(&self, _pos: usize, _device: &B::Device) {}

@@ -18,7 +18,7 @@ use burn::tensor::{Distribution, Tensor, activation::relu, backend::Backend};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig, Subspaces,
 };
-use burn_align_models::{AlignableTransformer, Component, ModelDims, ModelInput, Site, Tap};
+use burn_align_models::{AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap};
 use clap::Parser;
 use workbench::{BackendArgs, on_backend, out};
 
@@ -41,6 +41,11 @@ impl<B: Backend> AlignableTransformer<B> for Mlp<B> {
 
     fn device(&self) -> B::Device {
         self.input.weight.val().device()
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        let [d_input, _d_hidden] = self.input.weight.dims();
+        InputKinds::features(d_input)
     }
 
     fn begin(&self, _pos: usize, _device: &B::Device) {}

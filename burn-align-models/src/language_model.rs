@@ -9,7 +9,7 @@ use crate::dims::ModelDims;
 use crate::gpt2::{Gpt2, Gpt2Config};
 use crate::halves::BlockHalves;
 use crate::llama::{Llama, LlamaConfig};
-use crate::model::{AlignableTransformer, ModelInput};
+use crate::model::{AlignableTransformer, InputKinds, ModelInput};
 use crate::nn::CausalPass;
 use crate::pretrained::{
     ConfigError, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository, SaveError,
@@ -82,6 +82,10 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
 
     fn device(&self) -> B::Device {
         of_any_family!(self, model => model.device())
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        of_any_family!(self, model => model.input_kinds())
     }
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {

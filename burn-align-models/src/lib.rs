@@ -35,7 +35,7 @@ pub use gpt2::{Gpt2, Gpt2Config};
 pub use halves::BlockHalves;
 pub use language_model::{LanguageModel, LanguageModelConfig};
 pub use llama::{Llama, LlamaConfig};
-pub use model::{AlignableTransformer, ModelInput};
+pub use model::{AlignableTransformer, InputKinds, ModelInput};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
 pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};

@@ -1,5 +1,7 @@
 //! The interface between a model and the engine.
 
+use std::fmt;
+
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend};
 
@@ -40,6 +42,36 @@ impl<B: Backend> ModelInput<B> {
     }
 }
 
+/// Which inputs a model reads; see [`ModelInput`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InputKinds {
+    /// Whether it reads token ids.
+    pub tokens: bool,
+    /// The width of the vectors that it reads; `None` where it reads none.
+    pub features: Option<usize>,
+}
+
+impl InputKinds {
+    /// Vectors of this width, and no token ids.
+    pub fn features(width: usize) -> Self {
+        Self {
+            tokens: false,
+            features: Some(width),
+        }
+    }
+}
+
+impl fmt::Display for InputKinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.tokens, self.features) {
+            (true, None) => write!(f, "token ids"),
+            (true, Some(width)) => write!(f, "token ids, or vectors of {width} features"),
+            (false, Some(width)) => write!(f, "vectors of {width} features"),
+            (false, None) => write!(f, "no input at all"),
+        }
+    }
+}
+
 /// A model whose stages the engine drives one by one.
 ///
 /// The model does not run itself from end to end. The engine owns the loop, so it can start from
@@ -59,6 +91,15 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
 
     /// Where the model's parameters are.
     fn device(&self) -> B::Device;
+
+    /// Which inputs the model reads: the engine gives it no others. Default: token ids, and vectors
+    /// as wide as the residual stream.
+    fn input_kinds(&self) -> InputKinds {
+        InputKinds {
+            tokens: true,
+            features: Some(self.dims().d_model),
+        }
+    }
 
     /// Whether the model's layers are the time steps of a recurrent network, so that layer `t`
     /// computes position `t`.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, LanguageModel, ModelDims, ModelInput, NoTap, Suffixes, Tap,
+    AlignableTransformer, InputKinds, LanguageModel, ModelDims, ModelInput, NoTap, Suffixes, Tap,
 };
 
 /// A model and the number of its stages that have been run. Clones count together.
@@ -57,6 +57,10 @@ impl<B: Backend> AlignableTransformer<B> for Counted<B> {
 
     fn dims(&self) -> &ModelDims {
         self.model.dims()
+    }
+
+    fn input_kinds(&self) -> InputKinds {
+        self.model.input_kinds()
     }
 
     fn layers_are_steps(&self) -> bool {

@@ -7,7 +7,7 @@ use burn_align::engine::{
     WorldInput,
 };
 use burn_align::interventions::{BuiltinIntervention, FillIntervention, VanillaIntervention};
-use burn_align_models::{Component, Site, TokensError};
+use burn_align_models::{Component, InputKinds, Site, TokensError};
 
 use crate::counted::Counted;
 use crate::support::{load, message, tokens};
@@ -219,6 +219,33 @@ fn vectors_without_examples_or_positions() {
             "{error:?}"
         );
     }
+}
+
+#[test]
+fn vectors_of_another_width() {
+    let error = refused(|plan| {
+        let features = Tensor::zeros([2, 5, 15], &Default::default());
+        let input = plan.input(WorldInput::Features(features));
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::Last);
+    });
+    let expected = InputKinds {
+        tokens: true,
+        features: Some(16),
+    };
+    let found = InputKinds::features(15);
+    assert_eq!(
+        error,
+        PlanError::InputKind {
+            input: 0,
+            expected,
+            found
+        }
+    );
+    assert_says(
+        &error,
+        "input 0: the model reads token ids, or vectors of 16 features; found vectors of 15 features",
+    );
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use burn_align_models::{Component, Site, TokensError};
+use burn_align_models::{Component, InputKinds, Site, TokensError};
 
 use crate::interventions::{Misfit, counted};
 
@@ -14,6 +14,16 @@ pub enum PlanError {
         input: usize,
         /// What is wrong.
         cause: TokensError,
+    },
+    /// An input of another kind than the model reads.
+    #[error("input {input}: the model reads {expected}; found {found}")]
+    InputKind {
+        /// Index of the input.
+        input: usize,
+        /// What the model reads.
+        expected: InputKinds,
+        /// What the input is.
+        found: InputKinds,
     },
     /// Inputs of several kinds in one plan.
     #[error(

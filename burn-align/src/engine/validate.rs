@@ -1,7 +1,7 @@
 //! Checks of a plan before anything is computed.
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteDims, SiteWidth, TokensError};
+use burn_align_models::{AlignableTransformer, InputKinds, ModelDims, Site, SiteDims, SiteWidth, TokensError};
 
 use super::execute::logit_units;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
@@ -47,7 +47,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
 ) -> Result<Schedule, PlanError> {
-    check_inputs(plan, model.dims())?;
+    check_inputs(plan, model.dims(), model.input_kinds())?;
     // First of all, for an edit may take from a world that comes later.
     for world in &plan.worlds {
         check_id("input", world.input.0, plan.inputs.len())?;
@@ -107,9 +107,30 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     Schedule::new(plan, stages, &reads, &|_| false).map_err(|site| PlanError::Circular { site })
 }
 
-fn check_inputs<B: Backend>(plan: &Plan<B>, dims: &ModelDims) -> Result<(), PlanError> {
+fn check_inputs<B: Backend>(
+    plan: &Plan<B>,
+    dims: &ModelDims,
+    kinds: InputKinds,
+) -> Result<(), PlanError> {
     let (mut tokens, mut resumed) = (0, 0);
     for (index, input) in plan.inputs.iter().enumerate() {
+        let found = match input {
+            WorldInput::Tokens(_) => InputKinds {
+                tokens: true,
+                features: None,
+            },
+            WorldInput::Features(x) => InputKinds::features(x.dims()[2]),
+            WorldInput::Resumed(_) => kinds,
+        };
+        if (found.tokens && !kinds.tokens)
+            || (found.features.is_some() && found.features != kinds.features)
+        {
+            return Err(PlanError::InputKind {
+                input: index,
+                expected: kinds,
+                found,
+            });
+        }
         let checked = match input {
             WorldInput::Tokens(batch) => {
                 tokens += 1;
