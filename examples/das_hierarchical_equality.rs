@@ -39,7 +39,9 @@ use burn_align::training::{
     Controlled, History, InterchangeData, RateSchedule, TrainingConfig, evaluate,
     evaluate_with_controls, losses, train,
 };
-use burn_align_models::{AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap};
+use burn_align_models::{
+    AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap,
+};
 use clap::Parser;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -20,7 +20,9 @@ use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig, Unit,
 };
-use burn_align_models::{AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap};
+use burn_align_models::{
+    AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap,
+};
 use clap::Parser;
 use workbench::{BackendArgs, on_backend, out};
 

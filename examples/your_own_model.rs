@@ -18,7 +18,9 @@ use burn::tensor::{Distribution, Tensor, activation::relu, backend::Backend};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig, Subspaces,
 };
-use burn_align_models::{AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap};
+use burn_align_models::{
+    AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap,
+};
 use clap::Parser;
 use workbench::{BackendArgs, on_backend, out};
 

@@ -1,7 +1,9 @@
 //! Checks of a plan before anything is computed.
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, InputKinds, ModelDims, Site, SiteDims, SiteWidth, TokensError};
+use burn_align_models::{
+    AlignableTransformer, InputKinds, ModelDims, Site, SiteDims, SiteWidth, TokensError,
+};
 
 use super::execute::logit_units;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
