@@ -6,7 +6,7 @@ One sender at a time: a forward pass on the base under hooks that put in the sou
 sender and freeze all else between it and its receiver to the base, and, where the receiver is not
 the logits, a second one with the receiver's input as it was recorded. Base and source are run once.
 Prints one JSON line per workload: the seconds for all senders. --senders times so many, evenly
-chosen, and scales up. Random GPT-2 small, f32, 16 × 15 tokens, logits at the last position.
+chosen, and scales up what is computed for each. Random GPT-2 small, f32, 16 × 15 tokens, logits at the last position.
 
 `paths_nodes_25x5` is the sweep of nano-causal-interventions on 1 × 5 tokens: what the attention or
 the MLP of a layer reads at a position is the source's, one of them at a time, and once nothing. With
@@ -16,6 +16,7 @@ packages it needs.
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from functools import partial
@@ -104,6 +105,19 @@ def sweep(hooked, name, senders):
     return effects
 
 
+def scaled_up(run, timed, count):
+    """Seconds that `run` takes for so many, by some of them. What it computes once, it has once."""
+
+    def seconds(chosen):
+        start = time.perf_counter()
+        run(chosen)
+        return time.perf_counter() - start
+
+    run(timed[:1])
+    once = statistics.median(seconds([]) for _ in range(3))
+    return once + (seconds(timed) - once) * count / len(timed)
+
+
 def cells():
     """Attention (a) and MLP (f) of every layer at every position, and nothing."""
     nodes = [(kind, layer) for layer in range(LAYERS) for kind in "af"]
@@ -186,10 +200,7 @@ def sweep_nodes(model, args):
     count = min(args.senders or len(everything), len(everything))
     timed = [everything[i * len(everything) // count] for i in range(count)]
     for peer, run in peers.items():
-        run(timed[:1])
-        start = time.perf_counter()
-        run(timed)
-        seconds = (time.perf_counter() - start) * len(everything) / count
+        seconds = scaled_up(run, timed, len(everything))
         line = {"workload": NODES, "peer": peer, "cells": len(everything), "timed": count}
         print(json.dumps(line | {"seconds": seconds}), flush=True)
     return True
@@ -221,10 +232,7 @@ def main():
         senders = [(layer, head) for layer in range(layers) for head in range(HEADS)]
         count = min(args.senders or len(senders), len(senders))
         timed = [senders[i * len(senders) // count] for i in range(count)]
-        sweep(hooked, name, timed[:1])
-        start = time.perf_counter()
-        sweep(hooked, name, timed)
-        seconds = (time.perf_counter() - start) * len(senders) / count
+        seconds = scaled_up(lambda chosen: sweep(hooked, name, chosen), timed, len(senders))
         line = {"workload": name, "peer": "hooks", "senders": len(senders), "timed": count}
         print(json.dumps(line | {"seconds": seconds}), flush=True)
 
