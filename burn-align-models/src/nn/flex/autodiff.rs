@@ -124,13 +124,13 @@ pub(super) fn affine<B: Backend>(
     weight: &Tensor<B, 2>,
     bias: Option<&Tensor<B, 1>>,
 ) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
-    let Ok(weight) = recognise(weight.clone()) else {
+    let Ok(weight) = recognise_any(weight.clone()) else {
         return Err(x);
     };
-    let Ok(bias) = bias.map(|bias| recognise(bias.clone())).transpose() else {
+    let Ok(bias) = bias.map(|bias| recognise_any(bias.clone())).transpose() else {
         return Err(x);
     };
-    let x = recognise(x)?;
+    let x = recognise_any(x)?;
     Ok(generic(product::affine_tracked(x, weight, bias)))
 }
 
@@ -213,9 +213,14 @@ pub(super) fn layer_norm<B: Backend>(
 pub(super) fn recognise<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tracked, Tensor<B, D>> {
-    if x.dtype() != DType::F32 {
-        return Err(x);
+    match x.dtype() {
+        DType::F32 => recognise_any(x),
+        _ => Err(x),
     }
+}
+
+/// As [`recognise`], of any dtype.
+fn recognise_any<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tracked, Tensor<B, D>> {
     cast::<_, Tracked>(x.into_primitive().tensor())
         .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
 }

@@ -17,6 +17,7 @@ use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
+use super::elements::Elements;
 
 /// Vectors of a row of a tile.
 const VECTORS: usize = 2;
@@ -62,19 +63,37 @@ thread_local! {
 
 /// A matrix that is only read, whose rows or columns are contiguous.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
+pub(super) struct Matrix<E> {
     /// From its first element on.
-    pub(super) elements: &'a [f32],
+    pub(super) elements: E,
     /// From a row to the next, and from a column to the next; one of them is 1.
     pub(super) strides: [usize; 2],
 }
 
-impl<'a> Matrix<'a> {
+impl<E> Matrix<E> {
+    /// Where an element is.
+    fn place(&self, row: usize, column: usize) -> usize {
+        let [by_row, by_column] = self.strides;
+        row * by_row + column * by_column
+    }
+}
+
+impl Matrix<&[f32]> {
     /// From another element on.
     fn from(&self, row: usize, column: usize) -> Self {
-        let [by_row, by_column] = self.strides;
         Self {
-            elements: &self.elements[row * by_row + column * by_column..],
+            elements: &self.elements[self.place(row, column)..],
+            strides: self.strides,
+        }
+    }
+}
+
+impl<'a> Matrix<Elements<'a>> {
+    /// From another element on.
+    #[inline(always)]
+    fn from(&self, row: usize, column: usize) -> Self {
+        Self {
+            elements: self.elements.from(self.place(row, column)),
             strides: self.strides,
         }
     }
@@ -89,8 +108,8 @@ impl<'a> Matrix<'a> {
 /// - output: `[row, d_output]`
 pub(super) fn affine(
     arch: Arch,
-    x: Matrix,
-    weight: Matrix,
+    x: Matrix<&[f32]>,
+    weight: Matrix<Elements>,
     bias: Option<&[f32]>,
     [rows, d_input, d_output]: [usize; 3],
 ) -> Vec<f32> {
@@ -189,7 +208,13 @@ impl Blocks {
 }
 
 /// Lays out the rows as `[block, feature, row of the block]`.
-fn pack_rows(x: Matrix, d_input: usize, blocks: Blocks, packed: &mut [f32], parallel: bool) {
+fn pack_rows(
+    x: Matrix<&[f32]>,
+    d_input: usize,
+    blocks: Blocks,
+    packed: &mut [f32],
+    parallel: bool,
+) {
     let mut parts = Vec::with_capacity(blocks.count);
     let mut rest = packed;
     for block in 0..blocks.count {
@@ -209,7 +234,7 @@ fn pack_rows(x: Matrix, d_input: usize, blocks: Blocks, packed: &mut [f32], para
 }
 
 /// Lays out the first `R` rows as `[feature, R]`.
-fn pack_block<const R: usize>(x: Matrix, d_input: usize, packed: &mut [f32]) {
+fn pack_block<const R: usize>(x: Matrix<&[f32]>, d_input: usize, packed: &mut [f32]) {
     let packed = &mut packed.as_chunks_mut::<R>().0[..d_input];
     let [by_row, by_feature] = x.strides;
     if by_feature != 1 {
@@ -243,7 +268,7 @@ struct Task<'a> {
     blocks: Blocks,
     d_input: usize,
     /// From the first of the columns on.
-    weight: Matrix<'a>,
+    weight: Matrix<Elements<'a>>,
     bias: Option<&'a [f32]>,
     packed: &'a mut [f32],
     sums: Vec<&'a mut [f32]>,
@@ -296,7 +321,7 @@ impl WithSimd for Task<'_> {
 /// other columns keep what they have: nobody reads their sums.
 struct Pack<'a, S> {
     vectors: PhantomData<S>,
-    weight: Matrix<'a>,
+    weight: Matrix<Elements<'a>>,
     columns: usize,
     depth: usize,
     packed: &'a mut [f32],
@@ -320,8 +345,10 @@ impl<S: Simd> Pack<'_, S> {
     fn rows(self) {
         let width = VECTORS * S::F32_LANES;
         let whole = self.columns / width * width;
+        let mut room = [0.0; MOST_COLUMNS + MOST_WIDTH];
+        let room = &mut room[..self.columns];
         for feature in 0..self.depth {
-            let row = &self.weight.from(feature, 0).elements[..self.columns];
+            let row = self.weight.from(feature, 0).elements.widened(room);
             let vectors = S::as_simd_f32s(row).0.as_chunks::<VECTORS>().0;
             let to = S::as_mut_simd_f32s(&mut self.packed[feature * width..]).0;
             for (panel, vectors) in vectors.iter().enumerate() {
@@ -339,14 +366,17 @@ impl<S: Simd> Pack<'_, S> {
     fn columns(self) {
         let width = VECTORS * S::F32_LANES;
         let squares = self.depth - self.depth % SQUARE;
+        let mut rooms = [[0.0; DEPTH]; SQUARE];
         for first in (0..self.columns).step_by(width) {
             let panel = &mut self.packed[first * self.depth..][..width * self.depth];
             let here = width.min(self.columns - first);
             let in_squares = here - here % SQUARE;
             for column in (0..in_squares).step_by(SQUARE) {
-                let columns: [&[f32]; SQUARE] = array::from_fn(|index| {
-                    &self.weight.from(0, first + column + index).elements[..self.depth]
-                });
+                let mut columns: [&[f32]; SQUARE] = [&[]; SQUARE];
+                for (index, (elements, room)) in columns.iter_mut().zip(&mut rooms).enumerate() {
+                    let weight = self.weight.from(0, first + column + index);
+                    *elements = weight.elements.widened(&mut room[..self.depth]);
+                }
                 for feature in (0..squares).step_by(SQUARE) {
                     let mut square = [[0.0; SQUARE]; SQUARE];
                     for (row, column) in columns.iter().enumerate() {
@@ -367,7 +397,8 @@ impl<S: Simd> Pack<'_, S> {
             }
             for column in in_squares..here {
                 let elements = self.weight.from(0, first + column).elements;
-                for (feature, x) in elements[..self.depth].iter().enumerate() {
+                let elements = elements.widened(&mut rooms[0][..self.depth]);
+                for (feature, x) in elements.iter().enumerate() {
                     panel[feature * width + column] = *x;
                 }
             }

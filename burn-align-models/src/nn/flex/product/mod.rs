@@ -6,6 +6,7 @@
 //! order to the bias, so a row comes out the same, to the bit, whatever it is batched with.
 
 mod aligned;
+mod elements;
 mod few_rows;
 mod many_rows;
 mod transposed;
@@ -16,11 +17,12 @@ use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::ops::{FloatTensor, FloatTensorOps};
-use burn::tensor::{TensorData, TensorMetadata};
+use burn::tensor::{DType, TensorData, TensorMetadata, bf16, f16};
 use burn_flex::{Flex, FlexTensor};
 use pulp::Arch;
 
 use super::strided::contiguous;
+use elements::Elements;
 use many_rows::Matrix;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -46,39 +48,72 @@ fn affine_by(
     let [rows, d_input] = x.shape().dims();
     let [_d_input, d_output] = weight.shape().dims();
     let dims = [rows, d_input, d_output];
-    let bias = bias.cloned().map(contiguous);
+    let bias = bias.map(|bias| contiguous(widened(bias)));
     let bias: Option<&[f32]> = bias.as_ref().map(FlexTensor::storage);
-    let (x, weight) = (by_rows_or_columns(x), by_rows_or_columns(weight));
-    let product = match matrix(&weight).strides {
+    let dtype = x.dtype();
+    let (x, weight) = (by_rows_or_columns(&widened(x)), by_rows_or_columns(weight));
+    let start = weight.layout().start_offset();
+    let elements = Elements::of(&weight, start);
+    let product = match (elements, strides(&weight)) {
         _ if rows == 0 || d_output == 0 => Vec::new(),
-        [stride, 1] if rows <= few_rows::most_rows(d_output) => {
-            let (x, weight) = (contiguous(x), matrix(&weight));
-            few_rows::affine(arch, x.storage(), weight.elements, stride, bias, dims)
+        (Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
+            few_rows::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
-        [1, stride] if rows <= transposed::MOST_ROWS => {
-            let (x, weight) = (contiguous(x), matrix(&weight));
-            transposed::affine(arch, x.storage(), weight.elements, stride, bias, dims)
+        (Elements::F32(weight), [1, stride]) if rows <= transposed::MOST_ROWS => {
+            transposed::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
-        _ => many_rows::affine(arch, matrix(&x), matrix(&weight), bias, dims),
+        (elements, strides_of_weight) => {
+            let x = Matrix {
+                elements: &x.storage()[x.layout().start_offset()..],
+                strides: strides(&x),
+            };
+            let weight = Matrix {
+                elements,
+                strides: strides_of_weight,
+            };
+            many_rows::affine(arch, x, weight, bias, dims)
+        }
     };
-    FlexTensor::from_data(TensorData::new(product, [rows, d_output]))
+    let shape = [rows, d_output];
+    FlexTensor::from_data(match dtype {
+        DType::F16 => TensorData::new(product.into_iter().map(f16::from_f32).collect(), shape),
+        DType::BF16 => TensorData::new(product.into_iter().map(bf16::from_f32).collect(), shape),
+        _ => TensorData::new(product, shape),
+    })
+}
+
+/// Whether there are products of matrices of this dtype.
+pub(super) fn multiplies(dtype: DType) -> bool {
+    Elements::are(dtype)
+}
+
+/// The tensor in f32: itself, or a copy.
+fn widened(x: &FlexTensor) -> FlexTensor {
+    match x.dtype() {
+        DType::F32 => x.clone(),
+        _ => Flex::float_cast(x.clone(), DType::F32.into()),
+    }
 }
 
 /// The tensor itself where its rows or its columns are contiguous, otherwise a copy.
 fn by_rows_or_columns(x: &FlexTensor) -> FlexTensor {
     match x.layout().strides() {
         [stride, 1] | [1, stride] if *stride > 0 => x.clone(),
-        _ => contiguous(x.clone()),
+        _ => in_order(x.clone()),
     }
 }
 
-/// The elements of a tensor whose rows or columns are contiguous.
-fn matrix(x: &FlexTensor) -> Matrix<'_> {
-    let layout = x.layout();
-    Matrix {
-        elements: &x.storage()[layout.start_offset()..],
-        strides: [0, 1].map(|axis| layout.strides()[axis] as usize),
+/// The tensor in row-major order.
+fn in_order(x: FlexTensor) -> FlexTensor {
+    match x.dtype() {
+        DType::F32 => contiguous(x),
+        _ => x.to_contiguous(),
     }
+}
+
+/// Those of a tensor whose rows or columns are contiguous.
+fn strides(x: &FlexTensor) -> [usize; 2] {
+    [0, 1].map(|axis| x.layout().strides()[axis] as usize)
 }
 
 /// What the gradients need: `x`, if the weight has one, and the weight, if `x` has one.
@@ -93,7 +128,7 @@ impl Backward<Flex, 3> for OfAffine {
     fn backward(self, ops: Ops<Factors, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let [of_x, of_weight, of_bias] = ops.parents;
         let [x, weight] = ops.state;
-        let gradient = contiguous(gradients.consume::<Flex>(&ops.node));
+        let gradient = in_order(gradients.consume::<Flex>(&ops.node));
         if let (Some(node), Some(weight)) = (of_x, weight) {
             let of_x = affine(&gradient, &weight.transpose(0, 1), None);
             gradients.register::<Flex>(node.id, of_x);
@@ -172,6 +207,42 @@ mod tests {
             }
         }
         product
+    }
+
+    #[test]
+    fn products_in_16_bits_are_those_in_32_bits_rounded() {
+        for dims in [[1, 1, 1], [3, 7, 129], [17, 300, 241], [63, 12, 481]] {
+            let [rows, d_input, d_output] = dims;
+            for dtype in [DType::F16, DType::BF16] {
+                let rounded = |x: FlexTensor| Flex::float_cast(x, dtype.into());
+                let x = rounded(tensor([rows, d_input]));
+                let bias = rounded(tensor([1, d_output]).reshape([d_output].into()));
+                let weights = [
+                    rounded(tensor([d_input, d_output])),
+                    rounded(tensor([d_output, d_input])).transpose(0, 1),
+                    rounded(tensor([d_input, 2 * d_output])).narrow(1, d_output, d_output),
+                ];
+                for weight in weights {
+                    let [x_wide, weight_wide, bias_wide] = [&x, &weight, &bias].map(widened);
+                    for arch in architectures() {
+                        let wide = affine_by(arch, &x_wide, &weight_wide, Some(&bias_wide));
+                        let round = |x: &f32| match dtype {
+                            DType::F16 => f16::from_f32(*x).to_f32(),
+                            _ => bf16::from_f32(*x).to_f32(),
+                        };
+                        let expected: Vec<f32> = wide.storage().iter().map(round).collect();
+                        let found = affine_by(arch, &x, &weight, Some(&bias));
+                        assert_eq!(found.dtype(), dtype);
+                        let found = widened(&found);
+                        let found = found.storage::<f32>();
+                        let differ = found.iter().zip(&expected).position(|(a, b)| a != b);
+                        let strides = weight.layout().strides();
+                        assert_eq!(differ, None, "{dtype:?} {dims:?} {strides:?} {arch:?}");
+                        assert_eq!(found.len(), expected.len());
+                    }
+                }
+            }
+        }
     }
 
     #[test]
