@@ -222,21 +222,22 @@ where
             let step = state.losses.len();
             set_temperature(&mut state.interventions, config, step, steps);
             let replicated = replicas.replicated(&state.interventions);
-            let total = |loss: Tensor<A, 1>| match penalty(&state.interventions) {
-                Some(penalty) => (loss + penalty * config.penalty) / group.len() as f64,
-                None => loss / group.len() as f64,
-            };
             let mut sums = [GradientsAccumulator::new(), GradientsAccumulator::new()];
             let mut losses = 0.0;
             for (dataset, examples) in group {
+                let tracked = track::<A, I>(state.interventions.clone());
+                let total = |loss: Tensor<A, 1>| match penalty(&tracked) {
+                    Some(penalty) => (loss + penalty * config.penalty) / group.len() as f64,
+                    None => loss / group.len() as f64,
+                };
                 let value = |logits: Tensor<A, 3>, order: &[usize], device: &A::Device| {
                     let [_batch, units, _vocab] = logits.dims();
                     let targets = data[*dataset].targets(*dataset, order, units, device);
                     loss(logits, &targets)
                 };
                 let batch = (*dataset, &examples[..]);
-                let (found, loss) =
-                    replicas.gradients(batch, &state.interventions, &replicated, value, total)?;
+                let copies: Vec<_> = replicated.iter().cloned().map(track::<A, I>).collect();
+                let (found, loss) = replicas.gradients(batch, &tracked, &copies, value, total)?;
                 for [of_rest, of_masks] in found {
                     sums[0].accumulate(&state.interventions, of_rest);
                     sums[1].accumulate(&state.interventions, of_masks);
@@ -372,6 +373,11 @@ fn penalty<B: Backend, I: Intervention<B>>(interventions: &[I]) -> Option<Tensor
 }
 
 /// The interventions with their parameters tracked, wherever they came from.
+///
+/// Each backward pass needs its own. Burn 0.21's autodiff forgets a parameter behind its first
+/// backward pass, and a graph without a parameter that it knows is swept away while it is built,
+/// when another thread ends a backward pass of its own: gradients are then wrong and nothing says
+/// so (tracel-ai/burn#5573).
 fn track<A: AutodiffBackend, I: Module<A>>(interventions: Vec<I>) -> Vec<I> {
     struct Track;
     impl<A: AutodiffBackend> ModuleMapper<A> for Track {
