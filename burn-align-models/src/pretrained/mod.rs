@@ -14,6 +14,7 @@ mod checkpoint;
 mod error;
 mod family;
 mod fields;
+pub mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod repository;

@@ -1,0 +1,5 @@
+//! Models in llama.cpp's GGUF format.
+
+mod ggml_type;
+
+pub use ggml_type::GgmlType;
