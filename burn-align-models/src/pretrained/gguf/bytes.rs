@@ -1,0 +1,87 @@
+//! Bytes that stay in the file.
+
+use std::fmt;
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use mmap_io::{MemoryMappedFile, MmapIoError};
+
+use super::GgufError;
+
+/// A part of a mapped file: cheap to clone, and to hand to other threads. The file stays mapped as
+/// long as one of them is there.
+///
+/// Whoever shortens the file meanwhile ends the process that reads it, as with all mapped files.
+#[derive(Clone)]
+pub struct TensorBytes {
+    source: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl TensorBytes {
+    /// Maps a file.
+    pub(super) fn map(file: &Path) -> Result<Self, GgufError> {
+        let io = |cause| GgufError::Io { cause };
+        // A folder cannot be mapped; the system's own words for that say something else.
+        if fs::metadata(file).map_err(io)?.is_dir() {
+            return Err(io(std::io::ErrorKind::IsADirectory.into()));
+        }
+        let mapped = MemoryMappedFile::open_ro(file).map_err(|error| match error {
+            MmapIoError::Io(cause) => io(cause),
+            other => io(std::io::Error::other(other.to_string())),
+        })?;
+        Ok(Self::new(Mapped(mapped)))
+    }
+
+    /// Of something that owns bytes.
+    fn new(source: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        let range = 0..source.as_ref().len();
+        Self {
+            source: Arc::new(source),
+            range,
+        }
+    }
+
+    /// A part of it, which must lie within.
+    pub(super) fn slice(&self, range: Range<usize>) -> Option<Self> {
+        let start = self.range.start.checked_add(range.start)?;
+        let end = self.range.start.checked_add(range.end)?;
+        (start <= end && end <= self.range.end).then(|| Self {
+            source: self.source.clone(),
+            range: start..end,
+        })
+    }
+}
+
+impl AsRef<[u8]> for TensorBytes {
+    fn as_ref(&self) -> &[u8] {
+        let all: &[u8] = (*self.source).as_ref();
+        &all[self.range.clone()]
+    }
+}
+
+impl From<Vec<u8>> for TensorBytes {
+    /// Bytes in memory.
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(bytes)
+    }
+}
+
+impl fmt::Debug for TensorBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TensorBytes")
+            .field("range", &self.range)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Mapped(MemoryMappedFile);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        // A read-only mapping of the whole file never refuses.
+        self.0.as_slice_bytes(0, self.0.len()).unwrap_or_default()
+    }
+}
