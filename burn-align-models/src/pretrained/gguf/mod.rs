@@ -19,6 +19,8 @@ mod file;
 mod ggml_type;
 mod metadata;
 mod part;
+#[cfg(test)]
+mod tests;
 
 pub use bytes::TensorBytes;
 pub use error::GgufError;
