@@ -29,6 +29,7 @@ pub mod gpt2;
 pub mod llama;
 pub mod nn;
 pub mod pretrained;
+pub mod quants;
 
 pub use dims::{ModelDims, SiteDims, SiteWidth};
 pub use gpt2::{Gpt2, Gpt2Config};

@@ -1,0 +1,182 @@
+//! Weights in the block formats of GGUF files, and what they are in f32.
+//!
+//! A block holds a few consecutive elements of a row: small integers, and the scales that they are
+//! multiplied by. The layouts are those of ggml's `ggml-quants.c`; the values equal, to the bit,
+//! those that the Python package `gguf` computes (`gguf/quants.py`, version 0.19).
+//!
+//! A format is one function from the bytes of a block to its elements, and one line of the table
+//! below.
+
+mod floats;
+mod iq4;
+mod k;
+mod legacy;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, hint};
+
+/// Defines [`BlockFormat`] from a table of formats: name, number in GGUF files, function.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $format:ident = $number:literal, $widen:path: $bytes:literal => $elements:literal;)+) => {
+        /// How the elements of a matrix are stored.
+        ///
+        /// With the names and the numbers of `enum ggml_type` in ggml's `ggml.h`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[expect(non_camel_case_types, reason = "the names by which everybody knows them")]
+        pub enum BlockFormat {
+            $($(#[$doc])* $format,)+
+        }
+
+        impl BlockFormat {
+            /// Every format.
+            pub const ALL: &[Self] = &[$(Self::$format),+];
+
+            /// The format with this number in GGUF files.
+            pub fn from_ggml_type(number: u32) -> Option<Self> {
+                match number {
+                    $($number => Some(Self::$format),)+
+                    _ => None,
+                }
+            }
+
+            /// Its number in GGUF files.
+            pub fn ggml_type(self) -> u32 {
+                match self {
+                    $(Self::$format => $number,)+
+                }
+            }
+
+            /// Its name.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$format => stringify!($format),)+
+                }
+            }
+
+            /// Elements of a block.
+            pub const fn block_elements(self) -> usize {
+                match self {
+                    $(Self::$format => $elements,)+
+                }
+            }
+
+            /// Bytes of a block.
+            pub const fn block_bytes(self) -> usize {
+                match self {
+                    $(Self::$format => $bytes,)+
+                }
+            }
+        }
+
+        /// [`dequantize`], compiled for the vectors of whichever function it is called from.
+        #[inline(always)]
+        pub(crate) fn widen(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
+            match format {
+                $(BlockFormat::$format => each::<$bytes, $elements>(blocks, out, $widen),)+
+            }
+        }
+    };
+}
+
+formats! {
+    /// 32 bits.
+    F32 = 0, floats::f32: 4 => 1;
+    /// IEEE half precision.
+    F16 = 1, floats::f16: 2 => 1;
+    /// The upper half of an f32.
+    BF16 = 30, floats::bf16: 2 => 1;
+    /// 4 bits and a scale for each 32.
+    Q4_0 = 2, legacy::q4_0: 18 => 32;
+    /// 4 bits, a scale and a minimum for each 32.
+    Q4_1 = 3, legacy::q4_1: 20 => 32;
+    /// 5 bits and a scale for each 32.
+    Q5_0 = 6, legacy::q5_0: 22 => 32;
+    /// 5 bits, a scale and a minimum for each 32.
+    Q5_1 = 7, legacy::q5_1: 24 => 32;
+    /// 8 bits and a scale for each 32.
+    Q8_0 = 8, legacy::q8_0: 34 => 32;
+    /// 2 bits; 16 scales and minima of 4 bits for each 256.
+    Q2_K = 10, k::q2: 84 => 256;
+    /// 3 bits; 16 scales of 6 bits for each 256.
+    Q3_K = 11, k::q3: 110 => 256;
+    /// 4 bits; 8 scales and minima of 6 bits for each 256.
+    Q4_K = 12, k::q4: 144 => 256;
+    /// 5 bits; 8 scales and minima of 6 bits for each 256.
+    Q5_K = 13, k::q5: 176 => 256;
+    /// 6 bits; 16 scales of 8 bits for each 256.
+    Q6_K = 14, k::q6: 210 => 256;
+    /// 4 bits that number unevenly spaced values, and a scale for each 32.
+    IQ4_NL = 20, iq4::nl: 18 => 32;
+    /// As [`IQ4_NL`](Self::IQ4_NL), with 8 scales of 6 bits for each 256.
+    IQ4_XS = 23, iq4::xs: 136 => 256;
+}
+
+impl BlockFormat {
+    /// Bytes of a row of so many elements; `None` where these are not whole blocks, or more than
+    /// can be addressed.
+    pub fn row_bytes(self, elements: usize) -> Option<usize> {
+        if !elements.is_multiple_of(self.block_elements()) {
+            return None;
+        }
+        (elements / self.block_elements()).checked_mul(self.block_bytes())
+    }
+}
+
+impl fmt::Display for BlockFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Writes the elements of consecutive blocks to `out`, in f32.
+///
+/// # Panics
+/// Unless `blocks` are whole blocks and `out` has as many elements.
+pub fn dequantize(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
+    assert_eq!(
+        format.row_bytes(out.len()),
+        Some(blocks.len()),
+        "{} elements of {format} in {} bytes",
+        out.len(),
+        blocks.len()
+    );
+    widen(format, blocks, out);
+}
+
+/// Calls `widen` for each block.
+#[inline(always)]
+fn each<const BYTES: usize, const ELEMENTS: usize>(
+    blocks: &[u8],
+    out: &mut [f32],
+    widen: impl Fn(&[u8; BYTES], &mut [f32; ELEMENTS]),
+) {
+    let (blocks, _) = blocks.as_chunks::<BYTES>();
+    let (out, _) = out.as_chunks_mut::<ELEMENTS>();
+    for (block, out) in blocks.iter().zip(out) {
+        widen(block, out);
+    }
+}
+
+/// Some bytes of a block, the first of which is at `AT`.
+#[inline(always)]
+fn part<const AT: usize, const N: usize, const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; N] {
+    const { assert!(AT + N <= BYTES) };
+    block[AT..].first_chunk().expect("checked when compiled")
+}
+
+/// The half-precision number at `AT`, in f32.
+#[inline(always)]
+fn scale<const AT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> f32 {
+    floats::widen_f16(u16::from_le_bytes(*part::<AT, 2, BYTES>(block)))
+}
+
+/// Integers that have been unpacked, before they become floats.
+///
+/// Without it, both steps are compiled as one, which works on single elements of several blocks
+/// side by side: three times as long for some formats.
+#[inline(always)]
+fn apart<T, const N: usize>(q: [T; N]) -> [T; N] {
+    hint::black_box(q)
+}
