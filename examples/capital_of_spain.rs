@@ -26,23 +26,21 @@ use burn::tensor::{ElementConversion, Tensor};
 use burn_align::engine::{Edit, LogitPositions, Plan, Units, replicate};
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 use burn_align::methods::{Grid, probability};
-use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, Site,
-};
+use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site};
 use clap::Parser;
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::{heat_map_text, table};
-use workbench::{BackendArgs, DeviceArgs, on_backend, out, progress};
+use workbench::{BackendArgs, DeviceArgs, ModelArgs, on_backend, out};
 
+const MODEL: &str = "bundled:capitals";
 const BASE: &str = "The capital of Spain is";
 const SOURCE: &str = "The capital of Italy is";
 
 /// Swaps activations between two prompts and shows what the model says then.
 #[derive(Parser)]
 struct Args {
-    /// A Hugging Face folder, a hub id such as gpt2, or bundled:capitals.
-    #[arg(long, default_value = "bundled:capitals")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The prompt that is changed.
     #[arg(long, default_value = BASE)]
     base: String,
@@ -81,10 +79,10 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     // 1. The model and its tokenizer, on the first device.
     let devices = args.devices.of::<B>(args.backend.backend)?;
     let device = &devices[0];
-    let options = LoadOptions::default()
-        .with_dtype(args.backend.dtype.dtype())
-        .with_progress(progress::loading());
-    let loaded = LanguageModel::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let dtype = args.backend.dtype.dtype();
+    let loaded = args
+        .model
+        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?.clone();
     let layers = loaded.model.dims().layers;
 
@@ -189,10 +187,10 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
 
     // What is claimed at the top, of the question that is asked there.
     if (
-        args.model.as_str(),
+        args.model.source(MODEL),
         args.base.as_str(),
         args.source.as_str(),
-    ) == ("bundled:capitals", BASE, SOURCE)
+    ) == (MODEL, BASE, SOURCE)
     {
         ensure!(before.text == "Madrid", "the base says {before}");
         ensure!(answer.text == "Rome", "the source says {answer}");

@@ -24,22 +24,22 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use burn_align::engine::Indices;
 use burn_align::methods::{Grid, patch_streams, probability};
-use burn_align::models::{AlignableTransformer, FromPretrained, LanguageModel, LoadOptions};
+use burn_align::models::{AlignableTransformer, LanguageModel};
 use burn_align::paths::{Node, Stream, Value};
 use clap::Parser;
 use workbench::plot::{heat_maps, picture_file};
 use workbench::table::heat_map_text;
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, ModelArgs, on_backend, out};
 
+const MODEL: &str = "bundled:capitals";
 const BASE: &str = "The capital of Spain is";
 const SOURCE: &str = "The capital of Italy is";
 
 /// Patches every node at every position, with and without what lies behind it.
 #[derive(Parser)]
 struct Args {
-    /// A Hugging Face folder, a hub id such as gpt2, or bundled:capitals.
-    #[arg(long, default_value = "bundled:capitals")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The prompt that is changed.
     #[arg(long, default_value = BASE)]
     base: String,
@@ -65,10 +65,10 @@ fn main() -> ExitCode {
 
 fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model and the prompts.
-    let options = LoadOptions::default()
-        .with_dtype(args.backend.dtype.dtype())
-        .with_progress(progress::loading());
-    let loaded = LanguageModel::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let dtype = args.backend.dtype.dtype();
+    let loaded = args
+        .model
+        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?;
     let base = tokenizer.encode_batch([&args.base])?;
     let source = tokenizer.encode_batch([&args.source])?;
@@ -136,7 +136,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
 
     // 5. What is claimed at the top, of the question that is asked there.
-    if (&*args.model, &*args.base, &*args.source) == ("bundled:capitals", BASE, SOURCE) {
+    if (args.model.source(MODEL), &*args.base, &*args.source) == (MODEL, BASE, SOURCE) {
         let (country, last) = (3, base.pos() - 1);
         let embedding = nodes.len() - 1;
         ensure!(

@@ -21,18 +21,19 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use burn_align::methods::{CausalTraceConfig, causal_trace};
-use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
+use burn_align_models::{AlignableTransformer, Component, LanguageModel};
 use clap::Parser;
 use workbench::plot::{heat_maps, picture_file};
 use workbench::table::heat_map_text;
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, ModelArgs, on_backend, out, progress};
+
+const MODEL: &str = "bundled:capitals";
 
 /// Traces which activations carry a fact.
 #[derive(Parser)]
 struct Args {
-    /// A GPT-2: a Hugging Face folder, a hub id, or bundled:capitals.
-    #[arg(long, default_value = "bundled:capitals")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// What the model reads.
     #[arg(long, default_value = "The capital of Spain is")]
     prompt: String,
@@ -70,13 +71,13 @@ fn main() -> ExitCode {
 
 fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and how large its embeddings are.
-    let options = LoadOptions::default()
-        .with_dtype(args.backend.dtype.dtype())
-        .with_progress(progress::loading());
-    let loaded = Gpt2::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let dtype = args.backend.dtype.dtype();
+    let loaded = args
+        .model
+        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?;
     let layers = loaded.model.dims().layers;
-    let embeddings = loaded.model.wte.weight.val().flatten::<1>(0, 1);
+    let embeddings = loaded.model.token_embedding().flatten::<1>(0, 1);
     let deviation = embeddings.var(0).sqrt().into_data();
     let deviation = deviation.iter::<f64>().next().context("no embeddings")?;
 
@@ -134,7 +135,7 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
 
     // 5. What is claimed at the top.
-    if args.model == "bundled:capitals" && args.subject == "Spain" {
+    if args.model.source(MODEL) == MODEL && args.subject == "Spain" {
         let residual = &traces[0].2;
         let best = residual.restored.max().context("no cells")?;
         ensure!(

@@ -42,15 +42,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_align_models::{
-    FromPretrained, LanguageModel, LoadOptions, ModelSource, Tokenizer, top_tokens,
-};
+use burn_align_models::{ModelSource, Tokenizer, top_tokens};
 use clap::Parser;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
 use workbench::requests::{Answer, Model, Request};
 use workbench::table::table;
-use workbench::{BackendArgs, backends, complain, on_backend, out};
+use workbench::{BackendArgs, LoadArgs, backends, complain, on_backend, out};
 
 /// Serves requests for interventions, each from a JSON file.
 #[derive(Parser)]
@@ -64,6 +62,8 @@ struct Args {
     /// Print them as JSON, one line for each example.
     #[arg(long, requires = "top")]
     json: bool,
+    #[command(flatten)]
+    load: LoadArgs,
     #[command(flatten)]
     backend: BackendArgs,
     /// The requests.
@@ -122,8 +122,7 @@ fn answer<B: Backend>(
     let request = Request::parse(&fs::read_to_string(file)?)?;
     let folder = file.parent().unwrap_or(Path::new(""));
     let source = request.model(folder);
-    let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let model = models.load(source, &options, device)?;
+    let model = models.load(source, args, device)?;
     let answer = request.answer(folder, model, device)?;
 
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
@@ -141,16 +140,12 @@ struct Models<B: Backend> {
 }
 
 impl<B: Backend> Models<B> {
-    fn load(
-        &mut self,
-        source: ModelSource,
-        options: &LoadOptions,
-        device: &B::Device,
-    ) -> Result<&Model<B>> {
+    fn load(&mut self, source: ModelSource, args: &Args, device: &B::Device) -> Result<&Model<B>> {
         if self.last.as_ref().is_none_or(|(last, _)| *last != source) {
             // Two large models at once may not fit.
             self.last = None;
-            let model = LanguageModel::from_pretrained(source.clone(), options, device)?;
+            let dtype = args.backend.dtype.dtype();
+            let model = args.load.load(source.clone(), dtype, device)?;
             self.last = Some((source, model));
         }
         let (_, model) = self.last.as_ref().expect("just loaded");

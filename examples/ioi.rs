@@ -21,19 +21,21 @@ use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_differences};
-use burn_align::models::{FromPretrained, LanguageModel, LoadOptions};
+use burn_align::models::LanguageModel;
 use clap::Parser;
 use workbench::ioi::{Ioi, PUBLISHED};
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::{align_numbers, heat_map_text, table};
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, ModelArgs, on_backend, out};
+
+/// GPT-2 small, from the hub.
+const MODEL: &str = "gpt2";
 
 /// Finds the name movers.
 #[derive(Parser)]
 struct Args {
-    /// A GPT-2: a Hugging Face folder or a hub id.
-    #[arg(long, default_value = "gpt2")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Number of prompts.
     #[arg(long, default_value_t = 32)]
     prompts: usize,
@@ -61,10 +63,10 @@ fn main() -> ExitCode {
 
 fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model and the prompts.
-    let options = LoadOptions::default()
-        .with_dtype(args.backend.dtype.dtype())
-        .with_progress(progress::loading());
-    let loaded = LanguageModel::<B>::from_pretrained(args.model.as_str(), &options, device)?;
+    let dtype = args.backend.dtype.dtype();
+    let loaded = args
+        .model
+        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
     let ioi = Ioi::draw(loaded.tokenizer()?, args.prompts, args.seed)?;
 
     // 2. All heads, in one call.

@@ -10,6 +10,7 @@ pub mod fit;
 pub mod fixtures;
 pub mod ioi;
 mod memory;
+pub mod models;
 pub mod parity;
 pub mod plot;
 pub mod progress;
@@ -26,6 +27,7 @@ use clap::Parser;
 pub use backends::{BackendArgs, BackendChoice};
 pub use devices::DeviceArgs;
 pub use memory::run_options;
+pub use models::{LoadArgs, ModelArgs};
 
 /// Runs a program: reads its arguments, and reports an error in one place.
 ///

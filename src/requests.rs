@@ -77,7 +77,7 @@ impl Request {
     /// The model that a request in `folder` names: a folder relative to it, or any source.
     pub fn model(&self, folder: &Path) -> ModelSource {
         let beside = folder.join(&self.model);
-        match beside.is_dir() {
+        match beside.exists() {
             true => ModelSource::from(beside),
             false => ModelSource::from(self.model.as_str()),
         }

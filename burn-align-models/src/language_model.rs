@@ -71,6 +71,14 @@ impl<B: Backend> LanguageModel<B> {
             Self::Llama(model) => Self::Llama(model.with_fused_attention(fused)),
         }
     }
+
+    /// The token embedding, `[vocab, d_model]`.
+    pub fn token_embedding(&self) -> Tensor<B, 2> {
+        match self {
+            Self::Gpt2(model) => model.wte.weight.val(),
+            Self::Llama(model) => model.embed_tokens.weight.val(),
+        }
+    }
 }
 
 impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {

@@ -54,24 +54,24 @@ use burn_align::front::{AlignableModel, RepresentationSite};
 use burn_align::interventions::BuiltinIntervention;
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, Grid, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, losses};
-use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, Llama, LoadOptions, Tokenizer,
-};
+use burn_align_models::{AlignableTransformer, Component, LanguageModel, Tokenizer};
 use clap::Parser;
 use hypotheses::{Hypothesis, at, hypotheses};
 use task::Part;
 use workbench::plot::{heat_maps, picture_file};
 use workbench::table::{align_numbers, heat_map_text, table};
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, ModelArgs, on_backend, out, progress};
+
+/// A model of the task.
+const MODEL: &str = "bundled:price-tagging";
 
 /// Compares four hypotheses by Boundless DAS.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
     backend: BackendArgs,
-    /// A model of the task: a folder, or the bundled one.
-    #[arg(long, default_value = "bundled:price-tagging")]
-    model: String,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Only the first so many hypotheses.
     #[arg(long, default_value_t = 4)]
     hypotheses: usize,
@@ -120,8 +120,10 @@ impl Found {
 
 fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model.
-    let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Llama::<Autodiff<B>>::from_pretrained(args.model.as_str(), &options, device)?;
+    let dtype = args.backend.dtype.dtype();
+    let loaded = args
+        .model
+        .load::<_, LanguageModel<Autodiff<B>>>(MODEL, dtype, device)?;
     let (model, tokenizer) = (&loaded.model, loaded.tokenizer()?);
 
     // 2. Each hypothesis at every place.
@@ -185,7 +187,7 @@ fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 /// Looks for the variables of a hypothesis at every layer and token.
 fn align<B: Backend>(
     args: &Args,
-    model: &Llama<Autodiff<B>>,
+    model: &LanguageModel<Autodiff<B>>,
     tokenizer: &Tokenizer,
     hypothesis: &Hypothesis,
 ) -> Result<Found> {

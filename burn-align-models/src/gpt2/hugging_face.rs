@@ -94,6 +94,11 @@ impl<B: Backend> Family<B> for Gpt2<B> {
         config.init_seeded(0, dtype, device)
     }
 
+    fn untie_head(config: &mut Gpt2Config) -> bool {
+        config.tie_word_embeddings = false;
+        true
+    }
+
     fn layout(config: &Gpt2Config) -> WeightLayout {
         WeightLayout {
             prefix: "transformer.",
@@ -101,7 +106,7 @@ impl<B: Backend> Family<B> for Gpt2<B> {
             is_transposed: |path| path == "lm_head.weight",
             // Masks that old versions stored with the weights.
             is_ignored: |path| path.ends_with(".attn.bias") || path.ends_with(".attn.masked_bias"),
-            tied_head: config.tie_word_embeddings,
+            tied_head: config.tie_word_embeddings.then_some("wte.weight"),
         }
     }
 }

@@ -65,7 +65,7 @@ impl From<Preset> for LlamaConfig {
                 d_mlp: preset.d_mlp,
                 gated_mlp: true,
                 vocab: preset.vocab,
-                max_positions: Some(preset.max_positions),
+                max_positions: None,
                 rotary: true,
             },
             activation: Activation::Silu,
@@ -151,9 +151,8 @@ impl LlamaConfig {
         .into()
     }
 
-    /// The same model for sequences of up to `max_positions`.
+    /// The same model, made for sequences of up to `max_positions`; see [`RotaryConfig::max_positions`].
     pub fn with_max_positions(mut self, max_positions: usize) -> Self {
-        self.dims.max_positions = Some(max_positions);
         self.rotary.max_positions = max_positions;
         self
     }

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use super::{Llama, LlamaConfig, SlidingWindow};
 use crate::dims::ModelDims;
-use crate::nn::{Activation, RotaryConfig, RotaryScaling, Yarn};
+use crate::nn::Activation;
 use crate::pretrained::{
     ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
-    SaveError, SavePretrained, WeightLayout, load_family, save_family,
+    SaveError, SavePretrained, WeightLayout, load_family, read_rotary, save_family, write_scaling,
 };
 use crate::tokens::Tokenizer;
 
@@ -67,8 +67,6 @@ impl<B: Backend> Family<B> for Llama<B> {
 
     fn read_config(fields: &mut Fields) -> Result<LlamaConfig, ConfigError> {
         let variant = Variant::read(fields)?;
-        fields.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
-
         let (d_model, heads) = (
             fields.size("hidden_size")?,
             fields.size("num_attention_heads")?,
@@ -108,7 +106,7 @@ impl<B: Backend> Family<B> for Llama<B> {
 
         let layers = fields.layers("num_hidden_layers")?;
         let max_positions = fields.size("max_position_embeddings")?;
-        let scaling = read_scaling(fields, max_positions)?;
+        let rotary = read_rotary(fields, d_head, max_positions, 10000.0)?;
         let attention_bias = match variant {
             Variant::Llama => fields.flag("attention_bias", false)?,
             Variant::Mistral | Variant::Qwen2 => false,
@@ -123,21 +121,12 @@ impl<B: Backend> Family<B> for Llama<B> {
                 d_mlp: fields.size("intermediate_size")?,
                 gated_mlp: true,
                 vocab: fields.size("vocab_size")?,
-                max_positions: match scaling {
-                    // Meant for sequences of any length.
-                    RotaryScaling::Dynamic { .. } => None,
-                    _ => Some(max_positions),
-                },
+                max_positions: None,
                 rotary: true,
             },
             activation: Activation::read(fields, "hidden_act", Activation::Silu)?,
             rms_norm_eps: fields.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
-            rotary: RotaryConfig {
-                d_head,
-                theta: fields.optional_positive("rope_theta")?.unwrap_or(10000.0),
-                max_positions,
-                scaling,
-            },
+            rotary,
             qkv_bias: attention_bias || variant == Variant::Qwen2,
             output_bias: attention_bias,
             mlp_bias: match variant {
@@ -202,108 +191,20 @@ impl<B: Backend> Family<B> for Llama<B> {
         config.init_seeded(0, dtype, device)
     }
 
+    fn untie_head(config: &mut LlamaConfig) -> bool {
+        config.tie_word_embeddings = false;
+        true
+    }
+
     fn layout(config: &LlamaConfig) -> WeightLayout {
         WeightLayout {
             prefix: "model.",
             is_transposed: |path| path.ends_with("_proj.weight") || path == "lm_head.weight",
             // A table that old versions stored with the weights.
             is_ignored: |path| path.ends_with(".rotary_emb.inv_freq"),
-            tied_head: config.tie_word_embeddings,
+            tied_head: config.tie_word_embeddings.then_some("embed_tokens.weight"),
         }
     }
-}
-
-/// Reads `rope_scaling`.
-fn read_scaling(fields: &mut Fields, max_positions: usize) -> Result<RotaryScaling, ConfigError> {
-    let Some(mut scaling) = fields.optional_object("rope_scaling")? else {
-        return Ok(RotaryScaling::Default);
-    };
-    let old = scaling.optional_text("rope_scaling.type")?;
-    let new = scaling.optional_text("rope_scaling.rope_type")?;
-    let scaling_type = old.or(new).unwrap_or_else(|| "default".to_owned());
-    let original = scaling
-        .optional_size("rope_scaling.original_max_position_embeddings")?
-        .unwrap_or(max_positions);
-    let parsed = match scaling_type.as_str() {
-        "default" => RotaryScaling::Default,
-        "linear" => RotaryScaling::Linear {
-            factor: scaling.positive("rope_scaling.factor")?,
-        },
-        "dynamic" => RotaryScaling::Dynamic {
-            factor: scaling.positive("rope_scaling.factor")?,
-        },
-        "llama3" => RotaryScaling::Llama3 {
-            factor: scaling.positive("rope_scaling.factor")?,
-            low_freq_factor: scaling.number("rope_scaling.low_freq_factor")?,
-            high_freq_factor: scaling.number("rope_scaling.high_freq_factor")?,
-            original,
-        },
-        "yarn" => RotaryScaling::Yarn(read_yarn(&mut scaling, original)?),
-        other => {
-            return Err(ConfigError::Unsupported {
-                key: "rope_scaling.rope_type".to_owned(),
-                found: format!("`{other}`"),
-                reason: "expected default, linear, dynamic, llama3 or yarn".to_owned(),
-            });
-        }
-    };
-    scaling.finish()?;
-    Ok(parsed)
-}
-
-fn read_yarn(scaling: &mut Fields, original: usize) -> Result<Yarn, ConfigError> {
-    let factor = scaling.positive("rope_scaling.factor")?;
-    let mscale = scaling.optional_number("rope_scaling.mscale")?;
-    let mscale_all_dim = scaling.optional_number("rope_scaling.mscale_all_dim")?;
-    // Equation 22 of the paper, generalised as in DeepSeek's models.
-    let magnitude = |mscale: f64| match factor > 1.0 {
-        true => 0.1 * mscale * factor.ln() + 1.0,
-        false => 1.0,
-    };
-    let default_attention_factor = match (mscale, mscale_all_dim) {
-        (Some(one), Some(all)) if one != 0.0 && all != 0.0 => magnitude(one) / magnitude(all),
-        _ => magnitude(1.0),
-    };
-    let nonzero = |value: Option<f64>, default: f64| value.filter(|v| *v != 0.0).unwrap_or(default);
-    Ok(Yarn {
-        factor,
-        original,
-        attention_factor: scaling
-            .optional_number("rope_scaling.attention_factor")?
-            .unwrap_or(default_attention_factor),
-        beta_fast: nonzero(scaling.optional_number("rope_scaling.beta_fast")?, 32.0),
-        beta_slow: nonzero(scaling.optional_number("rope_scaling.beta_slow")?, 1.0),
-        truncate: scaling.flag("rope_scaling.truncate", true)?,
-    })
-}
-
-fn write_scaling(scaling: &RotaryScaling) -> Option<Value> {
-    Some(match scaling {
-        RotaryScaling::Default => return None,
-        RotaryScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
-        RotaryScaling::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": factor}),
-        RotaryScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original,
-        } => json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": low_freq_factor,
-            "high_freq_factor": high_freq_factor,
-            "original_max_position_embeddings": original,
-        }),
-        RotaryScaling::Yarn(yarn) => json!({
-            "rope_type": "yarn",
-            "factor": yarn.factor,
-            "original_max_position_embeddings": yarn.original,
-            "attention_factor": yarn.attention_factor,
-            "beta_fast": yarn.beta_fast,
-            "beta_slow": yarn.beta_slow,
-            "truncate": yarn.truncate,
-        }),
-    })
 }
 
 /// Reads which layers look through a sliding window, and its size.
@@ -313,10 +214,17 @@ fn read_window(
     layers: usize,
 ) -> Result<Option<SlidingWindow>, ConfigError> {
     match variant {
-        Variant::Llama => Ok(None),
+        Variant::Llama => {
+            only_layer_types(fields, "full_attention")?;
+            Ok(None)
+        }
         Variant::Mistral => {
             let default = (!fields.has("sliding_window")).then_some(4096);
             let size = fields.optional_size("sliding_window")?.or(default);
+            only_layer_types(fields, match size {
+                Some(_) => "sliding_attention",
+                None => "full_attention",
+            })?;
             Ok(size.map(|size| SlidingWindow {
                 size,
                 layers: vec![true; layers],
@@ -340,6 +248,19 @@ fn read_window(
                 layers: windowed,
             }))
         }
+    }
+}
+
+/// Checks that `layer_types`, where it is there, says of every layer what is computed anyway.
+fn only_layer_types(fields: &mut Fields, kind: &str) -> Result<(), ConfigError> {
+    let types = fields.optional_texts("layer_types")?.unwrap_or_default();
+    match types.into_iter().find(|found| found != kind) {
+        None => Ok(()),
+        Some(found) => Err(ConfigError::Unsupported {
+            key: "layer_types".to_owned(),
+            found: format!("`{found}`"),
+            reason: format!("layers of this family of models are all of type `{kind}`"),
+        }),
     }
 }
 

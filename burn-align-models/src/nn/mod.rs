@@ -13,7 +13,7 @@ mod rotary;
 pub use activation::{Activation, UnknownActivation};
 pub use attention::{CausalPass, Heads};
 pub use norm::{LayerNorm, RmsNorm};
-pub use rotary::{Rotary, RotaryConfig, RotaryScaling, Yarn};
+pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
 
 pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
 pub(crate) use init::ParamInit;

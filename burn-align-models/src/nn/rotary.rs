@@ -13,7 +13,8 @@ pub struct RotaryConfig {
     pub d_head: usize,
     /// Base of the frequencies, `rope_theta`.
     pub theta: f64,
-    /// Longest sequence, `max_position_embeddings`.
+    /// Longest sequence that the model was made for, `max_position_embeddings`. Not a limit: longer ones
+    /// have their angles, too, but the model has hardly seen them.
     pub max_positions: usize,
     /// Change of the frequencies that lets a model read longer sequences.
     pub scaling: RotaryScaling,
@@ -49,6 +50,21 @@ pub enum RotaryScaling {
     },
     /// YaRN (arXiv 2309.00071).
     Yarn(Yarn),
+    /// LongRoPE (arXiv 2402.13753): a divisor for each frequency.
+    LongRope(LongRope),
+}
+
+/// Parameters of LongRoPE (arXiv 2402.13753).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRope {
+    /// Divisors of the frequencies for sequences of at most `original` positions, `d_head / 2` of them.
+    pub short: Vec<f64>,
+    /// Divisors for longer sequences.
+    pub long: Vec<f64>,
+    /// Factor on queries' and keys' rotations.
+    pub attention_factor: f64,
+    /// Length that the model was first trained on.
+    pub original: usize,
 }
 
 /// Parameters of YaRN (arXiv 2309.00071).
@@ -74,6 +90,7 @@ impl RotaryConfig {
         let frequencies = self.frequencies(pos);
         let factor = match &self.scaling {
             RotaryScaling::Yarn(yarn) => yarn.attention_factor,
+            RotaryScaling::LongRope(long) => long.attention_factor,
             _ => 1.0,
         };
         // The reference multiplies in f32; the same here keeps long sequences in step with it.
@@ -117,10 +134,17 @@ impl RotaryConfig {
                 .into_iter()
                 .map(|f| {
                     let rotations = *original as f64 * f / (2.0 * PI);
-                    // 0 for low frequencies, 1 for high ones.
-                    let keep = ((rotations - low_freq_factor)
-                        / (high_freq_factor - low_freq_factor))
-                        .clamp(0.0, 1.0);
+                    // 0 for low frequencies, 1 for high ones. Compared first: the two factors may be
+                    // equal, and then nothing lies between.
+                    let keep = if rotations < *low_freq_factor {
+                        0.0
+                    } else if rotations > *high_freq_factor {
+                        1.0
+                    } else if high_freq_factor > low_freq_factor {
+                        (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor)
+                    } else {
+                        1.0
+                    };
                     (1.0 - keep) * f / factor + keep * f
                 })
                 .collect(),
@@ -134,6 +158,14 @@ impl RotaryConfig {
                         interpolate * f / yarn.factor + (1.0 - interpolate) * f
                     })
                     .collect()
+            }
+            RotaryScaling::LongRope(long) => {
+                let divisors = match pos > long.original {
+                    true => &long.long,
+                    false => &long.short,
+                };
+                let divided = plain(self.theta).into_iter().zip(divisors);
+                divided.map(|(f, divisor)| f / divisor).collect()
             }
         };
         frequencies.into_iter().map(|f: f64| f as f32).collect()

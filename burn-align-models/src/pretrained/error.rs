@@ -1,6 +1,10 @@
+//! Why a model could not be loaded or saved.
+
 use std::io;
 use std::path::PathBuf;
 
+use super::gguf::GgufError;
+use super::note::listed;
 use crate::tokens::TokensError;
 
 /// Why a model could not be loaded.
@@ -10,7 +14,7 @@ pub enum LoadError {
     /// The source is neither a folder nor a hub id.
     #[error(
         "no model at `{source_text}`: expected a folder with config.json and model.safetensors, \
-         a bundled one such as `bundled:capitals` or `bundled:induction`, or a hub id such as `gpt2`"
+         a GGUF file, a bundled model such as `bundled:capitals` or `bundled:induction`, or a hub id such as `gpt2`"
     )]
     NoSuchModel {
         /// The source.
@@ -51,10 +55,29 @@ pub enum LoadError {
         /// The cause.
         cause: io::Error,
     },
+    /// A GGUF file cannot be used.
+    #[error("{}: cannot be used: {cause}", file.display())]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        cause: GgufError,
+    },
+    /// A folder with several models.
+    #[error(
+        "{}: expected one GGUF file, found {}: name one, as in {}/{}",
+        folder.display(), listed(files), folder.display(), files[0]
+    )]
+    SeveralGguf {
+        /// The folder.
+        folder: PathBuf,
+        /// The files.
+        files: Vec<String>,
+    },
     /// A folder without `config.json`.
     #[error(
         "{}: no config.json; expected a folder in the Hugging Face layout, as `save_pretrained` \
-         of `transformers` writes it",
+         of `transformers` writes it, or one with a GGUF file",
         folder.display()
     )]
     NoConfig {
@@ -133,14 +156,15 @@ pub enum ConfigError {
         /// What is supported.
         reason: String,
     },
-    /// Keys that may change the computation and are not known.
+    /// Keys that are not known, and whose names say that they may change the computation.
     #[error(
-        "unknown keys {}: they may change the computation; if they do not, name them in \
-         `LoadOptions::ignored_config_keys`",
+        "unknown {}: by name about the computation, and this family of models has no such key, so the \
+         model may be another one than its `model_type` says; expected the configuration that \
+         `save_pretrained` of `transformers` writes for a model of this type",
         keys.join(", ")
     )]
     Unknown {
-        /// The keys.
+        /// The keys with their values.
         keys: Vec<String>,
     },
 }
@@ -182,6 +206,24 @@ pub enum CheckpointError {
         /// The shard.
         file: PathBuf,
     },
+    /// A tensor in two files, and no index that says which one is meant.
+    #[error(
+        "tensor `{tensor}` is in {} and in {}, and no model.safetensors.index.json says which one is \
+         meant: remove one, or add the index",
+        files[0].display(), files[1].display()
+    )]
+    StoredTwice {
+        /// Its name.
+        tensor: String,
+        /// The two files.
+        files: Vec<PathBuf>,
+    },
+    /// Two tensors that are the same parameter.
+    #[error("tensors `{}` and `{}` are the same parameter: expected one of them", tensors[0], tensors[1])]
+    SameParameter {
+        /// Their names.
+        tensors: [String; 2],
+    },
     /// Parameters without a tensor.
     #[error("the checkpoint lacks {}", listed(tensors))]
     MissingTensors {
@@ -208,7 +250,7 @@ pub enum CheckpointError {
         found: Vec<usize>,
     },
     /// A tensor that does not hold floats.
-    #[error("tensor `{tensor}`: expected f32, f16 or bf16, found {found}")]
+    #[error("tensor `{tensor}`: expected f64, f32, f16 or bf16, found {found}")]
     WrongDType {
         /// Its name.
         tensor: String,
@@ -243,14 +285,4 @@ pub enum SaveError {
         /// What went wrong.
         reason: String,
     },
-}
-
-/// The first few names, and how many more there are.
-fn listed(names: &[String]) -> String {
-    const SHOWN: usize = 5;
-    let shown = names[..names.len().min(SHOWN)].join(", ");
-    match names.len().saturating_sub(SHOWN) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
 }

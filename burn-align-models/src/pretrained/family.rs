@@ -1,3 +1,5 @@
+//! What a model family has to say about its Hugging Face checkpoints.
+
 use burn::tensor::{DType, backend::Backend};
 use serde_json::Value;
 
@@ -27,6 +29,13 @@ pub trait Family<B: Backend>: AlignableTransformer<B> {
     /// by Burn's modules, cost nothing: the weights take their place.
     fn skeleton(config: &Self::Config, dtype: DType, device: &B::Device) -> Self;
 
+    /// Gives the model an unembedding of its own, where a checkpoint stores one that differs from the
+    /// embedding it should be tied to; `false` where the family can't, and the checkpoint is refused.
+    fn untie_head(config: &mut Self::Config) -> bool {
+        let _tied = config;
+        false
+    }
+
     /// How the weights are stored.
     fn layout(config: &Self::Config) -> WeightLayout;
 }
@@ -42,8 +51,9 @@ pub struct WeightLayout {
     pub is_transposed: fn(&str) -> bool,
     /// Which tensors are not parameters: masks and tables that old versions stored.
     pub is_ignored: fn(&str) -> bool,
-    /// Whether the head is tied to the embedding, so that a stored copy is not needed.
-    pub tied_head: bool,
+    /// The embedding that the head is tied to, so that a stored copy is not needed; `None` where the head
+    /// is not tied.
+    pub tied_head: Option<&'static str>,
 }
 
 impl WeightLayout {
@@ -52,7 +62,7 @@ impl WeightLayout {
 
     /// Whether a tensor without a parameter may be there.
     pub(super) fn may_ignore(&self, path: &str) -> bool {
-        (self.is_ignored)(path) || (self.tied_head && path == Self::HEAD)
+        (self.is_ignored)(path) || (self.tied_head.is_some() && path == Self::HEAD)
     }
 
     /// The checkpoint's name of the parameter at `path` in the module.

@@ -1,94 +1,33 @@
+//! Reads `config.json` key by key, by value.
+//!
+//! The world of config keys is open: `transformers` writes new ones with every release and fine-tuning
+//! tools add their own, and it ignores what it does not know. So every key falls into one of four groups.
+//! A family *reads* the keys that its computation depends on. [`INERT`] keys never change a forward
+//! pass, and keys of [`OFF`] do not while they have the value listed there. Any other key passes with a
+//! [`LoadNote`], unless its name says that it may be about the computation; then it is refused.
+
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
 use super::ConfigError;
-
-/// Keys of `config.json` that do not change what a forward pass computes: about training,
-/// generation, serialisation, or another head than the language-modelling one.
-const IRRELEVANT: &[&str] = &[
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "attn_pdrop",
-    "auto_map",
-    "bad_words_ids",
-    "begin_suppress_tokens",
-    "bos_token_id",
-    "chunk_size_feed_forward",
-    "decoder_start_token_id",
-    "diversity_penalty",
-    "do_sample",
-    "dtype",
-    "early_stopping",
-    "embd_pdrop",
-    "encoder_no_repeat_ngram_size",
-    "eos_token_id",
-    "exponential_decay_length_penalty",
-    "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "gradient_checkpointing",
-    "id2label",
-    "is_decoder",
-    "is_encoder_decoder",
-    "label2id",
-    "length_penalty",
-    "max_length",
-    "min_length",
-    "model_type",
-    "n_ctx",
-    "no_repeat_ngram_size",
-    "num_beam_groups",
-    "num_beams",
-    "num_return_sequences",
-    "output_attentions",
-    "output_hidden_states",
-    "output_past",
-    "output_scores",
-    "pad_token_id",
-    "prefix",
-    "pretraining_tp",
-    "problem_type",
-    "remove_invalid_values",
-    "reorder_and_upcast_attn",
-    "repetition_penalty",
-    "resid_pdrop",
-    "return_dict",
-    "return_dict_in_generate",
-    "sep_token_id",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "suppress_tokens",
-    "task_specific_params",
-    "temperature",
-    "tf_legacy_loss",
-    "tokenizer_class",
-    "top_k",
-    "top_p",
-    "torch_dtype",
-    "torchscript",
-    "transformers_version",
-    "typical_p",
-    "use_bfloat16",
-    "use_cache",
-];
+use super::inert::{is_inert, off_values, sounds_relevant};
+use super::note::LoadNote;
 
 /// Largest size accepted for a dimension, so that products of sizes cannot overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
-/// The fields of a `config.json`; every one must be read or be known not to matter.
+/// The fields of a `config.json`.
 ///
-/// A key that is absent or `null` is `None`, or an error where it is needed.
+/// A key that is absent or `null` is `None`, or an error where it is needed. What becomes of keys that
+/// are not read is up to [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct Fields {
     map: Map<String, Value>,
     read: BTreeSet<String>,
+    /// Keys that the caller vouches for.
+    ignored: BTreeSet<String>,
+    notes: Vec<LoadNote>,
 }
 
 impl Fields {
@@ -96,12 +35,16 @@ impl Fields {
         let map = serde_json::from_str(json).map_err(|error| ConfigError::NotAnObject {
             reason: error.to_string(),
         })?;
-        let read = ignored.iter().cloned().collect();
-        Ok(Self { map, read })
+        Ok(Self {
+            map,
+            read: BTreeSet::new(),
+            ignored: ignored.iter().cloned().collect(),
+            notes: Vec::new(),
+        })
     }
 
-    /// The fields of an object nested under `key`, whose keys are all to be read.
-    fn nested(key: &str, map: Map<String, Value>) -> Self {
+    /// The fields of an object nested under `key`; its keys are `key.inner`.
+    fn nested(&self, key: &str, map: Map<String, Value>) -> Self {
         let map = map
             .into_iter()
             .map(|(inner, value)| (format!("{key}.{inner}"), value))
@@ -109,6 +52,8 @@ impl Fields {
         Self {
             map,
             read: BTreeSet::new(),
+            ignored: self.ignored.clone(),
+            notes: Vec::new(),
         }
     }
 
@@ -244,13 +189,56 @@ impl Fields {
         })
     }
 
-    /// The fields of an object under a key, if it is there; [`finish`](Self::finish) them.
+    /// The fields of an object under a key, if it is there, named `key.inner`; give them back by
+    /// [`absorb`](Self::absorb) when all that matters has been read.
     ///
     /// # Errors
     /// If it is something else.
     pub fn optional_object(&mut self, key: &str) -> Result<Option<Self>, ConfigError> {
         let map = self.typed(key, "an object", |value| value.as_object().cloned())?;
-        Ok(map.map(|map| Self::nested(key, map)))
+        Ok(map.map(|map| self.nested(key, map)))
+    }
+
+    /// [Finishes](Self::finish) the fields of a nested object and keeps their notes.
+    ///
+    /// # Errors
+    /// If one of them may change the computation and was not read.
+    pub fn absorb(&mut self, nested: Self) -> Result<(), ConfigError> {
+        self.notes.extend(nested.finish()?);
+        Ok(())
+    }
+
+    /// The keys that are there and not `null`, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        let there = self.map.iter().filter(|(_, value)| !value.is_null());
+        there.map(|(key, _)| key.as_str())
+    }
+
+    /// A list of numbers, if it is there.
+    ///
+    /// # Errors
+    /// If it is something else.
+    pub fn optional_numbers(&mut self, key: &str) -> Result<Option<Vec<f64>>, ConfigError> {
+        self.typed(key, "a list of finite numbers", |value| {
+            let numbers = value.as_array()?.iter().map(Value::as_f64);
+            let numbers: Vec<f64> = numbers.collect::<Option<_>>()?;
+            numbers.iter().all(|n| n.is_finite()).then_some(numbers)
+        })
+    }
+
+    /// A value of whatever kind, if it is there.
+    pub(super) fn optional_value(&mut self, key: &str) -> Option<Value> {
+        self.get(key).cloned()
+    }
+
+    /// Whether somebody has asked for `key`.
+    pub(super) fn was_read(&self, key: &str) -> bool {
+        self.read.contains(key)
+    }
+
+    /// Keeps something that the user of the model should know.
+    pub fn note(&mut self, note: LoadNote) {
+        self.notes.push(note);
     }
 
     /// A value that may be absent, and is none but one of these: another one would change the
@@ -262,30 +250,61 @@ impl Fields {
         match self.get(key) {
             Some(value) if !supported.contains(value) => Err(ConfigError::Unsupported {
                 key: key.to_owned(),
-                found: value.to_string(),
+                found: shortened(value),
                 reason: "this part of the model is not implemented".to_owned(),
             }),
             _ => Ok(()),
         }
     }
 
-    /// That all has been asked for. Loading calls it for the whole file; call it for an
-    /// [`optional_object`](Self::optional_object).
+    /// Goes through the keys that nobody has read: those that are known not to change a forward pass
+    /// are passed over, others are notes. Loading calls it for the whole file.
     ///
     /// # Errors
-    /// If a key was not asked for and is not known to be irrelevant.
-    pub fn finish(&self) -> Result<(), ConfigError> {
-        let keys: Vec<String> = self
-            .map
-            .keys()
-            .filter(|key| !self.read.contains(*key) && !IRRELEVANT.contains(&key.as_str()))
-            .cloned()
-            .collect();
-        if keys.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError::Unknown { keys })
+    /// If a key has a value that would change the computation, or is unknown and named as if it might.
+    pub fn finish(self) -> Result<Vec<LoadNote>, ConfigError> {
+        let Self {
+            map,
+            read,
+            ignored,
+            mut notes,
+        } = self;
+        let mut unknown = Vec::new();
+        for (key, value) in map {
+            if value.is_null() || read.contains(&key) || is_inert(&key) {
+                continue;
+            }
+            if let Some(off) = off_values(&key) {
+                if off.contains(&value) {
+                    continue;
+                }
+                return Err(ConfigError::Unsupported {
+                    key,
+                    found: shortened(&value),
+                    reason: "this part of the model is not implemented".to_owned(),
+                });
+            }
+            if sounds_relevant(&key) && !ignored.contains(&key) {
+                unknown.push(format!("`{key}` = {}", shortened(&value)));
+            } else if !ignored.contains(&key) {
+                let value = shortened(&value);
+                notes.push(LoadNote::UnknownConfigKey { key, value });
+            }
         }
+        match unknown.is_empty() {
+            true => Ok(notes),
+            false => Err(ConfigError::Unknown { keys: unknown }),
+        }
+    }
+}
+
+/// A value for a message.
+pub(super) fn shortened(value: &Value) -> String {
+    const SHOWN: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
@@ -299,6 +318,6 @@ fn invalid(key: &str, expected: &str, found: &Value) -> ConfigError {
     ConfigError::Invalid {
         key: key.to_owned(),
         expected: expected.to_owned(),
-        found: found.to_string(),
+        found: shortened(found),
     }
 }

@@ -15,9 +15,14 @@ mod error;
 mod family;
 mod fields;
 pub mod gguf;
+mod gguf_weights;
 #[cfg(feature = "hub")]
 mod hub;
+mod inert;
+mod note;
 mod repository;
+mod rope;
+mod safetensors_file;
 mod save;
 mod weights;
 
@@ -27,10 +32,13 @@ pub use bundled::Bundled;
 pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
 pub use family::{Family, WeightLayout};
 pub use fields::Fields;
-pub use repository::{ModelSource, Repository};
+pub use note::LoadNote;
+pub use repository::{GgufModel, ModelSource, Repository};
 pub use save::{SavePretrained, save_family};
 
 use crate::tokens::Tokenizer;
+pub(crate) use rope::{read_rotary, write_scaling};
+
 use checkpoint::Checkpoint;
 
 const CONFIG: &str = "config.json";
@@ -44,6 +52,8 @@ pub struct Pretrained<M, C> {
     pub tokenizer: Option<Tokenizer>,
     /// The model.
     pub model: M,
+    /// What loading passed over or decided, for its user to know.
+    pub notes: Vec<LoadNote>,
 }
 
 impl<M, C> Pretrained<M, C> {
@@ -57,6 +67,7 @@ impl<M, C> Pretrained<M, C> {
             config: config(self.config),
             tokenizer: self.tokenizer,
             model: model(self.model),
+            notes: self.notes,
         }
     }
 
@@ -99,8 +110,13 @@ pub struct LoadOptions {
     pub require_grad: bool,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,
-    /// Keys of `config.json` that are known not to matter, beyond those that this crate knows.
+    /// Keys of `config.json` that the caller knows not to change the computation, though this crate does
+    /// not know them and their names sound as if they might. Keys that this crate knows are read, or
+    /// refused by their value, all the same.
     pub ignored_config_keys: Vec<String>,
+    /// The GGUF file that is meant, in a folder or a repository on the hub. Default: none, unless a folder
+    /// has no `config.json` and one GGUF file.
+    pub file: Option<String>,
     /// Branch, tag or commit on the hub. Default: `main`.
     pub revision: String,
     /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` is set to
@@ -119,6 +135,7 @@ impl Default for LoadOptions {
             require_grad: false,
             progress: None,
             ignored_config_keys: Vec::new(),
+            file: None,
             revision: "main".to_owned(),
             offline: std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !v.is_empty() && v != "0"),
             hub_endpoint: None,
@@ -134,7 +151,7 @@ impl LoadOptions {
         self
     }
 
-    /// Tracks the weights, or does not.
+    /// Whether to track gradients of the weights.
     pub fn with_require_grad(mut self, require_grad: bool) -> Self {
         self.require_grad = require_grad;
         self
@@ -146,12 +163,18 @@ impl LoadOptions {
         self
     }
 
-    /// Leaves these keys of `config.json` aside.
+    /// Vouches for these keys of `config.json`; see [`ignored_config_keys`](Self::ignored_config_keys).
     pub fn with_ignored_config_keys<T: Into<String>>(
         mut self,
         keys: impl IntoIterator<Item = T>,
     ) -> Self {
         self.ignored_config_keys = keys.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Loads this GGUF file of a folder or of a repository on the hub.
+    pub fn with_file(mut self, file: impl Into<String>) -> Self {
+        self.file = Some(file.into());
         self
     }
 
@@ -234,8 +257,8 @@ pub fn load_family<B: Backend, M: Family<B>>(
     options: &LoadOptions,
     device: &B::Device,
 ) -> Result<Pretrained<M, M::Config>, LoadError> {
-    let config = M::read_config(&mut fields)
-        .and_then(|config| fields.finish().map(|()| config))
+    let (mut config, mut notes) = M::read_config(&mut fields)
+        .and_then(|config| Ok((config, fields.finish()?)))
         .map_err(|cause| repository.config_error(cause))?;
     let tokenizer = match repository.optional_text("tokenizer.json")? {
         Some(json) => Some(
@@ -247,8 +270,16 @@ pub fn load_family<B: Backend, M: Family<B>>(
         None => None,
     };
     let checkpoint = Checkpoint::open(repository)?;
+    if let Some(tensor) = own_head(M::layout(&config), &checkpoint)? {
+        if !M::untie_head(&mut config) {
+            let tensors = vec![tensor];
+            return Err(CheckpointError::UnusedTensors { tensors }.into());
+        }
+        notes.push(LoadNote::HeadNotTied { tensor });
+    }
     let model = M::skeleton(&config, options.dtype, device);
-    let model = weights::load(model, M::layout(&config), checkpoint, options)?;
+    let (model, passed_over) = weights::load(model, M::layout(&config), checkpoint, options)?;
+    notes.extend(passed_over);
     let model = if options.require_grad {
         model
     } else {
@@ -258,5 +289,24 @@ pub fn load_family<B: Backend, M: Family<B>>(
         config,
         tokenizer,
         model,
+        notes,
     })
+}
+
+/// The name of a stored head that differs from the embedding that it should be tied to.
+fn own_head(
+    layout: WeightLayout,
+    checkpoint: &Checkpoint,
+) -> Result<Option<String>, CheckpointError> {
+    let Some(embedding) = layout.tied_head else {
+        return Ok(None);
+    };
+    let stored = |path: &str| {
+        let names = [format!("{}{path}", layout.prefix), path.to_owned()];
+        names.into_iter().find(|name| checkpoint.tensors.contains_key(name))
+    };
+    match (stored(embedding), stored(WeightLayout::HEAD)) {
+        (Some(embedding), Some(head)) if !checkpoint.equal(&embedding, &head)? => Ok(Some(head)),
+        _ => Ok(None),
+    }
 }

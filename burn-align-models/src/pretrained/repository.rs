@@ -1,21 +1,36 @@
+//! Where a model comes from, and the files that belong to it.
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::bundled::Bundled;
+use super::gguf::architecture::Architecture;
+use super::gguf::{Gguf, GgufError, TokenizerTexts, vocabulary};
 use super::{CONFIG, ConfigError, LoadError, LoadOptions};
 use crate::files::cut_off;
 
 /// Where a model comes from.
 ///
-/// From text: `bundled:NAME`, else a folder if there is one of that name, else a hub id.
+/// From text: `bundled:NAME`; a GGUF file, `path/to/model.gguf`; a folder if there is one of that name;
+/// else a hub id, with `#file.gguf` for a GGUF file in that repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelSource {
     /// A folder in the Hugging Face layout.
     Folder(PathBuf),
+    /// A GGUF file, or any part of one that was split.
+    Gguf(PathBuf),
     /// A model on the Hugging Face hub, such as `gpt2` or `meta-llama/Llama-2-7b-hf`.
     Hub(String),
+    /// A GGUF file in a repository on the Hugging Face hub.
+    HubFile {
+        /// The repository.
+        id: String,
+        /// The file's name in it.
+        file: String,
+    },
     /// A model that is part of this crate.
     Bundled(String),
 }
@@ -25,8 +40,20 @@ impl From<&str> for ModelSource {
         if let Some(name) = text.strip_prefix("bundled:") {
             return Self::Bundled(name.to_owned());
         }
-        if Path::new(text).is_dir() || !is_hub_id(text) {
-            return Self::Folder(PathBuf::from(text));
+        if is_gguf(Path::new(text)) && Path::new(text).is_file() {
+            return Self::Gguf(PathBuf::from(text));
+        }
+        if let Some((id, file)) = text.split_once('#')
+            && is_hub_id(id)
+            && is_gguf(Path::new(file))
+        {
+            return Self::HubFile {
+                id: id.to_owned(),
+                file: file.to_owned(),
+            };
+        }
+        if Path::new(text).is_dir() || !is_hub_id(text) || is_gguf(Path::new(text)) {
+            return Self::from(Path::new(text));
         }
         Self::Hub(text.to_owned())
     }
@@ -39,15 +66,22 @@ impl From<String> for ModelSource {
 }
 
 impl From<&Path> for ModelSource {
-    fn from(folder: &Path) -> Self {
-        Self::Folder(folder.to_owned())
+    fn from(path: &Path) -> Self {
+        match is_gguf(path) && !path.is_dir() {
+            true => Self::Gguf(path.to_owned()),
+            false => Self::Folder(path.to_owned()),
+        }
     }
 }
 
 impl From<PathBuf> for ModelSource {
-    fn from(folder: PathBuf) -> Self {
-        Self::Folder(folder)
+    fn from(path: PathBuf) -> Self {
+        Self::from(path.as_path())
     }
+}
+
+fn is_gguf(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// `name` or `owner/name`, of the characters that the hub allows.
@@ -62,6 +96,16 @@ fn is_hub_id(text: &str) -> bool {
         })
 }
 
+/// Whether a file is a part, but not the first one, of a GGUF file that was split.
+fn is_later_part(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
+    let Some((rest, _count)) = stem.rsplit_once("-of-") else {
+        return false;
+    };
+    let number = rest.rsplit('-').next().and_then(|number| number.parse::<u32>().ok());
+    number.is_some_and(|number| number > 1)
+}
+
 /// The files of one model: what [`FromPretrained::from_pretrained`](super::FromPretrained) has found.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -70,24 +114,114 @@ pub enum Repository {
     Folder(PathBuf),
     /// Part of this crate.
     Bundled(Bundled),
+    /// A GGUF file, with all its parts.
+    Gguf(GgufModel),
+}
+
+/// An open GGUF file that holds a model.
+#[derive(Clone, Debug)]
+pub struct GgufModel {
+    file: PathBuf,
+    gguf: Arc<Gguf>,
+    /// `None` in a file without a vocabulary.
+    tokenizer: Option<Arc<TokenizerTexts>>,
+}
+
+impl GgufModel {
+    /// The weights.
+    pub(super) fn gguf(&self) -> &Gguf {
+        &self.gguf
+    }
+
+    /// What stands in a file of the Hugging Face layout; `None` for one that there is nothing for.
+    fn text(&self, file: &str) -> Result<Option<String>, LoadError> {
+        let tokenizer = self.tokenizer.as_deref();
+        Ok(match file {
+            CONFIG => {
+                let config = Architecture::of(&self.gguf)
+                    .and_then(|architecture| architecture.config(&self.gguf));
+                let config = config.map_err(|cause| LoadError::Gguf {
+                    file: self.file.clone(),
+                    cause,
+                })?;
+                Some(config.to_string())
+            }
+            "tokenizer.json" => tokenizer.map(|texts| texts.tokenizer_json.clone()),
+            "tokenizer_config.json" => tokenizer.map(|texts| texts.tokenizer_config_json.clone()),
+            _ => None,
+        })
+    }
 }
 
 impl Repository {
     pub(super) fn open(source: &ModelSource, options: &LoadOptions) -> Result<Self, LoadError> {
         match source {
-            ModelSource::Folder(folder) if folder.is_dir() => Ok(Self::Folder(folder.clone())),
+            ModelSource::Folder(folder) if folder.is_dir() => Self::open_folder(folder, options),
             ModelSource::Folder(folder) => Err(LoadError::NoSuchModel {
                 source_text: folder.display().to_string(),
             }),
             ModelSource::Bundled(name) => name.parse().map(Self::Bundled),
+            ModelSource::Gguf(file) => Self::open_gguf(file),
             #[cfg(feature = "hub")]
-            ModelSource::Hub(id) => super::hub::fetch(id, options).map(Self::Folder),
+            ModelSource::Hub(id) => match &options.file {
+                Some(file) => Self::open_gguf(&super::hub::fetch_file(id, file, options)?),
+                None => super::hub::fetch(id, options).map(Self::Folder),
+            },
+            #[cfg(feature = "hub")]
+            ModelSource::HubFile { id, file } => {
+                Self::open_gguf(&super::hub::fetch_file(id, file, options)?)
+            }
             #[cfg(not(feature = "hub"))]
-            ModelSource::Hub(id) => {
-                let _ = options;
+            ModelSource::Hub(id) | ModelSource::HubFile { id, .. } => {
                 Err(LoadError::HubDisabled { id: id.clone() })
             }
         }
+    }
+
+    /// A folder in the Hugging Face layout, or one with a GGUF file.
+    fn open_folder(folder: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        if let Some(file) = &options.file {
+            return Self::open_gguf(&folder.join(file));
+        }
+        if folder.join(CONFIG).exists() {
+            return Ok(Self::Folder(folder.to_owned()));
+        }
+        let entries = folder.read_dir().into_iter().flatten().flatten();
+        let mut files: Vec<PathBuf> = entries
+            .map(|entry| entry.path())
+            .filter(|path| is_gguf(path) && !is_later_part(path))
+            .collect();
+        files.sort();
+        match &files[..] {
+            [] => Ok(Self::Folder(folder.to_owned())),
+            [file] => Self::open_gguf(file),
+            _ => Err(LoadError::SeveralGguf {
+                folder: folder.to_owned(),
+                files: files
+                    .iter()
+                    .filter_map(|file| Some(file.file_name()?.to_string_lossy().into_owned()))
+                    .collect(),
+            }),
+        }
+    }
+
+    fn open_gguf(file: &Path) -> Result<Self, LoadError> {
+        if !file.is_file() {
+            return Err(LoadError::NoSuchModel {
+                source_text: file.display().to_string(),
+            });
+        }
+        let error = |cause| LoadError::Gguf {
+            file: file.to_owned(),
+            cause,
+        };
+        let gguf = Gguf::open(file).map_err(error)?;
+        let tokenizer = vocabulary(&gguf).map_err(error)?.map(Arc::new);
+        Ok(Self::Gguf(GgufModel {
+            file: file.to_owned(),
+            gguf: Arc::new(gguf),
+            tokenizer,
+        }))
     }
 
     /// The file's name for messages.
@@ -95,6 +229,7 @@ impl Repository {
         match self {
             Self::Folder(folder) => folder.join(file),
             Self::Bundled(bundled) => PathBuf::from(format!("bundled:{bundled}/{file}")),
+            Self::Gguf(model) => model.file.clone(),
         }
     }
 
@@ -121,6 +256,14 @@ impl Repository {
                 }),
             },
             Self::Bundled(bundled) => Ok(bundled.text(file).map(str::to_owned)),
+            Self::Gguf(model) => model.text(file),
+        }
+    }
+
+    pub(super) fn gguf_error(&self, cause: GgufError) -> LoadError {
+        LoadError::Gguf {
+            file: self.describe(""),
+            cause,
         }
     }
 

@@ -1,14 +1,16 @@
+//! Fills a model without weights from a checkpoint.
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bytes, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
 
 use super::checkpoint::{Checkpoint, Stored};
-use super::{CheckpointError, LoadOptions, LoadProgress, WeightLayout};
+use super::{CheckpointError, LoadNote, LoadOptions, LoadProgress, WeightLayout};
 
 /// Fills a model without weights from a checkpoint.
 ///
@@ -19,8 +21,14 @@ pub(super) fn load<B: Backend, M: Module<B>>(
     layout: WeightLayout,
     checkpoint: Checkpoint,
     options: &LoadOptions,
-) -> Result<M, CheckpointError> {
-    let names = match_names(&shapes(&model), layout, &checkpoint)?;
+) -> Result<(M, Vec<LoadNote>), CheckpointError> {
+    let Matched { names, other_heads } = match_names(&shapes(&model), layout, &checkpoint)?;
+    let mut notes = checkpoint.notes.clone();
+    if !other_heads.is_empty() {
+        notes.push(LoadNote::OtherHeads {
+            tensors: other_heads,
+        });
+    }
 
     let total = |f: fn(&Stored) -> usize| -> usize {
         names
@@ -64,25 +72,42 @@ pub(super) fn load<B: Backend, M: Module<B>>(
         result.errors.is_empty() && result.missing.is_empty() && result.unused.is_empty(),
         "names and shapes were checked before: {result}"
     );
-    Ok(model)
+    Ok((model, notes))
 }
 
-/// Finds the tensor of every parameter: path in the module → name in the checkpoint.
+/// What a checkpoint's tensors are to a model.
+#[derive(Default)]
+struct Matched {
+    /// Path in the module → name in the checkpoint.
+    names: BTreeMap<String, String>,
+    /// Of another head than the language-modelling one.
+    other_heads: Vec<String>,
+}
+
+/// Finds the tensor of every parameter.
 fn match_names(
     shapes: &BTreeMap<String, Vec<usize>>,
     layout: WeightLayout,
     checkpoint: &Checkpoint,
-) -> Result<BTreeMap<String, String>, CheckpointError> {
-    let mut names = BTreeMap::new();
+) -> Result<Matched, CheckpointError> {
+    let mut matched = Matched::default();
     let mut unused = Vec::new();
     for name in checkpoint.tensors.keys() {
         let path = name.strip_prefix(layout.prefix).unwrap_or(name);
-        if shapes.contains_key(path) && !names.contains_key(path) {
-            names.insert(path.to_owned(), name.clone());
+        if let Some(first) = matched.names.get(path) {
+            return Err(CheckpointError::SameParameter {
+                tensors: [first.clone(), name.clone()],
+            });
+        }
+        if shapes.contains_key(path) {
+            matched.names.insert(path.to_owned(), name.clone());
+        } else if is_of_another_head(name) {
+            matched.other_heads.push(name.clone());
         } else if !layout.may_ignore(path) {
             unused.push(name.clone());
         }
     }
+    let names = &matched.names;
     let missing: Vec<String> = shapes
         .keys()
         .filter(|path| !names.contains_key(*path))
@@ -94,28 +119,43 @@ fn match_names(
     if !unused.is_empty() {
         return Err(CheckpointError::UnusedTensors { tensors: unused });
     }
-    for (path, name) in &names {
+    for (path, name) in names {
         let mut expected = shapes[path].clone();
         if (layout.is_transposed)(path) {
             expected.reverse();
         }
-        let Stored { shape, dtype, .. } = &checkpoint.tensors[name];
-        if *shape != expected {
+        let stored = &checkpoint.tensors[name];
+        if stored.shape != expected {
             return Err(CheckpointError::WrongShape {
                 tensor: name.clone(),
                 expected,
-                found: shape.clone(),
+                found: stored.shape.clone(),
             });
         }
         // Only parameters must be floats; masks that old versions stored are never read.
-        if !matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
+        if stored.dtype.is_none() {
             return Err(CheckpointError::WrongDType {
                 tensor: name.clone(),
-                found: dtype.name().to_owned(),
+                found: stored.dtype_name.clone(),
             });
         }
     }
-    Ok(names)
+    Ok(matched)
+}
+
+/// Whether a tensor belongs to a head that other classes of `transformers` and training libraries put
+/// beside the language-modelling one: it is computed from the model and changes nothing in it.
+fn is_of_another_head(name: &str) -> bool {
+    const HEADS: [&str; 7] = [
+        "score.",
+        "classifier.",
+        "multiple_choice_head.",
+        "qa_outputs.",
+        "v_head.",
+        "value_head.",
+        "regression_head.",
+    ];
+    HEADS.iter().any(|head| name.starts_with(head))
 }
 
 /// Reads tensors one after another, in the layout and dtype that the model wants.

@@ -125,6 +125,16 @@ pub enum GgufError {
         /// The name.
         found: String,
     },
+    /// A tensor that is not what the model of this architecture has under its name.
+    #[error("tensor `{tensor}`: expected {expected}, found {found}")]
+    WrongTensor {
+        /// Its name.
+        tensor: String,
+        /// What was expected.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
     /// Another part than the first that was opened cannot be used.
     #[error("part {}: {cause}", file.display())]
     Part {

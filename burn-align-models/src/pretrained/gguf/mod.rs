@@ -12,6 +12,7 @@
 //! # Ok::<(), burn_align_models::pretrained::gguf::GgufError>(())
 //! ```
 
+pub(in crate::pretrained) mod architecture;
 mod bytes;
 mod cursor;
 mod error;
@@ -21,6 +22,7 @@ mod metadata;
 mod part;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 pub use bytes::TensorBytes;
 pub use error::GgufError;
@@ -28,3 +30,4 @@ pub use file::Gguf;
 pub use ggml_type::GgmlType;
 pub use metadata::{Metadata, MetadataArray, MetadataValue};
 pub use part::GgufTensor;
+pub use vocabulary::{TokenizerTexts, vocabulary};

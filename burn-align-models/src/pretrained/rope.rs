@@ -1,0 +1,301 @@
+//! Rotary embeddings in `config.json`: the keys of every release of `transformers`, read in one place.
+//!
+//! Releases before 5 write `rope_theta`, `rope_scaling` and `partial_rotary_factor` side by side; release
+//! 5 writes one object `rope_parameters`, or one for each kind of layer. What the numbers mean is in
+//! `modeling_rope_utils.py` of `transformers`.
+
+use serde_json::{Value, json};
+
+use super::note::LoadNote;
+use super::{ConfigError, Fields};
+use crate::nn::{LongRope, RotaryConfig, RotaryScaling, Yarn};
+
+/// The kinds of layers that `rope_parameters` may have entries for.
+const LAYER_KINDS: [&str; 4] = [
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "linear_attention",
+];
+
+/// Every key of an object that says how to scale, of whatever type.
+const KEYS: [&str; 13] = [
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "short_factor",
+    "long_factor",
+    "alpha",
+];
+
+/// Reads the rotary embedding of a model all of whose layers share it.
+///
+/// # Errors
+/// If it is of a type that is not implemented, lacks a number, or differs between kinds of layers.
+pub(crate) fn read_rotary(
+    fields: &mut Fields,
+    d_head: usize,
+    max_positions: usize,
+    default_theta: f64,
+) -> Result<RotaryConfig, ConfigError> {
+    let mut theta = fields.optional_positive("rope_theta")?;
+    fields.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
+    let old = fields.optional_object("rope_scaling")?;
+    let new = read_parameters(fields)?;
+    let scaling = match (old, new) {
+        (None, None) => RotaryScaling::Default,
+        (Some(old), None) => read_scaling(fields, "rope_scaling", old, d_head, max_positions)?,
+        (old, Some((key, mut new))) => {
+            new.only(&format!("{key}.partial_rotary_factor"), &[json!(1.0), json!(1)])?;
+            let own = new.optional_positive(&format!("{key}.rope_theta"))?;
+            let scaling = read_scaling(fields, &key, new, d_head, max_positions)?;
+            // Releases before 5 read `rope_scaling`, and release 5 prefers it: the two must agree.
+            if let Some(old) = old {
+                let outer = read_scaling(fields, "rope_scaling", old, d_head, max_positions)?;
+                if outer != scaling {
+                    let found = format!("{outer:?}");
+                    return Err(contradiction("rope_scaling", found, &key, format!("{scaling:?}")));
+                }
+                if let (Some(outer), Some(own)) = (theta, own)
+                    && outer != own
+                {
+                    let found = outer.to_string();
+                    return Err(contradiction("rope_theta", found, &key, own.to_string()));
+                }
+            }
+            if own.is_some() && theta.is_some_and(|outer| Some(outer) != own) {
+                fields.note(LoadNote::UnusedConfigKey {
+                    key: "rope_theta".to_owned(),
+                    reason: format!("`{key}` has one of its own"),
+                });
+            }
+            theta = own.or(theta);
+            scaling
+        }
+    };
+    Ok(RotaryConfig {
+        d_head,
+        theta: theta.unwrap_or(default_theta),
+        max_positions,
+        scaling,
+    })
+}
+
+/// `rope_parameters`, with the key that its fields begin with.
+///
+/// Where it has an entry for each kind of layer, these must say the same.
+fn read_parameters(fields: &mut Fields) -> Result<Option<(String, Fields)>, ConfigError> {
+    const KEY: &str = "rope_parameters";
+    let Some(mut parameters) = fields.optional_object(KEY)? else {
+        return Ok(None);
+    };
+    let kinds: Vec<String> = LAYER_KINDS.iter().map(|kind| format!("{KEY}.{kind}")).collect();
+    let present: Vec<&String> = kinds
+        .iter()
+        .filter(|kind| parameters.keys().any(|key| key == *kind))
+        .collect();
+    let Some(first) = present.first() else {
+        return Ok(Some((KEY.to_owned(), parameters)));
+    };
+    let of_first = parameters.optional_value(first);
+    for other in &present[1..] {
+        let of_other = parameters.optional_value(other);
+        if of_other != of_first {
+            return Err(ConfigError::Unsupported {
+                key: (*other).clone(),
+                found: of_other.unwrap_or_default().to_string(),
+                reason: format!(
+                    "this family of models has one rotary embedding for all layers, and `{first}` is \
+                     another one"
+                ),
+            });
+        }
+    }
+    let inner = parameters.optional_object(first)?;
+    fields.absorb(parameters)?;
+    Ok(inner.map(|inner| ((*first).clone(), inner)))
+}
+
+fn contradiction(key: &str, found: String, other: &str, expected: String) -> ConfigError {
+    ConfigError::Invalid {
+        key: key.to_owned(),
+        expected: format!("{expected}, as in `{other}`"),
+        found,
+    }
+}
+
+/// Reads an object that says how the frequencies are scaled; its keys begin with `key`.
+fn read_scaling(
+    fields: &mut Fields,
+    key: &str,
+    mut object: Fields,
+    d_head: usize,
+    max_positions: usize,
+) -> Result<RotaryScaling, ConfigError> {
+    let name = |inner: &str| format!("{key}.{inner}");
+    // The older name wins, as in `transformers`.
+    let old = object.optional_text(&name("type"))?;
+    let new = object.optional_text(&name("rope_type"))?;
+    let kind = old.or(new).unwrap_or_else(|| "default".to_owned());
+    let original = |object: &mut Fields| {
+        let original = object.optional_size(&name("original_max_position_embeddings"))?;
+        Ok(original.unwrap_or(max_positions))
+    };
+    let scaling = match kind.as_str() {
+        "default" => RotaryScaling::Default,
+        "linear" => RotaryScaling::Linear {
+            factor: object.positive(&name("factor"))?,
+        },
+        "dynamic" => RotaryScaling::Dynamic {
+            factor: object.positive(&name("factor"))?,
+        },
+        "llama3" => RotaryScaling::Llama3 {
+            factor: object.positive(&name("factor"))?,
+            low_freq_factor: object.positive(&name("low_freq_factor"))?,
+            high_freq_factor: object.positive(&name("high_freq_factor"))?,
+            original: original(&mut object)?,
+        },
+        "yarn" => {
+            let original = original(&mut object)?;
+            RotaryScaling::Yarn(read_yarn(key, &mut object, original)?)
+        }
+        // Phi-3's first name for it.
+        "longrope" | "su" => {
+            let longrope = read_longrope(fields, key, &mut object, d_head, max_positions)?;
+            RotaryScaling::LongRope(longrope)
+        }
+        other => {
+            return Err(ConfigError::Unsupported {
+                key: name("rope_type"),
+                found: format!("`{other}`"),
+                reason: "expected default, linear, dynamic, llama3, yarn or longrope".to_owned(),
+            });
+        }
+    };
+    for inner in KEYS.map(name) {
+        if object.keys().any(|there| there == inner) && !object.was_read(&inner) {
+            object.optional_value(&inner);
+            object.note(LoadNote::UnusedConfigKey {
+                key: inner,
+                reason: format!("rotary embeddings of type `{kind}` have no such number"),
+            });
+        }
+    }
+    fields.absorb(object)?;
+    Ok(scaling)
+}
+
+fn read_yarn(key: &str, object: &mut Fields, original: usize) -> Result<Yarn, ConfigError> {
+    let name = |inner: &str| format!("{key}.{inner}");
+    let factor = object.positive(&name("factor"))?;
+    let mscale = object.optional_number(&name("mscale"))?;
+    let mscale_all_dim = object.optional_number(&name("mscale_all_dim"))?;
+    // Equation 22 of the paper, generalised as in DeepSeek's models.
+    let magnitude = |mscale: f64| match factor > 1.0 {
+        true => 0.1 * mscale * factor.ln() + 1.0,
+        false => 1.0,
+    };
+    let default_attention_factor = match (mscale, mscale_all_dim) {
+        (Some(one), Some(all)) if one != 0.0 && all != 0.0 => magnitude(one) / magnitude(all),
+        _ => magnitude(1.0),
+    };
+    let nonzero = |value: Option<f64>, default: f64| value.filter(|v| *v != 0.0).unwrap_or(default);
+    Ok(Yarn {
+        factor,
+        original,
+        attention_factor: object
+            .optional_number(&name("attention_factor"))?
+            .unwrap_or(default_attention_factor),
+        beta_fast: nonzero(object.optional_number(&name("beta_fast"))?, 32.0),
+        beta_slow: nonzero(object.optional_number(&name("beta_slow"))?, 1.0),
+        truncate: object.flag(&name("truncate"), true)?,
+    })
+}
+
+fn read_longrope(
+    fields: &mut Fields,
+    key: &str,
+    object: &mut Fields,
+    d_head: usize,
+    max_positions: usize,
+) -> Result<LongRope, ConfigError> {
+    let name = |inner: &str| format!("{key}.{inner}");
+    // The key beside the object came first, and decides where it is there.
+    let outer = fields.optional_size("original_max_position_embeddings")?;
+    let inner = object.optional_size(&name("original_max_position_embeddings"))?;
+    let factor = object.optional_positive(&name("factor"))?;
+    let original = outer.or(inner).unwrap_or(max_positions);
+    let factor = factor.unwrap_or(max_positions as f64 / original as f64);
+    let default_attention_factor = match factor > 1.0 {
+        true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        false => 1.0,
+    };
+    let mut divisors = |inner: &str| {
+        let key = name(inner);
+        let divisors = object.optional_numbers(&key)?;
+        let divisors = divisors.ok_or_else(|| ConfigError::Missing { key: key.clone() })?;
+        if divisors.len() != d_head / 2 || divisors.iter().any(|divisor| *divisor <= 0.0) {
+            return Err(ConfigError::Invalid {
+                key,
+                expected: format!("{} numbers above 0, one for each frequency", d_head / 2),
+                found: format!("{} numbers", divisors.len()),
+            });
+        }
+        Ok(divisors)
+    };
+    let (short, long) = (divisors("short_factor")?, divisors("long_factor")?);
+    Ok(LongRope {
+        short,
+        long,
+        attention_factor: object
+            .optional_number(&name("attention_factor"))?
+            .unwrap_or(default_attention_factor),
+        original,
+    })
+}
+
+/// `rope_scaling`, as every release of `transformers` reads it; `None` for plain rotary embeddings.
+pub(crate) fn write_scaling(scaling: &RotaryScaling) -> Option<Value> {
+    Some(match scaling {
+        RotaryScaling::Default => return None,
+        RotaryScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RotaryScaling::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": factor}),
+        RotaryScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original,
+        }),
+        RotaryScaling::Yarn(yarn) => json!({
+            "rope_type": "yarn",
+            "factor": yarn.factor,
+            "original_max_position_embeddings": yarn.original,
+            "attention_factor": yarn.attention_factor,
+            "beta_fast": yarn.beta_fast,
+            "beta_slow": yarn.beta_slow,
+            "truncate": yarn.truncate,
+        }),
+        RotaryScaling::LongRope(long) => json!({
+            "rope_type": "longrope",
+            // Only read where there is no `attention_factor`.
+            "factor": 1.0,
+            "short_factor": long.short,
+            "long_factor": long.long,
+            "attention_factor": long.attention_factor,
+            "original_max_position_embeddings": long.original,
+        }),
+    })
+}

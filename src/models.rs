@@ -1,0 +1,96 @@
+//! Which model a program works with, and how it is loaded.
+
+use anyhow::Result;
+use burn::tensor::DType;
+use burn::tensor::backend::Backend;
+use burn_align_models::{FromPretrained, LoadOptions, ModelSource, Pretrained};
+use clap::Args;
+
+use crate::{complain, progress};
+
+/// A model from the command line: flatten it into a program's arguments.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ModelArgs {
+    /// A folder that `save_pretrained` wrote, a GGUF file, a hub id such as gpt2 (with #file.gguf for a
+    /// GGUF file there), or a bundled model such as bundled:capitals [default: a bundled one].
+    #[arg(long)]
+    pub model: Option<String>,
+    /// How it is loaded.
+    #[command(flatten)]
+    pub options: LoadArgs,
+}
+
+/// How a model is loaded: what [`LoadOptions`] can do, on the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LoadArgs {
+    /// Branch, tag or commit of a model on the hub [default: main].
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
+    /// The GGUF file that is meant, in a folder or a repository on the hub.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<String>,
+    /// Use only what the hub cache already holds.
+    #[arg(long)]
+    pub offline: bool,
+    /// A key of config.json that you know not to change the computation, though its name sounds as if it
+    /// might; may be given several times.
+    #[arg(long, value_name = "KEY")]
+    pub ignore_config_key: Vec<String>,
+}
+
+impl LoadArgs {
+    /// The options for a model in this dtype.
+    pub fn options(&self, dtype: DType) -> LoadOptions {
+        let mut options = LoadOptions::default()
+            .with_dtype(dtype)
+            .with_ignored_config_keys(self.ignore_config_key.iter().cloned());
+        if let Some(revision) = &self.revision {
+            options = options.with_revision(revision);
+        }
+        if let Some(file) = &self.file {
+            options = options.with_file(file);
+        }
+        if self.offline {
+            options = options.with_offline(true);
+        }
+        options
+    }
+
+    /// Loads a model with a progress bar, and tells what loading passed over, on standard error.
+    ///
+    /// # Errors
+    /// If it can't be loaded.
+    pub fn load<B: Backend, M: FromPretrained<B>>(
+        &self,
+        source: impl Into<ModelSource>,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Pretrained<M, M::Config>> {
+        let options = self.options(dtype).with_progress(progress::loading());
+        let loaded = M::from_pretrained(source, &options, device)?;
+        for note in &loaded.notes {
+            complain!("note: {note}");
+        }
+        Ok(loaded)
+    }
+}
+
+impl ModelArgs {
+    /// The model that is asked for, else this one.
+    pub fn source<'a>(&'a self, default: &'a str) -> &'a str {
+        self.model.as_deref().unwrap_or(default)
+    }
+
+    /// Loads the model that is asked for, else the default one; see [`LoadArgs::load`].
+    ///
+    /// # Errors
+    /// If it can't be loaded.
+    pub fn load<B: Backend, M: FromPretrained<B>>(
+        &self,
+        default: &str,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Pretrained<M, M::Config>> {
+        self.options.load(self.source(default), dtype, device)
+    }
+}
