@@ -21,6 +21,7 @@ mod metadata;
 mod part;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 pub use bytes::TensorBytes;
 pub use error::GgufError;
@@ -28,3 +29,4 @@ pub use file::Gguf;
 pub use ggml_type::GgmlType;
 pub use metadata::{Metadata, MetadataArray, MetadataValue};
 pub use part::GgufTensor;
+pub use vocabulary::{TokenizerTexts, vocabulary};
