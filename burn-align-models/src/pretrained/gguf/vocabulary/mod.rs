@@ -9,6 +9,8 @@
 mod json;
 mod merges;
 mod pre_tokenizer;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use super::{Gguf, GgufError, Metadata};
