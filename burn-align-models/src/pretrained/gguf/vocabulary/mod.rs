@@ -2,9 +2,7 @@
 //!
 //! llama.cpp (`src/llama-vocab.cpp`) is what gives the metadata their meaning: which tokens are found
 //! in a text before all others, which pieces are merged first, where a text is split, and what is put
-//! before it. The tokenizer written here gives the same ids, with two exceptions, both where
-//! llama.cpp says in a comment that it stands in for the model's own tokenizer: see
-//! `pre_tokenizer.rs`.
+//! before it. The tokenizer written here gives the same ids, but for what `pre_tokenizer.rs` says.
 
 mod json;
 mod merges;

@@ -1,9 +1,15 @@
 //! Where a text is split before pieces are merged, by the names that llama.cpp gives the ways.
 //!
 //! The regular expressions are those of the models' own `tokenizer.json`, which llama.cpp repeats
-//! as far as its engine allows. It cannot write the classes of letters that Tekken and GPT-4o tell
-//! apart, and splits words before combining marks there, in Hindi for example; here they are as the
-//! models were trained.
+//! as far as its engine allows. Where it falls short, tokens here are those that the models were
+//! trained with:
+//! - llama.cpp tells capital from small letters in ASCII alone, and splits words before combining
+//!   marks, as Hindi has them (`tekken`, `gpt-4o` and those like it).
+//! - A space beyond ASCII, such as U+3000, is for llama.cpp never part of a class of characters that
+//!   names it (`deepseek-llm`, `deepseek-coder`).
+//!
+//! Like llama.cpp, and other than the `tokenizer.json` of Qwen2, texts are not brought into Unicode's
+//! normal form C first: a letter with a separate accent stays two characters.
 
 use super::super::{GgufError, Metadata};
 
