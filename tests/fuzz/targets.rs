@@ -13,6 +13,7 @@ use burn_align::saved::SavedInterventions;
 use burn_align::training::{
     CheckpointInterval, Checkpoints, InterchangeData, TrainingConfig, TrainingEvent, losses, train,
 };
+use burn_align_models::pretrained::gguf::{Gguf, vocabulary};
 use burn_align_models::{
     AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput,
     Pretrained, TokenBatch, Tokenizer,
@@ -154,6 +155,39 @@ fn tokenizers() {
             let _ = tokenizer.single_token(text);
         }
         tokenizer.token_strings(&[0, 7, u32::MAX]);
+        true
+    });
+}
+
+/// GGUF files: their metadata, tensors and vocabularies.
+#[test]
+fn gguf() {
+    let all = read_folder(&fixtures().join("gguf"), |name| name.ends_with(".gguf"));
+    let (parts, single): (Folder, Folder) = all
+        .into_iter()
+        .partition(|(name, _)| name.starts_with("parts-"));
+    let single = single.into_iter().map(|file| Folder::from([file]));
+    let corpus: Vec<Folder> = single.chain([parts]).collect();
+    fuzz(&corpus, SLACK, |folder| {
+        let files = fs::read_dir(folder).expect("there");
+        let file = files.map(|entry| entry.expect("readable").path()).min();
+        let Ok(gguf) = Gguf::open(file.expect("a file")) else {
+            return false;
+        };
+        for tensor in gguf.tensors() {
+            assert!(tensor.shape.iter().product::<usize>() > 0);
+            let bytes = tensor.bytes.as_ref();
+            assert!(bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>() < u64::MAX);
+        }
+        let Ok(texts) = vocabulary(&gguf) else {
+            return false;
+        };
+        // What has been checked is a tokenizer.
+        let Some(texts) = texts else {
+            return true;
+        };
+        let tokenizer = Tokenizer::from_json(&texts.tokenizer_json).expect("a tokenizer");
+        let _ = tokenizer.encode("The capital of Spain is\n\n  1234 <table> 世界");
         true
     });
 }

@@ -27,6 +27,7 @@ mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
+mod gguf;
 mod gradients;
 mod guide;
 #[cfg(all(feature = "hub", feature = "flex"))]
@@ -45,6 +46,7 @@ mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
 mod readme;
+mod real;
 mod rooms;
 mod saved;
 mod scratch;

@@ -104,6 +104,19 @@ pub enum GgufError {
         /// The tensor.
         tensor: String,
     },
+    /// A vocabulary that no tokenizer is made of.
+    #[error(
+        "metadata key `{key}`: expected {expected}, found `{found}`; load the folder that the file \
+         was converted from, with its tokenizer.json"
+    )]
+    UnsupportedVocabulary {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What is known.
+        expected: &'static str,
+    },
     /// One of several parts is absent.
     #[error("part {} is missing: expected all {count} parts in one folder", file.display())]
     MissingPart {

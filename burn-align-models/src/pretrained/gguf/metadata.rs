@@ -54,6 +54,15 @@ pub struct Metadata {
 }
 
 impl Metadata {
+    /// Later values replace earlier ones.
+    #[cfg(test)]
+    pub(super) fn of<'a>(values: impl IntoIterator<Item = (&'a str, MetadataValue)>) -> Self {
+        let values = values.into_iter();
+        Self {
+            values: values.map(|(key, value)| (key.to_owned(), value)).collect(),
+        }
+    }
+
     /// A value as it is in the file.
     pub fn get(&self, key: &str) -> Option<&MetadataValue> {
         self.values.get(key)
