@@ -221,10 +221,13 @@ fn read_window(
         Variant::Mistral => {
             let default = (!fields.has("sliding_window")).then_some(4096);
             let size = fields.optional_size("sliding_window")?.or(default);
-            only_layer_types(fields, match size {
-                Some(_) => "sliding_attention",
-                None => "full_attention",
-            })?;
+            only_layer_types(
+                fields,
+                match size {
+                    Some(_) => "sliding_attention",
+                    None => "full_attention",
+                },
+            )?;
             Ok(size.map(|size| SlidingWindow {
                 size,
                 layers: vec![true; layers],

@@ -137,7 +137,10 @@ impl Checkpoint {
                 wanted
             });
         }
-        if let Some((tensor, file)) = map.iter().find(|(name, _)| !self.tensors.contains_key(*name)) {
+        if let Some((tensor, file)) = map
+            .iter()
+            .find(|(name, _)| !self.tensors.contains_key(*name))
+        {
             return Err(CheckpointError::BadIndex {
                 file: index,
                 reason: format!("it looks for tensor `{tensor}` in {file}, which does not hold it"),

@@ -104,19 +104,114 @@ const INERT_ENDS: &[&str] = &["_token_id", "_token_ids", "dropout", "_pdrop", "d
 /// Words that begin a part of a key's name where it is about the computation: `rope`, `attn`, `norm`
 /// and so on. The parts of a name are separated by `_`, `.` or `-`.
 const RELEVANT: &[&str] = &[
-    "act", "activ", "alibi", "alpha", "attention", "attn", "beta", "bias", "block", "cap", "causal",
-    "chunk", "clip", "compress", "conv", "cross", "depth", "dim", "embd", "embed", "encoder", "eps",
-    "expert", "factor", "feed", "ffn", "ffw", "gate", "gelu", "global", "group", "head", "hidden",
-    "image", "inner", "inter", "kernel", "kv", "latent", "layer", "ln", "local", "logit", "lora",
-    "mamba", "mask", "memory", "mixture", "mla", "mlp", "mod", "moe", "mrope", "mscale", "mtp",
-    "multiplier", "mup", "norm", "parallel", "pos", "position", "prune", "q", "qk", "qkv", "quant",
-    "query", "recur", "relative", "res", "resid", "rms", "rope", "rotary", "router", "scal", "shared",
-    "silu", "size", "sliding", "softcap", "softmax", "sparse", "ssm", "stride", "swiglu", "theta",
-    "tie", "tied", "truncat", "value", "vision", "vocab", "width", "window", "yarn",
+    "act",
+    "activ",
+    "alibi",
+    "alpha",
+    "attention",
+    "attn",
+    "beta",
+    "bias",
+    "block",
+    "cap",
+    "causal",
+    "chunk",
+    "clip",
+    "compress",
+    "conv",
+    "cross",
+    "depth",
+    "dim",
+    "embd",
+    "embed",
+    "encoder",
+    "eps",
+    "expert",
+    "factor",
+    "feed",
+    "ffn",
+    "ffw",
+    "gate",
+    "gelu",
+    "global",
+    "group",
+    "head",
+    "hidden",
+    "image",
+    "inner",
+    "inter",
+    "kernel",
+    "kv",
+    "latent",
+    "layer",
+    "ln",
+    "local",
+    "logit",
+    "lora",
+    "mamba",
+    "mask",
+    "memory",
+    "mixture",
+    "mla",
+    "mlp",
+    "mod",
+    "moe",
+    "mrope",
+    "mscale",
+    "mtp",
+    "multiplier",
+    "mup",
+    "norm",
+    "parallel",
+    "pos",
+    "position",
+    "prune",
+    "q",
+    "qk",
+    "qkv",
+    "quant",
+    "query",
+    "recur",
+    "relative",
+    "res",
+    "resid",
+    "rms",
+    "rope",
+    "rotary",
+    "router",
+    "scal",
+    "shared",
+    "silu",
+    "size",
+    "sliding",
+    "softcap",
+    "softmax",
+    "sparse",
+    "ssm",
+    "stride",
+    "swiglu",
+    "theta",
+    "tie",
+    "tied",
+    "truncat",
+    "value",
+    "vision",
+    "vocab",
+    "width",
+    "window",
+    "yarn",
 ];
 
 /// Words that stand in the middle of a part: `layernorm`, `reattention`, `prenorm`.
-const RELEVANT_INSIDE: &[&str] = &["attention", "attn", "norm", "rope", "rotary", "softcap", "scale"];
+const RELEVANT_INSIDE: &[&str] = &[
+    "attention",
+    "attn",
+    "norm",
+    "rope",
+    "rotary",
+    "softcap",
+    "scale",
+];
 
 pub(super) fn is_inert(key: &str) -> bool {
     INERT.contains(&key) || INERT_ENDS.iter().any(|end| key.ends_with(end))
@@ -127,13 +222,17 @@ pub(super) fn sounds_relevant(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let mut parts = key.split(['_', '.', '-']).filter(|part| !part.is_empty());
     parts.any(|part| {
-        let part = part.strip_prefix("use").filter(|rest| !rest.is_empty()).unwrap_or(part);
+        let part = part
+            .strip_prefix("use")
+            .filter(|rest| !rest.is_empty())
+            .unwrap_or(part);
         // A short word is a whole part: `q`, but not `quiet`.
         let begins = |word: &&str| match word.len() {
             0..=3 => part.trim_end_matches(|c: char| c.is_ascii_digit() || c == 's') == *word,
             _ => part.starts_with(*word),
         };
-        RELEVANT.iter().any(|word| begins(&word)) || RELEVANT_INSIDE.iter().any(|word| part.contains(word))
+        RELEVANT.iter().any(|word| begins(&word))
+            || RELEVANT_INSIDE.iter().any(|word| part.contains(word))
     })
 }
 
@@ -144,14 +243,41 @@ pub(super) fn off_values(key: &str) -> Option<Vec<Value>> {
     let name = key.rsplit('.').next().unwrap_or(key);
     Some(match name {
         // Parts that a decoder may have and ours do not, unless the family reads the key.
-        "add_cross_attention" | "is_encoder_decoder" | "tie_encoder_decoder" | "alibi" | "use_alibi"
-        | "attention_bias" | "attention_out_bias" | "attn_output_gate" | "mlp_bias" | "use_bias"
-        | "use_qkv_bias" | "qkv_bias" | "bias" | "lm_head_bias" | "use_mrope"
-        | "use_sliding_window" | "use_qk_norm" | "qk_norm" | "qk_layernorm" | "use_qk_layernorm"
-        | "parallel_attn" | "use_parallel_residual" | "parallel_residual" | "rope_interleaved"
-        | "interleaved" | "use_moe" | "use_mamba" | "use_post_norm" | "sandwich_norm"
-        | "use_rope_scaling" | "use_dynamic_ntk" | "use_logn_attn" | "use_cross_attention"
-        | "residual_post_norm" | "use_lora" => vec![json!(false)],
+        "add_cross_attention"
+        | "is_encoder_decoder"
+        | "tie_encoder_decoder"
+        | "alibi"
+        | "use_alibi"
+        | "attention_bias"
+        | "attention_out_bias"
+        | "attn_output_gate"
+        | "mlp_bias"
+        | "use_bias"
+        | "use_qkv_bias"
+        | "qkv_bias"
+        | "bias"
+        | "lm_head_bias"
+        | "use_mrope"
+        | "use_sliding_window"
+        | "use_qk_norm"
+        | "qk_norm"
+        | "qk_layernorm"
+        | "use_qk_layernorm"
+        | "parallel_attn"
+        | "use_parallel_residual"
+        | "parallel_residual"
+        | "rope_interleaved"
+        | "interleaved"
+        | "use_moe"
+        | "use_mamba"
+        | "use_post_norm"
+        | "sandwich_norm"
+        | "use_rope_scaling"
+        | "use_dynamic_ntk"
+        | "use_logn_attn"
+        | "use_cross_attention"
+        | "residual_post_norm"
+        | "use_lora" => vec![json!(false)],
         "causal" | "is_causal" | "use_causal_mask" | "use_rope" | "use_rotary" | "rope" => {
             vec![json!(true)]
         }
@@ -159,17 +285,38 @@ pub(super) fn off_values(key: &str) -> Option<Vec<Value>> {
         "num_experts" | "num_local_experts" | "n_routed_experts" | "moe_num_experts" => {
             vec![json!(0), json!(1)]
         }
-        "num_experts_per_tok" | "num_shared_experts" | "n_shared_experts" | "num_nextn_predict_layers"
-        | "kv_lora_rank" | "q_lora_rank" => vec![json!(0)],
-        "embedding_multiplier" | "residual_multiplier" | "logits_scaling" | "logit_scale"
-        | "scale_emb" | "partial_rotary_factor" | "rotary_pct" | "mup_scale" => {
+        "num_experts_per_tok"
+        | "num_shared_experts"
+        | "n_shared_experts"
+        | "num_nextn_predict_layers"
+        | "kv_lora_rank"
+        | "q_lora_rank" => vec![json!(0)],
+        "embedding_multiplier"
+        | "residual_multiplier"
+        | "logits_scaling"
+        | "logit_scale"
+        | "scale_emb"
+        | "partial_rotary_factor"
+        | "rotary_pct"
+        | "mup_scale" => {
             vec![json!(1), json!(1.0)]
         }
         // `null` is off; any value is another computation, or weights in another form.
-        "attn_logit_softcapping" | "final_logit_softcapping" | "clip_qkv" | "query_pre_attn_scalar"
-        | "attention_multiplier" | "quantization_config" | "compression_config" | "embedding_size"
-        | "no_rope_layers" | "no_rope_layer_interval" | "attention_chunk_size"
-        | "cross_attention_hidden_size" | "vision_config" | "text_config" | "audio_config" => vec![],
+        "attn_logit_softcapping"
+        | "final_logit_softcapping"
+        | "clip_qkv"
+        | "query_pre_attn_scalar"
+        | "attention_multiplier"
+        | "quantization_config"
+        | "compression_config"
+        | "embedding_size"
+        | "no_rope_layers"
+        | "no_rope_layer_interval"
+        | "attention_chunk_size"
+        | "cross_attention_hidden_size"
+        | "vision_config"
+        | "text_config"
+        | "audio_config" => vec![],
         _ => return None,
     })
 }
@@ -181,16 +328,48 @@ mod tests {
     #[test]
     fn names_that_may_be_about_the_computation() {
         for key in [
-            "rope_parameters", "new_rope", "attn_temperature_tuning", "use_norm", "prenorm_style", "window_size",
-            "windows", "embed_scale", "final_cap", "softcap", "moe_layers", "n_experts", "quant_method",
-            "q_norm_eps", "layernorm_type", "hidden_size_v2", "useRotary", "head-dim", "d_dim", "kv_share",
-            "resid_scale", "activation_sparsity", "block_types",
+            "rope_parameters",
+            "new_rope",
+            "attn_temperature_tuning",
+            "use_norm",
+            "prenorm_style",
+            "window_size",
+            "windows",
+            "embed_scale",
+            "final_cap",
+            "softcap",
+            "moe_layers",
+            "n_experts",
+            "quant_method",
+            "q_norm_eps",
+            "layernorm_type",
+            "hidden_size_v2",
+            "useRotary",
+            "head-dim",
+            "d_dim",
+            "kv_share",
+            "resid_scale",
+            "activation_sparsity",
+            "block_types",
         ] {
             assert!(sounds_relevant(key), "{key}");
         }
         for key in [
-            "my_note", "my_flag", "training_run", "author", "_seen_tokens", "wandb_id", "license", "dataset",
-            "new_trick", "perplexity", "unsloth_version", "lr", "actor", "capital", "recipe",
+            "my_note",
+            "my_flag",
+            "training_run",
+            "author",
+            "_seen_tokens",
+            "wandb_id",
+            "license",
+            "dataset",
+            "new_trick",
+            "perplexity",
+            "unsloth_version",
+            "lr",
+            "actor",
+            "capital",
+            "recipe",
         ] {
             assert!(!sounds_relevant(key), "{key}");
         }

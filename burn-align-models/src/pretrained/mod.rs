@@ -303,7 +303,9 @@ fn own_head(
     };
     let stored = |path: &str| {
         let names = [format!("{}{path}", layout.prefix), path.to_owned()];
-        names.into_iter().find(|name| checkpoint.tensors.contains_key(name))
+        names
+            .into_iter()
+            .find(|name| checkpoint.tensors.contains_key(name))
     };
     match (stored(embedding), stored(WeightLayout::HEAD)) {
         (Some(embedding), Some(head)) if !checkpoint.equal(&embedding, &head)? => Ok(Some(head)),

@@ -50,7 +50,10 @@ impl fmt::Display for LoadNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownConfigKey { key, value } => {
-                write!(f, "config.json: unknown key `{key}` = {value} was passed over")
+                write!(
+                    f,
+                    "config.json: unknown key `{key}` = {value} was passed over"
+                )
             }
             Self::UnusedConfigKey { key, reason } => {
                 write!(f, "config.json: `{key}` has no effect: {reason}")
@@ -61,7 +64,11 @@ impl fmt::Display for LoadNote {
                  another `{tensor}`: the stored one is used"
             ),
             Self::OtherHeads { tensors } => {
-                write!(f, "tensors of another head were not loaded: {}", listed(tensors))
+                write!(
+                    f,
+                    "tensors of another head were not loaded: {}",
+                    listed(tensors)
+                )
             }
             Self::NotInIndex { tensors } => write!(
                 f,

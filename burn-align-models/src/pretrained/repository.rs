@@ -81,7 +81,8 @@ impl From<PathBuf> for ModelSource {
 }
 
 fn is_gguf(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+    path.extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
 /// `name` or `owner/name`, of the characters that the hub allows.
@@ -98,11 +99,17 @@ fn is_hub_id(text: &str) -> bool {
 
 /// Whether a file is a part, but not the first one, of a GGUF file that was split.
 fn is_later_part(path: &Path) -> bool {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
+    let stem = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .unwrap_or("");
     let Some((rest, _count)) = stem.rsplit_once("-of-") else {
         return false;
     };
-    let number = rest.rsplit('-').next().and_then(|number| number.parse::<u32>().ok());
+    let number = rest
+        .rsplit('-')
+        .next()
+        .and_then(|number| number.parse::<u32>().ok());
     number.is_some_and(|number| number > 1)
 }
 

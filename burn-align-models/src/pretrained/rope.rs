@@ -53,7 +53,10 @@ pub(crate) fn read_rotary(
         (None, None) => RotaryScaling::Default,
         (Some(old), None) => read_scaling(fields, "rope_scaling", old, d_head, max_positions)?,
         (old, Some((key, mut new))) => {
-            new.only(&format!("{key}.partial_rotary_factor"), &[json!(1.0), json!(1)])?;
+            new.only(
+                &format!("{key}.partial_rotary_factor"),
+                &[json!(1.0), json!(1)],
+            )?;
             let own = new.optional_positive(&format!("{key}.rope_theta"))?;
             let scaling = read_scaling(fields, &key, new, d_head, max_positions)?;
             // Releases before 5 read `rope_scaling`, and release 5 prefers it: the two must agree.
@@ -61,7 +64,12 @@ pub(crate) fn read_rotary(
                 let outer = read_scaling(fields, "rope_scaling", old, d_head, max_positions)?;
                 if outer != scaling {
                     let found = format!("{outer:?}");
-                    return Err(contradiction("rope_scaling", found, &key, format!("{scaling:?}")));
+                    return Err(contradiction(
+                        "rope_scaling",
+                        found,
+                        &key,
+                        format!("{scaling:?}"),
+                    ));
                 }
                 if let (Some(outer), Some(own)) = (theta, own)
                     && outer != own
@@ -96,7 +104,10 @@ fn read_parameters(fields: &mut Fields) -> Result<Option<(String, Fields)>, Conf
     let Some(mut parameters) = fields.optional_object(KEY)? else {
         return Ok(None);
     };
-    let kinds: Vec<String> = LAYER_KINDS.iter().map(|kind| format!("{KEY}.{kind}")).collect();
+    let kinds: Vec<String> = LAYER_KINDS
+        .iter()
+        .map(|kind| format!("{KEY}.{kind}"))
+        .collect();
     let present: Vec<&String> = kinds
         .iter()
         .filter(|kind| parameters.keys().any(|key| key == *kind))

@@ -44,7 +44,10 @@ impl SafetensorsFile {
         };
         let io = |error: io::Error| unreadable(error.to_string());
         let length = match bytes {
-            Bytes::OnDisk => File::open(&path).and_then(|file| file.metadata()).map_err(io)?.len(),
+            Bytes::OnDisk => File::open(&path)
+                .and_then(|file| file.metadata())
+                .map_err(io)?
+                .len(),
             Bytes::Bundled(bytes) => bytes.len() as u64,
         };
         let too_short = || unreadable(format!("{length} bytes are too few for its header"));
@@ -52,7 +55,8 @@ impl SafetensorsFile {
             return Err(too_short());
         }
         let prefix = read_at(&path, bytes, 0, LENGTH as usize).map_err(io)?;
-        let header_length = u64::from_le_bytes(prefix.try_into().expect("as many as were asked for"));
+        let header_length =
+            u64::from_le_bytes(prefix.try_into().expect("as many as were asked for"));
         if header_length > MAX_HEADER || header_length > length - LENGTH {
             return Err(too_short());
         }

@@ -31,7 +31,10 @@ fn qwen2_config(reader: &Reader<'_>) -> Result<Value, GgufError> {
 
 fn config(reader: &Reader<'_>, model_type: &str) -> Result<Value, GgufError> {
     if reader.optional_size("expert_count")?.unwrap_or(0) > 0 {
-        return Err(reader.wrong("expert_count", "none: mixtures of experts are not implemented"));
+        return Err(reader.wrong(
+            "expert_count",
+            "none: mixtures of experts are not implemented",
+        ));
     }
     let d_model = reader.size("embedding_length")?;
     let heads = heads(reader)?;

@@ -78,7 +78,9 @@ impl Architecture {
             format!("one of {}", names.join(", "))
         };
         let name = gguf.metadata().text(KEY)?;
-        let known = ALL.into_iter().find(|architecture| Some(architecture.name) == name);
+        let known = ALL
+            .into_iter()
+            .find(|architecture| Some(architecture.name) == name);
         known.ok_or_else(|| gguf.metadata().wrong(KEY, expected()))
     }
 
@@ -206,7 +208,10 @@ mod tests {
 
     #[test]
     fn names_come_apart() {
-        assert_eq!(of_block("blk.12.attn_q.weight"), Some((12, "attn_q.weight")));
+        assert_eq!(
+            of_block("blk.12.attn_q.weight"),
+            Some((12, "attn_q.weight"))
+        );
         assert_eq!(of_block("output.weight"), None);
         assert_eq!(module_and_kind("attn_q.bias"), Some(("attn_q", "bias")));
         assert_eq!(module_and_kind("attn_q.scale"), None);

@@ -20,7 +20,10 @@ pub(super) fn write(reader: &Reader<'_>, config: &mut Value, d_head: u64) -> Res
     {
         config["partial_rotary_factor"] = (rotated as f64 / d_head as f64).into();
     }
-    config["rope_theta"] = reader.optional_float("rope.freq_base")?.unwrap_or(10000.0).into();
+    config["rope_theta"] = reader
+        .optional_float("rope.freq_base")?
+        .unwrap_or(10000.0)
+        .into();
     let scaling = scaling(reader)?;
     let divisors = divisors(reader, d_head)?;
     config["rope_scaling"] = match (scaling, divisors) {
@@ -61,7 +64,9 @@ fn scaling(reader: &Reader<'_>) -> Result<Option<Value>, GgufError> {
         "yarn" => {
             let optional = |key: &str| reader.optional_float(&format!("rope.scaling.{key}"));
             // Every rotation is multiplied by this, beside what YaRN itself does.
-            let own = optional("attn_factor")?.or(optional("yarn_attn_factor")?).unwrap_or(1.0);
+            let own = optional("attn_factor")?
+                .or(optional("yarn_attn_factor")?)
+                .unwrap_or(1.0);
             let mut scaling = json!({
                 "rope_type": "yarn",
                 "factor": factor,
@@ -91,8 +96,14 @@ fn divisors(reader: &Reader<'_>, d_head: u64) -> Result<Option<Vec<f32>>, GgufEr
         });
     }
     let (numbers, _) = tensor.bytes.as_ref().as_chunks::<4>();
-    let divisors: Vec<f32> = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    Ok(divisors.iter().any(|divisor| *divisor != 1.0).then_some(divisors))
+    let divisors: Vec<f32> = numbers
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect();
+    Ok(divisors
+        .iter()
+        .any(|divisor| *divisor != 1.0)
+        .then_some(divisors))
 }
 
 /// LLaMA 3's way to scale, if it gives these divisors: the file does not say its numbers.
@@ -101,22 +112,24 @@ fn llama3(divisors: &[f32], theta: &Value, d_head: u64) -> Option<Value> {
     let factor = f64::from(divisors.iter().copied().fold(0.0, f32::max));
     // The only ones that are in use.
     let (low, high) = (1.0, 4.0);
-    [8192_u32, 4096, 2048, 16384, 32768].into_iter().find_map(|original| {
-        let same = divisors.iter().enumerate().all(|(index, divisor)| {
-            let frequency = theta.powf(-2.0 * index as f64 / d_head as f64);
-            let rotations = f64::from(original) * frequency / (2.0 * std::f64::consts::PI);
-            let keep = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
-            let expected = 1.0 / ((1.0 - keep) / factor + keep);
-            (expected - f64::from(*divisor)).abs() <= 1e-5 * expected
-        });
-        same.then(|| {
-            json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original,
+    [8192_u32, 4096, 2048, 16384, 32768]
+        .into_iter()
+        .find_map(|original| {
+            let same = divisors.iter().enumerate().all(|(index, divisor)| {
+                let frequency = theta.powf(-2.0 * index as f64 / d_head as f64);
+                let rotations = f64::from(original) * frequency / (2.0 * std::f64::consts::PI);
+                let keep = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
+                let expected = 1.0 / ((1.0 - keep) / factor + keep);
+                (expected - f64::from(*divisor)).abs() <= 1e-5 * expected
+            });
+            same.then(|| {
+                json!({
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": low,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                })
             })
         })
-    })
 }
