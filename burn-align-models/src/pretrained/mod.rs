@@ -15,7 +15,6 @@ mod error;
 mod family;
 mod fields;
 pub mod gguf;
-#[cfg(feature = "hub")]
 mod hub;
 mod repository;
 mod save;
@@ -27,6 +26,9 @@ pub use bundled::Bundled;
 pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
 pub use family::{Family, WeightLayout};
 pub use fields::Fields;
+#[cfg(feature = "hub")]
+pub use hub::fetch_file;
+pub use hub::{HubError, HubProblem};
 pub use repository::{ModelSource, Repository};
 pub use save::{SavePretrained, save_family};
 
@@ -101,14 +103,19 @@ pub struct LoadOptions {
     pub progress: Option<ProgressCallback>,
     /// Keys of `config.json` that are known not to matter, beyond those that this crate knows.
     pub ignored_config_keys: Vec<String>,
-    /// Branch, tag or commit on the hub. Default: `main`.
+    /// Branch, tag, commit or pull request (`refs/pr/1`) on the hub. Default: `main`.
+    ///
+    /// It is resolved to one commit when loading begins. A full commit hash whose files are in the
+    /// cache is loaded without asking the hub.
     pub revision: String,
-    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` is set to
-    /// something other than `0`.
+    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` or, where that
+    /// is not set, `TRANSFORMERS_OFFLINE` is `1`, `true`, `yes` or `on`.
     pub offline: bool,
-    /// Address of the hub. Default: `HF_ENDPOINT`, else the public hub.
+    /// Address of the hub. Default: `HF_ENDPOINT`, else `https://huggingface.co`.
     pub hub_endpoint: Option<String>,
-    /// Folder of the hub cache. Default: `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+    /// Folder of the hub cache. Default: the one that Python's `huggingface_hub` uses:
+    /// `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub`
+    /// or `~/.cache/huggingface/hub`, whichever is set first.
     pub hub_cache: Option<std::path::PathBuf>,
 }
 
@@ -120,7 +127,7 @@ impl Default for LoadOptions {
             progress: None,
             ignored_config_keys: Vec::new(),
             revision: "main".to_owned(),
-            offline: std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !v.is_empty() && v != "0"),
+            offline: hub::offline(),
             hub_endpoint: None,
             hub_cache: None,
         }
