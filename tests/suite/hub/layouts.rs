@@ -114,27 +114,31 @@ fn a_complete_commit_is_not_asked_for() {
 
 #[test]
 fn what_is_incomplete_is_named() {
-    let cache = cache();
-    lay_out(
-        &cache,
-        &checkpoints()["gpt2_sharded"],
-        COMMIT,
-        |from, to| {
-            if !from.ends_with("model-00003-of-00004.safetensors") {
-                copy(from, to);
-            }
-        },
-    );
+    let (cache, fixture) = (cache(), &checkpoints()["gpt2_sharded"]);
+    let missing = [1, 3].map(|number| format!("model-{number:05}-of-00004.safetensors"));
+    lay_out(&cache, fixture, COMMIT, |from, to| {
+        if !missing.iter().any(|name| from.ends_with(name)) {
+            copy(from, to);
+        }
+    });
     write_ref(&cache, "main", COMMIT);
     for offline in [true, false] {
         let error = load("tiny/gpt2", &no_hub(&cache).with_offline(offline));
-        let error = error.expect_err("a shard is missing");
-        assert_names(
-            &error,
-            &["model-00003-of-00004.safetensors", "not in the cache"],
-        );
+        let error = error.expect_err("two shards are missing");
+        assert_names(&error, &[&missing.join(", "), "not in the cache"]);
         assert!(!error.to_string().contains("00002-of"), "{error}");
     }
+    // Only these are fetched.
+    let hub = Hub::start(Shelf::new("tiny/gpt2", fixture));
+    let commit = hub.shelf().add("tiny/gpt2", "main", fixture);
+    let model = cache.path().join("hub/models--tiny--gpt2");
+    let snapshots = model.join("snapshots");
+    fs::rename(snapshots.join(COMMIT), snapshots.join(commit)).expect("another name");
+    assert_loads("tiny/gpt2", &hub.options(&cache), "gpt2_sharded");
+    let fetched = hub.fetched();
+    let names = fetched.iter().filter_map(|file| file.split_once('/'));
+    let names: Vec<&str> = names.map(|it| it.1).collect();
+    assert_eq!(names, missing);
 }
 
 /// `hf download --local-dir` leaves files and, in `.cache`, what it knows of them.

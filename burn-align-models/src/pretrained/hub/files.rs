@@ -1,4 +1,4 @@
-//! The files of one commit: those that are in the cache, and those that are fetched.
+//! Which files a model needs, and of which commit.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::cache::{Commit, Held, Store, stays_inside};
 use super::error::{HubError, HubProblem};
-use super::remote::{Answer, DownloadError, Entry, Remote};
+use super::pinned::Pinned;
+use super::remote::{Answer, Entry, Remote};
 use super::variables::{Settings, of_process};
 use crate::pretrained::checkpoint::shard_names;
 use crate::pretrained::{CONFIG, LoadError, LoadOptions};
@@ -69,12 +70,12 @@ impl From<HubProblem> for Failure {
 }
 
 /// One model and revision.
-struct Session<'a> {
-    id: &'a str,
-    revision: &'a str,
+pub(super) struct Session<'a> {
+    pub(super) id: &'a str,
+    pub(super) revision: &'a str,
     offline: bool,
-    settings: Settings,
-    store: Store,
+    pub(super) settings: Settings,
+    pub(super) store: Store,
 }
 
 impl<'a> Session<'a> {
@@ -242,13 +243,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn offline_without(&self, files: Vec<String>) -> HubProblem {
+    pub(super) fn offline_without(&self, files: Vec<String>) -> HubProblem {
         let folder = self.store.folder().to_owned();
         HubProblem::Offline { files, folder }
     }
 
     /// Says where and which files are missing where the hub cannot be reached.
-    fn located(&self, problem: HubProblem, missing: Option<Vec<String>>) -> HubProblem {
+    pub(super) fn located(&self, problem: HubProblem, missing: Option<Vec<String>>) -> HubProblem {
         match problem {
             HubProblem::Unreachable { files, cause, .. } => HubProblem::Unreachable {
                 files: missing.unwrap_or(files),
@@ -257,160 +258,6 @@ impl<'a> Session<'a> {
             },
             problem => problem,
         }
-    }
-}
-
-/// One commit of a model.
-struct Pinned<'a> {
-    session: &'a Session<'a>,
-    commit: Commit,
-    /// Whether the cache has all that is needed.
-    cached: bool,
-    /// How long to wait for the first answer.
-    patience: Duration,
-    remote: Option<Remote<'a>>,
-    /// Whether the hub has said something useful.
-    answered: Cell<bool>,
-    /// Why it is not asked any more.
-    refusal: RefCell<Option<HubProblem>>,
-    /// Whether the revision was another commit before.
-    moved: bool,
-}
-
-impl Pinned<'_> {
-    /// A file; `None` if the commit has none, or if there is nobody to ask.
-    fn want(&self, file: &str) -> Result<Option<PathBuf>, HubProblem> {
-        let session = self.session;
-        match session.store.look(&self.commit, file) {
-            Held::File(path) => return Ok(Some(path)),
-            Held::Absent => return Ok(None),
-            Held::Unknown => {}
-        }
-        let Some(remote) = self
-            .remote
-            .as_ref()
-            .filter(|_| self.refusal.borrow().is_none())
-        else {
-            return Ok(None);
-        };
-        let patience = match self.answered.get() {
-            true => session.settings.patience(false),
-            false => self.patience,
-        };
-        match remote.ask(self.commit.as_str(), file, patience) {
-            Ok(Answer::File(entry)) => {
-                self.check_commit(remote, file, entry.commit.as_ref())?;
-                self.answered.set(true);
-                self.bring(remote, file, &entry).map(Some)
-            }
-            Ok(Answer::NoFile(commit)) => {
-                // Only a hub's word counts, not that of a server that does not know it.
-                if commit.is_some() {
-                    self.check_commit(remote, file, commit.as_ref())?;
-                    session.store.mark_absent(&self.commit, file);
-                    self.answered.set(true);
-                }
-                Ok(None)
-            }
-            Err(problem) if self.answered.get() => Err(session.located(problem, None)),
-            // Perhaps the cache has all that is needed.
-            Err(problem) => {
-                self.refusal.replace(Some(problem));
-                Ok(None)
-            }
-        }
-    }
-
-    fn check_commit(
-        &self,
-        remote: &Remote<'_>,
-        file: &str,
-        answered: Option<&Commit>,
-    ) -> Result<(), HubProblem> {
-        let (asked, answered) = (
-            self.commit.as_str(),
-            answered.unwrap_or(&self.commit).as_str(),
-        );
-        if asked == answered {
-            return Ok(());
-        }
-        Err(HubProblem::BadAnswer {
-            file: file.to_owned(),
-            url: remote.page(""),
-            reason: format!("asked for commit {asked}, answered with commit {answered}"),
-        })
-    }
-
-    /// Fetches a file, unless another one has brought its content.
-    fn bring(&self, remote: &Remote<'_>, file: &str, entry: &Entry) -> Result<PathBuf, HubProblem> {
-        let store = &self.session.store;
-        let brought = || {
-            let _lock = store.lock(&entry.etag)?;
-            // Another program may have been faster.
-            if let Held::File(path) = store.look(&self.commit, file) {
-                return Ok(path);
-            }
-            let blob = store.blob(&entry.etag);
-            let new = !blob.is_file();
-            if new {
-                let part = store.blob(&format!("{}.incomplete", entry.etag));
-                remote.download(&self.commit, file, entry, &part)?;
-                fs::rename(&part, &blob)?;
-            }
-            Ok(store.link(&entry.etag, &self.commit, file, new)?)
-        };
-        brought().map_err(|error: DownloadError| match error {
-            DownloadError::Hub(problem) => self.session.located(problem, None),
-            DownloadError::Io(cause) => HubProblem::Io {
-                file: file.to_owned(),
-                folder: store.folder().to_owned(),
-                cause,
-            },
-        })
-    }
-
-    /// A file without which there is no model. What cannot be asked for is added to `missing`.
-    fn need(
-        &self,
-        file: &str,
-        hint: &'static str,
-        missing: &mut Vec<String>,
-    ) -> Result<Option<PathBuf>, HubProblem> {
-        let found = self.want(file)?;
-        let asked = self.remote.is_some() && self.refusal.borrow().is_none();
-        let absent = asked || self.session.store.look(&self.commit, file) == Held::Absent;
-        if found.is_none() && absent {
-            let tree = format!("/tree/{}", self.commit.as_str());
-            let page = format!(
-                "{}/{}{tree}",
-                self.session.settings.endpoint, self.session.id
-            );
-            return Err(HubProblem::NoSuchFile {
-                file: file.to_owned(),
-                url: page,
-                hint,
-            });
-        }
-        if found.is_none() {
-            missing.push(file.to_owned());
-        }
-        Ok(found)
-    }
-
-    /// Says what is missing, or that the revision is this commit from now on.
-    fn finish(&self, missing: Vec<String>) -> Result<(), HubProblem> {
-        if missing.is_empty() {
-            if self.moved {
-                self.session
-                    .store
-                    .remember(self.session.revision, &self.commit);
-            }
-            return Ok(());
-        }
-        Err(match self.refusal.take() {
-            Some(problem) => self.session.located(problem, Some(missing)),
-            None => self.session.offline_without(missing),
-        })
     }
 }
 

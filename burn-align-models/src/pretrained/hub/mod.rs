@@ -7,9 +7,13 @@
 
 #[cfg(feature = "hub")]
 mod cache;
+#[cfg(feature = "hub")]
+mod download;
 mod error;
 #[cfg(feature = "hub")]
 mod files;
+#[cfg(feature = "hub")]
+mod pinned;
 #[cfg(feature = "hub")]
 mod remote;
 #[cfg(all(test, feature = "hub"))]

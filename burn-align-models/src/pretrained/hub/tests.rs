@@ -110,15 +110,16 @@ fn whose_token_is_sent() {
     let mut variables = vec![("HF_HOME", home)];
     for (name, value, expected) in [
         ("HF_TOKEN", "", Some("hf_file")),
-        ("HF_TOKEN", " \n", Some("hf_file")),
         ("HF_TOKEN_PATH", other, Some("hf_other")),
-        ("HUGGING_FACE_HUB_TOKEN", "hf_old", Some("hf_old")),
+        // A blank one hides the older variable, as it does in Python.
+        ("HF_TOKEN", " \n", Some("hf_other")),
+        ("HUGGING_FACE_HUB_TOKEN", "hf_old", Some("hf_other")),
+        ("HF_TOKEN", "", Some("hf_old")),
         ("HF_TOKEN", "hf_new\n", Some("hf_new")),
         ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1", None),
     ] {
         variables.retain(|it| it.0 != name);
         variables.push((name, value));
-        // A blank token hides the older variable, as it does in Python.
         let found = settings(&variables).token;
         assert_eq!(found.secret.as_deref(), expected, "{name}={value:?}");
         assert!(
