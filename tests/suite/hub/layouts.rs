@@ -17,7 +17,7 @@ const COMMIT: &str = "607a30d783dfa663caf39e06633721c8d4cfcd7e";
 fn no_hub(cache: &TempDir) -> LoadOptions {
     LoadOptions::default()
         .with_offline(false)
-        // Nothing listens on the port of nobody.
+        // Nothing listens on port 1.
         .with_hub_endpoint("http://127.0.0.1:1")
         .with_hub_cache(cache.path().join("hub"))
 }

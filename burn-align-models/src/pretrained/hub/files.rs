@@ -214,7 +214,7 @@ impl<'a> Session<'a> {
                 let moved = by_cache.as_ref() != Some(&commit);
                 Ok(pinned(commit, Some(remote), true, None, moved))
             }
-            // What is gone for good is not to be had from the cache, either.
+            // A revision that was deleted is not loaded from the cache either.
             Err(problem @ HubProblem::NoSuchRevision { .. }) => Err(problem),
             Err(problem) => match by_cache {
                 Some(commit) => Ok(pinned(commit, Some(remote), false, Some(problem), false)),
