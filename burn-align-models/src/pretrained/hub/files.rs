@@ -124,8 +124,8 @@ impl<'a> Session<'a> {
         let mut missing = Vec::new();
         let hint = "; a GGUF file is asked for by its name";
         pinned.need(CONFIG, hint, &mut missing)?;
-        // A commit that is all there is not asked for; else, a file may have been left out because
-        // it was not needed then.
+        // A complete commit is not asked for, unless the cache may lack a tokenizer because whoever
+        // filled it did not need one.
         let unknown = |file| self.store.look(&pinned.commit, file) == Held::Unknown;
         let fixed = Commit::from_revision(self.revision).is_some();
         if !pinned.cached || !fixed || DECISIVE.into_iter().any(unknown) {
