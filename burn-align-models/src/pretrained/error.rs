@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::gguf::GgufError;
+use super::hub::HubError;
 use super::note::listed;
 use crate::tokens::TokensError;
 
@@ -29,18 +30,9 @@ pub enum LoadError {
         /// The hub id.
         id: String,
     },
-    /// A file could not be had from the hub.
-    #[error("hub: {id} ({revision}): {file}: {reason} (a local folder `{id}` is not there)")]
-    Hub {
-        /// The hub id.
-        id: String,
-        /// Branch, tag or commit.
-        revision: String,
-        /// The file.
-        file: String,
-        /// What went wrong.
-        reason: String,
-    },
+    /// A model or a file could not be had from the hub or from its cache.
+    #[error(transparent)]
+    Hub(Box<HubError>),
     /// A bundled model of this name does not exist.
     #[error("no bundled model `{name}`; expected `capitals`, `induction` or `price-tagging`")]
     UnknownBundled {
@@ -118,6 +110,12 @@ pub enum LoadError {
     /// The weights cannot be used.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+impl From<HubError> for LoadError {
+    fn from(error: HubError) -> Self {
+        Self::Hub(Box::new(error))
+    }
 }
 
 /// What is wrong with a `config.json`.

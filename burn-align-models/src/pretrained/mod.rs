@@ -16,7 +16,6 @@ mod family;
 mod fields;
 pub mod gguf;
 mod gguf_weights;
-#[cfg(feature = "hub")]
 mod hub;
 mod inert;
 mod note;
@@ -32,6 +31,9 @@ pub use bundled::Bundled;
 pub use error::{CheckpointError, ConfigError, LoadError, SaveError};
 pub use family::{Family, WeightLayout};
 pub use fields::Fields;
+#[cfg(feature = "hub")]
+pub use hub::fetch_file;
+pub use hub::{HubError, HubProblem};
 pub use note::LoadNote;
 pub use repository::{GgufModel, ModelSource, Repository};
 pub use save::{SavePretrained, save_family};
@@ -117,14 +119,19 @@ pub struct LoadOptions {
     /// The GGUF file that is meant, in a folder or a repository on the hub. Default: none, unless a folder
     /// has no `config.json` and one GGUF file.
     pub file: Option<String>,
-    /// Branch, tag or commit on the hub. Default: `main`.
+    /// Branch, tag, commit or pull request (`refs/pr/1`) on the hub. Default: `main`.
+    ///
+    /// It is resolved to one commit when loading begins. A full commit hash whose files are in the
+    /// cache is loaded without asking the hub.
     pub revision: String,
-    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` is set to
-    /// something other than `0`.
+    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` or, where that
+    /// is not set, `TRANSFORMERS_OFFLINE` is `1`, `true`, `yes` or `on`.
     pub offline: bool,
-    /// Address of the hub. Default: `HF_ENDPOINT`, else the public hub.
+    /// Address of the hub. Default: `HF_ENDPOINT`, else `https://huggingface.co`.
     pub hub_endpoint: Option<String>,
-    /// Folder of the hub cache. Default: `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
+    /// Folder of the hub cache. Default: the one that Python's `huggingface_hub` uses:
+    /// `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub`
+    /// or `~/.cache/huggingface/hub`, whichever is set first.
     pub hub_cache: Option<std::path::PathBuf>,
 }
 
@@ -137,7 +144,7 @@ impl Default for LoadOptions {
             ignored_config_keys: Vec::new(),
             file: None,
             revision: "main".to_owned(),
-            offline: std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !v.is_empty() && v != "0"),
+            offline: hub::offline(),
             hub_endpoint: None,
             hub_cache: None,
         }
