@@ -1,3 +1,5 @@
+//! The tensors of a safetensors checkpoint, in one file or in shards.
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};

@@ -1,3 +1,5 @@
+//! Why a model could not be loaded or saved.
+
 use std::io;
 use std::path::PathBuf;
 

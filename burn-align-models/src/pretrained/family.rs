@@ -1,3 +1,5 @@
+//! How a model family is stored in the Hugging Face layout.
+
 use burn::tensor::{DType, backend::Backend};
 use serde_json::Value;
 

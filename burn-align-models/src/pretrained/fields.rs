@@ -1,3 +1,5 @@
+//! Strict reading of `config.json`: a key that nothing reads may change what the model computes.
+
 use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};

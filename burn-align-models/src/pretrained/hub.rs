@@ -1,3 +1,5 @@
+//! Files from the Hugging Face hub, through the cache that `huggingface_hub` shares.
+
 use std::path::PathBuf;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};

@@ -1,3 +1,5 @@
+//! Where a model comes from, and the files that belong to it.
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};

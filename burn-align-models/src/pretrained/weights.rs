@@ -1,3 +1,8 @@
+//! From the tensors of a checkpoint to the parameters of a model.
+//!
+//! Names, shapes and dtypes are checked before anything is read, so a wrong checkpoint fails early
+//! and never leaves a half-filled model.
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::mem::ManuallyDrop;
