@@ -261,7 +261,7 @@ def parse() -> argparse.Namespace:
         "names", metavar="NAME", nargs="*", help="workloads, or families of them [default: all]"
     )
     parser.add_argument("--model", default="gpt2", help="as of both sides [default: %(default)s]")
-    parser.add_argument("--layers", type=int, help="only so many of the model's")
+    parser.add_argument("--layers", type=int, help="use only this many of the model's")
     parser.add_argument("--batch", type=int, help="examples [default: each workload's own]")
     parser.add_argument("--pos", type=int, help="tokens [default: each workload's own]")
     parser.add_argument("--layer", type=int, help="of one interchange and DAS [default: middle]")
@@ -272,7 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backend", help="our side's [default: flex, or cuda with --device cuda]")
     parser.add_argument("--program", type=Path, help="our side, built already with that backend")
     parser.add_argument("--burn-args", default="", help='for our side only, as "--fused"')
-    parser.add_argument("--cells", type=int, help="of a sweep by pyvene: so many, and scaled up")
+    parser.add_argument("--cells", type=int, help="pyvene: time this many cells, and scale up")
     parser.add_argument("--rounds", type=int, default=2, help="[default: %(default)s]")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument("--threads", type=int, default=cores, help="of each side [default: all]")

@@ -268,7 +268,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="compare the peers, do not time")
     parser.add_argument("--ceilings", action="store_true", help="time a matrix product and a copy")
     parser.add_argument("--model", choices=PRESETS, default="gpt2", help="[default: %(default)s]")
-    parser.add_argument("--layers", type=int, help="only so many of the model's")
+    parser.add_argument("--layers", type=int, help="use only this many of the model's")
     parser.add_argument("--batch", type=int, help="examples [default: each workload's own]")
     parser.add_argument("--pos", type=int, help="tokens [default: each workload's own]")
     parser.add_argument("--layer", type=int, help="of one interchange and DAS [default: middle]")
@@ -278,7 +278,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="matrix products of f32 on a GPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument(
-        "--cells", type=int, help="of a sweep by pyvene: so many, evenly chosen, and scaled up"
+        "--cells", type=int, help="pyvene: time this many cells of a sweep, evenly chosen, and scale up"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")

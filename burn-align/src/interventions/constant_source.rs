@@ -9,7 +9,7 @@ use super::{Intervention, Misfit, Operands};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceOperation {
-    /// It takes the place of the base.
+    /// It replaces the base.
     Swap,
     /// It is added to the base.
     Add,

@@ -13,7 +13,7 @@ use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 /// with [`Operands::subspace`] or by the number of swapped columns.
 ///
 /// # When it misleads
-/// A trained subspace may over-fit: judge it on held-out data, and beside a random rotation of the
+/// A trained subspace may over-fit: evaluate it on held-out data, next to a random rotation of the
 /// same rank ([`evaluate_with_controls`](crate::training::evaluate_with_controls)). A swap along a
 /// subspace can also drive a pathway that is dormant in normal runs, so that it changes the answer
 /// although the model does not keep the variable there (Makelov et al. 2023, arXiv 2311.17030).
