@@ -22,7 +22,7 @@ impl FillIntervention {
 
     /// Attention knock-out (Geva et al. 2023, arXiv 2304.14767): an attention score so low that no
     /// weight is left after the softmax. It is within the range of f16, so a query that loses all
-    /// of its keys attends to them evenly instead of producing NaN.
+    /// of its keys attends to them evenly, and not to nothing.
     pub const KNOCK_OUT: Self = Self { value: -3e4 };
 }
 

@@ -1,8 +1,8 @@
 //! What an edit does to an activation.
 //!
 //! An intervention knows nothing of models, positions or worlds: it is a pure function of tensors,
-//! and the engine decides where to call it. That is why any of them works at any site, in any
-//! model, with any optimizer of Burn.
+//! and the engine decides where to call it. That is why the same code works at every site and in
+//! every model, with any of Burn's optimizers.
 //!
 //! | intervention | new activation | source |
 //! | --- | --- | --- |

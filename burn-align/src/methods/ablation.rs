@@ -1,4 +1,4 @@
-//! Ablations: an activation is replaced by one that carries no information about the input.
+//! Ablations: an activation is replaced by one that carries no information about this input.
 //!
 //! An ablation asks whether a part is *needed* in this context, not what it computes. A small
 //! effect does not show that the part is unused: later layers may compensate for it (self-repair;

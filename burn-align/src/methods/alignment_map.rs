@@ -128,11 +128,6 @@ pub enum AlignmentMapError {
 /// calls: the frozen layers before it are run once for each example, and the model without a swap
 /// is run again for each cell.
 ///
-/// # When it misleads
-/// The number in a cell says how well the *best* subspace there does. With large ranks it may be
-/// high although the model makes no use of the variable at that site; compare it with the random
-/// rotation.
-///
 /// - `model`: the model that training starts from in a row, with the interventions of its
 ///   configuration, on an autodiff backend. With
 ///   `|aligned| AlignableModel::new_seeded(aligned, model.clone(), seed)` all rows start from the
@@ -142,6 +137,11 @@ pub enum AlignmentMapError {
 /// - `training`, `held_out`: the data; held-out data are only used for evaluation, so
 ///   `config.patience` has no effect
 /// - `loss`: as in [`train`]
+///
+/// # When it misleads
+/// The number in a cell says how well the *best* subspace there does. With large ranks it may be
+/// high although the model makes no use of the variable at that site; compare it with the random
+/// rotation.
 ///
 /// # Errors
 /// If a cell does not fit the model or the data, which is found before anything is computed; or if

@@ -7,9 +7,9 @@
 //! interrupted and resumed.
 //!
 //! [`evaluate`] gives the interchange intervention accuracy. That number means little by itself: a
-//! large enough subspace, or one fitted to few examples, is right by chance.
-//! [`evaluate_with_controls`] puts it next to a random rotation of the same size, the whole vector
-//! swapped, and no swap.
+//! large enough subspace, or one fitted to few examples, can be right although the model does not
+//! keep the variable there. [`evaluate_with_controls`] puts it next to a random rotation of the same
+//! size, the whole vector swapped, and no swap.
 
 mod checkpoint;
 mod config;
