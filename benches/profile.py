@@ -1,8 +1,8 @@
-"""Where the time of a workload goes on the CPU: samples of `perf`, summed up by what is done.
+"""Where the time of a workload goes on the CPU: samples of `perf`, summed up by kind of work.
 
     python benches/profile.py [--program FILE] [--seconds S] NAME… [-- OPTIONS of the benchmark]
 
-Linux only; `perf` must be installed. Samples of setting up (drawing weights) are left out.
+Linux only; `perf` must be installed. Samples of the setup (drawing weights) are left out.
 """
 
 import argparse

@@ -4,12 +4,12 @@
     python benches/peers/compare.py --device cuda --dtype bf16 --model llama2-7b \\
         --batch 32 --pos 80 --layer 15 --memory forward batch das_lowrank
 
-Runs all sides one after another, in turned order every other round, and takes each workload's
-median over the rounds. A name is that of a workload or of a family of them; without names, all.
-With --memory, each name has a process of its own, and the peaks of memory are a second table. What
-a large matrix product and a large copy reach on the device is measured first; the last table says
-which part of that each side reaches. What was measured before a failure or an interruption is
-still printed, and what a side could not do is named with the reason.
+Runs all sides one after another, reversing the order every other round, and takes each workload's
+median over the rounds. A name is that of a workload or of a family of them; without names, all run.
+With --memory, each name has its own process, and the peaks of memory are a second table. The limits
+of the device, a large matrix product and a large copy, are measured first; the last table shows how
+close each side comes to them. What was measured before a failure or an interruption is still
+printed, and what a side could not run is listed with the reason.
 """
 
 import argparse
@@ -73,13 +73,13 @@ class Found:
 
 
 class Failure(Exception):
-    """What a person should read."""
+    """An error to show to the user."""
 
 
 def lines_of(command: list[str], threads: int) -> Iterator[dict]:
     """The lines of JSON of a command, run in the repository; its output is progress, not result.
 
-    Fails behind the last line, so that none is lost.
+    Fails only after the last line, so that none is lost.
     """
     environment = os.environ | {"RAYON_NUM_THREADS": str(threads)}
     with tempfile.TemporaryDirectory() as directory:
@@ -92,7 +92,7 @@ def lines_of(command: list[str], threads: int) -> Iterator[dict]:
         lines = file.read_text().splitlines() if file.exists() else []
     lines = [json.loads(line) for line in lines]
     yield from lines
-    # If no workload could be run, the status is bad, but the lines tell why.
+    # If no workload could be run, the status is bad, but the lines say why.
     if result.returncode and not (lines and all("error" in line for line in lines)):
         raise Failure(f"`{shlex.join(command)}` failed with status {result.returncode}")
 
@@ -113,14 +113,14 @@ def build(backend: str) -> str:
 
 
 def peers(args: argparse.Namespace) -> list[str]:
-    """The command of the peers, without what is to be run."""
+    """The command of the peers, without names of workloads."""
     command = [sys.executable, str(PEERS), "--device", args.device, "--dtype", args.dtype]
     command += ["--threads", str(args.threads)]
     return [*command, "--tf32"] if args.tf32 else command
 
 
 def command_of(side: str, program: str, args: argparse.Namespace) -> list[str]:
-    """What runs workloads on a side, without their names."""
+    """The command that runs workloads on a side, without their names."""
     if side == US:
         command = [program, "--backend", args.backend, "--dtype", args.dtype]
         command += shlex.split(args.burn_args)
@@ -135,7 +135,7 @@ def command_of(side: str, program: str, args: argparse.Namespace) -> list[str]:
 
 
 def rounds(args: argparse.Namespace, found: Found) -> None:
-    """Adds what is measured, side by side, so that it is there when a later side fails."""
+    """Adds the results side by side, so that they survive if a later side fails."""
     program = str(args.program.resolve()) if args.program else build(args.backend)
     (found.ceilings,) = lines_of([*peers(args), "--ceilings"], args.threads)
     sides = [US, *THEM]
@@ -166,7 +166,7 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def shares(found: Found) -> str:
-    """Which part of the device's ceilings each side reaches."""
+    """How close each side comes to the device's limits."""
     sides = [US, *THEM]
     tflops, gb_s = found.ceilings["matmul_tflops"], found.ceilings["copy_gb_s"]
     lines = [["workload", "GFLOP", *sides], ["---"] + ["---:"] * (1 + len(sides))]
@@ -227,7 +227,7 @@ def output_of(*command: str) -> str:
 
 
 def setting(args: argparse.Namespace, packages: dict[str, str], found: Found) -> str:
-    """Where and with what this was measured."""
+    """The machine, the versions and the settings."""
     workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
     burn = workspace["dependencies"]["burn"]["version"].lstrip("=")
     revision = output_of("git", "describe", "--always", "--dirty")
@@ -261,7 +261,7 @@ def parse() -> argparse.Namespace:
         "names", metavar="NAME", nargs="*", help="workloads, or families of them [default: all]"
     )
     parser.add_argument("--model", default="gpt2", help="as of both sides [default: %(default)s]")
-    parser.add_argument("--layers", type=int, help="only so many of the model's")
+    parser.add_argument("--layers", type=int, help="use only this many of the model's")
     parser.add_argument("--batch", type=int, help="examples [default: each workload's own]")
     parser.add_argument("--pos", type=int, help="tokens [default: each workload's own]")
     parser.add_argument("--layer", type=int, help="of one interchange and DAS [default: middle]")
@@ -272,7 +272,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backend", help="our side's [default: flex, or cuda with --device cuda]")
     parser.add_argument("--program", type=Path, help="our side, built already with that backend")
     parser.add_argument("--burn-args", default="", help='for our side only, as "--fused"')
-    parser.add_argument("--cells", type=int, help="of a sweep by pyvene: so many, and scaled up")
+    parser.add_argument("--cells", type=int, help="pyvene: time this many cells, and scale up")
     parser.add_argument("--rounds", type=int, default=2, help="[default: %(default)s]")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument("--threads", type=int, default=cores, help="of each side [default: all]")

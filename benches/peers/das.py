@@ -1,8 +1,8 @@
 """The steps of distributed alignment search of `workloads.py`: one run is one optimizer step.
 
-A source is run, a base is run with its residual replaced at one position along a trained rotation,
-and the cross-entropy at the base's last position goes back to the rotation, which Adam changes.
-Nothing is kept from one step to the next. The model is frozen. The rotation is orthonormal by
+A source is run; a base is run with its residual replaced at one position along a trained rotation;
+the cross-entropy at the base's last position is backpropagated to the rotation, which Adam updates.
+Nothing is cached between steps. The model is frozen. The rotation is orthonormal by
 `torch.nn.utils.parametrizations.orthogonal`: a matrix exponential if square, Householder
 reflections if tall.
 """
@@ -31,7 +31,7 @@ def with_pyvene(
     model: PreTrainedModel, das: Das, base: Tensor, source: Tensor
 ) -> Callable[[], list[Tensor]]:
     """As pyvene's tutorials train: both runs in full, with logits at all positions."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what else could be installed
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what else could be installed
         import pyvene
     if das.boundless:
         intervention = pyvene.BoundlessRotatedSpaceIntervention
@@ -94,7 +94,7 @@ class Rotation(nn.Module):
 
 
 class Reached(Exception):
-    """Ends a run that has shown what was wanted of it."""
+    """Ends a run that has measured what it should."""
 
 
 def with_hooks(
@@ -116,7 +116,7 @@ def with_hooks(
         raise Reached
 
     def swap(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
-        # In place: nothing before this needs gradients, so that no graph is broken.
+        # In place: nothing before this needs gradients, so no graph is broken.
         at = activation(output)
         at[:, das.position] = rotation(at[:, das.position].clone(), kept.pop())
 

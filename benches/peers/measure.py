@@ -1,4 +1,4 @@
-"""Seconds, memory, and what the device could do at most."""
+"""Seconds, memory, and the limits of the device."""
 
 import contextlib
 import gc
@@ -39,9 +39,9 @@ def repeat(run: Callable[[], object], seconds: float, device: torch.device) -> l
 
 
 def begin_peak(device: torch.device) -> None:
-    """Gives back what can be, and begins to look for the peak.
+    """Frees what can be freed, and starts a new measurement of the peak.
 
-    Without a GPU, and but on Linux, the peak remains that since the process began.
+    Without a GPU, on other systems than Linux, the peak remains that since the process began.
     """
     gc.collect()
     if device.type == "cuda":

@@ -64,7 +64,7 @@ class Shape:
     def flops(self, pos: int) -> int:
         """Of a forward pass over a row, with logits at the last position.
 
-        As `ModelDims` of burn-align-models reckons: two for each multiplication of a matrix
+        As `ModelDims` of burn-align-models counts: two for each multiplication of a matrix
         product, all keys for each query.
         """
         d_head = self.d_model // self.heads

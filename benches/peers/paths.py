@@ -1,17 +1,18 @@
-"""The `paths_…` workloads of `benches/workloads` with PyTorch hooks, as papers' code has them.
+"""The `paths_…` workloads of `benches/workloads` with PyTorch hooks, like the papers' code.
 
     python benches/peers/paths.py [--senders N] [--threads N] [--nano DIR [--check]] [NAME…]
 
-One sender at a time: a forward pass on the base under hooks that put in the source's output of the
-sender and freeze all else between it and its receiver to the base, and, where the receiver is not
-the logits, a second one with the receiver's input as it was recorded. Base and source are run once.
-Prints one JSON line per workload: the seconds for all senders. --senders times so many, evenly
-chosen, and scales up what is computed for each. Random GPT-2 small, f32, 16 × 15 tokens, logits at the last position.
+One sender at a time: a forward pass on the base under hooks that insert the source's output of the
+sender and freeze everything else between it and its receiver to the base. If the receiver is not
+the logits, a second pass uses the recorded input of the receiver. Base and source are run once.
+Prints one JSON line per workload: the seconds for all senders. --senders times this many, evenly
+chosen, and scales up what is computed for each. Random GPT-2 small, f32, 16 × 15 tokens, logits at
+the last position.
 
 `paths_nodes_25x5` is the sweep of nano-causal-interventions on 1 × 5 tokens: what the attention or
-the MLP of a layer reads at a position is the source's, one of them at a time, and once nothing. With
---nano, also by that code, of which DIR is a checkout; --check compares the two. README.md says which
-packages it needs.
+the MLP of a layer reads at a position comes from the source, for one of them at a time, and once for
+none. With --nano, also runs that code from its checkout DIR; --check compares the two. README.md
+lists the packages it needs.
 """
 
 import argparse
@@ -83,11 +84,11 @@ def sweep(hooked, name, senders):
             return value
 
         taps = {("z", layer): send}
-        for behind in range(layer, LAYERS):
-            if behind > layer:
-                taps["z", behind] = lambda _, at=("z", behind): base[at]
+        for after in range(layer, LAYERS):
+            if after > layer:
+                taps["z", after] = lambda _, at=("z", after): base[at]
             if "mlps" not in name:
-                taps["m", behind] = lambda _, at=("m", behind): base[at]
+                taps["m", after] = lambda _, at=("m", after): base[at]
         if name not in RECEIVERS:
             effects.append(metric(hooked.run(tokens(1), taps)[1]))
             continue
@@ -106,7 +107,7 @@ def sweep(hooked, name, senders):
 
 
 def scaled_up(run, timed, count):
-    """Seconds that `run` takes for so many, by some of them. What it computes once, it has once."""
+    """Estimates the seconds of `run` for this many from a few. What it computes once counts once."""
 
     def seconds(chosen):
         start = time.perf_counter()

@@ -14,7 +14,7 @@ Site = tuple[int, str]  # layer, component
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user may choose about the shapes; None is each workload's own."""
+    """The shapes that a user can choose; None is each workload's default."""
 
     batch: int | None = None
     pos: int | None = None
@@ -64,7 +64,7 @@ class Workload:
 
 
 def workloads(shape: Shape, choices: Choices) -> list[Workload]:
-    """All of them on this shape, with the names that `benches/workloads` gives them."""
+    """All workloads on this shape, named as in `benches/workloads`."""
     layers, heads = shape.layers, shape.heads
     layer = layers // 2 if choices.layer is None else choices.layer
 
@@ -84,7 +84,7 @@ def workloads(shape: Shape, choices: Choices) -> list[Workload]:
     def grid(*components: str) -> list[Cell]:
         return [Cell(at, c, p) for at in range(layers) for c in components for p in range(pos)]
 
-    # Only a shape that is not the workload's own, and cannot be told from the grid, is named.
+    # The name has the shape only if it is not the default, and cannot be told from the grid.
     of_batch = "" if batch == 1 else f"_batch{batch}"
     of_inputs = "" if (batch, pos) == (1, 5) else f"_{batch}x{pos}"
     mixed = "head_attention_value_output"
@@ -118,7 +118,7 @@ def workloads(shape: Shape, choices: Choices) -> list[Workload]:
 
 
 def tokens(workload: Workload, which: str, model: PreTrainedModel) -> Tensor:
-    """Token ids that look like text to nobody, but are the same each time; [batch, pos]."""
+    """Token ids that are arbitrary, but the same every time; [batch, pos]."""
     row = torch.arange(workload.batch)[:, None]
     pos = torch.arange(workload.pos)
     ids = (SEEDS[which] + row * 7919 + pos * 104_729) % model.config.vocab_size

@@ -1,4 +1,4 @@
-"""The workloads of `benches/workloads` in PyTorch: through pyvene, and with hooks by hand.
+"""The workloads of `benches/workloads` in PyTorch: through pyvene, and with hand-written hooks.
 
     python benches/peers/workloads.py --peer P [OPTION…] [NAME…]
     python benches/peers/workloads.py --check [--tiny] [OPTION…] [NAME…]
@@ -7,14 +7,14 @@
 Prints, and writes to the file, one JSON line per workload: the median of the repeats in seconds
 after a warm-up, the spread, (slowest - fastest) / median, and the peak of memory; or why it could
 not be run. The model has the shape `--model` and random weights. Names and options are those of
-`benches/workloads`; names say batch × tokens. Every workload ends with the logits at the last
-position, of the base or of each cell; a repeat of a `das_…` one is a step of the optimizer
+`benches/workloads`; names contain batch × tokens. Every workload ends with the logits at the last
+position, of the base or of each cell; a repeat of a `das_…` workload is an optimizer step
 (`das.py`). Peers are `pyvene`; `hooks`, with a batched forward pass per site of a sweep; and
 `hooks_one_pass`, with a sweep in one pass (only for sweeps over several sites). --check computes
-the workloads in every way and compares all their cells, or the logits of some steps. --ceilings
-tells what a large matrix product and a large copy reach. README.md says more.
+the workloads with every peer and compares all their cells, or the logits of some steps. --ceilings
+measures a large matrix product and a large copy. See README.md.
 
-Files: `tasks.py` (what there is), `models.py` (shapes), `measure.py` (time and memory), `das.py`.
+Files: `tasks.py` (the workloads), `models.py` (shapes), `measure.py` (time and memory), `das.py`.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def with_pyvene(model: PreTrainedModel, workload: Workload) -> Callable[[], list
     if workload.cells is None:
         return lambda: [model(**base).logits[:, -1].clone()]
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells what else could be installed
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what else could be installed
         import pyvene
     source = {"input_ids": tokens(workload, "source", model)}
 
@@ -198,13 +198,13 @@ PEERS = {
 
 
 def is_for(peer: str, workload: Workload) -> bool:
-    """Whether the peer is another one than `hooks`: with cells at one site, one pass is one pass."""
+    """Whether the peer differs from `hooks`: with cells at one site, there is one pass anyway."""
     sites = {cell.site for cell in workload.cells or []}
     return peer != "hooks_one_pass" or len(sites) > 1
 
 
 def some_cells(workload: Workload, count: int) -> Workload:
-    """So many of its cells, evenly chosen."""
+    """This many of its cells, evenly chosen."""
     cells = workload.cells
     return replace(workload, cells=[cells[i * len(cells) // count] for i in range(count)])
 
@@ -219,9 +219,9 @@ def timed(model: PreTrainedModel, workload: Workload, args: argparse.Namespace) 
             scale, line["cells_timed"] = len(workload.cells) / args.cells, args.cells
             workload = some_cells(workload, args.cells)
         times = measure.repeat(PEERS[args.peer](model, workload), args.seconds, model.device)
-    except Exception as error:  # of any kind: this peer cannot do this here
+    except Exception as error:  # of any kind: this peer cannot run this here
         line["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-        for module in model.modules():  # what pyvene has left there
+        for module in model.modules():  # what pyvene has left in it
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
     else:
@@ -250,7 +250,7 @@ def check(model: PreTrainedModel, chosen: list[Workload]) -> bool:
         if workload.das or workload.cells is not None:
             plain = model(tokens(workload, "base", model)).logits[:, -1]
             effect = (expected - plain).abs().max().item()
-            agree &= effect > 10 * TOLERANCE  # else nothing is shown by the agreement
+            agree &= effect > 10 * TOLERANCE  # otherwise agreement shows nothing
             line += f", largest effect {effect:.1e}"
         print(line if agree else f"{line}: FAILED", flush=True)
         passed &= agree
@@ -268,7 +268,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="compare the peers, do not time")
     parser.add_argument("--ceilings", action="store_true", help="time a matrix product and a copy")
     parser.add_argument("--model", choices=PRESETS, default="gpt2", help="[default: %(default)s]")
-    parser.add_argument("--layers", type=int, help="only so many of the model's")
+    parser.add_argument("--layers", type=int, help="use only this many of the model's")
     parser.add_argument("--batch", type=int, help="examples [default: each workload's own]")
     parser.add_argument("--pos", type=int, help="tokens [default: each workload's own]")
     parser.add_argument("--layer", type=int, help="of one interchange and DAS [default: middle]")
@@ -278,7 +278,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tf32", action="store_true", help="matrix products of f32 on a GPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument(
-        "--cells", type=int, help="of a sweep by pyvene: so many, evenly chosen, and scaled up"
+        "--cells", type=int, help="pyvene: time this many cells of a sweep, evenly chosen, and scale up"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")

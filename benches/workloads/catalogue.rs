@@ -7,13 +7,13 @@ use burn_align_models::{Component, ModelDims, Site};
 
 /// Something to time.
 pub(crate) struct Workload {
-    /// What it is called whatever its shape.
+    /// Its name without the shape.
     pub(crate) family: &'static str,
-    /// What it is called with its shape; this is the name in tables and JSON.
+    /// Its name with the shape, as in tables and JSON.
     pub(crate) name: String,
     /// What is computed.
     pub(crate) what: String,
-    /// The same for the program.
+    /// The computation itself.
     pub(crate) task: Task,
 }
 
@@ -23,14 +23,14 @@ pub(crate) enum Task {
     Forward(Inputs),
     /// The model's own forward pass, logits at all positions.
     Plain(Inputs),
-    /// The same as a plan without edits.
+    /// The same, as a plan without edits.
     EmptyPlan(Inputs),
-    /// One interchange per site and units, each in a world of its own, all in one plan; logits at
-    /// the last position.
+    /// One interchange per site and units, each in its own world, all in one plan; logits at the
+    /// last position.
     Sweep {
         inputs: Inputs,
         cells: Vec<(Site, Units)>,
-        /// Whether logits of the base as it is are wanted, too.
+        /// Whether to read the logits of the clean base too.
         clean: bool,
     },
     /// Paths patched from each head, one at a time.
@@ -39,7 +39,7 @@ pub(crate) enum Task {
         receiver: ReceiverInput,
         mlps: Mlps,
     },
-    /// A step of the optimizer of distributed alignment search.
+    /// An optimizer step of distributed alignment search.
     Das {
         inputs: Inputs,
         position: usize,
@@ -56,7 +56,7 @@ pub(crate) struct Inputs {
     pub(crate) pos: usize,
 }
 
-/// What a user may choose about the workloads' shapes.
+/// The shapes that a user can choose.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Choices {
     /// Examples per batch [default: each workload's own].
@@ -74,7 +74,7 @@ pub(crate) struct Choices {
 }
 
 impl Choices {
-    /// The inputs of a workload, whose own shape is given.
+    /// The inputs of a workload with this default shape.
     fn inputs(&self, batch: usize, pos: usize) -> Inputs {
         Inputs {
             batch: self.batch.unwrap_or(batch),
@@ -89,7 +89,7 @@ impl std::fmt::Display for Inputs {
     }
 }
 
-/// All workloads on a model of these sizes. Names depend on the sizes and choices, families do not.
+/// All workloads on a model of these sizes. Names depend on sizes and choices, families do not.
 pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
     let layer = choices.layer.unwrap_or(dims.layers / 2);
     let mut all = forwards(choices);
@@ -128,7 +128,7 @@ fn forwards(choices: &Choices) -> Vec<Workload> {
     shapes.into_iter().map(workload).collect()
 }
 
-/// What a plan costs that changes nothing.
+/// The cost of a plan that changes nothing.
 fn plain(choices: &Choices) -> [Workload; 2] {
     let inputs = choices.inputs(8, 64);
     [
@@ -174,7 +174,7 @@ fn single(
 fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
     let inputs = choices.inputs(1, 5);
     let Inputs { batch, pos } = inputs;
-    // Only a shape that is not the workload's own, and cannot be told from the grid, is named.
+    // The name has the shape only if it is not the default, and cannot be told from the grid.
     let of_batch = if batch == 1 {
         String::new()
     } else {
@@ -257,7 +257,7 @@ fn paths(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
     let inputs = choices.inputs(16, 15);
     let layer = dims.layers * 3 / 4;
     let head = dims.heads * 3 / 4;
-    // The layer behind, where more of the model comes before the receiver.
+    // The next layer, where more of the model comes before the receiver.
     let late = (layer + 1).min(dims.layers - 1);
     let workload = |family, what: String, receiver, mlps| Workload {
         family,

@@ -21,14 +21,14 @@ impl fmt::Display for Column {
     }
 }
 
-/// What there is to compare, and why the rest is left out.
+/// The columns to compare, and why the rest is left out.
 pub(crate) struct Columns {
     pub(crate) usable: Vec<Column>,
     pub(crate) left_out: Vec<String>,
 }
 
-/// The backends and dtypes that were asked for. Without backends, all that are compiled in and work
-/// here, but no GPU in software; without dtypes, f32 on the CPU, and all that a GPU computes in.
+/// The requested backends and dtypes. Without backends, all that are compiled in and work here,
+/// except software GPUs; without dtypes, f32 on the CPU, and everything that a GPU computes in.
 ///
 /// # Errors
 /// If nothing is left.
@@ -89,10 +89,10 @@ impl Columns {
         }
     }
 
-    /// Where a column is among the usable ones; the first without a name.
+    /// The index of a column among the usable ones; the first if there is no name.
     ///
     /// # Errors
-    /// If there is none of this name.
+    /// If there is none with this name.
     pub(crate) fn position(&self, name: Option<&str>) -> Result<usize> {
         let Some(name) = name else {
             return Ok(0);

@@ -1,21 +1,21 @@
-//! Backends compared, by the same named workloads on each.
+//! Compares backends on the same named workloads.
 //!
 //! ```sh
 //! cargo bench --bench workloads --features wgpu,cuda -- [NAME…]
 //! cargo bench --bench workloads -- --list
 //! ```
 //!
-//! Every workload runs on every backend that is compiled in and works here, and in several dtypes, on
-//! a model of the shape `--model` with random weights. A table at the end says how long each took;
-//! `--json FILE` writes the same as lines. A name may be that of a workload (`forward_8x64`) or of
-//! a family of them (`forward`). On GPT-2 small, the default, names and shapes are those that
-//! `benches/peers` runs in PyTorch. `--batch`, `--pos` and `--layers` change the shapes, and the names
-//! with them.
+//! Every workload runs on every backend that is compiled in and works here, and in several dtypes,
+//! on a model of the shape `--model` with random weights. A table at the end has the timings;
+//! `--json FILE` writes the same as lines. A name is that of a workload (`forward_8x64`) or of a
+//! family of them (`forward`). On GPT-2 small, the default, names and shapes are those that
+//! `benches/peers` runs in PyTorch. `--batch`, `--pos` and `--layers` change the shapes, and the
+//! names with them.
 //!
-//! The device is waited for before and after every repeat, of which there are 5 at least, behind two
-//! warm-ups. `das_…` are seconds per step of the optimizer, once what does not change in training
-//! is kept. `load` reads a checkpoint that has just been written, and so is in the operating system's
-//! memory.
+//! The device is synchronised before and after every repeat. There are at least 5 repeats, after
+//! two warm-ups. `das_…` are seconds per optimizer step, once everything that does not change in
+//! training is cached. `load` reads a checkpoint that has just been written, so it is in the
+//! operating system's memory.
 //!
 //! Files: `catalogue.rs` (what there is) → `run.rs` (how it is computed) → `timing.rs`, `memory.rs`;
 //! `columns.rs` (backends and dtypes), `model.rs` (shapes of models), `report.rs`.
@@ -49,28 +49,28 @@ mod timing;
 /// Times named workloads on backends, and compares them.
 #[derive(Parser)]
 struct Args {
-    /// Backends, separated by commas [default: all that work here, but no GPU in software].
+    /// Backends, separated by commas [default: all that work here, except software GPUs].
     #[arg(long, value_enum, value_delimiter = ',')]
     backend: Vec<BackendChoice>,
     /// Dtypes, separated by commas [default: f32 on the CPU, all that a GPU computes in].
     #[arg(long, value_enum, value_delimiter = ',')]
     dtype: Vec<DTypeChoice>,
-    /// What ratios are to, as `flex/f32` [default: the first column].
+    /// The column that ratios refer to, for example `flex/f32` [default: the first one].
     #[arg(long)]
     baseline: Option<String>,
     /// The model's shape; its weights are random.
     #[arg(long, value_enum, default_value_t = Preset::Gpt2)]
     model: Preset,
-    /// Only so many layers of it.
+    /// Use only this many of its layers.
     #[arg(long)]
     layers: Option<usize>,
     #[command(flatten)]
     choices: Choices,
-    /// Most rows (examples of worlds) that go through a layer together [default: as the device's
+    /// Most rows (examples of worlds) that go through a layer together [default: what the device's
     /// memory allows; 1024 for paths].
     #[arg(long)]
     max_rows: Option<usize>,
-    /// Seconds of repeats per workload, at least.
+    /// Minimum total seconds of repeats per workload.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
     /// Use the backend's fused attention.
@@ -80,10 +80,10 @@ struct Args {
     /// which then has no tables).
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Also print the peak of memory; to be exact, name one workload and one backend.
+    /// Also print the peak of memory; for an exact value, name one workload and one backend.
     #[arg(long)]
     memory: bool,
-    /// List the workloads, and run none.
+    /// List the workloads and exit.
     #[arg(long)]
     list: bool,
     /// Cargo passes this to every benchmark.
@@ -130,7 +130,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Checks what was chosen against the model.
+/// Checks the choices against the model.
 fn check(args: &Args, dims: &ModelDims) -> Result<()> {
     let Choices {
         batch,
@@ -216,11 +216,11 @@ fn setting(args: &Args, shape: &Shape, columns: &Columns) -> String {
 /// The version of Burn that this was built with.
 fn burn_version() -> Option<&'static str> {
     let lock = include_str!("../../Cargo.lock");
-    let (_, behind) = lock.split_once("name = \"burn\"\nversion = \"")?;
-    Some(behind.split_once('"')?.0)
+    let (_, rest) = lock.split_once("name = \"burn\"\nversion = \"")?;
+    Some(rest.split_once('"')?.0)
 }
 
-/// Runs the workloads on one backend in one dtype. What one of them cannot do is no error.
+/// Runs the workloads on one backend in one dtype. A workload that cannot run is not an error.
 fn bench<B: Backend>(
     args: &Args,
     shape: &Shape,

@@ -4,7 +4,7 @@ use std::fs;
 
 use workbench::BackendChoice;
 
-/// What a [`Peak`] is of.
+/// What a [`Peak`] measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The process's resident memory.
@@ -30,15 +30,15 @@ pub(crate) struct Peak {
     pub(crate) mib: u64,
 }
 
-/// Begins to look for the peak. Does nothing where the system does not let one begin anew; the peak
-/// is then that since the process began.
+/// Starts a new measurement of the peak. Does nothing if the system does not allow it; the peak is
+/// then that since the process began.
 pub(crate) fn begin_peak() {
     // Linux, `man proc_pid_clear_refs`: 5 resets the peak to the current size.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The peak on a backend: of its allocator, which keeps what it once had until it is told to give it
-/// back, and else of the process. `None` where neither is known.
+/// The peak on a backend: of its allocator, which keeps its memory until it is told to free it, or
+/// else of the process. `None` if neither is known.
 pub(crate) fn peak(backend: BackendChoice) -> Option<Peak> {
     if let Some(bytes) = backend.held_memory() {
         return Some(Peak {

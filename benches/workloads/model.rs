@@ -42,7 +42,7 @@ pub(crate) enum Preset {
 pub(crate) struct Shape {
     /// The preset's name.
     pub(crate) preset: String,
-    /// The configuration, cut to the layers that are wanted.
+    /// The configuration, cut to the requested layers.
     pub(crate) config: LanguageModelConfig,
 }
 
@@ -86,7 +86,7 @@ impl Shape {
         }
     }
 
-    /// A model with random weights, the same ones each time on one backend.
+    /// A model with random weights, the same ones every time on one backend.
     pub(crate) fn init<B: Backend>(
         &self,
         dtype: DType,

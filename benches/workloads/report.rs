@@ -1,4 +1,4 @@
-//! What is told of the times: JSON lines and tables.
+//! Reporting the timings: JSON lines and tables.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,17 +15,17 @@ use crate::columns::{Column, Columns};
 use crate::memory::{Kind, Peak};
 use crate::timing::Times;
 
-/// What came of a workload.
+/// The result of a workload.
 pub(crate) struct Outcome {
-    /// Of the workload.
+    /// Index of the workload.
     pub(crate) row: usize,
-    /// Of the backend and dtype.
+    /// Index of the backend and dtype.
     pub(crate) column: usize,
     pub(crate) times: Result<Times>,
     pub(crate) peak: Option<Peak>,
 }
 
-/// All outcomes, written down as they come.
+/// All outcomes, written down as they come in.
 pub(crate) struct Report<'a> {
     /// The model's name.
     model: String,
@@ -37,7 +37,8 @@ pub(crate) struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// An empty one, which writes JSON lines to the file if there is one; `-` is standard output.
+    /// An empty report, which writes JSON lines to the file if there is one; `-` is standard
+    /// output.
     pub(crate) fn new(
         model: String,
         rows: Vec<&'a str>,
@@ -60,7 +61,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// Adds an outcome: a line for the reader who waits, and one of JSON.
+    /// Adds an outcome: prints a progress line, and writes one of JSON.
     pub(crate) fn add(&mut self, outcome: Outcome) -> Result<()> {
         let column = &self.columns.usable[outcome.column];
         let row = self.rows[outcome.row];
@@ -81,7 +82,7 @@ impl<'a> Report<'a> {
         self.outcomes.iter().any(|outcome| outcome.times.is_ok())
     }
 
-    /// Prints the tables, and what could not be done.
+    /// Prints the tables, and what could not be run.
     pub(crate) fn print(&self, baseline: usize, memory: bool) -> Result<()> {
         out!("{}", self.times(baseline))?;
         if self.columns.usable.len() > 1 {
@@ -138,7 +139,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// A row a workload, a column a backend and dtype.
+    /// A row for each workload, a column for each backend and dtype.
     fn table(&self, cell: impl Fn(usize, usize) -> Option<String>) -> Table {
         let columns = self.columns.usable.iter().map(ToString::to_string);
         let mut table = table(["workload".to_owned()].into_iter().chain(columns));

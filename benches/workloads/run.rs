@@ -22,7 +22,7 @@ use crate::catalogue::{Inputs, Task};
 use crate::model::Shape;
 use crate::timing::{Times, time, time_steps};
 
-/// Most rows of a path sweep at a time, unless the user says otherwise.
+/// Most rows of a path sweep at a time, if the user does not choose.
 const PATH_ROWS: usize = 1024;
 
 /// A model on a device, and how long and in which parts to run workloads on it.
@@ -31,7 +31,7 @@ pub(crate) struct Bench<'a, B: Backend> {
     pub(crate) model: LanguageModel<B>,
     pub(crate) dtype: DType,
     pub(crate) device: &'a B::Device,
-    /// Of repeats, at least.
+    /// Minimum total seconds of repeats.
     pub(crate) seconds: f64,
     pub(crate) backend: BackendChoice,
     /// Most rows that go through a layer together.
@@ -64,7 +64,7 @@ impl<B: Backend> Bench<'_, B> {
         }
     }
 
-    /// Token ids that look like text to nobody, but are the same each time.
+    /// Token ids that are arbitrary, but the same every time.
     fn tokens(&self, inputs: Inputs, seed: usize) -> TokenBatch {
         let vocab = self.model.dims().vocab;
         let row =

@@ -12,7 +12,7 @@ const MOST: usize = 200;
 
 /// Seconds of the repeats of one workload.
 pub(crate) struct Times {
-    /// Ascending.
+    /// In ascending order.
     seconds: Vec<f64>,
 }
 
@@ -22,7 +22,7 @@ impl Times {
         Self { seconds }
     }
 
-    /// Seconds, the one in the middle.
+    /// The median of the seconds.
     pub(crate) fn median(&self) -> f64 {
         self.seconds[self.seconds.len() / 2]
     }
@@ -38,7 +38,7 @@ impl Times {
     }
 }
 
-/// Times `run`, for so many seconds at least, after two warm-ups.
+/// Times `run` for at least this many seconds, after two warm-ups.
 pub(crate) fn time<B: Backend, T>(
     run: impl Fn() -> Result<T>,
     seconds: f64,
@@ -63,16 +63,16 @@ pub(crate) fn time<B: Backend, T>(
     Ok(Times::new(times))
 }
 
-/// Times the steps of a training, for so many seconds at least, after three steps of warm-up.
+/// Times the steps of a training for at least this many seconds, after three steps of warm-up.
 ///
-/// `train` trains for the number of steps that it is given, and calls the function behind each.
+/// `train` trains for the given number of steps, and calls the function after each.
 pub(crate) fn time_steps<B: Backend>(
     train: impl Fn(usize, &mut dyn FnMut()) -> Result<()>,
     seconds: f64,
     device: &B::Device,
 ) -> Result<Times> {
     const WARM_UP: usize = 3;
-    // Without a limit on seconds, the number of steps is guessed from the first few.
+    // Without a time limit for training, the number of steps is estimated from the first few.
     let mut steps = WARM_UP + LEAST;
     loop {
         let mut times = Vec::new();

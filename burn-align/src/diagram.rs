@@ -1,14 +1,15 @@
-//! Pictures of graphs, as data.
+//! Graphs as data, to be drawn by other programs.
 
 use std::fmt::Write;
 
-/// A graph to be drawn, from left to right: arrows go to what reads.
+/// A graph to be drawn from left to right; arrows point to the reader.
 ///
-/// Sets of paths, hypotheses with their trees, and causal models have one. The library draws
-/// nothing: [`Diagram::to_dot`] is what Graphviz reads, and other drawing programs take the fields.
+/// Sets of paths, hypotheses with their trees, and causal models can all be turned into one. The
+/// library draws nothing: [`Diagram::to_dot`] is for Graphviz, and other programs can use the
+/// fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagram {
-    /// What it shows, in one word of letters and `_`.
+    /// What it shows, as one word of letters and `_`.
     pub name: &'static str,
     /// The nodes; no two have the same id.
     pub nodes: Vec<DiagramNode>,
@@ -21,20 +22,20 @@ pub struct Diagram {
 pub struct DiagramNode {
     /// Its name in the DOT language.
     pub id: String,
-    /// What is written in it, in one or more lines.
+    /// Its text, in one or more lines.
     pub label: String,
     /// Its outline.
     pub shape: DiagramShape,
-    /// Whether it is an output, with two outlines.
+    /// Whether it is an output, which gets two outlines.
     pub is_output: bool,
 }
 
 /// The outline of a [`DiagramNode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiagramShape {
-    /// Of what reads nothing.
+    /// For nodes that read nothing.
     Box,
-    /// Of what is computed.
+    /// For computed nodes.
     Ellipse,
 }
 
@@ -45,9 +46,9 @@ pub struct DiagramArrow {
     pub from: usize,
     /// The index of the node that reads it.
     pub to: usize,
-    /// What is written at it, such as the input of a head.
+    /// Its text, for example the input of a head.
     pub label: Option<String>,
-    /// Whether it is a thick one.
+    /// Whether it is drawn bold.
     pub is_bold: bool,
 }
 
@@ -60,7 +61,7 @@ impl Diagram {
         }
     }
 
-    /// Adds a node, and gives its index.
+    /// Adds a node and returns its index.
     pub(crate) fn node(
         &mut self,
         id: impl Into<String>,
@@ -88,7 +89,7 @@ impl Diagram {
     /// The graph in the DOT language of Graphviz.
     ///
     /// # Panics
-    /// If an arrow is between nodes that are not there.
+    /// If an arrow refers to a missing node.
     pub fn to_dot(&self) -> String {
         let mut dot = format!("digraph {} {{\n  rankdir=LR;\n", self.name);
         for node in &self.nodes {

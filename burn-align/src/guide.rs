@@ -1,5 +1,11 @@
-// The chapters are Markdown files, to be read on GitHub, too. Their links are defined twice: at the
-// end of each file as GitHub needs them, and before it, where rustdoc finds them first.
+//! How to use burn-align, chapter by chapter.
+//!
+#![doc = include_str!("../guide/links.txt")]
+#![doc = include_str!("../guide/README.md")]
+
+// The chapters are Markdown files, so that they can also be read on GitHub. Their links are defined
+// twice: at the end of each file for GitHub, and before it for rustdoc, which uses the first
+// definition.
 macro_rules! chapters {
     ($($name:ident: $file:literal,)*) => {$(
         #[doc = include_str!("../guide/links.txt")]

@@ -1,7 +1,7 @@
 //! Causal interventions on the internals of language models.
 //!
-//! *Which internal activation of this model carries this variable?* Swap it in from another
-//! input, and see whether the prediction follows:
+//! *Which internal activation of this model carries this variable?* Swap it in from another input,
+//! and see whether the prediction follows:
 //!
 //! ```
 //! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
@@ -13,7 +13,7 @@
 //! let gpt2 = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 //! let tokenizer = gpt2.tokenizer()?.clone();
 //!
-//! // The residual stream behind layer 2, one position of it.
+//! // The residual stream after layer 2, at one position.
 //! let config = AlignableConfig::new([
 //!     AlignableRepresentationConfig::new(2, Component::BlockOutput),
 //! ]);
@@ -32,17 +32,17 @@
 //! # Layers
 //! - [`methods`]: sweeps, ablations, causal tracing, path patching, causal scrubbing;
 //! - [`paths`]: the residual graph, and streams in which some paths carry another input;
-//! - [`training`]: interventions are trained and judged;
+//! - [`training`]: training interventions and evaluating them;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
-//! - [`diagram`]: pictures of paths, hypotheses and causal models;
-//! - [`front`]: the words of align-transformers: [`AlignableConfig`](front::AlignableConfig),
+//! - [`diagram`]: paths, hypotheses and causal models as pictures;
+//! - [`front`]: the vocabulary of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
-//! - [`saved`]: trained interventions in a folder, also as pyvene writes them;
+//! - [`saved`]: trained interventions in a folder, also in pyvene's format;
 //! - [`interventions`]: what is done to an activation;
-//! - [`engine`]: plans of worlds, and how they are run in one pass;
+//! - [`engine`]: plans of worlds, and how they run in one pass;
 //! - [`models`]: GPT-2 and LLaMA, with a tap at every named activation.
 //!
-//! The [`guide`] says how to use it all, chapter by chapter. Axis names are those of
+//! The [`guide`] explains all of this chapter by chapter. Axis names are those of
 //! [`burn_align_models`].
 
 pub mod causal_models;
@@ -55,8 +55,6 @@ pub mod paths;
 pub mod saved;
 pub mod training;
 
-#[doc = include_str!("../guide/links.txt")]
-#[doc = include_str!("../guide/README.md")]
 pub mod guide;
 
 pub use burn_align_models as models;

@@ -1,3 +1,5 @@
+//! Graphs as pictures: layout by `rust-sugiyama`, drawing by `plotters`.
+
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

@@ -1,3 +1,5 @@
+//! The history of a training run as a picture.
+
 use std::path::Path;
 
 use anyhow::{Context, Result};

@@ -191,8 +191,8 @@ fn another_run_is_refused() {
     assert_eq!(
         message(&other),
         format!(
-            "{}: the checkpoint is of another run: config.learning_rate: expected 0.001, found \
-             0.02; give each run a folder of its own, or remove the checkpoint to begin anew",
+            "{}: the checkpoint belongs to another run: config.learning_rate: expected 0.001, \
+             found 0.02; give each run its own folder, or remove the checkpoint to start over",
             file.display()
         )
     );
@@ -302,7 +302,7 @@ fn a_checkpoint_that_cannot_be_written_loses_nothing() {
     );
     assert!(said.starts_with(&expected), "{said}");
     assert!(
-        said.ends_with("the run goes on from there when it is started again"),
+        said.ends_with("the run resumes from there when it is started again"),
         "{said}"
     );
     fs::remove_dir(&part).expect("removed");

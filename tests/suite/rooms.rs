@@ -6,6 +6,25 @@ use std::path::{Path, PathBuf};
 
 const LIBRARIES: [&str; 2] = ["burn-align-models/src", "burn-align/src"];
 
+/// All source files of the libraries and the workbench open with a line that says what they are for.
+#[test]
+fn every_file_says_what_it_is_for() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for room in LIBRARIES.into_iter().chain(["src"]) {
+        sources(&root.join(room), &mut files);
+    }
+    files.retain(|file| {
+        let text = fs::read_to_string(file).expect("text");
+        let purpose = text
+            .lines()
+            .next()
+            .and_then(|line| line.strip_prefix("//! "));
+        purpose.is_none_or(|purpose| purpose.trim().is_empty())
+    });
+    assert!(files.is_empty(), "no `//!` line on top of {files:?}");
+}
+
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();

@@ -1,3 +1,6 @@
+//! GPT-2's attention: one fused projection to queries, keys and values, stored as Hugging Face's
+//! `Conv1D`.
+
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};

@@ -1,3 +1,5 @@
+//! A block of GPT-2: norm, attention, norm, MLP, each half added to the residual stream.
+
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 

@@ -1,3 +1,5 @@
+//! The sizes of a GPT-2, named as in `config.json`.
+
 use burn::tensor::{DType, backend::Backend};
 
 use super::Gpt2;

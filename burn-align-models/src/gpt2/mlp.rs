@@ -1,3 +1,5 @@
+//! GPT-2's MLP: two projections with an activation function in between.
+
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};

@@ -1,3 +1,5 @@
+//! GPT-2 from token ids to logits, with a tap at every named activation.
+
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Tensor, backend::Backend};

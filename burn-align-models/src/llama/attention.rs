@@ -1,3 +1,6 @@
+//! LLaMA's attention: separate projections, rotary positions, key-value heads shared by query
+//! heads.
+
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};

@@ -1,3 +1,5 @@
+//! A block of LLaMA: RMS norm, attention, RMS norm, MLP, each half added to the residual stream.
+
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 

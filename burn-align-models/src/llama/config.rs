@@ -1,3 +1,5 @@
+//! The sizes of a LLaMA, a Mistral or a Qwen2.
+
 use burn::tensor::{DType, backend::Backend};
 
 use super::Llama;

@@ -1,3 +1,5 @@
+//! LLaMA's gated MLP.
+
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};

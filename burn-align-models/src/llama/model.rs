@@ -1,3 +1,5 @@
+//! LLaMA from token ids to logits, with a tap at every named activation.
+
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Tensor, backend::Backend};

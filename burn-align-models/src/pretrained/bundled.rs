@@ -1,3 +1,6 @@
+//! The small trained models that are part of this crate, so that examples and tests need no
+//! network.
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,3 +1,5 @@
+//! Saving a model in the Hugging Face layout.
+
 use std::path::Path;
 use std::rc::Rc;
 

@@ -1,3 +1,8 @@
+//! A sampler under which every value of a variable is equally likely, drawn from the variable down
+//! to the inputs.
+//!
+//! Uniform inputs are a poor test of an equality: with 1,000 values it holds once in 1,000 draws.
+
 use std::collections::HashMap;
 
 use rand::Rng;
@@ -5,19 +10,19 @@ use rand::seq::IndexedRandom;
 
 use super::{CausalModel, CausalModelError, Inputs, Value, Variable};
 
-/// The largest number of combinations of parents' values that is gone through for one variable:
-/// 32 MiB of numbers.
+/// The most combinations of parents' values that are enumerated for one variable: 32 MiB of
+/// numbers.
 const MAX_COMBINATIONS: u128 = 1 << 22;
 
 const REMEDY: &str = "list its values, or write a sampler";
 
-/// Draws inputs under which every value of a variable is as frequent as every other, and so on
-/// down the graph: first a value of the variable, uniformly from those that it can reach; then
-/// values of its parents that give it, uniformly; then values of their parents.
+/// Draws inputs under which every value of a variable is equally likely. Sampling runs from the
+/// variable down to the inputs: first a value of the variable, uniformly from those it can take;
+/// then values of its parents that produce it, uniformly; then values of their parents, and so on.
 ///
-/// Drawn uniformly instead, equalities of inputs with many values are hardly ever true. The graph
-/// above the variable must be a tree: no variable has two children there. Inputs that are not above
-/// it are drawn uniformly.
+/// Under uniform inputs, equalities of inputs with many values are almost never true. The graph
+/// above the variable must be a tree: no variable may have two children there. Inputs that are not
+/// above it are drawn uniformly.
 ///
 /// ```
 /// # use burn_align::causal_models::{BalancedSampler, CausalModel, CausalModelError};
@@ -40,28 +45,29 @@ const REMEDY: &str = "list its values, or write a sampler";
 pub struct BalancedSampler<V> {
     root: Variable,
     inputs: usize,
-    /// By number of the variable; `None` of a computed variable that is not above the root.
+    /// Indexed by variable; `None` for a computed variable that is not above the root.
     choices: Vec<Option<Choices<V>>>,
 }
 
-/// How a variable can get its values.
+/// How a variable can come to have each of its values.
 #[derive(Clone, Debug)]
 struct Choices<V> {
-    /// The values that can be reached.
+    /// The values it can reach.
     values: Vec<V>,
     parents: Vec<Variable>,
-    /// For each value, the combinations of the parents' values that give it, as numbers whose
-    /// digits are places in the parents' `values`, the last parent fastest. Empty of an input.
+    /// For each value, the combinations of the parents' values that produce it, encoded as numbers
+    /// whose digits are indices into the parents' `values`, the last parent fastest. Empty for an
+    /// input.
     combinations: Vec<Vec<u32>>,
 }
 
 impl<V: Value> BalancedSampler<V> {
-    /// A sampler balanced by a variable, usually the output.
+    /// A sampler that balances a variable, usually the output.
     ///
     /// # Errors
     /// If the model has no such variable, if a variable above it has two children there, if an
     /// input can have any value, if a variable's parents have more than 4,194,304 combinations of
-    /// values, or if a function gives a value that its variable cannot have.
+    /// values, or if a function returns a value that its variable cannot have.
     pub fn new(model: &CausalModel<V>, root: Variable) -> Result<Self, CausalModelError> {
         let root = model.variable(root)?;
         let mut choices: Vec<Option<Choices<V>>> = vec![None; model.all_variables().len()];
@@ -104,7 +110,7 @@ impl<V: Value> BalancedSampler<V> {
         choices.expect("inputs and variables above the root have choices")
     }
 
-    /// Inputs for a place in the root's `values`.
+    /// Inputs that give the root the value at this index of its `values`.
     fn sample_at<R: Rng + ?Sized>(&self, place: usize, rng: &mut R) -> Inputs<V> {
         let mut inputs: Vec<Option<V>> = vec![None; self.inputs];
         let mut open = vec![(self.root, place)];

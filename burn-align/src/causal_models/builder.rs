@@ -1,3 +1,5 @@
+//! Building a causal model: variables are declared in any order, then checked and sorted.
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -5,10 +7,10 @@ use super::model::Node;
 use super::values::show;
 use super::{CausalModel, CausalModelError, Value, Values, Variable};
 
-/// Computes a variable from the values of all variables so far, given its parents' numbers.
+/// Computes a variable from the values of all earlier variables, given the numbers of its parents.
 pub(super) type Function<V> = Arc<dyn Fn(&[V], &[Variable]) -> V + Send + Sync>;
 
-/// Says which variables a [`CausalModel`] has. Variables may be named in any order, and before
+/// Declares the variables of a [`CausalModel`]. They may be declared in any order, even before
 /// their parents.
 pub struct CausalModelBuilder<V> {
     declared: Vec<Declared<V>>,
@@ -19,7 +21,7 @@ struct Declared<V> {
     name: String,
     parents: Vec<String>,
     values: Values<V>,
-    /// `None` of an input.
+    /// `None` for an input.
     function: Option<Function<V>>,
 }
 
@@ -38,9 +40,9 @@ impl<V: Value> CausalModelBuilder<V> {
         self.declare(name.into(), Vec::new(), values.into(), None)
     }
 
-    /// Adds a variable that is a function of its parents, which it gets in the order in which they
-    /// are named. What it returns is turned into a value, so that a comparison can stand for 0 or 1
-    /// of an integer.
+    /// Adds a variable that is a function of its parents. The function gets them in the order in
+    /// which they are named. Its result is converted into a value, so a comparison can return 0 or
+    /// 1 of an integer type.
     ///
     /// ```
     /// # use burn_align::causal_models::{CausalModel, CausalModelError};
@@ -65,7 +67,8 @@ impl<V: Value> CausalModelBuilder<V> {
         self.declare(name.into(), parents, values.into(), Some(function))
     }
 
-    /// The same for a list of parents whose number is known only when the program runs.
+    /// Like [`variable`](Self::variable), for a list of parents whose length is known only at run
+    /// time.
     pub fn variable_of<R: Into<V>>(
         self,
         name: impl Into<String>,
@@ -81,9 +84,8 @@ impl<V: Value> CausalModelBuilder<V> {
         self.declare(name.into(), parents, values.into(), Some(function))
     }
 
-    /// Says which variables are the outputs, whose values are an input's label. Without this they
-    /// are the variables that are computed and that no other variable is computed from, in the
-    /// order in which they were added.
+    /// Names the outputs, whose values are an input's label. By default these are the computed
+    /// variables that no other variable depends on, in the order in which they were added.
     pub fn outputs(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.outputs = Some(names.into_iter().map(Into::into).collect());
         self
@@ -105,12 +107,11 @@ impl<V: Value> CausalModelBuilder<V> {
         self
     }
 
-    /// The model.
+    /// Builds the model.
     ///
     /// # Errors
-    /// If two variables have the same name, a parent or output is not a variable or is named
-    /// twice, variables depend on themselves, a variable has no values or one twice, or there is no
-    /// output.
+    /// If two variables have the same name, a parent or output is unknown or named twice, variables
+    /// depend on themselves, a variable has no values or lists one twice, or there is no output.
     pub fn build(self) -> Result<CausalModel<V>, CausalModelError> {
         let places = self.places()?;
         let members = self.declared.iter().map(members);
@@ -152,7 +153,7 @@ impl<V: Value> CausalModelBuilder<V> {
         })
     }
 
-    /// Each name's place in the order of declaration.
+    /// Each name's index in the order of declaration.
     fn places(&self) -> Result<HashMap<&str, usize>, CausalModelError> {
         let mut places = HashMap::with_capacity(self.declared.len());
         for (place, declared) in self.declared.iter().enumerate() {
@@ -165,7 +166,7 @@ impl<V: Value> CausalModelBuilder<V> {
         Ok(places)
     }
 
-    /// The places of each variable's parents.
+    /// The indices of each variable's parents.
     fn parents(&self, places: &HashMap<&str, usize>) -> Result<Vec<Vec<usize>>, CausalModelError> {
         let parents_of = |declared: &Declared<V>| {
             let mut seen = HashSet::with_capacity(declared.parents.len());
@@ -188,7 +189,7 @@ impl<V: Value> CausalModelBuilder<V> {
         self.declared.iter().map(parents_of).collect()
     }
 
-    /// All places: inputs first, then each variable behind its parents, otherwise as declared.
+    /// All indices: inputs first, then each variable after its parents, otherwise as declared.
     fn order(&self, parents: &[Vec<usize>]) -> Result<Vec<usize>, CausalModelError> {
         let is_input = |place: &usize| self.declared[*place].function.is_none();
         let mut order: Vec<usize> = (0..parents.len()).filter(is_input).collect();
@@ -196,7 +197,7 @@ impl<V: Value> CausalModelBuilder<V> {
         for &input in &order {
             state[input] = State::Done;
         }
-        // Depth first, on a stack of our own: (variable, how many of its parents were looked at).
+        // Depth first, with an explicit stack of (variable, number of parents visited).
         for start in 0..parents.len() {
             let mut path = Vec::new();
             if state[start] == State::New {
@@ -225,7 +226,7 @@ impl<V: Value> CausalModelBuilder<V> {
         Ok(order)
     }
 
-    /// The end of the path is a child of `closes`, which stands on the path itself.
+    /// The last variable of the path is a child of `closes`, which is on the path itself.
     fn cycle(&self, path: &[(usize, usize)], closes: usize) -> CausalModelError {
         let places = path.iter().map(|(place, _)| *place);
         let cycle = places.skip_while(|place| *place != closes).chain([closes]);
@@ -287,7 +288,7 @@ enum State {
     Done,
 }
 
-/// The values as a set, to look them up in; empty for any value.
+/// The values as a set, for lookups; empty if any value is allowed.
 fn members<V: Value>(declared: &Declared<V>) -> Result<HashSet<V>, CausalModelError> {
     let Values::Listed(values) = &declared.values else {
         return Ok(HashSet::new());

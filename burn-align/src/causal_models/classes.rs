@@ -1,3 +1,5 @@
+//! Inputs grouped by the value that they give a variable.
+
 use std::collections::HashMap;
 
 use rand::Rng;
@@ -5,12 +7,12 @@ use rand::seq::IndexedRandom;
 
 use super::{CausalModelError, Inputs, Value};
 
-/// Inputs, sorted by the value that a variable has under them: see
+/// Inputs grouped by the value that a variable has under them: see
 /// [`CausalModel::equivalence_classes`](super::CausalModel::equivalence_classes).
 ///
-/// Inputs of one class can stand for each other where only this variable matters, as in causal
-/// scrubbing. Drawn from class by class, they give data in which every value of the variable is as
-/// frequent as every other.
+/// Inputs of one class can replace each other where only this variable matters, as in causal
+/// scrubbing. Sampling class by class gives data in which every value of the variable is equally
+/// likely.
 ///
 /// ```
 /// # use burn_align::causal_models::{CausalModel, CausalModelError, Inputs};
@@ -26,13 +28,13 @@ use super::{CausalModelError, Inputs, Value};
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EquivalenceClasses<V: Value> {
-    /// In the order in which the values came up.
+    /// In the order in which the values first occur.
     classes: Vec<(V, Vec<Inputs<V>>)>,
     places: HashMap<V, usize>,
 }
 
 impl<V: Value> EquivalenceClasses<V> {
-    /// The classes of inputs, each given with the variable's value.
+    /// Groups inputs, each given with the variable's value.
     pub(super) fn new(
         inputs: impl IntoIterator<Item = Result<(V, Inputs<V>), CausalModelError>>,
     ) -> Result<Self, CausalModelError> {
@@ -60,7 +62,7 @@ impl<V: Value> EquivalenceClasses<V> {
         }
     }
 
-    /// The inputs under which the variable has this value; none if there are none.
+    /// The inputs under which the variable has this value; empty if there are none.
     pub fn of(&self, value: &V) -> &[Inputs<V>] {
         match self.places.get(value) {
             Some(&place) => &self.classes[place].1,
@@ -68,14 +70,13 @@ impl<V: Value> EquivalenceClasses<V> {
         }
     }
 
-    /// The values that come up and their inputs, in the order in which they came up.
+    /// The values that occur and their inputs, in the order of first occurrence.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&V, &[Inputs<V>])> {
         let classes = self.classes.iter();
         classes.map(|(value, inputs)| (value, inputs.as_slice()))
     }
 
-    /// A value drawn uniformly from those that come up, and then inputs drawn uniformly from its
-    /// class.
+    /// Draws a value uniformly from those that occur, then inputs uniformly from its class.
     pub fn sample<R: Rng + ?Sized>(&self, rng: &mut R) -> &Inputs<V> {
         let class = self.classes.choose(rng);
         let inputs = class.and_then(|(_, inputs)| inputs.choose(rng));

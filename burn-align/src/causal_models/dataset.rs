@@ -1,8 +1,10 @@
+//! Counterfactual examples: a base, its sources, and the label that the causal model predicts.
+
 use serde::{Deserialize, Serialize};
 
 use super::{CausalModel, CausalModelError, Inputs, Value, Variable};
 
-/// An interchange intervention, and what the causal model says becomes of the label.
+/// An interchange intervention, and the label that the causal model predicts for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct CounterfactualExample<V> {
     /// The inputs that are intervened on.
@@ -20,12 +22,12 @@ pub struct CounterfactualExample<V> {
 pub struct CounterfactualSource<V> {
     /// The source.
     pub inputs: Inputs<V>,
-    /// The variables whose values it gives.
+    /// The variables it provides.
     pub variables: Vec<Variable>,
 }
 
 impl<V: Value> CounterfactualExample<V> {
-    /// The example of this base and these sources, labelled by the model.
+    /// Makes the example for this base and these sources, labelled by the model.
     ///
     /// # Errors
     /// As [`CausalModel::interchange`].
@@ -58,7 +60,7 @@ pub struct CounterfactualDataset<V> {
 }
 
 impl<V: Value> CounterfactualDataset<V> {
-    /// The share of the examples whose label flips; 0 if there are none.
+    /// The fraction of examples whose label flips; 0 if there are none.
     pub fn flip_fraction(&self) -> f64 {
         let flips = self.examples.iter().filter(|example| example.flips());
         flips.count() as f64 / self.examples.len().max(1) as f64

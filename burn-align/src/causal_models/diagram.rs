@@ -1,3 +1,5 @@
+//! Causal models, and their runs, as pictures.
+
 use super::{CausalModel, Setting, Value};
 use crate::diagram::{Diagram, DiagramShape};
 
@@ -29,7 +31,7 @@ impl<V: Value> CausalModel<V> {
         self.draw(None)
     }
 
-    /// The same with the values of a run, such as `same = 1`.
+    /// Like [`diagram`](Self::diagram), with the values of a run, for example `same = 1`.
     #[doc(alias = "print_setting")]
     pub fn run_diagram(&self, setting: &Setting<V>) -> Diagram {
         self.draw(Some(setting))

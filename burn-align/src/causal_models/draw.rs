@@ -1,3 +1,5 @@
+//! Inputs: all of them, random ones, and classes of them.
+
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -7,8 +9,8 @@ use super::{
 };
 
 impl<V: Value> CausalModel<V> {
-    /// How many different inputs there are; `None` if an input can have any value, or if they are
-    /// more than a `u128` can count.
+    /// The number of different inputs; `None` if an input can have any value, or if the number does
+    /// not fit in a `u128`.
     pub fn input_count(&self) -> Option<u128> {
         let inputs = &self.nodes[..self.inputs];
         inputs
@@ -19,7 +21,7 @@ impl<V: Value> CausalModel<V> {
             })
     }
 
-    /// Every possible input once, the last variable changing fastest.
+    /// Every possible input once, with the last variable changing fastest.
     ///
     /// # Errors
     /// If an input can have any value.
@@ -30,13 +32,13 @@ impl<V: Value> CausalModel<V> {
         })
     }
 
-    /// The lists of the inputs' values.
+    /// The lists of values of the inputs.
     fn listed_inputs(&self, remedy: &'static str) -> Result<Vec<&[V]>, CausalModelError> {
         let inputs = self.input_variables();
         inputs.map(|input| self.listed(input, remedy)).collect()
     }
 
-    /// The list of a variable's values.
+    /// The list of values of a variable.
     pub(super) fn listed(
         &self,
         variable: Variable,
@@ -73,8 +75,8 @@ impl<V: Value> CausalModel<V> {
     /// Inputs drawn at random until their run is accepted.
     ///
     /// # Errors
-    /// As [`sample_inputs`](Self::sample_inputs) and [`run`](Self::run), and if `max_tries` inputs
-    /// were not accepted.
+    /// As [`sample_inputs`](Self::sample_inputs) and [`run`](Self::run), and if none of `max_tries`
+    /// inputs is accepted.
     pub fn sample_inputs_where<R: Rng + ?Sized>(
         &self,
         rng: &mut R,
@@ -90,8 +92,8 @@ impl<V: Value> CausalModel<V> {
         Err(CausalModelError::NotAccepted { tries: max_tries })
     }
 
-    /// Sorts inputs by the value that a variable has under them. The inputs may be
-    /// [all](Self::all_inputs), or a list.
+    /// Groups inputs by the value that a variable has under them. The inputs may be
+    /// [all](Self::all_inputs) of them, or a list.
     ///
     /// # Errors
     /// If the model has no such variable, if there are no inputs, or as [`run`](Self::run).
@@ -113,7 +115,7 @@ impl<V: Value> CausalModel<V> {
 /// Every possible input of a causal model: see [`CausalModel::all_inputs`].
 #[derive(Clone, Debug)]
 pub struct AllInputs<'a, V> {
-    /// For each input, which of its values is next; `None` behind the last.
+    /// For each input, the index of its next value; `None` after the last input.
     next: Option<Vec<usize>>,
     values: Vec<&'a [V]>,
 }
@@ -129,7 +131,7 @@ impl<V: Clone> Iterator for AllInputs<'_, V> {
                 .map(|(values, &index)| values[index].clone())
                 .collect(),
         );
-        // Counts up, the last place fastest.
+        // Counts up, last digit fastest.
         let mut carry = true;
         for (values, index) in self.values.iter().zip(next.iter_mut()).rev() {
             *index += 1;

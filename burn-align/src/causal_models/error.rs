@@ -1,14 +1,16 @@
+//! What can be wrong with a causal model, its inputs, or a dataset drawn from it.
+
 /// Why a causal model cannot be built, run, or drawn from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CausalModelError {
     /// Two variables of one name.
-    #[error("{name}: expected each variable to have a name of its own, found two of this name")]
+    #[error("{name}: expected each variable to have its own name, found two with this name")]
     DuplicateName {
         /// The name.
         name: String,
     },
-    /// A parent that is not a variable.
+    /// A parent that does not exist.
     #[error("{variable}: its parent {parent} is not a variable; there are {known}")]
     UnknownParent {
         /// Whose parent.
@@ -29,11 +31,11 @@ pub enum CausalModelError {
     /// Variables that depend on themselves.
     #[error("expected an order in which variables can be computed, found a cycle: {cycle}")]
     Cycle {
-        /// The variables of the cycle, each a parent of the next, the first at the end again.
+        /// The variables of the cycle, each a parent of the next; the first is repeated at the end.
         cycle: String,
     },
     /// A variable without values.
-    #[error("{variable}: expected at least one value, found none; list some, or give Values::Any")]
+    #[error("{variable}: expected at least one value, found none; list some, or use Values::Any")]
     NoValues {
         /// The variable.
         variable: String,
@@ -46,8 +48,8 @@ pub enum CausalModelError {
         /// The value.
         value: String,
     },
-    /// A model that says nothing.
-    #[error("the model has no output: add a variable that is computed, or name outputs")]
+    /// A model without an output.
+    #[error("the model has no output: add a computed variable, or name outputs")]
     NoOutput,
     /// A variable that the model does not have.
     #[error("the model has no variable {name}; there are {known}")]
@@ -57,10 +59,10 @@ pub enum CausalModelError {
         /// The variables' names.
         known: String,
     },
-    /// A handle of another model.
+    /// A handle from another model.
     #[error(
-        "variable {found}: this model has {count}; handles are valid only in the model that gave \
-         them"
+        "variable {found}: this model has {count}; handles are valid only in the model that \
+         returned them"
     )]
     UnknownHandle {
         /// Its number.
@@ -74,7 +76,7 @@ pub enum CausalModelError {
         /// The variable.
         variable: String,
     },
-    /// A variable that is given as an input and is none.
+    /// A computed variable given as an input.
     #[error(
         "{variable}: expected an input, found a variable that is computed from {parents}; to fix \
          its value, intervene"
@@ -101,7 +103,7 @@ pub enum CausalModelError {
         /// Number of values.
         found: usize,
     },
-    /// An input that has another value than it can have.
+    /// An input with a value that it cannot have.
     #[error("input {variable}: expected {expected}, found {found}")]
     InputValue {
         /// The input.
@@ -111,7 +113,7 @@ pub enum CausalModelError {
         /// The value.
         found: String,
     },
-    /// An intervention with another value than the variable can have.
+    /// An intervention with a value that the variable cannot have.
     #[error("intervention on {variable}: expected {expected}, found {found}")]
     InterventionValue {
         /// The variable.
@@ -121,10 +123,10 @@ pub enum CausalModelError {
         /// The value.
         found: String,
     },
-    /// A function that gives another value than its variable can have.
+    /// A function that returns a value its variable cannot have.
     #[error(
         "the function of {variable} gives {found} at ({parents}), expected {expected}; list this \
-         value too, or mend the function"
+         value too, or fix the function"
     )]
     FunctionValue {
         /// The variable.
@@ -136,7 +138,7 @@ pub enum CausalModelError {
         /// Its parents and their values.
         parents: String,
     },
-    /// An input that is asked for all its values, and has no list of them.
+    /// An input whose values must be enumerated, but which has no list of them.
     #[error("{variable}: expected a list of values to choose from, found Values::Any; {remedy}")]
     Unlisted {
         /// The variable.
@@ -147,7 +149,7 @@ pub enum CausalModelError {
     /// No inputs to sort.
     #[error("equivalence classes: expected at least one input to sort, found none")]
     NothingToSort,
-    /// A variable that reaches another by two ways.
+    /// A variable that reaches another in two ways.
     #[error(
         "{variable}: expected one child on the way to {root}, found {children}; a balanced sampler \
          needs a tree, so draw from the EquivalenceClasses of {root}, or write a sampler"
@@ -160,7 +162,7 @@ pub enum CausalModelError {
         /// The children.
         children: String,
     },
-    /// Too many combinations of values to go through.
+    /// Too many combinations of values to enumerate.
     #[error(
         "{variable}: its parents have {found} combinations of values, expected at most {limit}; \
          list fewer values, or write a sampler"
@@ -191,24 +193,24 @@ pub enum CausalModelError {
         /// What was found.
         found: String,
     },
-    /// Inputs that were not found among those drawn.
+    /// No accepted inputs among those drawn.
     #[error(
-        "expected inputs that are accepted, found none in {tries} tries; raise the number, accept \
+        "expected inputs that are accepted, found none in {tries} tries; raise max_tries, accept \
          more, or write a sampler"
     )]
     NotAccepted {
         /// Number of tries.
         tries: usize,
     },
-    /// A share of flipped labels that the drawn inputs do not give.
+    /// A fraction of flipped labels that the drawn inputs do not give.
     #[error(
         "interchanging {target}: expected an example whose label {}, found none in {tries} tries; \
-         raise max_tries, ask for another share of flips, or draw inputs with a sampler under \
+         raise max_tries, ask for another fraction of flips, or draw inputs with a sampler under \
          which both happen",
         if *flip { "flips" } else { "does not flip" }
     )]
     Balance {
-        /// The variables, those of one source in brackets.
+        /// The variables, with brackets around those of one source.
         target: String,
         /// Whether a flip was wanted.
         flip: bool,

@@ -1,3 +1,6 @@
+//! Counterfactual data: which variables are interchanged, how often the label flips, and how inputs
+//! are drawn.
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -8,7 +11,7 @@ use super::{
     CounterfactualSource, Inputs, Value, Variable,
 };
 
-/// Which variables are interchanged, and which of them share a source.
+/// The variables to interchange, and which of them share a source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Target {
     /// For each source, the variables that take their values from it.
@@ -41,31 +44,30 @@ impl Target {
     }
 }
 
-/// Which counterfactual examples are generated.
+/// The counterfactual examples to generate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct CounterfactualConfig {
     /// Number of examples.
     pub examples: usize,
-    /// What is interchanged. Of several targets, each gets the same number of batches, or one more
-    /// than another.
+    /// What is interchanged. With several targets, the batches are divided among them as evenly as
+    /// possible.
     pub targets: Vec<Target>,
-    /// The share of examples whose label flips, between 0 and 1: of the dataset exactly, rounded to
-    /// a whole number of examples, and of each target's examples up to one example. Default:
-    /// `None`, as the inputs are drawn.
+    /// The fraction of examples whose label flips, between 0 and 1. It holds for the dataset
+    /// exactly (rounded to a whole number of examples), and for each target to within one example.
+    /// Default: `None`, whatever the drawn inputs give.
     pub flips: Option<f64>,
-    /// Examples come in batches of this many with the same target, so that a batch can be
-    /// intervened on at one place. The last batch has what is left. Default: 1, all targets mixed.
+    /// Examples come in batches of this many with the same target, so that one batch can be
+    /// intervened on at one site. The last batch has the remainder. Default: 1, all targets mixed.
     pub batch: usize,
-    /// How many times inputs are drawn for one example that shall flip, or shall not. Default:
-    /// 10,000.
+    /// How often inputs are redrawn for one example that must flip, or must not. Default: 10,000.
     pub max_tries: usize,
-    /// Seed of everything that is drawn. Default: 0.
+    /// Seed for everything that is drawn. Default: 0.
     pub seed: u64,
 }
 
 impl CounterfactualConfig {
-    /// This many examples that interchange these variables, with labels as they come.
+    /// This many examples that interchange these variables, whatever their labels.
     pub fn new(examples: usize, targets: impl IntoIterator<Item = Target>) -> Self {
         Self {
             examples,
@@ -77,32 +79,32 @@ impl CounterfactualConfig {
         }
     }
 
-    /// The same with this share of flipped labels.
+    /// Sets the fraction of flipped labels.
     pub fn with_flips(mut self, flips: f64) -> Self {
         self.flips = Some(flips);
         self
     }
 
-    /// The same in batches of one target.
+    /// Sets the number of examples in a batch; a batch has one target.
     pub fn with_batch(mut self, batch: usize) -> Self {
         self.batch = batch;
         self
     }
 
-    /// The same with this many tries for an example.
+    /// Sets the number of tries for one example.
     pub fn with_max_tries(mut self, max_tries: usize) -> Self {
         self.max_tries = max_tries;
         self
     }
 
-    /// The same with another seed.
+    /// Sets the seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 }
 
-/// What a sampler is asked for.
+/// What a sampler is asked to draw.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Draw<'a, V> {
@@ -124,10 +126,10 @@ pub enum Draw<'a, V> {
     },
 }
 
-/// Counterfactual examples, with inputs drawn uniformly: see [`generate_counterfactuals_with`].
+/// Counterfactual examples with uniformly drawn inputs: see [`generate_counterfactuals_with`].
 ///
 /// # Errors
-/// As there, and if an input can have any value.
+/// As [`generate_counterfactuals_with`], and if an input can have any value.
 #[doc(alias = "generate_counterfactual_dataset")]
 pub fn generate_counterfactuals<V: Value>(
     model: &CausalModel<V>,
@@ -136,14 +138,14 @@ pub fn generate_counterfactuals<V: Value>(
     generate_counterfactuals_with(model, config, |_, rng| model.sample_inputs(rng))
 }
 
-/// Counterfactual examples, with inputs drawn by a sampler.
+/// Counterfactual examples with inputs drawn by a sampler.
 ///
-/// For each example a base and its sources are drawn, anew until its label flips or does not, as
-/// the example shall. So among those that flip, and among those that do not, examples have the
-/// distribution that the sampler gives them. The same configuration, model and sampler give the
-/// same examples.
+/// For each example a base and its sources are drawn, and redrawn until its label flips or stays as
+/// the configuration requires. So within the flipping examples, and within the others, the
+/// sampler's distribution is preserved. The same configuration, model and sampler give the same
+/// examples.
 ///
-/// The sampler is told what is drawn, so that a source may depend on its base:
+/// The sampler knows what it draws, so a source may depend on its base:
 ///
 /// ```
 /// use burn_align::causal_models::{
@@ -174,9 +176,9 @@ pub fn generate_counterfactuals<V: Value>(
 /// ```
 ///
 /// # Errors
-/// If the configuration does not fit the model; if inputs that were drawn do not, or a function
-/// gives a value that its variable cannot have; if the sampler gives an error; if no example that
-/// flips, or none that does not, is found in `max_tries` tries.
+/// If the configuration does not fit the model; if drawn inputs do not, or a function returns a
+/// value that its variable cannot have; if the sampler returns an error; or if no example that
+/// flips (or none that does not) is found in `max_tries` tries.
 pub fn generate_counterfactuals_with<V: Value>(
     model: &CausalModel<V>,
     config: &CounterfactualConfig,
@@ -204,7 +206,7 @@ pub fn generate_counterfactuals_with<V: Value>(
     Ok(CounterfactualDataset { examples })
 }
 
-/// The first example whose label flips, or does not; `None` if there is none in these tries.
+/// The first example whose label flips, or does not; `None` if these tries give none.
 fn draw_until<V: Value>(
     mut draw: impl FnMut() -> Result<CounterfactualExample<V>, CausalModelError>,
     flip: bool,
@@ -257,7 +259,7 @@ fn schedule_targets(config: &CounterfactualConfig, rng: &mut ChaCha8Rng) -> Vec<
     targets.take(config.examples).collect()
 }
 
-/// Whether each example shall flip; `None` where it does not matter.
+/// Whether each example must flip; `None` where it does not matter.
 fn schedule_flips(
     config: &CounterfactualConfig,
     targets: &[usize],
@@ -267,7 +269,8 @@ fn schedule_flips(
         return vec![None; targets.len()];
     };
     let mut flips = vec![None; targets.len()];
-    // Rounding the running count makes the total exact and each target's share right up to one.
+    // Rounding the running count makes the total exact, and each target's count right to within
+    // one.
     let (mut seen, mut flipped) = (0, 0);
     for target in 0..config.targets.len() {
         let mut places: Vec<usize> = (0..targets.len())
@@ -328,7 +331,7 @@ fn check<V: Value>(
     Ok(())
 }
 
-/// Such as `[wx] [yz]`, a bracket for each source.
+/// For messages: `[wx] [yz]`, with brackets around the variables of each source.
 fn describe<V: Value>(model: &CausalModel<V>, target: &Target) -> String {
     let sources = target.sources.iter().map(|variables| {
         let names = model.names(variables.iter().copied());

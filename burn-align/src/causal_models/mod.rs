@@ -1,14 +1,17 @@
-//! High-level causal models: what a language model is compared with.
+//! High-level causal models: the hypotheses that a language model is tested against.
 //!
-//! A causal model is a hypothesis about an algorithm, written as variables, each a function of its
-//! parents (a structural causal model over discrete values: Geiger et al. 2021, "Causal
-//! Abstractions of Neural Networks", arXiv 2106.02997; Geiger et al. 2023, "Finding Alignments
-//! Between Interpretable Causal Variables and Distributed Neural Representations", arXiv
-//! 2303.02536). It says what the label becomes when a variable takes the value it has under another
-//! input, and so makes the counterfactual data that alignments are trained and tested with.
+//! A causal model is a hypothesis about an algorithm, written as variables, each of them a function
+//! of its parents. Formally it is a structural causal model over discrete values (Geiger et al.
+//! 2021, "Causal Abstractions of Neural Networks", arXiv 2106.02997; Geiger et al. 2023, "Finding
+//! Alignments Between Interpretable Causal Variables and Distributed Neural Representations", arXiv
+//! 2303.02536). It predicts the label when a variable takes the value it has under another input.
+//! Those predictions are the counterfactual data that alignments are trained and tested on.
+//!
+//! Comparing outputs is not enough: different algorithms often agree on every input. They differ in
+//! what an intervention on an intermediate variable does, and that is what the data must show.
 //!
 //! # Hierarchical equality
-//! Are a and b the same as each other, just as c and d are? The integers stand for random vectors.
+//! Are a and b equal to each other, just as c and d are? The integers stand for random vectors.
 //!
 //! ```
 //! use burn_align::causal_models::{
@@ -51,8 +54,9 @@
 //!
 //! # Price tagging
 //! Is a price within a bracket? (Wu et al. 2023, "Interpretability at Scale: Identifying Causal
-//! Mechanisms in Alpaca", arXiv 2305.08809.) Here in cents, with three hypotheses about how it is
-//! decided. They agree on every input, and differ in their counterfactuals.
+//! Mechanisms in Alpaca", arXiv 2305.08809.) Prices are in cents here, and there are three
+//! hypotheses about how the model decides. They agree on every input, and differ in their
+//! counterfactuals.
 //!
 //! ```
 //! use burn_align::causal_models::{
@@ -105,7 +109,7 @@
 //! assert_eq!(label(&mid_point, "distance")?, [0]); // 150 from the middle, of a bracket of ±100
 //! assert_eq!(label(&bracket, "bracket")?, [1]); // 500 in 300..=700
 //!
-//! // Brackets are 2.50 to 7.50 wide: a sampler of one's own.
+//! // Brackets are 2.50 to 7.50 wide, so the inputs need their own sampler.
 //! let left = boundaries.variable("left")?;
 //! let config = CounterfactualConfig::new(1000, [Target::one_source([left])]).with_flips(0.5);
 //! let dataset = generate_counterfactuals_with(&boundaries, &config, |_, rng| {
@@ -122,9 +126,9 @@
 //! # }
 //! ```
 //!
-//! # Values of one's own
-//! All variables have values of one type, and a comparison can stand for 0 or 1 of an integer. An
-//! enum keeps different things apart:
+//! # Your own values
+//! All variables of a model have values of one type, and a comparison can return 0 or 1 of an
+//! integer type. An enum keeps different things apart:
 //!
 //! ```
 //! use burn_align::causal_models::{CausalModel, CausalModelError, Values};
@@ -148,7 +152,7 @@
 //!         _ => Language("Italian"),
 //!     })
 //!     .build()?;
-//! // Cities that can stand for each other.
+//! // Cities that can replace each other.
 //! let countries = languages.equivalence_classes("country", languages.all_inputs()?)?;
 //! assert_eq!(countries.of(&Country("Spain")).len(), 2);
 //! # Ok::<(), CausalModelError>(())
@@ -156,16 +160,16 @@
 //!
 //! # Coming from pyvene
 //! - `CausalModel(variables, values, parents, functions)`: [`CausalModel::builder`];
-//! - `run_forward(inputs)`: [`CausalModel::run`], and with more than inputs given,
-//!   [`CausalModel::intervene`];
+//! - `run_forward(inputs)`: [`CausalModel::run`], or [`CausalModel::intervene`] if more than inputs
+//!   are given;
 //! - `run_interchange(base, {variable: source})`: [`CausalModel::interchange`];
-//! - `sample_input`: [`CausalModel::sample_inputs`], and with `mandatory`,
-//!   [`CausalModel::sample_inputs_where`];
+//! - `sample_input`: [`CausalModel::sample_inputs`], or [`CausalModel::sample_inputs_where`] with
+//!   `mandatory`;
 //! - `sample_input_tree_balanced`: [`BalancedSampler`];
-//! - `get_partial_filter` and the like: closures;
-//! - `generate_factual_dataset`: inputs that are drawn, and [`CausalModel::run`];
-//! - `generate_counterfactual_dataset`: [`generate_counterfactuals`]. A source is not drawn for a
-//!   value that was drawn first; instead the share of examples whose label flips is stated. There
+//! - `get_partial_filter` and similar: closures;
+//! - `generate_factual_dataset`: draw inputs and call [`CausalModel::run`];
+//! - `generate_counterfactual_dataset`: [`generate_counterfactuals`]. pyvene first draws a value
+//!   and then a source that has it; here you set the fraction of examples whose label flips. There
 //!   are as many sources as a target names, without padding;
 //! - `print_structure`, `print_setting`: [`CausalModel::diagram`], [`CausalModel::run_diagram`].
 

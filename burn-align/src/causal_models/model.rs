@@ -1,16 +1,18 @@
+//! The causal model itself, and the lookups on its variables.
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::builder::Function;
 use super::{CausalModelBuilder, CausalModelError, Value, Values, Variable, VariableRef};
 
-/// A structural causal model over discrete values: variables, each with the values it can take, and
-/// each either an input or a function of its parents.
+/// A structural causal model over discrete values. Each variable has the values it can take, and is
+/// either an input or a function of its parents.
 ///
-/// For a model over variables *X* with functions *f*: running it under inputs computes
-/// `x = f_X(parents of X)` for every variable, in an order in which parents come first; an
-/// intervention puts `x` in the place of `f_X`; an interchange intervention takes that `x` from a
-/// run under other inputs (arXiv 2106.02997, arXiv 2303.02536).
+/// For a model over variables *X* with functions *f*: a run under inputs computes
+/// `x = f_X(parents of X)` for every variable, parents first; an intervention replaces `f_X` by a
+/// constant `x`; an interchange intervention takes that `x` from a run under other inputs (arXiv
+/// 2106.02997, arXiv 2303.02536).
 #[derive(Clone)]
 pub struct CausalModel<V> {
     /// Inputs first, then in the order of computation.
@@ -28,7 +30,7 @@ pub(super) struct Node<V> {
     pub(super) values: Values<V>,
     /// The listed values, as a set.
     pub(super) members: HashSet<V>,
-    /// `None` of an input.
+    /// `None` for an input.
     pub(super) function: Option<Function<V>>,
 }
 
@@ -43,12 +45,12 @@ impl<V: Value> Node<V> {
 }
 
 impl<V: Value> CausalModel<V> {
-    /// Starts to describe a model.
+    /// Starts building a model.
     pub fn builder() -> CausalModelBuilder<V> {
         CausalModelBuilder::default()
     }
 
-    /// The variable of a name, or the same handle if this model has it.
+    /// The variable with this name, or the same handle if this model has it.
     ///
     /// # Errors
     /// If the model has no such variable.
@@ -72,7 +74,7 @@ impl<V: Value> CausalModel<V> {
         }
     }
 
-    /// The variables of these names.
+    /// The variables with these names.
     ///
     /// # Errors
     /// If the model has no such variable.
@@ -87,12 +89,12 @@ impl<V: Value> CausalModel<V> {
         Ok(variables)
     }
 
-    /// All variables: inputs first, then in the order of their computation.
+    /// All variables: inputs first, then in the order of computation.
     pub fn all_variables(&self) -> impl ExactSizeIterator<Item = Variable> + use<V> {
         (0..self.nodes.len()).map(Variable)
     }
 
-    /// The inputs, in the order in which the builder was told about them.
+    /// The inputs, in the order of their declaration.
     pub fn input_variables(&self) -> impl ExactSizeIterator<Item = Variable> + use<V> {
         (0..self.inputs).map(Variable)
     }
@@ -110,7 +112,7 @@ impl<V: Value> CausalModel<V> {
         Ok(&self.node(self.variable(variable)?).name)
     }
 
-    /// The parents of a variable, in the order in which its function gets them; none of an input.
+    /// The parents of a variable, in the order in which its function gets them; none for an input.
     ///
     /// # Errors
     /// If the model has no such variable.
@@ -140,7 +142,7 @@ impl<V: Value> CausalModel<V> {
         variable.0 < self.inputs
     }
 
-    /// Names for a message.
+    /// Names for an error message.
     pub(super) fn names(&self, variables: impl IntoIterator<Item = Variable>) -> String {
         let names = variables.into_iter().map(|v| self.node(v).name.as_str());
         names.collect::<Vec<_>>().join(", ")
@@ -148,7 +150,7 @@ impl<V: Value> CausalModel<V> {
 }
 
 impl<V: Value> fmt::Debug for CausalModel<V> {
-    /// The variables with their parents, such as `out(wx, yz)`.
+    /// The variables with their parents, for example `out(wx, yz)`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes = self.nodes.iter().map(|node| match node.function {
             None => node.name.clone(),

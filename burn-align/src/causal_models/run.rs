@@ -1,3 +1,5 @@
+//! Running a causal model: forward, under interventions, and under interchange interventions.
+
 use super::model::Node;
 use super::values::show;
 use super::{
@@ -68,7 +70,7 @@ impl<V: Value> CausalModel<V> {
     /// The value of every variable under these inputs.
     ///
     /// # Errors
-    /// If the inputs do not fit the model, or a function gives a value that its variable cannot
+    /// If the inputs do not fit the model, or a function returns a value that its variable cannot
     /// have.
     #[doc(alias = "run_forward")]
     pub fn run(&self, inputs: &Inputs<V>) -> Result<Setting<V>, CausalModelError> {
@@ -76,7 +78,7 @@ impl<V: Value> CausalModel<V> {
         self.compute(inputs, Vec::new())
     }
 
-    /// The value of every variable under these inputs, when some variables are fixed to a value,
+    /// The value of every variable under these inputs when some variables are fixed to a value,
     /// whatever their parents are. An input can be fixed too.
     ///
     /// # Errors
@@ -105,13 +107,13 @@ impl<V: Value> CausalModel<V> {
         self.compute(inputs, fixed)
     }
 
-    /// The value of every variable under the base, when some variables take the value that they
-    /// have under a source. Several variables may take theirs from the same source, or each from
-    /// one of its own. Sources run without intervention.
+    /// The value of every variable under the base when some variables take the value that they have
+    /// under a source. Several variables may share a source, or each may have its own. Sources run
+    /// without intervention.
     ///
     /// # Errors
-    /// As [`run`](Self::run), of the base and of each source, and if a variable is unknown or is
-    /// named twice.
+    /// As [`run`](Self::run), for the base and each source, and if a variable is unknown or named
+    /// twice.
     #[doc(alias = "run_interchange")]
     pub fn interchange<'a, 's, K: Into<VariableRef<'a>>>(
         &self,
@@ -130,7 +132,8 @@ impl<V: Value> CausalModel<V> {
         self.compute(base, fixed)
     }
 
-    /// The same for sources that each give several variables. Each runs once.
+    /// Like [`interchange`](Self::interchange), for sources that each provide several variables.
+    /// Each runs once.
     pub(super) fn interchange_sources(
         &self,
         base: &Inputs<V>,
@@ -164,7 +167,7 @@ impl<V: Value> CausalModel<V> {
         }
     }
 
-    /// A variable's value at these values of its parents.
+    /// A variable's value, given the values of its parents.
     ///
     /// # Errors
     /// If the variable cannot have it.
@@ -180,8 +183,8 @@ impl<V: Value> CausalModel<V> {
         }
     }
 
-    /// Computes all variables in order, from inputs and fixed values that have been checked.
-    /// `fixed` has an entry for each variable, or none at all.
+    /// Computes all variables in order, from checked inputs and fixed values. `fixed` has an entry
+    /// for each variable, or is empty.
     pub(super) fn compute(
         &self,
         inputs: &Inputs<V>,
@@ -227,10 +230,10 @@ impl<V: Value> CausalModel<V> {
         }
     }
 
-    /// The values of the outputs, in their order: the label.
+    /// The values of the outputs, in order: the label.
     ///
     /// # Panics
-    /// If the setting is of another model, with fewer variables.
+    /// If the setting comes from another model, with fewer variables.
     pub fn outputs_of(&self, setting: &Setting<V>) -> Vec<V> {
         let outputs = self.outputs.iter().map(|output| setting[*output].clone());
         outputs.collect()

@@ -1,3 +1,5 @@
+//! Splitting a dataset into training and held-out parts without leaking inputs between them.
+
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -8,27 +10,27 @@ use serde::{Deserialize, Serialize};
 
 use super::{CausalModelError, CounterfactualDataset, CounterfactualExample, Value};
 
-/// A dataset in two parts.
+/// A dataset split in two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split<V> {
-    /// What is left to train with.
+    /// The part for training.
     pub train: CounterfactualDataset<V>,
-    /// What is held out.
+    /// The held-out part.
     pub held_out: CounterfactualDataset<V>,
-    /// Examples with keys of both parts, which belong to neither. None unless examples have
+    /// Examples with keys from both parts, which belong to neither. Empty unless examples have
     /// several keys.
     pub mixed: CounterfactualDataset<V>,
 }
 
 impl<V: Value> CounterfactualDataset<V> {
-    /// Holds out a share of the examples, rounded to a whole number, drawn at random. Both parts
-    /// keep the order of the dataset.
+    /// Holds out a random fraction of the examples, rounded to a whole number. Both parts keep the
+    /// order of the dataset.
     ///
-    /// An example that occurs twice may be in both parts. To keep inputs apart, use
+    /// An example that occurs twice may end up in both parts. To keep inputs apart, use
     /// [`split_by_keys`](Self::split_by_keys).
     ///
     /// # Errors
-    /// If the fraction is not between 0 and 1, or leaves no example on one side.
+    /// If the fraction is not between 0 and 1, or leaves one side empty.
     pub fn split(self, fraction: f64, seed: u64) -> Result<Split<V>, CausalModelError> {
         let held_out = choose(self.examples.len(), fraction, seed, "examples")?;
         let mut held_out = held_out.into_iter();
@@ -41,12 +43,12 @@ impl<V: Value> CounterfactualDataset<V> {
         }))
     }
 
-    /// Holds out a share of the *keys*, rounded to a whole number, drawn at random, and the
-    /// examples with them, so that no key is on both sides. Examples with keys of both sides are
-    /// set apart as [`mixed`](Split::mixed); examples without keys are left to train with. All
-    /// parts keep the order of the dataset.
+    /// Holds out a random fraction of the *keys*, rounded to a whole number, and the examples that
+    /// have them, so that no key is on both sides. Examples with keys of both sides go to
+    /// [`mixed`](Split::mixed); examples without keys stay in training. All parts keep the order of
+    /// the dataset.
     ///
-    /// A key may be a value of an input, in the base alone or in the sources too:
+    /// A key may be the value of an input, in the base alone or in the sources too:
     ///
     /// ```
     /// # use burn_align::causal_models::{
@@ -70,7 +72,7 @@ impl<V: Value> CounterfactualDataset<V> {
     /// ```
     ///
     /// # Errors
-    /// If the fraction is not between 0 and 1, or leaves no key on one side.
+    /// If the fraction is not between 0 and 1, or leaves one side without keys.
     pub fn split_by_keys<K: Eq + Hash, I: IntoIterator<Item = K>>(
         self,
         fraction: f64,
@@ -85,7 +87,7 @@ impl<V: Value> CounterfactualDataset<V> {
         let held_out = choose(numbers.len(), fraction, seed, "keys")?;
         Ok(self.distribute(|example| {
             let keys = keys(example).into_iter();
-            // A key that did not come up the first time is not held out.
+            // A key that was missing in the first pass is not held out.
             let mut held_out = keys.map(|key| numbers.get(&key).is_some_and(|&n| held_out[n]));
             let first = held_out.next().unwrap_or(false);
             match held_out.all(|next| next == first) {
@@ -121,7 +123,7 @@ enum Part {
     Mixed,
 }
 
-/// Which of `count` things are held out.
+/// Which of `count` items are held out.
 fn choose(
     count: usize,
     fraction: f64,

@@ -1,11 +1,13 @@
+//! The values that variables can take.
+
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::ops::{Range, RangeInclusive};
 
-/// What a variable can take: integers, booleans, or an enum of one's own.
+/// A value of a variable: an integer, a boolean, or your own enum.
 ///
-/// All variables of a model have values of one type. Real numbers are given in whole units, such
-/// as prices in cents.
+/// All variables of a model have values of one type. Use whole units for real numbers, for example
+/// prices in cents.
 pub trait Value: Clone + Eq + Hash + Debug {}
 
 impl<V: Clone + Eq + Hash + Debug> Value for V {}
@@ -20,10 +22,10 @@ impl<V: Clone + Eq + Hash + Debug> Value for V {}
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Values<V> {
-    /// One of these. At least one, each once.
+    /// One of these. At least one, each listed once.
     Listed(Vec<V>),
-    /// Any value of the type. An input with any value can be neither enumerated nor drawn
-    /// uniformly: examples then need a sampler.
+    /// Any value of the type. Such an input can be neither enumerated nor drawn uniformly, so
+    /// examples need a sampler.
     Any,
 }
 
@@ -64,7 +66,7 @@ impl<V> FromIterator<V> for Values<V> {
 }
 
 impl<V: Debug> Values<V> {
-    /// For an error message: the first values, and how many there are.
+    /// For an error message: the first few values, and how many there are.
     pub(super) fn summary(&self) -> String {
         const SHOWN: usize = 8;
         match self {

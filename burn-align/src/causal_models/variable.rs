@@ -1,13 +1,15 @@
+//! Handles of variables, and the values of inputs and of whole runs.
+
 use std::ops::Index;
 
 use serde::{Deserialize, Serialize};
 
-/// A variable of a causal model, found by name with
+/// A variable of a causal model. Look it up by name with
 /// [`CausalModel::variable`](super::CausalModel::variable).
 ///
-/// Variables are numbered: the inputs come first, in the order in which the builder was told about
-/// them, then the others in the order of their computation. A handle is valid only in the model
-/// that gave it; in another it is the variable of the same number, or an error if there is none.
+/// Variables are numbered: inputs first, in the order of their declaration, then the others in the
+/// order of computation. A handle is valid only in the model that returned it. In another model it
+/// refers to the variable with the same number, or is an error if there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Variable(pub(super) usize);
@@ -19,7 +21,7 @@ impl Variable {
     }
 }
 
-/// A variable by its handle or its name. Wherever one is asked for, both will do.
+/// A variable, by handle or by name. Every method that takes one accepts both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VariableRef<'a> {
     /// By its handle.
@@ -46,11 +48,10 @@ impl<'a> From<&'a String> for VariableRef<'a> {
     }
 }
 
-/// A value for each input of a causal model, in the order in which the builder was told about the
-/// inputs.
+/// A value for each input of a causal model, in the order in which the inputs were declared.
 ///
-/// Made by name with [`CausalModel::inputs`](super::CausalModel::inputs), which checks them, or in
-/// their order from an array or a `Vec`; then they are checked when they are run. Read by handle:
+/// [`CausalModel::inputs`](super::CausalModel::inputs) builds them by name and checks them. From an
+/// array or a `Vec` they are taken in order, and checked when they run. Index them by handle:
 /// `inputs[price]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -95,7 +96,8 @@ impl<V> Index<Variable> for Inputs<V> {
     }
 }
 
-/// A value for each variable of a causal model: what a run gives. Read by handle: `setting[out]`.
+/// A value for each variable of a causal model: the result of a run. Index it by handle:
+/// `setting[out]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Setting<V>(pub(super) Vec<V>);
@@ -106,7 +108,7 @@ impl<V> Setting<V> {
         &self.0
     }
 
-    /// The value of a variable; `None` if it is of another model, with more variables.
+    /// The value of a variable; `None` if the handle comes from another model, with more variables.
     pub fn get(&self, variable: Variable) -> Option<&V> {
         self.0.get(variable.0)
     }
@@ -116,7 +118,7 @@ impl<V> Index<Variable> for Setting<V> {
     type Output = V;
 
     /// # Panics
-    /// If the variable is of another model, with more variables.
+    /// If the variable comes from another model, with more variables.
     fn index(&self, variable: Variable) -> &V {
         &self.0[variable.0]
     }

@@ -37,7 +37,7 @@ impl Cells {
         Self { indices }
     }
 
-    /// The same cells and more behind them.
+    /// The same cells, with more after them.
     pub(super) fn append(&mut self, mut other: Self) {
         self.indices.append(&mut other.indices);
     }
@@ -89,7 +89,7 @@ pub(super) fn scatter<B: Backend>(
     if cells.are_all(count) {
         return values.reshape(shape);
     }
-    // Each cell comes from its old place, or from the new values behind the old ones.
+    // Each cell comes from its old place, or from the new values after the old ones.
     let mut sources: Vec<i64> = (0..count as i64).collect();
     for (place, source) in cells.indices.iter().zip(count as i64..) {
         sources[*place as usize] = source;

@@ -1,4 +1,4 @@
-//! Cutting a plan into parts that fit into a budget.
+//! Cutting a plan into parts that fit a budget.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ use super::plan::{Operand, Plan, WorldId};
 use super::schedule::{Pass, Schedule};
 use super::{PlanError, Units};
 
-/// An operand by what it is: an activation that one part computes and another takes.
+/// The identity of an operand: an activation that one part computes and another uses.
 pub(super) type OperandKey = (WorldId, Site, Units);
 
 /// The key of an operand that is another world's activation.
@@ -22,8 +22,8 @@ pub(super) fn operand_key(operand: &Operand) -> Option<OperandKey> {
     }
 }
 
-/// Schedules of parts that are run one after another, each within the budgets of `options`. An
-/// activation that an earlier part has computed is not computed again.
+/// Schedules of parts that run one after another, each within the budgets of `options`. An
+/// activation that an earlier part has computed is not recomputed.
 pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     whole: &Schedule,
@@ -52,7 +52,7 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
             Schedule::new(plan, whole.stages, &reads, &is_kept)
                 .expect("a part of a plan without circles has none")
         };
-        // The largest part that fits, by bisection: `fits` worlds do, `too_many` do not.
+        // The largest part that fits, by bisection: `fits` worlds fit, `too_many` do not.
         let (mut fits, mut too_many) = (0, rest.len() + 1);
         let mut best = None;
         while too_many - fits > 1 {
@@ -80,7 +80,7 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
     Ok(chunks)
 }
 
-/// What the parts of a plan must fit into.
+/// The budgets that each part of a plan must fit.
 struct Budget<'a, B: Backend, M> {
     max_rows: usize,
     bytes: Option<(u64, Memory<'a, B, M>)>,
@@ -95,7 +95,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Budget<'a, B, M> {
         }
     }
 
-    /// The budget that a part does not fit into.
+    /// The budget that a part exceeds, if any.
     fn exceeded_by(&self, part: &Schedule) -> Option<PlanError> {
         let needed = part.max_rows();
         if needed > self.max_rows {

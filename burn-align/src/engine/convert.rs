@@ -1,4 +1,4 @@
-//! The same plan for other examples, or on another backend.
+//! The same plan for other examples, on another device, or on the autodiff backend.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -12,8 +12,8 @@ impl<B: Backend> Plan<B> {
     /// The same plan for some of its examples, in this order.
     ///
     /// # Errors
-    /// If the inputs have different numbers of examples, no example is named, or one that is not
-    /// there.
+    /// If the inputs have different numbers of examples, or `examples` is empty or names an unknown
+    /// one.
     pub fn examples(&self, examples: &[usize]) -> Result<Self, PlanError> {
         let batch = self.inputs.first().map_or(0, WorldInput::batch);
         if let Some(found) = self.inputs.iter().find(|input| input.batch() != batch) {
@@ -124,7 +124,7 @@ impl<B: Backend> Plan<B> {
         })
     }
 
-    /// The same plan on the backend that differentiates. Its own tensors are constants there.
+    /// The same plan on the autodiff backend. Its tensors are constants there.
     pub fn from_inner<A: AutodiffBackend<InnerBackend = B>>(&self) -> Plan<A> {
         self.with_tensors(|x| Tensor::from_inner(x.clone()))
     }
@@ -164,7 +164,7 @@ impl<B: Backend> Plan<B> {
         }
     }
 
-    /// Number of bytes that the plan's tensors hold: residuals, keys and values, and constants.
+    /// Number of bytes of the plan's tensors: residuals, keys and values, and constants.
     pub fn held_bytes(&self) -> usize {
         let bytes = |x: &Tensor<B, 3>| x.shape().num_elements() * x.dtype().size();
         let inputs = self.inputs.iter().map(|input| match input {
@@ -183,7 +183,7 @@ impl<B: Backend> Plan<B> {
 
 fn indices(indices: &Indices, examples: &[usize]) -> Indices {
     match indices {
-        // A list of a wrong length is refused when the plan is run.
+        // A list of the wrong length is rejected when the plan is run.
         Indices::Each(each) if examples.iter().all(|example| *example < each.len()) => {
             Indices::Each(examples.iter().map(|e| each[*e].clone()).collect())
         }

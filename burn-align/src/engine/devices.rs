@@ -1,4 +1,4 @@
-//! Several devices: copies of a model, among which the worlds of a plan are dealt out.
+//! Several devices: copies of a model that share the worlds of a plan.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, backend::Backend};
@@ -8,24 +8,23 @@ use super::plan::{Plan, Read};
 use super::{PlanError, Results, RunOptions};
 use crate::interventions::Intervention;
 
-/// Copies of a model or another module, one on each device. Nothing is copied where it is already.
+/// Copies a model or another module to each device. A module that is already there is not copied.
 ///
-/// Where loading is faster than copying from device to device, load the model once on each device
-/// instead.
+/// If loading is faster than copying between devices, load the model on each device instead.
 pub fn replicate<B: Backend, M: Module<B>>(module: &M, devices: &[B::Device]) -> Vec<M> {
     let copies = devices.iter().map(|device| {
         let copy = module.clone().map(&mut Mover::<B> { device });
-        // What is no parameter of floats, if there is any.
+        // Moves what is not a float parameter, if there is any.
         copy.fork(device)
     });
     copies.collect()
 }
 
-/// A tensor on another device, when it has come there.
+/// Moves a tensor to another device, and waits until it has arrived.
 ///
-/// All transfers between servers of Burn 0.21's remote backend have the same number
-/// (`burn-remote`, `get_next_transfer_id`), so that one may receive what another has sent. Waiting
-/// for each keeps them apart.
+/// All transfers between servers of Burn 0.21's remote backend have the same number (`burn-remote`,
+/// `get_next_transfer_id`), so one could receive what another has sent. Waiting for each keeps them
+/// apart.
 pub(crate) fn moved<B: Backend, const D: usize>(
     tensor: Tensor<B, D>,
     device: &B::Device,
@@ -38,7 +37,7 @@ pub(crate) fn moved<B: Backend, const D: usize>(
     tensor
 }
 
-/// [`Module::fork`], one parameter after another.
+/// [`Module::fork`], one parameter at a time.
 struct Mover<'a, B: Backend> {
     device: &'a B::Device,
 }
@@ -54,16 +53,16 @@ impl<B: Backend> ModuleMapper<B> for Mover<'_, B> {
 }
 
 impl<B: Backend> Plan<B> {
-    /// Runs all worlds on several devices: the worlds that are read are dealt out in turn, and each
-    /// device runs its share in lockstep, together with what that share takes from other worlds.
-    /// The results are those of [`run_with`](Self::run_with), and come to the first device, where
-    /// the plan's own tensors and the interventions must be.
+    /// Runs all worlds on several devices. The worlds that are read are divided among the devices
+    /// in turn; each device runs its share in lockstep, together with the worlds that the share
+    /// depends on. The results are those of [`run_with`](Self::run_with), on the first device,
+    /// where the plan's own tensors and the interventions must be.
     ///
-    /// All devices are given their work before any result is waited for. So they compute at the
-    /// same time on a backend that computes asynchronously, as those of GPUs and the remote one do.
-    /// No gradient flows back to parameters.
+    /// All devices get their work before any result is waited for, so on an asynchronous backend
+    /// (GPUs, the remote backend) they compute at the same time. No gradient flows back to
+    /// parameters.
     ///
-    /// - models: copies of the same model, by [`replicate`] or loaded on each device
+    /// - models: copies of the same model, from [`replicate`] or loaded on each device
     /// - options: for each device
     ///
     /// # Errors
@@ -118,7 +117,7 @@ impl<B: Backend> Plan<B> {
         })
     }
 
-    /// The plan with only some of the reads that are not known yet, and their indices.
+    /// The plan with a selection of the reads that are not known yet, and their indices.
     fn of_reads(&self, chosen: impl Fn(&Read) -> bool) -> (Vec<usize>, Self) {
         let open = self.open_reads().filter(|(_, read)| chosen(read));
         let (indices, reads): (Vec<usize>, Vec<Read>) =

@@ -1,3 +1,5 @@
+//! What can be wrong with a plan, its inputs, or the budget for running it.
+
 use burn_align_models::{Component, InputKinds, Site, TokensError};
 
 use crate::interventions::{Misfit, counted};
@@ -51,7 +53,7 @@ pub enum PlanError {
         world: usize,
     },
     /// A site before the one at which a frozen plan resumes.
-    #[error("{site}: the plan was frozen and resumes behind this site")]
+    #[error("{site}: the plan was frozen and resumes after this site")]
     NotReached {
         /// The site.
         site: Site,

@@ -384,7 +384,7 @@ fn stack_residuals<B: Backend>(plan: &Plan<B>, stage: &StageGroups, pos: usize) 
     Tensor::cat(residuals.collect(), 0)
 }
 
-/// Zeros behind the last position, up to `pos` positions.
+/// Appends zeros, up to `pos` positions.
 fn padded<B: Backend>(x: &Tensor<B, 3>, pos: usize) -> Tensor<B, 3> {
     let [batch, own_pos, width] = x.dims();
     if own_pos == pos {

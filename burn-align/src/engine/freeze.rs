@@ -1,4 +1,7 @@
 //! Running the part of a plan that does not change in training, once.
+//!
+//! Training usually edits one layer, so everything before it gives the same result in every epoch.
+//! A frozen plan starts at that layer.
 
 use std::collections::BTreeMap;
 
@@ -16,20 +19,20 @@ use super::{PlanError, RunOptions, Units};
 use crate::interventions::Intervention;
 
 impl<B: Backend> Plan<B> {
-    /// Runs everything that comes before the first edit by a trained intervention, and returns the
-    /// plan that is left: its worlds begin at that edit, and what they take from untrained worlds
-    /// is constant. It gives the same results, for any values of the trained parameters, and ids
-    /// of the plan stay valid.
+    /// Runs everything before the first edit by a trained intervention, and returns the remaining
+    /// plan: its worlds start at that edit, and what they use from untrained worlds is constant. It
+    /// gives the same results for any values of the trained parameters, and ids of the plan stay
+    /// valid.
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
-    /// Where the model [computes suffixes](AlignableTransformer::computes_suffixes), positions that
-    /// nothing changes or reads any more are not computed again either: their keys and values are
-    /// kept, of every layer to come.
+    /// If the model [computes suffixes](AlignableTransformer::computes_suffixes), positions that
+    /// are no longer changed or read are not recomputed either: their keys and values are cached
+    /// for all remaining layers.
     ///
-    /// Nothing is gained, and the plan comes back as it is, where the first edit is at the
-    /// embedding, the model's blocks return more than the residual stream, or keys and values have
-    /// been kept already.
+    /// The plan is returned unchanged if there is nothing to gain: if the first edit is at the
+    /// embedding, if the model's blocks return more than the residual stream, or if the plan has
+    /// cached keys and values already.
     ///
     /// # Errors
     /// As [`run_with`](Self::run_with).
@@ -109,18 +112,18 @@ pub(super) struct Freezer<'a, B: Backend> {
     pub(super) changing: Vec<bool>,
 }
 
-/// Where the first part of a plan has what the rest takes from it.
+/// Where the first part of a plan has what the rest uses.
 pub(super) struct Kept<'a> {
-    /// The residual stream, of worlds that are the same so far.
+    /// The residual stream, for worlds that are equal so far.
     pub(super) residuals: Vec<(InputId, Vec<&'a Edit>, ReadId)>,
-    /// Of each residual: where it is still to be computed, and keys and values of each layer
-    /// before that, if it is worth while.
+    /// For each residual: where it still has to be computed, and each layer's keys and values
+    /// before that, if caching them pays off.
     pub(super) pasts: Vec<Option<PastReads>>,
-    /// Of each world that goes on: which of the residuals it starts from.
+    /// For each world that continues: the residual it starts from.
     pub(super) residual_of: Vec<Option<usize>>,
-    /// Operands, by world and number of the edit.
+    /// Operands, by world and index of the edit.
     pub(super) operands: BTreeMap<(usize, usize), ReadId>,
-    /// Reads that are already made.
+    /// Reads that are already done.
     pub(super) reads: Vec<Option<ReadId>>,
 }
 
@@ -129,12 +132,12 @@ impl<B: Backend> Freezer<'_, B> {
         self.stages.of(site) < self.start
     }
 
-    /// Whether the first part can give an activation of a world.
+    /// Whether the first part can provide an activation of a world.
     fn is_frozen(&self, world: WorldId, site: Site) -> bool {
         !self.changing[world.0] || self.is_early(site)
     }
 
-    /// The plan of what comes first: each world as far as it does not change, under its own id.
+    /// The plan of the first part: each world as far as it does not change, under its own id.
     fn prefix(&self) -> (Plan<B>, Kept<'_>) {
         let plan = self.plan;
         let early = |edits: &[Edit]| -> Vec<Edit> {
@@ -208,7 +211,7 @@ impl<B: Backend> Freezer<'_, B> {
         (prefix, kept)
     }
 
-    /// The plan of what is left.
+    /// The plan of the rest.
     fn rest(&self, kept: &Kept<'_>, value: impl Fn(ReadId) -> Tensor<B, 3>) -> Plan<B> {
         let plan = self.plan;
         let mut rest = Plan {

@@ -1,4 +1,4 @@
-//! Parts of a plan, put together again.
+//! Joining plans: parts of one plan back into a whole.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -10,12 +10,12 @@ use super::plan::{Edit, LogitPositions, Operand, Plan, Read, Resumed, World, Wor
 use super::{Indices, PlanError, Units};
 
 impl<B: Backend> Plan<B> {
-    /// The examples of several plans as one plan. The plans must be the same but for their
-    /// examples: parts of one plan by [`examples`](Self::examples), frozen or not.
+    /// Joins the examples of several plans into one plan. The plans must be equal except for their
+    /// examples: parts of one plan from [`examples`](Self::examples), frozen or not.
     ///
     /// # Errors
-    /// If the plans differ in more than their examples, or take all positions from inputs of
-    /// different lengths.
+    /// If the plans differ in more than their examples, or use all positions of inputs of different
+    /// lengths.
     pub fn join(plans: &[Self]) -> Result<Self, PlanError> {
         let [first, others @ ..] = plans else {
             return Err(different("plans", "at least one", 0));
@@ -42,7 +42,7 @@ impl<B: Backend> Plan<B> {
             if let Some(found) = tensors.iter().find(|x| shape(x) != expected) {
                 return Err(different(what, expected, shape(found)));
             }
-            // What has no rows of its own for the examples is the same for all of them.
+            // Tensors without a row per example are the same for all plans.
             let each = tensors.iter().zip(&batches);
             match each.into_iter().all(|(x, batch)| x.dims()[0] == *batch) {
                 true => Ok(Tensor::cat(tensors, 0)),
@@ -106,7 +106,7 @@ impl<B: Backend> Plan<B> {
         })
     }
 
-    /// Whether nothing that the plan holds depends on the number of positions.
+    /// Whether nothing in the plan depends on the number of positions.
     pub(super) fn names_its_positions(&self) -> bool {
         let named = |units: &Units| units.positions != Indices::All;
         let mut edits = self.worlds.iter().flat_map(|world| &world.edits);
@@ -124,7 +124,7 @@ impl<B: Backend> Plan<B> {
     }
 }
 
-/// Plans that cannot be joined.
+/// The error for plans that cannot be joined.
 fn different(
     what: &'static str,
     expected: impl std::fmt::Debug,
@@ -137,7 +137,7 @@ fn different(
     }
 }
 
-/// - pad: whether runs that have come as far as some layer may get more positions
+/// - pad: whether runs that have reached some layer may get more positions
 fn join_inputs<B: Backend>(
     inputs: &[&WorldInput<B>],
     pad: bool,
@@ -195,7 +195,8 @@ fn join_inputs<B: Backend>(
                 stage: first.stage,
                 x: Tensor::cat(rows, 0),
                 lengths,
-                // Where some have none, all positions are computed: the residuals are all there.
+                // If some plans have none, all positions are computed, since the residuals are
+                // complete.
                 past: (pasts.len() == inputs.len()).then(|| join_pasts(&pasts, pos)),
             }))
         }
@@ -316,7 +317,7 @@ fn join_indices(all: &[&Indices], batches: &[usize]) -> Result<Indices, PlanErro
     Ok(Indices::Each(each))
 }
 
-/// Keys and values of all examples, before first positions that are not too many different ones.
+/// Keys and values of all examples, up to first positions that take few distinct values.
 fn join_pasts<B: Backend>(pasts: &[&Past<B>], pos: usize) -> Past<B> {
     let all = pasts.iter().flat_map(|past| past.starts.iter().copied());
     let kinds = merge_suffixes(all.clone().map(|start| (pos, start)), Layout::MOST_CLASSES);
@@ -349,7 +350,7 @@ fn join_pasts<B: Backend>(pasts: &[&Past<B>], pos: usize) -> Past<B> {
     }
 }
 
-/// The same with zeros behind it, up to `pos` positions.
+/// Appends zeros, up to `pos` positions.
 fn padded<B: Backend>(x: Tensor<B, 3>, pos: usize) -> Tensor<B, 3> {
     let [batch, found, features] = x.dims();
     if found == pos {

@@ -91,7 +91,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
                 Stage::Layer(_, Part::Block) => attention.max(mlp),
                 Stage::Layer(_, Part::Attention) => attention,
                 Stage::Layer(_, Part::Mlp) => mlp,
-                // The stream before and behind, and what is added or normalised.
+                // The stream before and after, and what is added or normalised.
                 _ => 3 * tokens * dims.d_model,
             }
         });
@@ -117,7 +117,7 @@ impl StageGroups {
 
 /// Numbers in one row's attention: the stream and its norm; queries, keys and values, rotated or
 /// laid out by head as well, and for each query head; scores and weights; mixed values before and
-/// behind the projection.
+/// after the projection.
 fn of_attention(dims: &ModelDims, tokens: usize, queries: usize, keys: usize) -> usize {
     let (all_heads, kv) = (dims.heads * dims.d_head, dims.kv_heads * dims.d_head);
     let of_keys = 2 * dims.d_model + 4 * kv + if kv < all_heads { 2 * all_heads } else { 0 };
@@ -125,7 +125,7 @@ fn of_attention(dims: &ModelDims, tokens: usize, queries: usize, keys: usize) ->
     tokens * of_keys + queries * of_queries
 }
 
-/// Numbers in one row's MLP: the stream, its norm and the output; the hidden layer before and behind
+/// Numbers in one row's MLP: the stream, its norm and the output; the hidden layer before and after
 /// its activation function, and the gate.
 fn of_mlp(dims: &ModelDims, tokens: usize) -> usize {
     let hidden = if dims.gated_mlp { 3 } else { 2 };

@@ -1,20 +1,25 @@
 //! One pass, many worlds.
 //!
-//! A [`Plan`] says what is to be computed: *worlds*, each a run of the model on a batch of
-//! examples under a list of edits, and *reads*, the activations and logits that are wanted. All
-//! worlds go through the network together, stacked along the batch axis, one layer at a time
-//! ([`Plan::run`]). What they have in common is computed once:
+//! A method like activation patching runs the same model hundreds of times with one small change.
+//! Most of that work is repeated: the layers before the change, the positions before the change,
+//! everything after the last activation that is read. A [`Plan`] makes the repetition visible, so
+//! it can be left out.
 //!
-//! 1. equal inputs are embedded once, and a world is forked from the others only at the layer of
-//!    its first edit;
-//! 2. before the first position at which it has been edited, a world is the same as the others on
-//!    its input, so only the positions from there on are computed;
-//! 3. a world ends at the last layer at which somebody reads it;
-//! 4. only the wanted positions are unembedded.
+//! A plan states what to compute: *worlds*, each a run of the model on a batch of examples under a
+//! list of edits, and *reads*, the activations and logits to return. All worlds go through the
+//! network together, stacked along the batch axis, one layer at a time ([`Plan::run`]). What they
+//! have in common is computed once:
 //!
-//! [`Plan::run_on_devices`] deals worlds out to copies of the model on several devices.
-//! [`Plan::run_naively`] runs every world alone from start to end. It is the definition of what a
-//! plan means.
+//! 1. equal inputs are embedded once, and a world leaves the others only at the layer of its first
+//!    edit;
+//! 2. before the first position at which it has been edited, a world is equal to the others on its
+//!    input, so only the positions from there on are computed;
+//! 3. a world ends at the last layer at which it is read or used as a source;
+//! 4. only the requested positions are unembedded.
+//!
+//! [`Plan::run_on_devices`] divides worlds among copies of the model on several devices.
+//! [`Plan::run_naively`] runs every world by itself, from start to end. It is the definition of
+//! what a plan means.
 
 mod cells;
 mod chunks;

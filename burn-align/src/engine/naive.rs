@@ -1,4 +1,7 @@
-//! The definition of what a plan means: every world alone, from start to end.
+//! The definition of what a plan means: every world by itself, from start to end.
+//!
+//! The lockstep executor is fast because it is clever. This one is neither, so tests can compare
+//! the two on random plans.
 
 use std::collections::HashMap;
 use std::iter;
@@ -15,10 +18,10 @@ use super::{Indices, PlanError, Results, Units};
 use crate::interventions::{Intervention, Operands};
 
 impl<B: Backend> Plan<B> {
-    /// Runs every world alone, and every source anew for each edit that takes from it.
+    /// Runs every world by itself, and every source again for each edit that uses it.
     ///
-    /// Gives the same as [`run`](Self::run), much slower. It shares no code with it but moving
-    /// vectors in and out of an activation.
+    /// Gives the same results as [`run`](Self::run), much more slowly. The two share no code except
+    /// for moving vectors in and out of an activation.
     ///
     /// # Errors
     /// As [`run`](Self::run).
@@ -71,8 +74,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
 
     /// Runs one world: its logits at all positions and, if asked for, one of its activations.
     ///
-    /// Edits past the site that is asked for are left out: they cannot change it, and their
-    /// operands may depend on it.
+    /// Edits after the requested site are left out: they cannot change it, and their operands may
+    /// depend on it.
     fn world(&self, world: WorldId, until: Option<Site>) -> (Tensor<B, 3>, Option<Tensor<B, 4>>) {
         let edits = self.plan.worlds[world.0]
             .edits
@@ -155,7 +158,7 @@ fn take<B: Backend>(
     gather(activation, &cells).reshape([batch, units.positions.count(input.pos()), width])
 }
 
-/// Edits at each site, in order, with their sources.
+/// The edits at each site, in order, with their sources.
 type EditsAt<'a, B> = HashMap<Site, Vec<(&'a Edit, Option<Tensor<B, 3>>)>>;
 
 struct WorldTap<'a, B: Backend, I> {

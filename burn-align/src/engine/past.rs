@@ -1,4 +1,4 @@
-//! Keys and values that are kept of positions which are computed no more.
+//! Cached keys and values of positions that are no longer computed.
 
 use std::ops::Range;
 
@@ -12,10 +12,10 @@ use super::layout::{Layout, lower, merge_suffixes};
 use super::plan::{Operand, Plan, Read, ReadId, WorldId};
 use super::stages::{Stage, Stages};
 
-/// Keys and values of the positions that no edit reaches any more.
+/// Keys and values of the positions that edits no longer reach.
 #[derive(Clone, Debug)]
 pub(super) struct Past<B: Backend> {
-    /// Of each example: the first position that is still to be computed.
+    /// For each example: the first position that still has to be computed.
     pub(super) starts: Vec<usize>,
     pub(super) kv_heads: usize,
     pub(super) layers: Vec<PastLayer<B>>,
@@ -30,7 +30,7 @@ pub(super) struct PastLayer<B: Backend> {
 }
 
 impl<B: Backend> Past<B> {
-    /// The same with other tensors, and for other examples.
+    /// The same cache with other tensors, for other examples.
     pub(super) fn map<A: Backend>(
         &self,
         starts: Vec<usize>,
@@ -52,8 +52,8 @@ impl<B: Backend> Past<B> {
     }
 }
 
-/// The sites of the keys and values that blocks from a stage on compute, where the engine can give
-/// them back.
+/// The sites of the keys and values that blocks compute from a stage on, if the engine can pass
+/// them back to the model.
 pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
     start: Stage,
     model: &M,
@@ -70,14 +70,14 @@ pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
     })
 }
 
-/// Where the keys and values of the layers to come are.
+/// Where the keys and values of the remaining layers are.
 pub(super) struct KeysValueSites {
     layers: Range<usize>,
     key: Component,
     kv_heads: usize,
 }
 
-/// What becomes a [`Past`] when the first part of a plan has run.
+/// The reads that become a [`Past`] when the first part of a plan has run.
 pub(super) struct PastReads {
     starts: Vec<usize>,
     kv_heads: usize,
@@ -105,7 +105,7 @@ impl PastReads {
 }
 
 impl<B: Backend> Freezer<'_, B> {
-    /// Asks for the keys and values of the positions that nothing changes or reads any more.
+    /// Adds reads of the keys and values of positions that are no longer changed or read.
     pub(super) fn pasts(&self, kept: &Kept<'_>, prefix: &mut Plan<B>) -> Vec<Option<PastReads>> {
         let none = kept.residuals.iter().map(|_| None).collect();
         let Some(sites) = &self.keys_values else {
@@ -116,7 +116,7 @@ impl<B: Backend> Freezer<'_, B> {
         };
         let past = |(residual, starts): (usize, Vec<usize>)| {
             let input = &self.plan.inputs[kept.residuals[residual].0.0];
-            // A tenth of all positions, as for suffixes within a pass.
+            // Worth it from a tenth of all positions on, as for suffixes within a pass.
             if 10 * starts.iter().sum::<usize>() < input.batch() * input.pos() {
                 return None;
             }
@@ -125,7 +125,7 @@ impl<B: Backend> Freezer<'_, B> {
                 .iter()
                 .position(|of| *of == Some(residual))?;
             let longest = starts.iter().copied().max().unwrap_or(0);
-            // All, where some example has fewer.
+            // All positions, if some example is shorter.
             let before = match input.lengths().iter().all(|length| *length >= longest) {
                 true => Units::positions(0..longest),
                 false => Units::ALL,
@@ -146,8 +146,8 @@ impl<B: Backend> Freezer<'_, B> {
         starts.into_iter().enumerate().map(past).collect()
     }
 
-    /// Of each residual and each example: the first position that is still changed or read; `None`
-    /// where whole attention patterns are.
+    /// For each residual and each example: the first position that is still changed or read; `None`
+    /// if whole attention patterns are.
     fn starts(&self, kept: &Kept<'_>) -> Option<Vec<Vec<usize>>> {
         let plan = self.plan;
         let mut used: Vec<(WorldId, Site, Units)> = Vec::new();
@@ -195,7 +195,7 @@ impl<B: Backend> Freezer<'_, B> {
                 lower(&mut starts[residual], &units.positions);
             }
         }
-        // Not too many different ones.
+        // Limit the number of distinct ones.
         for (starts, input) in starts.iter_mut().zip(inputs) {
             let kinds = merge_suffixes(
                 starts.iter().map(|start| (input.pos(), *start)),

@@ -1,3 +1,8 @@
+//! A plan: the worlds to run, their inputs, edits and operands, and what to read.
+//!
+//! A plan is data. It can be checked, explained, cut into parts and moved to another device before
+//! anything is computed, which hooks that are registered on a model cannot.
+
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
@@ -17,22 +22,22 @@ pub struct InputId(pub(super) usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConstantId(pub(super) usize);
 
-/// Something that a [`Plan`] reads.
+/// An activation or logits that a [`Plan`] reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ReadId(pub(super) usize);
 
-/// What a world's model reads.
+/// The input of a world.
 #[derive(Clone, Debug)]
 pub enum WorldInput<B: Backend> {
     /// Token ids.
     Tokens(TokenBatch),
     /// Vectors, `[batch, pos, feature]`.
     Features(Tensor<B, 3>),
-    /// The middle of a run: what [`Plan::freeze`] has left.
+    /// The middle of a run: what [`Plan::freeze`] leaves.
     Resumed(Resumed<B>),
 }
 
-/// A run that has come as far as some layer.
+/// A run that has already reached some layer.
 #[derive(Clone, Debug)]
 pub struct Resumed<B: Backend> {
     /// The first stage to run.
@@ -41,7 +46,7 @@ pub struct Resumed<B: Backend> {
     pub(super) x: Tensor<B, 3>,
     /// Number of positions of each example.
     pub(super) lengths: Vec<usize>,
-    /// What has been computed once and for all for the first positions, in all layers to come.
+    /// Keys and values of the first positions, computed once, for all remaining layers.
     pub(super) past: Option<Past<B>>,
 }
 
@@ -76,7 +81,7 @@ impl<B: Backend> WorldInput<B> {
         }
     }
 
-    /// Keys and values that have been kept, of an input that has them.
+    /// The cached keys and values of an input, if it has any.
     pub(super) fn past(&self) -> Option<&Past<B>> {
         match self {
             Self::Resumed(resumed) => resumed.past.as_ref(),
@@ -94,38 +99,38 @@ impl<B: Backend> WorldInput<B> {
     }
 }
 
-/// What an intervention takes besides the activation it changes.
+/// What an intervention gets besides the activation it changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Operand {
     /// Nothing.
     None,
-    /// Another world's activation, as it flows on from there: after that world's own edits.
+    /// Another world's activation, after that world's own edits.
     Activation {
-        /// Whose.
+        /// The world.
         world: WorldId,
-        /// Where. A site deeper than the edit's costs another pass.
+        /// The site. If it is deeper than the edit's, this costs another pass.
         site: Site,
-        /// Which part; as many units of the same width as the edit changes.
+        /// The part of the activation: as many units as the edit changes, of the same width.
         units: Units,
     },
-    /// Given values.
+    /// Constant values.
     Constant(ConstantId),
 }
 
-/// At a site, on some units, the activation becomes `intervention(activation, operand)`.
+/// Replaces the activation of some units at a site by `intervention(activation, operand)`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Edit {
-    /// Where.
+    /// The site.
     pub site: Site,
-    /// Which part.
+    /// The part of the activation.
     pub units: Units,
-    /// Which features of each unit, of `d_site`; for an intervention in a rotated space, which
-    /// rotated features. Examples may have different numbers of them.
+    /// The features of each unit to change, of `d_site`; for an intervention in a rotated space,
+    /// the rotated features. Examples may have different numbers of them.
     #[doc(alias = "subspace")]
     pub features: Indices,
-    /// Which of the interventions given to [`Plan::run`].
+    /// Index into the interventions given to [`Plan::run`].
     pub intervention: usize,
-    /// What the intervention takes.
+    /// What the intervention gets.
     pub operand: Operand,
 }
 
@@ -141,7 +146,7 @@ impl Edit {
         }
     }
 
-    /// The same edit of these features only.
+    /// Restricts the edit to these features.
     pub fn with_features(mut self, features: Indices) -> Self {
         self.features = features;
         self
@@ -164,18 +169,19 @@ impl Edit {
 pub(super) struct World {
     pub(super) input: InputId,
     pub(super) edits: Vec<Edit>,
-    /// Whether all that others take of it has been computed, and it can do no more.
+    /// Whether everything that others need from it has been computed, and nothing more can be.
     pub(super) frozen: bool,
 }
 
-/// Positions at which logits are wanted.
+/// Positions whose logits are read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogitPositions {
     /// Every position, padding included.
     All,
     /// The last token of each example.
     Last,
-    /// `[batch][unit]`: each example its own; all examples have the same number.
+    /// `[batch][unit]`: separate positions for each example; all examples have the same number of
+    /// them.
     Each(Vec<Vec<usize>>),
 }
 
@@ -200,7 +206,7 @@ impl Read {
     }
 }
 
-/// Worlds to run and what to read of them.
+/// Worlds to run, and what to read from them.
 ///
 /// ```
 /// use burn_align::engine::{Edit, LogitPositions, Plan, Units};
@@ -234,7 +240,7 @@ pub struct Plan<B: Backend> {
     pub(super) constants: Vec<Tensor<B, 3>>,
     pub(super) worlds: Vec<World>,
     pub(super) reads: Vec<Read>,
-    /// Of each read: its value, if it is already known.
+    /// For each read: its value, if it is already known.
     pub(super) known: Vec<Option<Tensor<B, 3>>>,
 }
 
@@ -256,8 +262,8 @@ impl<B: Backend> Plan<B> {
         Self::default()
     }
 
-    /// Adds an input. Equal token batches are one input, and what worlds on the same input have in
-    /// common is computed once.
+    /// Adds an input. Equal token batches become one input, and what worlds on the same input have
+    /// in common is computed once.
     pub fn input(&mut self, input: WorldInput<B>) -> InputId {
         let same = self.inputs.iter().position(|other| match (other, &input) {
             (WorldInput::Tokens(other), WorldInput::Tokens(tokens)) => other == tokens,
@@ -274,7 +280,7 @@ impl<B: Backend> Plan<B> {
         self.input(WorldInput::Tokens(tokens.clone()))
     }
 
-    /// Adds values that edits may take as their operand.
+    /// Adds values that edits can use as their operand.
     ///
     /// # Shapes
     /// - values: `[batch, unit, d_site]`; batch and unit may be 1, for the same values everywhere
@@ -283,7 +289,8 @@ impl<B: Backend> Plan<B> {
         ConstantId(self.constants.len() - 1)
     }
 
-    /// Adds a world: a run on an input under edits, in the order given where they share a site.
+    /// Adds a world: a run on an input under edits. Edits at the same site apply in the given
+    /// order.
     pub fn world(&mut self, input: InputId, edits: impl IntoIterator<Item = Edit>) -> WorldId {
         self.worlds.push(World {
             input,
@@ -293,7 +300,7 @@ impl<B: Backend> Plan<B> {
         WorldId(self.worlds.len() - 1)
     }
 
-    /// Adds a world whose edits take from the world itself, at earlier sites.
+    /// Adds a world whose edits use earlier sites of the world itself as their source.
     pub fn world_with(
         &mut self,
         input: InputId,
@@ -303,12 +310,12 @@ impl<B: Backend> Plan<B> {
         self.world(input, edits(own))
     }
 
-    /// Asks for a world's activation at a site, after the world's own edits there.
+    /// Reads a world's activation at a site, after the world's own edits there.
     pub fn read(&mut self, world: WorldId, site: Site, units: Units) -> ReadId {
         self.add_read(Read::Activation { world, site, units })
     }
 
-    /// Asks for a world's logits.
+    /// Reads a world's logits.
     pub fn read_logits(&mut self, world: WorldId, positions: LogitPositions) -> ReadId {
         self.add_read(Read::Logits { world, positions })
     }
@@ -319,7 +326,7 @@ impl<B: Backend> Plan<B> {
         ReadId(self.reads.len() - 1)
     }
 
-    /// The reads whose values are not known yet, with their numbers.
+    /// The reads whose values are not known yet, with their indices.
     pub(super) fn open_reads(&self) -> impl Iterator<Item = (usize, &Read)> {
         let reads = self.reads.iter().enumerate();
         reads.filter(|(index, _)| self.known[*index].is_none())

@@ -1,4 +1,8 @@
 //! Which worlds share rows in which layer.
+//!
+//! Worlds on the same input are equal until the first edit that sets them apart, so they can share
+//! a row until then. The schedule works that out from the plan alone, stage by stage;
+//! [`execute`](super::execute) only follows it.
 
 use std::collections::BTreeSet;
 
@@ -31,12 +35,12 @@ impl Need {
     }
 }
 
-/// Worlds that are the same so far and so share rows.
+/// Worlds that are equal so far and therefore share rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
     /// Never empty.
     pub(super) worlds: Vec<WorldId>,
-    /// The group of the stage before whose rows these are copies of.
+    /// The group of the previous stage whose rows these are copies of.
     pub(super) parent: usize,
 }
 
@@ -47,12 +51,12 @@ pub(super) struct StageGroups {
     pub(super) groups: Vec<Group>,
     /// Where the positions of their rows are.
     pub(super) layout: Layout,
-    /// In an attention, where those are that ask, if it is not all of them.
+    /// In an attention, where the querying positions are, if these are not all positions.
     pub(super) queries: Option<Layout>,
 }
 
 impl StageGroups {
-    /// Where the positions are of what the stage gives.
+    /// Where the positions of the stage's output are.
     pub(super) fn given(&self) -> &Layout {
         self.queries.as_ref().unwrap_or(&self.layout)
     }
@@ -66,7 +70,7 @@ impl StageGroups {
     }
 }
 
-/// One walk through the network: stages, as far as somebody needs them.
+/// One walk through the network: the stages that are needed.
 #[derive(Clone, Debug)]
 pub(super) struct Pass {
     pub(super) stages: Vec<StageGroups>,
@@ -76,7 +80,7 @@ pub(super) struct Pass {
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     pub(super) passes: Vec<Pass>,
-    /// In which pass each world runs; `None` if nobody needs it.
+    /// The pass in which each world runs; `None` if it is not needed.
     pub(super) pass_of: Vec<Option<usize>>,
     /// How far each world is run.
     pub(super) needs: Vec<Option<Need>>,
@@ -84,10 +88,10 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// Plans the passes, or says at which site an edit depends on itself.
+    /// Plans the passes. Fails with a site at which an edit depends on itself.
     ///
-    /// - `reads`: indices of the reads that are wanted
-    /// - `is_kept`: whether an operand is there already and need not be computed
+    /// - `reads`: indices of the reads to serve
+    /// - `is_kept`: whether an operand is available already
     pub(super) fn new<B: Backend>(
         plan: &Plan<B>,
         stages: Stages,
@@ -114,7 +118,7 @@ impl Schedule {
         })
     }
 
-    /// The edits of a world that are made: those before its last use.
+    /// The edits of a world that are applied: those before its last use.
     pub(super) fn edits<'p, B: Backend>(
         &'p self,
         plan: &'p Plan<B>,
@@ -125,7 +129,7 @@ impl Schedule {
 }
 
 impl Schedule {
-    /// Whether a world is run as far as a site.
+    /// Whether a world is run up to a site.
     pub(super) fn reaches(&self, world: WorldId, site: Site) -> bool {
         self.needs[world.0].is_some_and(|need| need.reaches(site))
     }
@@ -143,7 +147,7 @@ pub(super) fn made_edits<'p, B: Backend>(
         .filter(move |edit| need.is_some_and(|need| need.reaches(edit.site)))
 }
 
-/// How far each world must be run, for the reads and for the operands of worlds that are run.
+/// How far each world must be run, for the reads and for the operands of running worlds.
 fn needs<B: Backend>(
     plan: &Plan<B>,
     reads: &[usize],
@@ -178,9 +182,9 @@ fn needs<B: Backend>(
     needs
 }
 
-/// In which pass each world runs.
+/// The pass in which each world runs.
 ///
-/// An operand from a deeper site than the edit's must come from an earlier pass. Fails at an edit
+/// An operand from a site deeper than the edit's must come from an earlier pass. Fails at an edit
 /// that would have to wait for itself.
 fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Option<usize>>, Site> {
     let count = plan.worlds.len();
@@ -207,7 +211,7 @@ fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Opti
         }
         match changed {
             None => break,
-            // No chain of worlds is longer than their number.
+            // No chain of worlds is longer than the number of worlds.
             Some(site) if pass_of.iter().flatten().any(|pass| *pass > count) => return Err(site),
             Some(_) => {}
         }
@@ -216,7 +220,7 @@ fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Opti
     Ok(pass_of)
 }
 
-/// Edits at one site that take one another's results must not go round in a circle.
+/// Checks that edits at one site that use each other's results form no cycle.
 fn check_same_site_order<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<(), Site> {
     let edges = |world: usize, at: Site| {
         made_edits(plan, needs, WorldId(world)).filter_map(move |edit| match &edit.operand {
@@ -230,7 +234,7 @@ fn check_same_site_order<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> 
         .flat_map(|world| made_edits(plan, needs, WorldId(world)).map(|edit| edit.site))
         .collect();
     for site in sites {
-        // Worlds that can be done because all they wait for is done.
+        // Worlds become ready when everything they wait for is done.
         let mut waiting: BTreeSet<usize> = (0..plan.worlds.len()).collect();
         loop {
             let ready: Vec<usize> = waiting
@@ -260,7 +264,7 @@ impl Pass {
         model: Stages,
     ) -> Self {
         let mut stages: Vec<StageGroups> = Vec::new();
-        // Before the first stage, worlds on the same input are the same.
+        // Before the first stage, worlds on the same input are equal.
         let mut before: Vec<Vec<WorldId>> = vec![Vec::new(); plan.inputs.len()];
         for world in worlds {
             before[plan.worlds[world.0].input.0].push(*world);
@@ -310,7 +314,7 @@ impl Pass {
             }
             let edited = groups.iter().map(|group| &edited[group.worlds[0].0]);
             let edited: Vec<&Edited> = edited.collect();
-            // The embedding comes as whole rows, and attention patterns go to taps as such.
+            // The embedding consists of whole rows, and taps get attention patterns as wholes.
             let mut queries = None;
             let layout = if !model.suffixes || stage == Stage::Embed || patterns.contains(&stage) {
                 Layout::whole(plan, &groups, pos)

@@ -1,9 +1,12 @@
 //! The steps of a pass, between which the batch can change.
+//!
+//! The smaller the steps, the later a world must leave the others: one that is first edited at a
+//! layer's MLP output shares the layer's attention and MLP with the rest.
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, Component, Site};
 
-/// A step of a pass: the batch can change only between stages.
+/// A step of a pass. The batch can change only between stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Stage {
     Embed,
@@ -14,16 +17,16 @@ pub(super) enum Stage {
 
 /// A part of a layer, in the order in which a pass reaches it.
 ///
-/// Where a block's output, or that of one of its halves, is in the engine's own hands, a world
-/// that is first edited there shares all before it with the others.
+/// Where the engine itself handles the output of a block, or of one of its halves, a world that is
+/// first edited there shares everything before it with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
-    /// The block, where it does not come in halves.
+    /// The block, if the model does not split it into halves.
     Block,
-    /// The attention, from the block's input on.
+    /// The attention, starting at the block's input.
     Attention,
-    /// What in the attention is computed of tokens that ask alone. No stage of its own, but a place
-    /// where activations are used.
+    /// What an attention computes for the querying tokens only. It is not a stage, but a point at
+    /// which activations are used.
     Queries,
     /// What attention adds to the residual stream.
     AttentionOutput,
@@ -33,12 +36,12 @@ pub(super) enum Part {
     Mlp,
     /// What the MLP adds to the residual stream.
     MlpOutput,
-    /// The residual stream behind the block.
+    /// The residual stream after the block.
     BlockOutput,
 }
 
 impl Stage {
-    /// Whether each position is computed from itself alone.
+    /// Whether each position depends on itself alone.
     pub(super) fn is_by_position(self) -> bool {
         !matches!(
             self,
@@ -51,11 +54,11 @@ impl Stage {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stages {
     layers: usize,
-    /// Whether what a block returns is the activation at its output.
+    /// Whether a block returns exactly the activation at its output.
     outputs: bool,
-    /// Whether blocks can be given suffixes of rows.
+    /// Whether blocks accept suffixes of rows.
     pub(super) suffixes: bool,
-    /// Whether blocks come in halves.
+    /// Whether blocks are split into halves.
     halves: bool,
 }
 
@@ -79,7 +82,7 @@ impl Stages {
         }
     }
 
-    /// Where a site is used: that of its stage, or, within attention, behind keys and values.
+    /// Where a site is used: at its stage or, within an attention, after keys and values.
     pub(super) fn of_use(self, site: Site) -> Stage {
         match (self.of(site), site) {
             (
@@ -127,7 +130,7 @@ impl Stages {
             .chain([Stage::FinalNorm, Stage::Unembed])
     }
 
-    /// The next stage behind this one in which positions look at others.
+    /// The next stage after this one that mixes positions.
     pub(super) fn next_attention(self, stage: Stage) -> Option<Stage> {
         let attention = match self.halves {
             true => Part::Attention,
@@ -144,8 +147,8 @@ impl Stages {
     /// Where a run can resume before a stage: at which stage, and with the residual stream of which
     /// site.
     pub(super) fn residual_before(self, stage: Stage) -> Option<(Stage, Site)> {
-        let behind = |layer| Site::Block(layer, Component::BlockOutput);
-        let before = |layer: usize| layer.checked_sub(1).map_or(Site::Embedding, behind);
+        let after = |layer| Site::Block(layer, Component::BlockOutput);
+        let before = |layer: usize| layer.checked_sub(1).map_or(Site::Embedding, after);
         let (start, site) = match stage {
             Stage::Embed | Stage::Unembed => return None,
             Stage::Layer(layer, Part::Block | Part::Attention) => (stage, before(layer)),
@@ -159,13 +162,13 @@ impl Stages {
                 Stage::Layer(layer, Part::Mlp),
                 Site::Block(layer, Component::ResidualMid),
             ),
-            Stage::Layer(layer, Part::BlockOutput) => (stage, behind(layer)),
-            Stage::FinalNorm => (stage, behind(self.layers.checked_sub(1)?)),
+            Stage::Layer(layer, Part::BlockOutput) => (stage, after(layer)),
+            Stage::FinalNorm => (stage, after(self.layers.checked_sub(1)?)),
         };
         self.outputs.then_some((start, site))
     }
 
-    /// The first layer whose keys and values are computed from a stage on.
+    /// The first layer whose keys and values are computed when starting from a stage.
     pub(super) fn first_attention(self, start: Stage) -> Option<usize> {
         let first = match start {
             Stage::Layer(layer, Part::Block | Part::Attention) => layer,

@@ -1,3 +1,5 @@
+//! Which part of an activation is read or changed: heads and positions, per example.
+
 use std::ops::Range;
 
 /// Indices along one axis of an activation, for each example.
@@ -7,7 +9,8 @@ pub enum Indices {
     All,
     /// The same indices in every example.
     Same(Vec<usize>),
-    /// `[batch][unit]`: each example its own; all examples have the same number.
+    /// `[batch][unit]`: separate indices for each example; all examples have the same number of
+    /// them.
     Each(Vec<Vec<usize>>),
 }
 
@@ -24,19 +27,19 @@ impl From<Range<usize>> for Indices {
 }
 
 impl Indices {
-    /// The same indices in every example: `Indices::same([1, 3])`. One index, or a range, is also
-    /// `1.into()`, or `(1..4).into()`.
+    /// The same indices in every example: `Indices::same([1, 3])`. A single index or a range also
+    /// converts: `1.into()`, `(1..4).into()`.
     pub fn same(indices: impl IntoIterator<Item = usize>) -> Self {
         Self::Same(indices.into_iter().collect())
     }
 
-    /// One index for each example: `Indices::one_each([4, 2])` is 4 in the first example, and 2 in
-    /// the second one.
+    /// One index for each example: `Indices::one_each([4, 2])` is 4 in the first example and 2 in
+    /// the second.
     pub fn one_each(indices: impl IntoIterator<Item = usize>) -> Self {
         Self::each(indices.into_iter().map(|index| [index]))
     }
 
-    /// As many indices for each example: `Indices::each([[0, 4], [0, 2]])`, or ranges.
+    /// The same number of indices for each example: `Indices::each([[0, 4], [0, 2]])`, or ranges.
     pub fn each(examples: impl IntoIterator<Item = impl IntoIterator<Item = usize>>) -> Self {
         let examples = examples.into_iter().map(|it| it.into_iter().collect());
         Self::Each(examples.collect())
@@ -63,8 +66,8 @@ impl Indices {
 
 /// A part of an activation: some heads at some positions.
 ///
-/// An intervention sees it as `[batch, unit, d_site]`, where the units are the positions, and the
-/// features of the chosen heads stand side by side.
+/// An intervention sees it as `[batch, unit, d_site]`: the units are the positions, and the
+/// features of the chosen heads are concatenated.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[doc(alias = "unit location")]
 pub struct Units {
@@ -102,7 +105,7 @@ impl Units {
         }
     }
 
-    /// The same positions of one head.
+    /// Restricts the units to one head.
     pub fn of_head(mut self, head: usize) -> Self {
         self.heads = Indices::Same(vec![head]);
         self

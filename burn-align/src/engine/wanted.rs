@@ -1,7 +1,8 @@
-//! Which positions somebody still wants.
+//! Which positions are still needed.
 //!
-//! In front of an attention every position is wanted, because others look at it. Behind the last
-//! attention that an input goes through, only those are that are read, changed or taken.
+//! Before an attention all positions are needed, because others attend to them. After the last
+//! attention that an input goes through, only those positions are needed that are read, changed or
+//! used as a source.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +18,11 @@ use super::{Indices, Units};
 /// Where activations and logits of worlds are used.
 pub(super) struct Uses {
     stages: Stages,
-    /// Of each world: stages and positions.
+    /// For each world: stages and positions.
     of_world: Vec<Vec<(Stage, Indices)>>,
 }
 
-/// Of each input and each of its examples: the first position that is wanted.
+/// For each input and each of its examples: the first position that is needed.
 pub(super) type Wanted = BTreeMap<InputId, Vec<usize>>;
 
 impl Uses {
@@ -34,7 +35,7 @@ impl Uses {
             for edit in made_edits(plan, needs, world) {
                 add(world, stages.of_use(edit.site), &edit.units);
             }
-            // What is taken in another part is kept as well.
+            // Sources of another part of the plan are kept as well.
             for edit in &plan.worlds[world.0].edits {
                 if let Operand::Activation { world, site, units } = &edit.operand {
                     add(*world, stages.of_use(*site), units);
@@ -53,7 +54,7 @@ impl Uses {
         Self { stages, of_world }
     }
 
-    /// What is wanted of the rows of a stage, and of later ones.
+    /// What is needed of the rows of a stage, in this stage and later ones.
     pub(super) fn wanted<B: Backend>(
         &self,
         plan: &Plan<B>,

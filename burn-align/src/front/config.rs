@@ -1,3 +1,5 @@
+//! The configuration: which representations are aligned, and how.
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,12 +11,12 @@ use crate::interventions::{ReftKind, TokenGrouping};
 
 /// Which representations of a model are aligned, and how.
 ///
-/// Its JSON is that of align-transformers; files written by the Python library load.
+/// Its JSON is that of align-transformers, so files written by the Python library load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "ConfigJson", into = "ConfigJson")]
 #[non_exhaustive]
 pub struct AlignableConfig {
-    /// The kind of model, for the reader's information.
+    /// The kind of model, for information only.
     pub model_type: Option<String>,
     /// The representations, in the order in which they are changed.
     pub representations: Vec<AlignableRepresentationConfig>,
@@ -32,13 +34,13 @@ impl AlignableConfig {
         }
     }
 
-    /// The same with this kind of model named.
+    /// Sets the kind of model.
     pub fn with_model_type(mut self, model_type: impl Into<String>) -> Self {
         self.model_type = Some(model_type.into());
         self
     }
 
-    /// The same with its sources acting in this mode.
+    /// Sets the mode.
     pub fn with_mode(mut self, mode: Mode) -> Self {
         self.mode = mode;
         self
@@ -49,31 +51,31 @@ impl AlignableConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Every source runs clean, and all act on the base.
+    /// Every source runs unchanged, and all of them act on the base.
     #[default]
     Parallel,
-    /// Each source acts on the next one, the last on the base.
+    /// Each source acts on the next one, and the last one on the base.
     Serial,
 }
 
-/// What an intervention does, by its name in align-transformers and pyvene.
+/// What an intervention does, named as in align-transformers and pyvene.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum InterventionType {
-    /// Puts the source's activation in the place of the base's.
+    /// Replaces the base's activation with the source's.
     #[default]
     Vanilla,
     /// Adds the source's activation.
     Addition,
     /// Subtracts the source's activation.
     Subtraction,
-    /// Puts zeros in the place of the base's activation.
+    /// Replaces the base's activation with zeros.
     Zero,
-    /// Puts the component's own input in the place of its output: the block's, the attention's or
-    /// the MLP's, of the same run.
+    /// Replaces the output of the block, the attention or the MLP with its own input from the same
+    /// run.
     Skip,
-    /// Changes nothing and returns the base's activation, as it is when the interventions before
-    /// this one have acted.
+    /// Changes nothing and returns the base's activation, after the interventions listed before
+    /// this one.
     Collect,
     /// Adds noise.
     Noise,
@@ -123,7 +125,7 @@ impl InterventionType {
         Self::Reft(ReftKind::NodiReft),
     ];
 
-    /// The class name in pyvene, or of the ReFT family in pyreft.
+    /// The class name in pyvene, or in pyreft for the ReFT family.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vanilla => "VanillaIntervention",
@@ -154,7 +156,7 @@ impl InterventionType {
 impl FromStr for InterventionType {
     type Err = String;
 
-    /// Reads a class name, also in Python's way of printing a class.
+    /// Parses a class name; also accepts the form in which Python prints a class.
     fn from_str(text: &str) -> Result<Self, String> {
         let name = text
             .trim_start_matches("<class '")
@@ -171,7 +173,7 @@ impl FromStr for InterventionType {
     }
 }
 
-/// What is addressed by an index.
+/// What an index refers to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Token positions.
@@ -184,7 +186,7 @@ pub enum Unit {
     /// Heads at positions.
     #[serde(rename = "h.pos")]
     HeadPos,
-    /// Time steps of a recurrent model, where the configured layer has no meaning.
+    /// Time steps of a recurrent model; the configured layer is ignored.
     #[serde(rename = "t")]
     Step,
 }
@@ -200,8 +202,8 @@ impl fmt::Display for Unit {
     }
 }
 
-/// A site by its align-transformers name: a component of the representation's layer, or one of
-/// the sites outside the layers, `embedding` and `final_norm`.
+/// A site by its name in align-transformers: a component of the representation's layer, or one of
+/// the sites outside of the layers, `embedding` and `final_norm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepresentationSite {
     /// What the first block reads.
@@ -235,35 +237,35 @@ impl FromStr for RepresentationSite {
     }
 }
 
-/// One representation: where it is, and in which units it is addressed.
+/// One representation: its site, and the units that address it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "RepresentationJson")]
 #[non_exhaustive]
 pub struct AlignableRepresentationConfig {
-    /// The layer; has no meaning at sites outside the layers.
+    /// The layer; ignored at sites outside of the layers.
     pub layer: usize,
-    /// Where in the layer.
+    /// The site in the layer.
     pub site: RepresentationSite,
     /// What is done to the representation.
     pub intervention: InterventionType,
-    /// What an index of a unit location means.
+    /// What an index of a unit location refers to.
     pub unit: Unit,
-    /// Number of units per example that an intervention with parameters takes as one vector,
+    /// Number of units per example that an intervention with parameters treats as one vector,
     /// unless it [keeps the last dimension](Self::keep_last_dim). Interventions without parameters
-    /// treat each unit alike, however many there are.
+    /// treat every unit alike, whatever their number.
     pub max_number_of_units: usize,
-    /// Whether an intervention with parameters treats each unit alike, however many there are.
+    /// Whether an intervention with parameters treats every unit alike, whatever their number.
     pub keep_last_dim: bool,
     /// Number of directions of a low-rank rotation or a member of the ReFT family, of principal
-    /// components, or of a JumpReLU autoencoder's hidden features.
+    /// components, or of hidden features of a JumpReLU autoencoder.
     pub low_rank_dimension: Option<usize>,
-    /// Number of an autoencoder's hidden features.
+    /// Number of hidden features of an autoencoder.
     pub latent_dimension: Option<usize>,
-    /// Parts of the representation that subspaces are named by: each the features listed, or, if
-    /// it is two numbers, those from the first to before the second.
+    /// The parts of the representation that subspaces refer to: each part lists its features, or is
+    /// a pair `[first, end]` that excludes `end`.
     pub subspace_partition: Option<Vec<Vec<usize>>>,
-    /// Which source acts here; representations with the same number share a source run. All
-    /// representations have a group, or none has.
+    /// The source that acts here; representations with the same number share a source run. Either
+    /// all representations have a group, or none has.
     pub group_key: Option<usize>,
     /// Representations with the same number share one intervention.
     pub intervention_link_key: Option<usize>,
@@ -287,33 +289,33 @@ impl AlignableRepresentationConfig {
         }
     }
 
-    /// The same with another intervention.
+    /// Sets the intervention.
     pub fn with_intervention(mut self, intervention: InterventionType) -> Self {
         self.intervention = intervention;
         self
     }
 
-    /// The same with a low-rank rotation of so many directions (DAS).
+    /// Sets a low-rank rotation with this many directions (DAS).
     pub fn with_low_rank(mut self, rank: usize) -> Self {
         self.intervention = InterventionType::LowRankRotatedSpace;
         self.low_rank_dimension = Some(rank);
         self
     }
 
-    /// The same with so many directions for the intervention that it has; for a low-rank rotation,
-    /// [`with_low_rank`](Self::with_low_rank) says both.
+    /// Sets the number of directions and keeps the intervention;
+    /// [`with_low_rank`](Self::with_low_rank) sets both for a low-rank rotation.
     pub fn with_low_rank_dimension(mut self, rank: usize) -> Self {
         self.low_rank_dimension = Some(rank);
         self
     }
 
-    /// The same with so many hidden features of an autoencoder.
+    /// Sets the number of hidden features of an autoencoder.
     pub fn with_latent_dimension(mut self, features: usize) -> Self {
         self.latent_dimension = Some(features);
         self
     }
 
-    /// The same with its units grouped so, by interventions with parameters.
+    /// Sets how interventions with parameters group units.
     pub fn with_tokens(mut self, tokens: TokenGrouping) -> Self {
         (self.max_number_of_units, self.keep_last_dim) = match tokens {
             TokenGrouping::Each => (1, true),
@@ -322,15 +324,15 @@ impl AlignableRepresentationConfig {
         self
     }
 
-    /// The same with so many units that an intervention with parameters takes as one vector: heads,
-    /// for units `h` and `h.pos`. For positions, [`with_tokens`](Self::with_tokens) says the same,
-    /// and has an alternative.
+    /// Sets the number of units that an intervention with parameters treats as one vector: heads,
+    /// for units `h` and `h.pos`. For positions, prefer [`with_tokens`](Self::with_tokens), which
+    /// also has the alternative.
     pub fn with_max_number_of_units(mut self, units: usize) -> Self {
         self.max_number_of_units = units;
         self
     }
 
-    /// How interventions with parameters group units. Heads always stand side by side.
+    /// How interventions with parameters group units. Heads are always concatenated.
     pub fn tokens(&self) -> TokenGrouping {
         match self.unit {
             Unit::Head | Unit::HeadPos => TokenGrouping::Each,
@@ -339,31 +341,31 @@ impl AlignableRepresentationConfig {
         }
     }
 
-    /// The same divided into these parts.
+    /// Sets the parts that subspaces refer to.
     pub fn with_subspace_partition(mut self, partition: Vec<Vec<usize>>) -> Self {
         self.subspace_partition = Some(partition);
         self
     }
 
-    /// The same addressed in these units.
+    /// Sets the units.
     pub fn with_unit(mut self, unit: Unit) -> Self {
         self.unit = unit;
         self
     }
 
-    /// The same in this group.
+    /// Sets the group.
     pub fn with_group(mut self, group: usize) -> Self {
         self.group_key = Some(group);
         self
     }
 
-    /// The same sharing one intervention with all representations of this link key.
+    /// Sets the link key: representations with the same one share an intervention.
     pub fn with_link(mut self, link: usize) -> Self {
         self.intervention_link_key = Some(link);
         self
     }
 
-    /// The place in the model; of time steps, the first one.
+    /// The site in the model; for time steps, the first one.
     pub fn place(&self) -> Site {
         self.place_in(if self.unit == Unit::Step {
             0
@@ -372,7 +374,7 @@ impl AlignableRepresentationConfig {
         })
     }
 
-    /// The place in a layer.
+    /// The site in a layer.
     pub(super) fn place_in(&self, layer: usize) -> Site {
         match self.site {
             RepresentationSite::Embedding => Site::Embedding,
@@ -381,7 +383,7 @@ impl AlignableRepresentationConfig {
         }
     }
 
-    /// The site's name: the one of its heads where heads are addressed.
+    /// The site's name; if heads are addressed, that of the site with heads.
     pub(super) fn site_name(&self) -> String {
         match self.site {
             RepresentationSite::Embedding => "embedding".to_owned(),

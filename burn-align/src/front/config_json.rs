@@ -1,4 +1,4 @@
-//! The JSON of a configuration: that of align-transformers.
+//! The JSON of a configuration, in the format of align-transformers.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ impl Serialize for AlignableRepresentationConfig {
     }
 }
 
-/// A representation as JSON has it: an object, or Python's named tuple as a list.
+/// A representation in JSON: an object, or Python's named tuple as a list.
 #[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RepresentationJson {
@@ -38,7 +38,7 @@ pub(super) struct RepresentationJson {
     subspace_partition: Option<Vec<Vec<usize>>>,
     group_key: Option<usize>,
     intervention_link_key: Option<usize>,
-    // Not of align-transformers; behind its fields, which a list has in order.
+    // Not in align-transformers; after its fields, since a list gives them in order.
     #[serde(skip_serializing_if = "Option::is_none")]
     alignable_latent_dimension: Option<usize>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -85,7 +85,7 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
     }
 }
 
-/// A configuration as JSON has it.
+/// A configuration in JSON.
 #[derive(Serialize, Deserialize)]
 pub(super) struct ConfigJson {
     #[serde(default)]
@@ -110,7 +110,7 @@ enum TypesJson {
     Each(Vec<String>),
 }
 
-/// Keys that Python writes beside the configuration and that carry nothing new.
+/// Keys that Python writes next to the configuration and that add no information.
 const IGNORED_KEYS: [&str; 2] = ["alignable_interventions_dimensions", "transformers_version"];
 
 impl TryFrom<ConfigJson> for AlignableConfig {

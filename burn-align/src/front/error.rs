@@ -1,3 +1,5 @@
+//! What can be wrong with a configuration, its inputs, or a model made from it.
+
 use burn_align_models::Site;
 
 use super::{Mode, Unit};

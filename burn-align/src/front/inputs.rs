@@ -1,3 +1,5 @@
+//! The inputs of one forward pass under interventions.
+
 use super::{Subspaces, UnitLocations};
 use crate::engine::{LogitPositions, WorldInput};
 use burn::tensor::{Tensor, backend::Backend};

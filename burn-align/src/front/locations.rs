@@ -1,3 +1,5 @@
+//! Unit locations: which units of the sources replace which units of the base.
+
 use std::collections::BTreeMap;
 
 use burn_align_models::{Site, SiteDims};
@@ -7,9 +9,9 @@ use serde_json::Value;
 use super::{AlignError, AlignableRepresentationConfig, Unit};
 use crate::engine::{Indices, Units};
 
-/// Which units of the sources go where in the base.
+/// Which units of the sources replace which units of the base.
 ///
-/// Most often one value, or a pair of them, says it all:
+/// Usually one value, or a pair of values, is enough:
 ///
 /// | value | meaning |
 /// | --- | --- |
@@ -21,7 +23,7 @@ use crate::engine::{Indices, Units};
 /// | `UnitLocations::base(4)` | position 4 of the base; no source is needed |
 /// | `UnitLocations::Whole` | the whole representation |
 ///
-/// These are the same for every representation. [`Locations::each`] tells them apart.
+/// These apply to every representation. Use [`Locations::each`] for separate ones.
 ///
 /// ```
 /// use burn_align::engine::Indices;
@@ -39,9 +41,9 @@ pub enum UnitLocations {
     Whole,
     /// From the sources to the base; in serial mode, the same for each link of the chain.
     SourcesToBase {
-        /// Where the representations are taken; `None` if no intervention takes a source.
+        /// Where representations are read in the sources; `None` if no intervention has a source.
         source: Option<Locations>,
-        /// Where they are put.
+        /// Where they are written in the base.
         base: Locations,
     },
     /// Serial mode: `(from, to)` of each link, `source_0 -> source_1`, …, `source_n -> base`.
@@ -49,7 +51,7 @@ pub enum UnitLocations {
 }
 
 impl<T: Into<Locations>> From<T> for UnitLocations {
-    /// The same places in the sources and in the base.
+    /// The same units in the sources and in the base.
     fn from(both: T) -> Self {
         let base = both.into();
         Self::SourcesToBase {
@@ -69,7 +71,7 @@ impl<S: Into<Locations>, T: Into<Locations>> From<(S, T)> for UnitLocations {
 }
 
 impl UnitLocations {
-    /// Places in the base, for interventions that take no source.
+    /// Units of the base, for interventions without a source.
     pub fn base(base: impl Into<Locations>) -> Self {
         Self::SourcesToBase {
             source: None,
@@ -77,7 +79,7 @@ impl UnitLocations {
         }
     }
 
-    /// Serial mode: `(from, to)` of each link, the last of which ends in the base.
+    /// Serial mode: `(from, to)` of each link; the last link ends in the base.
     pub fn chain<S: Into<Locations>, T: Into<Locations>>(
         links: impl IntoIterator<Item = (S, T)>,
     ) -> Self {
@@ -95,13 +97,13 @@ impl UnitLocations {
 pub enum Locations {
     /// The same for every representation.
     Everywhere(RepresentationLocations),
-    /// `[representation]`; `None` leaves the representation as it is.
+    /// `[representation]`; `None` leaves the representation unchanged.
     Each(Vec<Option<RepresentationLocations>>),
 }
 
 impl Locations {
-    /// Each representation has locations of its own, `Locations::each([Some(1), Some(3)])`; `None`
-    /// leaves one as it is.
+    /// Separate locations for each representation: `Locations::each([Some(1), Some(3)])`. `None`
+    /// leaves a representation unchanged.
     pub fn each(
         representations: impl IntoIterator<Item = Option<impl Into<RepresentationLocations>>>,
     ) -> Self {
@@ -119,7 +121,7 @@ impl<T: Into<RepresentationLocations>> From<T> for Locations {
 /// The locations of one representation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RepresentationLocations {
-    /// Positions; for unit `h` heads, for unit `t` time steps.
+    /// Positions; for unit `h`, heads; for unit `t`, time steps.
     Units(Indices),
     /// For unit `h.pos`: heads and positions.
     HeadsAndPositions([Indices; 2]),
@@ -166,7 +168,7 @@ impl Located {
 }
 
 impl Locations {
-    /// Where a representation is, one of `count`; `None` if it is left as it is.
+    /// Where a representation is, one of `count`; `None` if it stays unchanged.
     pub(super) fn locate(
         &self,
         index: usize,
@@ -224,7 +226,7 @@ impl Locations {
 const ONE_STEP: &str = "one time step, the same in every example";
 const HEADS_AND_POSITIONS: &str = "heads and positions, [[batch][unit], [batch][unit]]";
 
-/// The only index of every example.
+/// The index, if every example has exactly one and the same.
 fn single_index(indices: &Indices) -> Option<usize> {
     match indices {
         Indices::Same(list) => match list[..] {
@@ -248,7 +250,7 @@ pub(super) fn has_unit(dims: SiteDims, unit: Unit) -> bool {
     }
 }
 
-/// One side as JSON has it: an index for all, or a list with an entry for each representation.
+/// One side in JSON: one index for all, or a list with an entry for each representation.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum SideJson {
@@ -265,7 +267,7 @@ impl From<SideJson> for Locations {
     }
 }
 
-/// The locations of one representation: `[batch][unit]`, or twice that for unit `h.pos`.
+/// The locations of one representation: `[batch][unit]`, or a pair of these for unit `h.pos`.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum RepresentationJson {
@@ -284,7 +286,7 @@ impl From<RepresentationJson> for RepresentationLocations {
     }
 }
 
-/// Two sides, of which the source's may be absent, or one index for both.
+/// Both sides, where the source's may be absent, or one index for both.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum PairJson {
@@ -307,13 +309,13 @@ impl From<PairJson> for (Option<Locations>, Locations) {
 impl TryFrom<&Value> for UnitLocations {
     type Error = AlignError;
 
-    /// Reads the JSON of pyvene: `null`, `{"sources->base": [source, base]}`, `{"base": base}` for
+    /// Reads pyvene's JSON: `null`, `{"sources->base": [source, base]}`, `{"base": base}` for
     /// interventions without a source, or in serial mode
     /// `{"source_0->source_1": [from, to], …, "source_n->base": [from, to]}`.
     ///
-    /// A side is `[representation][batch][unit]`, for unit `h.pos` `[representation][2][batch][unit]`
-    /// with heads and positions, or one index for all. One index instead of a pair is both sides.
-    /// Each link of a chain has one representation, its own.
+    /// A side is `[representation][batch][unit]`, or `[representation][2][batch][unit]` with heads
+    /// and positions for unit `h.pos`, or one index for all. One index instead of a pair is used
+    /// for both sides. Each link of a chain has exactly one representation.
     fn try_from(json: &Value) -> Result<Self, AlignError> {
         let malformed = |key: &str, found: &Value| AlignError::MalformedLocations {
             key: key.to_owned(),

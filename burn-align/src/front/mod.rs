@@ -1,4 +1,8 @@
-//! The words of align-transformers and pyvene, turned into plans.
+//! The vocabulary of align-transformers and pyvene, turned into plans.
+//!
+//! Configurations, unit locations and class names are theirs, so that experiments carry over
+//! without being rewritten. The front does not compute anything itself: it validates, and adds
+//! worlds to a [`Plan`](crate::engine::Plan).
 
 mod build;
 mod config;

@@ -1,3 +1,5 @@
+//! The alignable model: a model, its configuration and its interventions.
+
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
 
@@ -32,7 +34,7 @@ use crate::interventions::{BuiltinIntervention, Intervention};
 ///
 /// let residual = AlignableRepresentationConfig::new(2, Component::BlockOutput);
 /// let model = AlignableModel::new(AlignableConfig::new([residual]), loaded.model.clone())?;
-/// // The last token's vector of the source goes to the last token of the base.
+/// The source's vector at the last token replaces the base's.
 /// let output = model.forward(&base, &[source], 4)?;
 /// let next = tokenizer.top_tokens(output.counterfactual_last(), 1);
 /// assert_eq!(next[0][0].text, "Rome");
@@ -44,38 +46,39 @@ pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {
     pub(super) config: AlignableConfig,
     model: M,
     pub(super) interventions: Vec<I>,
-    /// Which intervention each representation has; `None` where activations are collected.
+    /// The intervention of each representation; `None` if its activations are collected.
     pub(super) intervention_of: Vec<Option<usize>>,
     _backend: PhantomData<B>,
 }
 
-/// What an [`AlignableModel`] computes.
+/// The result of an [`AlignableModel`].
 ///
-/// The axis `pos` has all positions, or those that [`AlignableInputs::logits`] asks for.
+/// The axis `pos` has all positions, or those requested by [`AlignableInputs::logits`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AlignableOutput<B: Backend> {
-    /// Logits of the base without interventions, `[batch, pos, vocab]`, if asked for.
+    /// Logits of the base without interventions, `[batch, pos, vocab]`, if requested.
     pub original: Option<Tensor<B, 3>>,
     /// Logits of the base under the interventions, `[batch, pos, vocab]`.
     pub counterfactual: Tensor<B, 3>,
-    /// The activations of each collected representation, in their order, `[batch, unit, d_site]`.
+    /// The activations of each collected representation, in order, `[batch, unit, d_site]`.
     pub collected: Vec<Tensor<B, 3>>,
-    /// Where on the axis `pos` the last token of each example is.
+    /// The index on the axis `pos` of each example's last token.
     last: Vec<usize>,
 }
 
 impl<B: Backend> AlignableOutput<B> {
-    /// Logits under the interventions behind the last token of each example, `[batch, vocab]`,
-    /// whatever the lengths of the examples. Where other positions were asked for, behind the last
-    /// one that was.
+    /// Logits under the interventions after the last token of each example, `[batch, vocab]`,
+    /// whatever the lengths of the examples. If other positions were requested, the logits after
+    /// the last of these.
     ///
-    /// [`AlignableInputs::with_logits`] computes no others.
+    /// [`AlignableInputs::with_logits`] can avoid computing the others.
     pub fn counterfactual_last(&self) -> Tensor<B, 2> {
         self.last_of(&self.counterfactual)
     }
 
-    /// As [`counterfactual_last`](Self::counterfactual_last), without interventions, if asked for.
+    /// Like [`counterfactual_last`](Self::counterfactual_last), without interventions, if
+    /// requested.
     pub fn original_last(&self) -> Option<Tensor<B, 2>> {
         self.original.as_ref().map(|logits| self.last_of(logits))
     }
@@ -92,8 +95,8 @@ impl<B: Backend> AlignableOutput<B> {
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
-    /// Makes a model alignable, with the interventions that the configuration names. Those with
-    /// parameters begin at random, from seed 0.
+    /// Makes a model alignable, with the interventions of the configuration. Their parameters, if
+    /// any, are initialised at random from seed 0.
     ///
     /// # Errors
     /// If the configuration does not fit the model.
@@ -101,7 +104,7 @@ impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
         Self::new_seeded(config, model, 0)
     }
 
-    /// As [`new`](Self::new), from another seed.
+    /// Like [`new`](Self::new), with another seed.
     ///
     /// # Errors
     /// If the configuration does not fit the model.
@@ -110,7 +113,7 @@ impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
         let mut interventions = Vec::new();
         let intervention_of = distinct_interventions(&config).0;
         for (index, representation) in config.representations.iter().enumerate() {
-            // Linked representations have the intervention of the first of them.
+            // Linked representations use the intervention of the first of them.
             if intervention_of[index] == Some(interventions.len()) {
                 let seed = seed.wrapping_add(index as u64);
                 interventions.extend(build(index, representation, &model, seed)?);
@@ -121,7 +124,7 @@ impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
 }
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<B, M, I> {
-    /// Makes a model alignable, with these interventions: one for each representation that is not
+    /// Makes a model alignable with these interventions: one for each representation that is not
     /// collected, and one for all representations with the same link key.
     ///
     /// # Errors
@@ -148,7 +151,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         })
     }
 
-    /// The same on another version of the model.
+    /// The same interventions on another version of the model.
     pub(crate) fn map_model(self, map: impl FnOnce(M) -> M) -> Self {
         Self {
             model: map(self.model),
@@ -156,17 +159,17 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         }
     }
 
-    /// Takes the interventions out; [`put_interventions`](Self::put_interventions) must follow.
+    /// Removes the interventions; [`put_interventions`](Self::put_interventions) must follow.
     pub(crate) fn take_interventions(&mut self) -> Vec<I> {
         std::mem::take(&mut self.interventions)
     }
 
-    /// Puts as many interventions back as were taken.
+    /// Puts back as many interventions as were removed.
     pub(crate) fn put_interventions(&mut self, interventions: Vec<I>) {
         self.interventions = interventions;
     }
 
-    /// The same without differentiation.
+    /// The same model without autodiff.
     pub fn valid(&self) -> AlignableModel<B::InnerBackend, M::InnerModule, I::InnerModule>
     where
         B: AutodiffBackend,
@@ -197,13 +200,13 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         &self.interventions
     }
 
-    /// Runs the base under the interventions, with representations taken from the sources.
+    /// Runs the base under the interventions, with representations from the sources.
     ///
-    /// Without group keys every representation has its own source; one source alone serves all.
-    /// [`forward_inputs`](Self::forward_inputs) can say more.
+    /// Without group keys every representation has its own source; a single source serves all.
+    /// [`forward_inputs`](Self::forward_inputs) has more options.
     ///
     /// # Errors
-    /// If base, sources and locations do not fit one another; nothing is computed then.
+    /// If base, sources and locations do not fit together. Nothing is computed then.
     pub fn forward(
         &self,
         base: &TokenBatch,
@@ -219,7 +222,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     /// Runs the base under the interventions.
     ///
     /// # Errors
-    /// If the inputs do not fit one another or the model; nothing is computed then.
+    /// If the inputs do not fit together or do not fit the model. Nothing is computed then.
     pub fn forward_inputs(
         &self,
         inputs: &AlignableInputs<B>,
@@ -250,7 +253,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         })
     }
 
-    /// Runs a plan whose edits name this model's interventions.
+    /// Runs a plan whose edits refer to this model's interventions.
     ///
     /// # Errors
     /// If the plan does not fit the model.
@@ -259,7 +262,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     }
 }
 
-/// Which intervention each representation has, and how many there are.
+/// The intervention of each representation, and the number of interventions.
 pub(crate) fn distinct_interventions(config: &AlignableConfig) -> (Vec<Option<usize>>, usize) {
     let mut linked: Vec<(usize, usize)> = Vec::new();
     let mut count = 0;
@@ -302,7 +305,7 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
                 rotary: model.dims().rotary,
             });
         };
-        // The model may have a single head, as for the keys of multi-query attention.
+        // A model may have a single head, for example for the keys of multi-query attention.
         let has_heads = matches!(site, Site::Block(_, component) if component.has_heads());
         if !has_heads && !has_unit(dims, representation.unit) {
             return Err(AlignError::NoHeads {
@@ -336,7 +339,7 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
     check_groups(config)
 }
 
-/// Checks that the parts of a partition are of features that the representation has, with all of
+/// Checks that the parts of a partition refer to features that the representation has, with all of
 /// its heads.
 fn check_partition(
     index: usize,
@@ -373,7 +376,7 @@ fn check_partition(
     Ok(())
 }
 
-/// Checks that representations that share an intervention name the same one.
+/// Checks that representations that share an intervention agree on its type.
 fn check_links(config: &AlignableConfig) -> Result<(), AlignError> {
     let representations = &config.representations;
     for (index, representation) in representations.iter().enumerate() {

@@ -1,3 +1,5 @@
+//! Subspaces by the parts of a representation that they consist of.
+
 use serde::Deserialize;
 use serde_json::Value;
 

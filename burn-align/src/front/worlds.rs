@@ -1,4 +1,4 @@
-//! From the words of the front to worlds and edits.
+//! From the vocabulary of the front to worlds and edits.
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, Component, Site};
@@ -16,7 +16,7 @@ use crate::interventions::Intervention;
 pub struct AddedWorlds {
     /// The base under the interventions.
     pub base: WorldId,
-    /// Reads of the collected representations, in their order.
+    /// Reads of the collected representations, in order.
     pub collected: Vec<ReadId>,
 }
 
@@ -27,21 +27,21 @@ enum Origin {
     Values(ConstantId),
 }
 
-/// What is done to one representation, but for the source's world.
+/// What is done to one representation, except for the source's world.
 struct Step {
     site: Site,
-    /// Part of the base.
+    /// The part of the base.
     units: Units,
-    /// `None` to collect.
+    /// `None` for collecting.
     edit: Option<Edit>,
 }
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<B, M, I> {
     /// Adds the worlds of one [`forward_inputs`](Self::forward_inputs) to a plan, so that many of
-    /// them can be run in one pass. The plan must be run with this model's interventions.
+    /// them can run in one pass. Run the plan with this model's interventions.
     ///
     /// # Errors
-    /// If the inputs do not fit one another.
+    /// If the inputs do not fit together.
     pub fn add_worlds(
         &self,
         plan: &mut Plan<B>,
@@ -78,7 +78,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         let origins = self.origins(plan, inputs)?;
         let representations = 0..self.config.representations.len();
         let input = plan.input(inputs.base.clone());
-        // Edits of a world may take from that world itself, so each world has edits of its own.
+        // Edits of a world may use that world itself as a source, so each world has its own edits.
         let steps = |own: WorldId| -> Result<Vec<Step>, AlignError> {
             let steps = representations
                 .clone()
@@ -99,7 +99,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             let here = |step: &Step, site| step.edit.is_some() && step.site == site;
             let world = match all[index..].iter().any(|later| here(later, step.site)) {
                 false => base,
-                // Seen before later interventions at the same place: without them.
+                // Collected before later interventions at the same site, so it must not see them.
                 true => try_world(plan, input, |own| {
                     let mut steps = steps(own)?;
                     let mut number = 0..;
@@ -191,7 +191,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         let mut world = plan.world(input, []);
         for link in 0..links {
             let locations = match &inputs.locations {
-                // A link is located as the only representation of its own.
+                // A link is located as if it were the only representation.
                 UnitLocations::Chain(chain) => {
                     let (source, base) = &chain[link];
                     let only = |side: &Locations| only(side, link, links);
@@ -215,14 +215,14 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         })
     }
 
-    /// Whether a representation's intervention takes the activation of a source.
+    /// Whether a representation's intervention uses a source.
     fn takes_source(&self, index: usize) -> bool {
         let skips = self.config.representations[index].intervention == InterventionType::Skip;
         let intervention = self.intervention_of[index].map(|i| &self.interventions[i]);
         !skips && intervention.is_some_and(I::needs_source)
     }
 
-    /// What is done to one representation; `None` if its locations say to leave it as it is.
+    /// What is done to one representation; `None` if its locations leave it unchanged.
     fn step(
         &self,
         index: usize,
@@ -286,7 +286,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     }
 }
 
-/// The site that a component's own input stands at.
+/// The site of a component's own input.
 pub(super) fn skipped_input(site: Site) -> Option<Site> {
     let Site::Block(layer, component) = site else {
         return None;
@@ -320,7 +320,8 @@ fn try_world<B: Backend>(
     failed.map_or(Ok(world), Err)
 }
 
-/// Spreads the locations of a link, which has one representation, over all representations.
+/// Assigns the locations of a link, which has one representation, to that one of all
+/// representations.
 fn only(side: &Locations, link: usize, links: usize) -> Result<Locations, AlignError> {
     match side {
         Locations::Everywhere(_) => Ok(side.clone()),

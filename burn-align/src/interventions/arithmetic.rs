@@ -1,9 +1,14 @@
+//! Interventions without parameters that add, subtract or scale.
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Intervention, Operands};
 
-/// `base + source`: steering, or noise where the source is a constant.
+/// `base + source`: steering, or noise if the source is a constant.
+///
+/// A large sum leaves the range of natural activations, and the model's reaction then says little
+/// about how it works. Compare the norm of what is added with the norm of the base.
 #[derive(Module, Clone, Debug, Default)]
 #[doc(alias = "steering")]
 pub struct AdditionIntervention;

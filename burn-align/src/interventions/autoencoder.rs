@@ -1,4 +1,9 @@
-//! Swapping features of an autoencoder's hidden layer.
+//! Swapping features in the hidden layer of an autoencoder.
+//!
+//! A feature of a sparse autoencoder is often easier to interpret than a neuron, but the
+//! autoencoder reconstructs the activation only in part. The interventions here replace the whole
+//! activation by the decoder's output, so the reconstruction error is lost: even a swap with
+//! `source = base` changes the prediction. Compare with that swap, not with the plain run.
 
 use burn::module::{Module, Param};
 use burn::tensor::{Bool, DType, Tensor, TensorData, activation, backend::Backend};
@@ -6,8 +11,8 @@ use burn::tensor::{Bool, DType, Tensor, TensorData, activation, backend::Backend
 use super::rotated::choose;
 use super::{Intervention, Misfit, Operands, TokenGrouping};
 
-/// Swaps hidden features of an autoencoder: `z = ReLU(W_e (x - b_d) + b_e)`, new activation
-/// `W_d z + b_d`. What the autoencoder does not reconstruct is lost, as in pyvene.
+/// Swaps hidden features of an autoencoder: `z = ReLU(W_e (x - b_d) + b_e)`, with the new
+/// activation `W_d z + b_d`. As in pyvene, the reconstruction error is lost.
 #[derive(Module, Debug)]
 #[doc(alias = "SAE")]
 pub struct AutoencoderIntervention<B: Backend> {
@@ -21,13 +26,13 @@ pub struct AutoencoderIntervention<B: Backend> {
     pub decoder_bias: Param<Tensor<B, 1>>,
     #[module(skip)]
     tokens: TokenGrouping,
-    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    /// Which hidden features are swapped if no subspace is named; `None` for all.
     #[module(skip)]
     swapped: Option<Vec<usize>>,
 }
 
 impl<B: Backend> AutoencoderIntervention<B> {
-    /// With given parameters.
+    /// An autoencoder with these parameters.
     ///
     /// # Shapes
     /// - encoder: weight `[d, latent]`, bias `[latent]`
@@ -47,19 +52,19 @@ impl<B: Backend> AutoencoderIntervention<B> {
         }
     }
 
-    /// The same swapping these hidden features only, where no subspace is named.
+    /// Swaps these hidden features only, if no subspace is named.
     #[doc(alias = "interchange_dim")]
     pub fn with_swapped(mut self, features: Vec<usize>) -> Self {
         self.swapped = Some(features);
         self
     }
 
-    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    /// Which hidden features are swapped if no subspace is named; `None` for all.
     pub fn swapped(&self) -> Option<&[usize]> {
         self.swapped.as_deref()
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }
@@ -102,8 +107,8 @@ impl<B: Backend> Intervention<B> for AutoencoderIntervention<B> {
 }
 
 /// Swaps hidden features of a JumpReLU autoencoder (Rajamanoharan et al. 2024, arXiv 2407.14435):
-/// `z = ReLU(h) · [h > θ]` with `h = x W_e + b_e`, new activation `z W_d + b_d`. What the
-/// autoencoder does not reconstruct is lost, as in pyvene. The threshold `θ` has no gradient.
+/// `z = ReLU(h) · [h > θ]` with `h = x W_e + b_e`, and the new activation `z W_d + b_d`. As in
+/// pyvene, the reconstruction error is lost. The threshold `θ` has no gradient.
 #[derive(Module, Debug)]
 #[doc(alias = "JumpReLUAutoencoderIntervention")]
 #[doc(alias = "SAE")]
@@ -120,13 +125,13 @@ pub struct JumpReluAutoencoderIntervention<B: Backend> {
     pub decoder_bias: Param<Tensor<B, 1>>,
     #[module(skip)]
     tokens: TokenGrouping,
-    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    /// Which hidden features are swapped if no subspace is named; `None` for all.
     #[module(skip)]
     swapped: Option<Vec<usize>>,
 }
 
 impl<B: Backend> JumpReluAutoencoderIntervention<B> {
-    /// With given parameters.
+    /// An autoencoder with these parameters.
     ///
     /// # Shapes
     /// - encoder: weight `[d, latent]`, bias `[latent]`
@@ -149,19 +154,19 @@ impl<B: Backend> JumpReluAutoencoderIntervention<B> {
         }
     }
 
-    /// The same swapping these hidden features only, where no subspace is named.
+    /// Swaps these hidden features only, if no subspace is named.
     #[doc(alias = "interchange_dim")]
     pub fn with_swapped(mut self, features: Vec<usize>) -> Self {
         self.swapped = Some(features);
         self
     }
 
-    /// Which hidden features are swapped where no subspace is named; `None` for all.
+    /// Which hidden features are swapped if no subspace is named; `None` for all.
     pub fn swapped(&self) -> Option<&[usize]> {
         self.swapped.as_deref()
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }
@@ -211,7 +216,7 @@ fn only<B: Backend>(features: &[usize], latent: usize, device: &B::Device) -> Te
     Tensor::from_data(TensorData::new(chosen, [1, 1, latent]), device)
 }
 
-/// The base's hidden features with the source's in the subspace, `[vector, latent]`.
+/// The base's hidden features, with the source's in the subspace, `[vector, latent]`.
 fn swap<B: Backend>(
     encode: impl Fn(Tensor<B, 3>) -> Tensor<B, 2>,
     base: &Tensor<B, 3>,

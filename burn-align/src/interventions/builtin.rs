@@ -1,3 +1,5 @@
+//! One enum of all built-in interventions, so that a model can mix them.
+
 use burn::module::{Module, ParamId};
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -13,19 +15,19 @@ use super::{
 #[derive(Module, Debug)]
 #[non_exhaustive]
 pub enum BuiltinIntervention<B: Backend> {
-    /// Puts the source's activation in the place of the base's.
+    /// Replaces the base's activation with the source's.
     Vanilla(VanillaIntervention),
     /// Adds the source's activation.
     Addition(AdditionIntervention),
     /// Subtracts the source's activation.
     Subtraction(SubtractionIntervention),
-    /// Puts a number in the place of every feature.
+    /// Replaces every feature with a number.
     Fill(FillIntervention),
     /// Multiplies by a number.
     Scaling(ScalingIntervention),
     /// Adds noise.
     Noise(NoiseIntervention),
-    /// Swaps in, adds or subtracts a vector of its own.
+    /// Swaps in, adds or subtracts a constant vector.
     ConstantSource(ConstantSourceIntervention<B>),
     /// Swaps directions: DAS.
     RotatedSpace(RotatedSpaceIntervention<B>),
@@ -43,11 +45,11 @@ pub enum BuiltinIntervention<B: Backend> {
     JumpReluAutoencoder(JumpReluAutoencoderIntervention<B>),
     /// Changes directions without a source: the ReFT family.
     Reft(ReftIntervention<B>),
-    /// What a closure does.
+    /// Applies a closure.
     Lambda(LambdaIntervention<B>),
 }
 
-/// The same call on whichever intervention there is.
+/// The same call on whichever intervention it is.
 macro_rules! each {
     ($self:expr, $it:ident => $call:expr) => {
         match $self {

@@ -1,13 +1,15 @@
+//! An intervention whose source is a vector that it stores.
+
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Intervention, Misfit, Operands};
 
-/// What is done with a source.
+/// How a source is combined with the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SourceOperation {
-    /// It takes the place of the base.
+    /// It replaces the base.
     Swap,
     /// It is added to the base.
     Add,
@@ -15,8 +17,8 @@ pub enum SourceOperation {
     Subtract,
 }
 
-/// A vector of its own as the source, the same for every unit: a steering vector, or a mean that
-/// ablates. It can be trained.
+/// An intervention that stores its own source, the same vector for every unit: a steering vector,
+/// or a mean for ablation. The vector can be trained.
 #[derive(Module, Debug)]
 #[doc(alias = "source_representation")]
 #[doc(alias = "steering vector")]
@@ -29,7 +31,7 @@ pub struct ConstantSourceIntervention<B: Backend> {
 }
 
 impl<B: Backend> ConstantSourceIntervention<B> {
-    /// Does this with the vector.
+    /// An intervention with this vector.
     ///
     /// # Shapes
     /// - source: `[d_site]`
@@ -40,7 +42,7 @@ impl<B: Backend> ConstantSourceIntervention<B> {
         }
     }
 
-    /// What is done with the vector.
+    /// How the vector is combined with the base.
     pub fn operation(&self) -> SourceOperation {
         self.operation
     }

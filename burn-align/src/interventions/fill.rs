@@ -1,9 +1,14 @@
+//! Replacing every feature with a number: zero ablation and attention knock-out.
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Intervention, Operands};
 
-/// A number takes the place of every feature.
+/// Replaces every feature with a number.
+///
+/// Zeros are usually off-distribution. See [`Ablation`](crate::methods::Ablation) for the
+/// alternatives.
 #[derive(Module, Clone, Debug)]
 #[doc(alias = "zero ablation")]
 pub struct FillIntervention {
@@ -15,9 +20,9 @@ impl FillIntervention {
     /// Zero ablation.
     pub const ZERO: Self = Self { value: 0.0 };
 
-    /// Attention knock-out (Geva et al. 2023, arXiv 2304.14767): as an attention score, no weight
-    /// is left after the softmax. Within the range of f16, so that a query that loses all of its
-    /// keys attends to them evenly, and not to nothing.
+    /// Attention knock-out (Geva et al. 2023, arXiv 2304.14767): an attention score so low that no
+    /// weight is left after the softmax. It is within the range of f16, so a query that loses all
+    /// of its keys attends to them evenly, and not to nothing.
     pub const KNOCK_OUT: Self = Self { value: -3e4 };
 }
 

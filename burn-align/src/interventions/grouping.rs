@@ -1,13 +1,15 @@
+//! How tokens become the vectors that interventions with parameters act on.
+
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-/// Which tokens an intervention with parameters takes as one vector.
+/// Which tokens an intervention with parameters treats as one vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenGrouping {
-    /// Every token is a vector of its own, and all are treated alike.
+    /// Every token is its own vector; all are treated alike.
     #[default]
     #[doc(alias = "keep_last_dim")]
     Each,
-    /// Exactly so many tokens stand side by side in one vector.
+    /// This many tokens are concatenated into one vector.
     #[doc(alias = "max_number_of_units")]
     Joint(usize),
 }
@@ -25,7 +27,7 @@ pub struct Misfit {
 }
 
 impl TokenGrouping {
-    /// Checks that units can be made into vectors of `width` features.
+    /// Checks that these units form vectors of `width` features.
     pub(super) fn check(self, width: usize, units: usize, d_site: usize) -> Result<(), Misfit> {
         let size = self.size();
         if (self == Self::Each || units == size) && d_site * size == width {
@@ -61,14 +63,14 @@ impl TokenGrouping {
             .reshape([batch * units / size, size * d_site])
     }
 
-    /// Adds a change to an activation, in the activation's dtype: nothing that is not changed is
+    /// Adds a change to an activation in the activation's dtype, so that unchanged features are not
     /// rounded.
     pub(super) fn add<B: Backend>(self, base: Tensor<B, 3>, change: Tensor<B, 2>) -> Tensor<B, 3> {
         let (shape, dtype) = (base.dims(), base.dtype());
         base + change.reshape(shape).cast(dtype)
     }
 
-    /// Puts vectors in the place of an activation, in the activation's dtype.
+    /// Replaces an activation with these vectors, in the activation's dtype.
     pub(super) fn split<B: Backend>(self, base: &Tensor<B, 3>, new: Tensor<B, 2>) -> Tensor<B, 3> {
         new.reshape(base.dims()).cast(base.dtype())
     }

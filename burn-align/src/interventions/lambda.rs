@@ -1,3 +1,5 @@
+//! Interventions from closures.
+
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -10,22 +12,22 @@ use super::{Intervention, Operands};
 
 type Function<B> = Arc<dyn Fn(Tensor<B, 3>, &Operands<B>) -> Tensor<B, 3> + Send + Sync>;
 
-/// An intervention of your own, as a closure `f(base, operands)`, with `base` and the result
-/// `[batch, unit, d_site]`. Outside of a subspace, what it gives is not used.
+/// Your own intervention as a closure `f(base, operands)`. `base` and the result are
+/// `[batch, unit, d_site]`. Outside of the subspace, the result is ignored.
 ///
-/// As a [`BuiltinIntervention`](super::BuiltinIntervention) it stands beside any others:
-/// `LambdaIntervention::new(…).into()`. It has no parameters, is not trained and cannot be saved;
-/// for that, implement [`Intervention`] for a type of your own.
+/// Convert it to a [`BuiltinIntervention`](super::BuiltinIntervention) with
+/// `LambdaIntervention::new(…).into()` to mix it with others. A closure has no parameters, so it
+/// cannot be trained or saved; for that, implement [`Intervention`] for your own type.
 #[derive(Clone)]
 pub struct LambdaIntervention<B: Backend> {
     function: Function<B>,
     needs_source: bool,
-    /// The function on the backend that differentiates, where this one was taken from it.
+    /// The function on the autodiff backend, if this one was derived from it.
     origin: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl<B: Backend> LambdaIntervention<B> {
-    /// A closure that takes no source.
+    /// A closure without a source.
     pub fn new(
         function: impl Fn(Tensor<B, 3>, &Operands<B>) -> Tensor<B, 3> + Send + Sync + 'static,
     ) -> Self {
@@ -36,7 +38,7 @@ impl<B: Backend> LambdaIntervention<B> {
         }
     }
 
-    /// A closure that takes a source.
+    /// A closure with a source.
     pub fn with_source(
         function: impl Fn(Tensor<B, 3>, &Operands<B>) -> Tensor<B, 3> + Send + Sync + 'static,
     ) -> Self {
@@ -55,7 +57,7 @@ impl<B: Backend> fmt::Debug for LambdaIntervention<B> {
     }
 }
 
-// A closure has no parameters, and cannot derive what all modules need.
+// A closure has no parameters and cannot derive what every module needs.
 impl<B: Backend> Module<B> for LambdaIntervention<B> {
     burn::empty!(module);
 }
@@ -87,7 +89,7 @@ impl<B: AutodiffBackend> AutodiffModule<B> for LambdaIntervention<B> {
     }
 
     /// # Panics
-    /// If the closure was not made on the backend that differentiates: it has no gradient.
+    /// If the closure was not created on the autodiff backend: it has no gradient.
     fn from_inner(module: Self::InnerModule) -> Self {
         let origin = module.origin.as_deref();
         let function = origin.and_then(<dyn Any + Send + Sync>::downcast_ref::<Function<B>>);

@@ -1,4 +1,8 @@
 //! Interventions that learn how much of each feature they swap.
+//!
+//! DAS needs the size of the subspace in advance. A mask that is trained with the rotation finds
+//! the size instead. While the temperature is high, the mask is soft and the swap mixes base and
+//! source; results count only at the low temperature that training ends with.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
@@ -6,17 +10,17 @@ use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
 use super::rotated::difference;
 use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 
-/// Boundless DAS (Wu et al. 2023, arXiv 2305.08809, eq. 4): the first rotated features are
-/// swapped, as many as a learned boundary says.
+/// Boundless DAS (Wu et al. 2023, arXiv 2305.08809, eq. 4): swaps the first rotated features, up to
+/// a learned boundary.
 ///
-/// Feature `i` of `d` is swapped to the share `σ(i / T) · σ((β - i) / T)`, with the boundary
-/// `β = clamp(b, 0.001, 1) · d` and a temperature `T` that falls during training. As in pyvene,
-/// the first factor is ½ at `i = 0`.
+/// The share `σ(i / T) · σ((β - i) / T)` of feature `i` of `d` is swapped, with the boundary
+/// `β = clamp(b, 0.001, 1) · d` and a temperature `T` that falls during training. As in pyvene, the
+/// first factor is ½ at `i = 0`.
 #[derive(Module, Debug)]
 pub struct BoundlessRotatedSpaceIntervention<B: Backend> {
     /// The rotation, `[d, d]`.
     pub rotation: Orthonormal<B>,
-    /// The boundary `b`, a share of the features, `[1]`.
+    /// The boundary `b` as a share of the features, `[1]`.
     pub boundary: Param<Tensor<B, 1>>,
     #[module(skip)]
     temperature: f64,
@@ -25,7 +29,7 @@ pub struct BoundlessRotatedSpaceIntervention<B: Backend> {
 }
 
 impl<B: Backend> BoundlessRotatedSpaceIntervention<B> {
-    /// With the boundary in the middle, at temperature 50.
+    /// Starts with the boundary in the middle, at temperature 50.
     pub fn new(rotation: Orthonormal<B>, tokens: TokenGrouping) -> Self {
         let device = rotation.parameter.device();
         Self {
@@ -36,7 +40,7 @@ impl<B: Backend> BoundlessRotatedSpaceIntervention<B> {
         }
     }
 
-    /// The same at another temperature.
+    /// Sets the temperature.
     pub fn with_temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
@@ -47,7 +51,7 @@ impl<B: Backend> BoundlessRotatedSpaceIntervention<B> {
         self.temperature
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }
@@ -106,7 +110,7 @@ impl<B: Backend> Intervention<B> for BoundlessRotatedSpaceIntervention<B> {
     }
 }
 
-/// A rotation with a learned mask: rotated feature `i` is swapped to the share `σ(mᵢ / T)`.
+/// A rotation with a learned mask: the share `σ(mᵢ / T)` of rotated feature `i` is swapped.
 #[derive(Module, Debug)]
 pub struct SigmoidMaskRotatedSpaceIntervention<B: Backend> {
     /// The rotation, `[d, d]`.
@@ -120,7 +124,7 @@ pub struct SigmoidMaskRotatedSpaceIntervention<B: Backend> {
 }
 
 impl<B: Backend> SigmoidMaskRotatedSpaceIntervention<B> {
-    /// With logits of 100 at temperature 50, which swaps 0.88 of each feature.
+    /// Starts with logits of 100 at temperature 50, which swaps 0.88 of each feature.
     pub fn new(rotation: Orthonormal<B>, tokens: TokenGrouping) -> Self {
         let [d, _d] = rotation.dims();
         let device = rotation.parameter.device();
@@ -132,7 +136,7 @@ impl<B: Backend> SigmoidMaskRotatedSpaceIntervention<B> {
         }
     }
 
-    /// The same at another temperature.
+    /// Sets the temperature.
     pub fn with_temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
@@ -143,7 +147,7 @@ impl<B: Backend> SigmoidMaskRotatedSpaceIntervention<B> {
         self.temperature
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }
@@ -186,8 +190,8 @@ impl<B: Backend> Intervention<B> for SigmoidMaskRotatedSpaceIntervention<B> {
     }
 }
 
-/// A learned mask without a rotation: feature `i` is swapped to the share `σ(mᵢ / T)`
-/// (differential binary masking; Davies et al. 2023, arXiv 2307.03637).
+/// A learned mask without a rotation: the share `σ(mᵢ / T)` of feature `i` is swapped (differential
+/// binary masking; Davies et al. 2023, arXiv 2307.03637).
 #[derive(Module, Debug)]
 #[doc(alias = "DBM")]
 pub struct SigmoidMaskIntervention<B: Backend> {
@@ -200,7 +204,7 @@ pub struct SigmoidMaskIntervention<B: Backend> {
 }
 
 impl<B: Backend> SigmoidMaskIntervention<B> {
-    /// With logits of 0 for `d` features, at temperature 0.01.
+    /// Starts with logits of 0 for `d` features, at temperature 0.01.
     pub fn new(d: usize, tokens: TokenGrouping, device: &B::Device) -> Self {
         Self {
             mask: Param::from_tensor(Tensor::zeros([d], (device, DType::F32))),
@@ -209,7 +213,7 @@ impl<B: Backend> SigmoidMaskIntervention<B> {
         }
     }
 
-    /// The same at another temperature.
+    /// Sets the temperature.
     pub fn with_temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         self
@@ -220,7 +224,7 @@ impl<B: Backend> SigmoidMaskIntervention<B> {
         self.temperature
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }

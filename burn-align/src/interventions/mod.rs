@@ -1,5 +1,9 @@
 //! What an edit does to an activation.
 //!
+//! An intervention knows nothing of models, positions or worlds: it is a pure function of tensors,
+//! and the engine decides where to call it. That is why the same code works at every site and in
+//! every model, with any of Burn's optimizers.
+//!
 //! | intervention | new activation | source |
 //! | --- | --- | --- |
 //! | [`VanillaIntervention`] | `source` | yes |
@@ -23,15 +27,15 @@
 //! | [`AutoencoderIntervention`], [`JumpReluAutoencoderIntervention`] | hidden features swapped | yes |
 //! | [`ReftIntervention`] | the ReFT family | no |
 //!
-//! Rotations and masks are f32 whatever the model's dtype: activations are cast on the way in,
-//! and the change, or the new activation, on the way out.
+//! Rotations and masks are f32 whatever the model's dtype. Activations are cast on the way in; the
+//! change, or the new activation, is cast back on the way out.
 //!
 //! Other operations are these with the right source: *skip* swaps in the component's own input,
 //! *mean ablation* a mean over a dataset, *resample ablation* another example (see
-//! [`ablate`](crate::methods::ablate)), *noise* adds a constant, and *attention knock-out* fills
+//! [`ablate`](crate::methods::ablate)); *noise* adds a constant, and *attention knock-out* fills
 //! attention scores with [`FillIntervention::KNOCK_OUT`].
 //!
-//! Every one acts on the whole activation or on a subspace of its features.
+//! Every intervention acts on the whole activation or on a subspace of its features.
 
 mod arithmetic;
 mod autoencoder;
@@ -73,24 +77,24 @@ pub use vanilla::VanillaIntervention;
 
 /// Changes an activation, as a pure function of tensors.
 ///
-/// An intervention is a Burn module: its parameters are trained by Burn's optimizers and saved
-/// like those of any module. One type stands for all interventions of a model; to mix several,
-/// make it an enum that derives [`Module`], as [`BuiltinIntervention`] is.
+/// An intervention is a Burn module: Burn's optimizers train its parameters, and they are saved
+/// like those of any module. One type stands for all interventions of a model. To mix several,
+/// write an enum that derives [`Module`], as [`BuiltinIntervention`] does.
 ///
-/// Edits of many worlds are made in one call, under one another along the batch axis. So a row of
-/// the result must depend on the same row of the arguments only.
+/// The edits of many worlds are made in one call, stacked along the batch axis. A row of the result
+/// must therefore depend only on the same row of the arguments.
 pub trait Intervention<B: Backend>: Module<B> {
     /// Whether the intervention takes a source.
     fn needs_source(&self) -> bool;
 
-    /// The activation to go on with.
+    /// The new activation.
     ///
     /// # Shapes
     /// - base, output: `[batch, unit, d_site]`
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3>;
 
-    /// The number of features that subspaces are made of, where so many units of so many features
-    /// are changed. It is asked before anything is computed.
+    /// The number of features that subspaces index, if `units` units of `d_site` features are
+    /// changed. The engine asks before it computes anything.
     ///
     /// # Errors
     /// If the intervention cannot act on these units.
@@ -104,7 +108,7 @@ pub trait Intervention<B: Backend>: Module<B> {
         Vec::new()
     }
 
-    /// The parameters of masks, which are trained at a learning rate of their own.
+    /// The parameters of masks, which have their own learning rate.
     fn mask_parameters(&self) -> Vec<ParamId> {
         Vec::new()
     }
@@ -114,27 +118,26 @@ pub trait Intervention<B: Backend>: Module<B> {
         let _without = temperature;
     }
 
-    /// What training adds to the loss so that less is swapped, `[1]`: a boundary, or the mean of a
-    /// mask.
+    /// What training adds to the loss to swap less, `[1]`: a boundary, or the mean of a mask.
     fn penalty(&self) -> Option<Tensor<B, 1>> {
         None
     }
 }
 
-/// What an intervention takes besides the activation it changes.
+/// What an intervention gets besides the activation it changes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Operands<B: Backend> {
-    /// The source's activation, `[batch, unit, d_site]`; there if and only if the intervention
+    /// The source's activation, `[batch, unit, d_site]`; present if and only if the intervention
     /// [needs](Intervention::needs_source) one.
     pub source: Option<Tensor<B, 3>>,
-    /// Which features are to be changed, `[batch, 1, feature]`; `None` for all. How many there are
-    /// says [`Intervention::features`]: those of the site, or the rotated or hidden ones.
+    /// Which features to change, `[batch, 1, feature]`; `None` for all. [`Intervention::features`]
+    /// gives their number: features of the site, or rotated or hidden ones.
     pub subspace: Option<Tensor<B, 3, Bool>>,
 }
 
 impl<B: Backend> Operands<B> {
-    /// A source, and which features are to be changed.
+    /// A source, and the features to change.
     ///
     /// # Shapes
     /// - source: `[batch, unit, d_site]`
@@ -146,7 +149,7 @@ impl<B: Backend> Operands<B> {
     /// The source's activation.
     ///
     /// # Panics
-    /// If there is none, which an edit by an intervention that needs one never lets happen.
+    /// If there is none. This cannot happen in an edit by an intervention that needs one.
     pub fn source(&self) -> Tensor<B, 3> {
         self.source
             .clone()

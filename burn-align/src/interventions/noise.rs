@@ -1,3 +1,5 @@
+//! Gaussian noise that is the same on every backend.
+
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use rand::SeedableRng;
@@ -6,11 +8,11 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::{Intervention, Operands};
 
-/// Adds Gaussian noise, drawn anew from its seed each time: the same for every example, and
+/// Adds Gaussian noise, redrawn from its seed at every call: the same for every example, and
 /// different for every unit.
 ///
-/// Unlike pyvene's, which has noise for exactly four positions, it takes any number of units. Its
-/// random numbers are not those of NumPy.
+/// pyvene's version has noise for exactly four positions; this one takes any number of units. Its
+/// random numbers differ from NumPy's.
 #[derive(Module, Clone, Debug)]
 #[doc(alias = "corruption")]
 pub struct NoiseIntervention {
@@ -21,7 +23,7 @@ pub struct NoiseIntervention {
 }
 
 impl NoiseIntervention {
-    /// The level of pyvene.
+    /// pyvene's level.
     pub const LEVEL: f64 = 0.134_629_815_816_879_27;
 
     /// Noise of this standard deviation.

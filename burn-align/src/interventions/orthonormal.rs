@@ -1,4 +1,9 @@
-//! Matrices with orthonormal columns, and how they stay so while they are trained.
+//! Matrices with orthonormal columns, and how they stay orthonormal during training.
+//!
+//! With orthonormal columns, `W Wᵀ` is a projection: swapping inside the subspace leaves everything
+//! outside of it untouched. An optimizer step destroys that, so something must restore it. The
+//! default works after the step, by retraction; PyTorch's parametrizations are there for parity
+//! with pyvene.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -9,19 +14,19 @@ use super::random::Seeded;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OrthonormalMap {
-    /// The matrix itself is trained. After every step of the optimizer, the step is projected onto
-    /// the tangent space of the Stiefel manifold, and its end is retracted by the polar
-    /// decomposition (Absil, Mahony & Sepulchre 2008, §3.5.7 and example 4.1.2). Nothing but
-    /// products of matrices, and nothing to differentiate through.
+    /// The matrix itself is trained. After every optimizer step, the step is projected onto the
+    /// tangent space of the Stiefel manifold, and its end point is retracted by the polar
+    /// decomposition (Absil, Mahony & Sepulchre 2008, §3.5.7 and example 4.1.2). This takes only
+    /// matrix products, and nothing to differentiate through.
     #[default]
     Retraction,
-    /// `B · exp(A)` with `A = tril(X) - tril(X)ᵀ`: square matrices, as PyTorch's
-    /// `parametrizations.orthogonal` has them.
+    /// `B · exp(A)` with `A = tril(X) - tril(X)ᵀ`: square matrices, as in PyTorch's
+    /// `parametrizations.orthogonal`.
     MatrixExponential,
     /// `B · (I - A/2)⁻¹ (I + A/2)`, with the same `A`: square matrices.
     Cayley,
     /// `B` times the first columns of a product of Householder reflections, whose vectors are the
-    /// columns of `X` below its diagonal: tall matrices, as PyTorch has them.
+    /// columns of `X` below its diagonal: tall matrices, as in PyTorch.
     Householder,
 }
 
@@ -46,14 +51,14 @@ pub enum OrthonormalMap {
 pub struct Orthonormal<B: Backend> {
     /// What is trained, `[d, rank]`: `W` itself, or the `X` of its map.
     pub parameter: Param<Tensor<B, 2>>,
-    /// The matrix `B` of the map, `[d, d]`; none of a [`Retraction`](OrthonormalMap::Retraction).
-    /// It is not trained.
+    /// The matrix `B` of the map, `[d, d]`, which is not trained; `None` for a
+    /// [`Retraction`](OrthonormalMap::Retraction).
     pub base: Option<Param<Tensor<B, 2>>>,
     #[module(skip)]
     map: OrthonormalMap,
 }
 
-/// Why a matrix cannot be made.
+/// Why a matrix cannot be built.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OrthonormalError {
@@ -80,8 +85,8 @@ pub enum OrthonormalError {
 }
 
 impl<B: Backend> Orthonormal<B> {
-    /// A random matrix, uniform among all of its shape: the polar factor of a Gaussian one. The
-    /// same seed gives the same matrix on every backend, but for rounding.
+    /// A random matrix, uniform among all of its shape: the polar factor of a Gaussian one. Up to
+    /// rounding, the same seed gives the same matrix on every backend.
     ///
     /// # Errors
     /// If there is no such matrix.
@@ -96,7 +101,7 @@ impl<B: Backend> Orthonormal<B> {
         Self::from_matrix(matrix, map)
     }
 
-    /// The matrix with orthonormal columns that is nearest to this one.
+    /// The matrix with orthonormal columns that is closest to this one.
     ///
     /// # Shapes
     /// - matrix: `[d, rank]`, of full rank
@@ -124,7 +129,7 @@ impl<B: Backend> Orthonormal<B> {
         Ok(Self::from_parameter(parameter, base, map))
     }
 
-    /// Puts a matrix together from what was saved of it.
+    /// Rebuilds a matrix from its saved parts.
     pub(crate) fn from_parameter(
         parameter: Tensor<B, 2>,
         base: Option<Tensor<B, 2>>,
@@ -137,7 +142,7 @@ impl<B: Backend> Orthonormal<B> {
         }
     }
 
-    /// How the columns are kept orthonormal.
+    /// How the columns stay orthonormal.
     pub fn map(&self) -> OrthonormalMap {
         self.map
     }
@@ -162,8 +167,8 @@ impl<B: Backend> Orthonormal<B> {
         }
     }
 
-    /// Brings the matrix back to the manifold after a step of the optimizer that began at
-    /// `before`. Of maps that never leave it, nothing changes.
+    /// Returns the matrix to the manifold after an optimizer step that started at `before`. Maps
+    /// that never leave it change nothing.
     #[must_use]
     pub fn retracted(self, before: Tensor<B, 2>) -> Self {
         if self.map != OrthonormalMap::Retraction {
@@ -215,10 +220,10 @@ fn deviation<B: Backend>(gram: &Tensor<B, 2>) -> f64 {
     largest.into_data().iter::<f64>().next().unwrap_or(0.0)
 }
 
-/// The orthonormal factor of the polar decomposition, by the iteration of Newton and Schulz,
+/// The orthonormal factor of the polar decomposition, by the Newton–Schulz iteration
 /// `Y ← Y (3 I - YᵀY) / 2` (Higham 2008, "Functions of Matrices", eq. 8.20).
 fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
-    // What f32 can reach.
+    // The best that f32 can reach.
     const ENOUGH: f64 = 1e-6;
     let [_d, rank] = matrix.dims();
     let one = identity(rank, &matrix.device());
@@ -227,7 +232,7 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     let mut square = gram(&y);
     let mut last = deviation(&square);
     if last > 0.5 {
-        // The iteration wants singular values below √3: the largest row sum bounds their squares.
+        // The iteration needs singular values below √3; the largest row sum bounds their squares.
         let bound = square.clone().abs().sum_dim(1).max();
         let bound = bound.into_data().iter::<f64>().next().unwrap_or(1.0);
         if bound > 0.0 {
@@ -236,7 +241,7 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
         }
         last = f64::INFINITY;
     }
-    // Singular values grow by half each time: enough for ones of 1e-8.
+    // Each step grows singular values by half: enough steps for values of 1e-8.
     for _ in 0..80 {
         if last < ENOUGH {
             break;
@@ -252,7 +257,7 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     y
 }
 
-/// A square orthonormal matrix that begins with these columns.
+/// A square orthonormal matrix that starts with these columns.
 fn complete<B: Backend>(columns: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, rank] = columns.dims();
     if rank == d {
@@ -264,7 +269,7 @@ fn complete<B: Backend>(columns: Tensor<B, 2>) -> Tensor<B, 2> {
         let inside = columns.clone().transpose().matmul(x.clone());
         x - columns.clone().matmul(inside)
     };
-    // Twice, for what rounding has left inside.
+    // Twice: rounding leaves a part of the columns in the first result.
     let rest = polar(orthogonal(polar(orthogonal(random))));
     Tensor::cat(vec![columns, rest], 1)
 }
@@ -275,7 +280,7 @@ fn skew<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     lower.clone() - lower.transpose()
 }
 
-/// `exp(A)`, by scaling and squaring of a Taylor polynomial of degree 8.
+/// `exp(A)`, by scaling and squaring a Taylor polynomial of degree 8.
 fn exponential<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, _d] = a.dims();
     let one = identity(d, &a.device());
@@ -313,8 +318,9 @@ fn cayley<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
     inverse(matrix).matmul(one + half)
 }
 
-/// The inverse, by Newton's iteration `Y ← Y (2 I - M Y)`. Only its last step is differentiated,
-/// which gives the whole derivative, since the step's derivative by `Y` vanishes at the inverse.
+/// The inverse, by Newton's iteration `Y ← Y (2 I - M Y)`. Only its last step is differentiated.
+/// That gives the whole derivative, since the step's derivative with respect to `Y` vanishes at the
+/// inverse.
 fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, _d] = matrix.dims();
     let one: Tensor<B, 2> = identity(d, &matrix.device());
@@ -347,7 +353,7 @@ fn householder<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let [d, rank] = x.dims();
     let unit = identity(d, &x.device()).narrow(1, 0, rank);
     let signs = (x.clone().detach() * unit.clone()).sum_dim(0); // [1, rank]
-    // PyTorch cuts them to whole numbers.
+    // PyTorch truncates them to whole numbers.
     let signs = signs.clone().sign() * signs.abs().floor();
     let vectors = x.tril(-1) + unit.clone();
     let squares = vectors.clone().powi_scalar(2).sum_dim(0); // [1, rank], 1 + Σ a²

@@ -1,3 +1,5 @@
+//! Swapping principal components, and computing them.
+
 use burn::module::Module;
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -7,12 +9,15 @@ use super::{Intervention, Misfit, Operands, TokenGrouping};
 
 /// Swaps principal components: `z = ((x - μ) / σ) Cᵀ`, new activation `(z C) ⊙ σ + μ`.
 ///
-/// What lies outside of the components is lost, as in pyvene; with as many components as features
-/// nothing is. Nothing is trained: [`fit`](Self::fit) computes all from activations.
+/// The part outside of the components is lost, as in pyvene; with as many components as features
+/// nothing is lost. Nothing is trained: [`fit`](Self::fit) computes everything from activations.
+///
+/// Components are ordered by variance, not by their effect on the prediction: a variable may be in
+/// a direction of small variance.
 #[derive(Module, Debug)]
 #[doc(alias = "PCARotatedSpaceIntervention")]
 pub struct PcaIntervention<B: Backend> {
-    /// The components, `[component, d]`, the one of the largest variance first.
+    /// The components, `[component, d]`, in order of decreasing variance.
     pub components: Param<Tensor<B, 2>>,
     /// The mean `μ`, `[d]`.
     pub mean: Param<Tensor<B, 1>>,
@@ -22,7 +27,7 @@ pub struct PcaIntervention<B: Backend> {
     tokens: TokenGrouping,
 }
 
-/// Why no principal components can be computed.
+/// Why principal components cannot be computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "principal components: expected 1 to {most} of them, from at least 2 vectors, found \
@@ -38,7 +43,7 @@ pub struct PcaError {
 }
 
 impl<B: Backend> PcaIntervention<B> {
-    /// With given parameters.
+    /// An intervention with these parameters.
     ///
     /// # Shapes
     /// - components: `[component, d]`
@@ -58,14 +63,14 @@ impl<B: Backend> PcaIntervention<B> {
         .no_grad()
     }
 
-    /// Computes the principal components of standardised vectors. Features that do not vary are
-    /// left at their scale.
+    /// Computes the principal components of standardised vectors. Features that do not vary are not
+    /// scaled.
     ///
     /// # Shapes
-    /// - vectors: `[vector, d]`, for instance activations that were collected
+    /// - vectors: `[vector, d]`, for example collected activations
     ///
     /// # Errors
-    /// If there are too few vectors for so many components.
+    /// If there are too few vectors for this many components.
     pub fn fit(
         vectors: Tensor<B, 2>,
         components: usize,
@@ -100,7 +105,7 @@ impl<B: Backend> PcaIntervention<B> {
         ))
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }
@@ -133,10 +138,10 @@ impl<B: Backend> Intervention<B> for PcaIntervention<B> {
     }
 }
 
-/// The eigenvectors of the largest eigenvalues of a symmetric matrix, one behind the other, by
+/// The eigenvectors with the largest eigenvalues of a symmetric matrix, one after another, by
 /// Jacobi rotations (Golub & Van Loan 2013, "Matrix Computations", algorithm 8.5.3).
 ///
-/// Each is turned so that its largest entry is positive.
+/// Each has the sign that makes its largest entry positive.
 fn eigenvectors(mut a: Vec<f64>, d: usize, count: usize) -> Vec<f64> {
     const MOST_SWEEPS: usize = 60;
     let mut v = vec![0.0; d * d]; // Row i: eigenvector i.

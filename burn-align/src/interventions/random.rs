@@ -5,7 +5,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, Uniform};
 
-/// Where parameters begin.
+/// Draws initial parameters.
 pub(crate) struct Seeded<'a, B: Backend> {
     rng: ChaCha8Rng,
     device: &'a B::Device,
@@ -24,7 +24,7 @@ impl<'a, B: Backend> Seeded<'a, B> {
         self.draw(shape, StandardNormal)
     }
 
-    /// Evenly distributed numbers, in f32.
+    /// Uniformly distributed numbers, in f32.
     pub(crate) fn uniform<const D: usize>(
         &mut self,
         shape: [usize; D],
@@ -34,7 +34,7 @@ impl<'a, B: Backend> Seeded<'a, B> {
         self.draw(shape, range)
     }
 
-    /// The weight of a linear layer from `d_input` features, as PyTorch begins with it.
+    /// The weight of a linear layer from `d_input` features, as PyTorch initialises it.
     pub(crate) fn linear<const D: usize>(
         &mut self,
         shape: [usize; D],

@@ -1,3 +1,5 @@
+//! The ReFT family: trained changes in a subspace, without a source.
+
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::nn::Activation;
@@ -5,7 +7,7 @@ use burn_align_models::nn::Activation;
 use super::random::Seeded;
 use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 
-/// The members of the ReFT family (Wu et al. 2024, arXiv 2404.03592), with the names of pyreft.
+/// The members of the ReFT family (Wu et al. 2024, arXiv 2404.03592), named as in pyreft.
 ///
 /// `R` has orthonormal columns, `P` is free; `s(x) = f(x W + b)` is learned, or a constant `b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,28 +33,31 @@ impl ReftKind {
         !matches!(self, Self::NoReft | Self::NodiReft)
     }
 
-    /// Whether what is put in is a constant.
+    /// Whether the new value is a constant.
     pub fn is_constant(self) -> bool {
         matches!(self, Self::ConsReft | Self::LobiReft)
     }
 
-    /// Whether what is put in takes the place of what was there.
+    /// Whether the new value replaces the old one.
     pub fn replaces(self) -> bool {
         matches!(self, Self::LoReft | Self::NoReft | Self::ConsReft)
     }
 }
 
 /// Representation finetuning: a learned change in a subspace, without a source.
+///
+/// It steers a model; it does not locate anything. That a trained edit changes the answer does not
+/// show that the model itself uses that subspace.
 #[derive(Module, Debug)]
 #[doc(alias = "LoReFT")]
 pub struct ReftIntervention<B: Backend> {
-    /// The directions `R`, `[d, rank]`, of the kinds that have them orthonormal.
+    /// The directions `R`, `[d, rank]`, for kinds with orthonormal directions.
     pub rotation: Option<Orthonormal<B>>,
-    /// The directions `P`, `[d, rank]`, of the others.
+    /// The directions `P`, `[d, rank]`, for the other kinds.
     pub projection: Option<Param<Tensor<B, 2>>>,
-    /// `p`, `[rank]`, of [`ReftKind::NoReft`].
+    /// `p`, `[rank]`, for [`ReftKind::NoReft`].
     pub projection_bias: Option<Param<Tensor<B, 1>>>,
-    /// `W`, `[d, rank]`, of the kinds whose source is not constant.
+    /// `W`, `[d, rank]`, for kinds whose new value is not a constant.
     pub weight: Option<Param<Tensor<B, 2>>>,
     /// `b`, `[rank]`.
     pub bias: Param<Tensor<B, 1>>,
@@ -73,8 +78,8 @@ pub(crate) struct ReftParts<B: Backend> {
 }
 
 impl<B: Backend> ReftIntervention<B> {
-    /// Random parameters, distributed as in pyreft; the directions are these, if the kind has them
-    /// orthonormal, else there are as many.
+    /// Random parameters, distributed as in pyreft. Kinds with orthonormal directions use this
+    /// rotation; the others only take its shape.
     pub fn new(kind: ReftKind, rotation: Orthonormal<B>, seed: u64) -> Self {
         let [d, rank] = rotation.dims();
         let device = rotation.parameter.device();
@@ -108,13 +113,13 @@ impl<B: Backend> ReftIntervention<B> {
         }
     }
 
-    /// The same with a function `f` behind its learned linear map; without it, the identity.
+    /// Sets the function `f` after the learned linear map. Default: the identity.
     pub fn with_activation(mut self, activation: Activation) -> Self {
         self.activation = activation;
         self
     }
 
-    /// Which of the family this is.
+    /// Which member of the family this is.
     pub fn kind(&self) -> ReftKind {
         self.kind
     }

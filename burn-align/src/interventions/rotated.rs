@@ -1,14 +1,22 @@
+//! The rotated swap of distributed alignment search.
+
 use burn::module::Module;
 use burn::tensor::{Bool, DType, Tensor, backend::Backend};
 
 use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
 
-/// The rotated interchange intervention of distributed alignment search (Geiger et al. 2023,
-/// arXiv 2303.02536, eq. 1): the source's part in a subspace takes the place of the base's,
+/// The rotated interchange intervention of distributed alignment search (Geiger et al. 2023, arXiv
+/// 2303.02536, eq. 1): inside a subspace, the source replaces the base,
 /// `base + (source W - base W) Wᵀ`.
 ///
-/// The columns of `W` span the subspace; a square `W` spans all, and its subspaces are chosen with
-/// [`Operands::subspace`] or by the number of columns that are swapped.
+/// The columns of `W` span the subspace. A square `W` spans the whole space; choose subspaces of it
+/// with [`Operands::subspace`] or by the number of swapped columns.
+///
+/// # When it misleads
+/// A trained subspace may over-fit: evaluate it on held-out data, next to a random rotation of the
+/// same rank ([`evaluate_with_controls`](crate::training::evaluate_with_controls)). A swap along a
+/// subspace can also drive a pathway that is dormant in normal runs, so that it changes the answer
+/// although the model does not keep the variable there (Makelov et al. 2023, arXiv 2311.17030).
 #[derive(Module, Debug)]
 #[doc(alias = "LowRankRotatedSpaceIntervention")]
 #[doc(alias = "DAS")]
@@ -17,7 +25,7 @@ pub struct RotatedSpaceIntervention<B: Backend> {
     pub rotation: Orthonormal<B>,
     #[module(skip)]
     tokens: TokenGrouping,
-    /// How many of the directions are swapped where no subspace is named.
+    /// How many of the directions are swapped if no subspace is named.
     #[module(skip)]
     swapped: usize,
 }
@@ -33,7 +41,7 @@ impl<B: Backend> RotatedSpaceIntervention<B> {
         }
     }
 
-    /// The same swapping along the first directions only, where no subspace is named.
+    /// Swaps along the first directions only, if no subspace is named.
     #[doc(alias = "interchange_dim")]
     pub fn with_swapped(mut self, directions: usize) -> Self {
         let [_d, rank] = self.rotation.dims();
@@ -41,12 +49,12 @@ impl<B: Backend> RotatedSpaceIntervention<B> {
         self
     }
 
-    /// Which tokens are one vector.
+    /// How tokens are grouped into vectors.
     pub fn tokens(&self) -> TokenGrouping {
         self.tokens
     }
 
-    /// How many directions are swapped where no subspace is named.
+    /// How many directions are swapped if no subspace is named.
     pub fn swapped(&self) -> usize {
         self.swapped
     }
@@ -89,10 +97,10 @@ pub(super) fn difference<B: Backend>(
     tokens.join(source.cast(DType::F32) - base.clone().cast(DType::F32))
 }
 
-/// Zeros outside of the subspace.
+/// Zeroes the change outside of the subspace.
 ///
 /// # Shapes
-/// - change, output: `[vector, feature]`, the vectors of an example behind one another
+/// - change, output: `[vector, feature]`, the vectors of an example one after another
 /// - subspace: `[batch, 1, feature]`
 pub(super) fn choose<B: Backend>(
     change: Tensor<B, 2>,

@@ -1,10 +1,12 @@
+//! The plain interchange intervention.
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Intervention, Operands};
 
-/// The interchange intervention: the source's activation takes the place of the base's
-/// (Geiger et al. 2021, arXiv 2106.02997).
+/// The interchange intervention: the source's activation replaces the base's (Geiger et al. 2021,
+/// arXiv 2106.02997).
 #[derive(Module, Clone, Debug, Default)]
 #[doc(alias = "interchange intervention")]
 #[doc(alias = "activation patching")]

@@ -1,4 +1,8 @@
-//! Ablations: an activation gives way to one that does not know the input.
+//! Ablations: an activation is replaced by one that carries no information about this input.
+//!
+//! An ablation asks whether a part is *needed* in this context, not what it computes. A small
+//! effect does not show that the part is unused: later layers may compensate for it (self-repair;
+//! McGrath et al. 2023, "The Hydra Effect", arXiv 2307.15771).
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Site, TokenBatch};
@@ -10,28 +14,29 @@ use super::{Grid, SweepGrid};
 use crate::engine::{Edit, Indices, Operand, Plan, PlanError, ReadId, RunOptions, Units, WorldId};
 use crate::interventions::{BuiltinIntervention, FillIntervention, VanillaIntervention};
 
-/// What takes the place of an activation.
+/// What replaces an activation.
 ///
-/// Zeros, and to a lesser extent means, are activations that the model has never seen; what it
-/// does then may say more about them than about the ablated part. A resampled activation is a
-/// natural one, but another draw gives another result: average over seeds.
+/// Zeros, and to a lesser extent means, are activations that the model has never seen. Its reaction
+/// may then say more about them than about the ablated part. A resampled activation is a natural
+/// one, but another draw gives another result, so average over seeds.
 #[derive(Clone, Copy, Debug)]
 pub enum Ablation<'a> {
     /// Zeros.
     Zero,
     /// The mean over a dataset, given in batches (Wang et al. 2022, arXiv 2211.00593): see
-    /// [`mean_activations`]. It is taken position by position, so the dataset's prompts should
-    /// have the base's structure.
+    /// [`mean_activations`]. It is taken position by position, so the prompts of the dataset should
+    /// have the same structure as the base.
     Mean(&'a [TokenBatch]),
-    /// The activation of another example of the base, by [`resample_donors`] (Chan et al. 2022,
-    /// "Causal Scrubbing"). Where units are named for each example, the donor's own are taken.
+    /// The activation of another example of the base, chosen by [`resample_donors`] (Chan et al.
+    /// 2022, "Causal Scrubbing"). If units are given for each example, the other example's units
+    /// are used.
     Resample {
         /// Seed of the draw.
         seed: u64,
     },
-    /// The activation of an example of another dataset, drawn for each example of the base; one
-    /// may be drawn several times. The same units are taken as are ablated. For donors of your
-    /// own choice use [`sweep`](super::sweep) with them as the source.
+    /// The activation of an example of another dataset, drawn for each example of the base; an
+    /// example may be drawn several times. It is taken at the units that are ablated. To choose the
+    /// examples yourself, use [`sweep`](super::sweep) with them as the source.
     ResampleFrom {
         /// The dataset.
         donors: &'a TokenBatch,
@@ -47,7 +52,7 @@ pub enum AblationError {
     /// A mean over nothing.
     #[error("the dataset is empty: expected at least one batch to take a mean over")]
     EmptyDataset,
-    /// A batch of the dataset that the activations cannot be read of.
+    /// A batch of the dataset whose activations cannot be read.
     #[error("batch {batch} of the dataset: {cause}")]
     Dataset {
         /// Its index.
@@ -55,11 +60,11 @@ pub enum AblationError {
         /// What is wrong.
         cause: PlanError,
     },
-    /// Prompts of different lengths where every position counts.
+    /// Prompts of different lengths in a mean over all positions.
     #[error(
         "{site}: example {example} of batch {batch} of the dataset has {found} tokens, but the \
          mean over all positions, or of attention to them, needs {expected}; name the positions, \
-         or give prompts of one length"
+         or use prompts of equal length"
     )]
     Lengths {
         /// Where the mean is taken.
@@ -68,14 +73,14 @@ pub enum AblationError {
         batch: usize,
         /// Index of the example in its batch.
         example: usize,
-        /// Number of tokens that are needed.
+        /// Number of tokens required.
         expected: usize,
-        /// Number of tokens that there are.
+        /// Number of tokens found.
         found: usize,
     },
     /// An example without another one to take its activation from.
     #[error(
-        "resampling within a batch: expected at least 2 examples, found {found}; give more, or \
+        "resampling within a batch: expected at least 2 examples, found {found}; add examples, or \
          resample from another dataset"
     )]
     NoDonor {
@@ -87,17 +92,17 @@ pub enum AblationError {
     Plan(#[from] PlanError),
 }
 
-/// Ablates every place of a grid and measures what the base predicts then: `metric` of the logits
-/// behind the last token of each example, averaged over examples.
+/// Ablates the activation in every cell of a grid and measures the prediction: `metric` of the
+/// logits after the last token of each example, averaged over examples.
 ///
-/// All places are one plan, in which the base and what it shares are computed once. Means take one
-/// more pass for each batch of their dataset.
+/// All cells are one plan, so the base and everything the cells share are computed once. Means take
+/// one more pass for each batch of their dataset.
 ///
 /// # Shapes
 /// - metric: `[batch, vocab]` → `[batch]`
 ///
 /// # Errors
-/// If a place, the base or the dataset does not fit the model, or there is nothing to take
+/// If a cell, the base or the dataset does not fit the model, or there is nothing to take
 /// activations from.
 pub fn ablate<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
@@ -112,7 +117,7 @@ pub fn ablate<B: Backend, M: AlignableTransformer<B>>(
     let operands: Vec<Operand> = match *ablation {
         Ablation::Zero => vec![Operand::None; grid.cells.len()],
         Ablation::Mean(dataset) => {
-            // What is wrong with the base is to be found before the means are computed.
+            // Errors in the base must surface before the means are computed.
             let (reading, _reads) = reading::<B>(base, &grid.cells);
             reading.explain(model)?;
             let means = means(model, dataset, &grid.cells, base.pos(), options)?;
@@ -150,19 +155,18 @@ pub fn ablate<B: Backend, M: AlignableTransformer<B>>(
     Ok(grid.measure(&plan, &worlds, models, &intervention, metric, options)?)
 }
 
-/// The mean of an activation over all examples of a dataset, in f32, to be a
+/// The mean of an activation over all examples of a dataset, in f32. Use it as a
 /// [constant](Plan::constant) that [`VanillaIntervention`] swaps in.
 ///
-/// The dataset comes in batches and is run batch by batch, so that only one is in memory at a
-/// time. Prompts may have different lengths as long as `units` names positions. No gradient flows
-/// through the mean.
+/// The dataset is run batch by batch, so only one batch is in memory at a time. Prompts may have
+/// different lengths if `units` names positions. No gradient flows through the mean.
 ///
 /// # Shapes
 /// - output: `[1, unit, d_site]`
 ///
 /// # Errors
-/// If there is no batch, the site or the units do not fit the model or a batch, or lengths differ
-/// where every position counts.
+/// If there is no batch, if the site or the units do not fit the model or a batch, or if lengths
+/// differ in a mean over all positions.
 pub fn mean_activations<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     inputs: &[TokenBatch],
@@ -175,10 +179,10 @@ pub fn mean_activations<B: Backend, M: AlignableTransformer<B>>(
     Ok(means.swap_remove(0))
 }
 
-/// Whose activation each example gets when a batch is resampled: for every example another one,
-/// and every example once. All others are equally probable.
+/// Chooses, for each example of a batch, the example whose activation it gets: never itself, and
+/// every example exactly once. All such choices are equally likely.
 ///
-/// The source is then [`TokenBatch::select`] of these.
+/// Pass them to [`TokenBatch::select`] to get the source.
 ///
 /// # Errors
 /// If the batch has fewer than 2 examples.
@@ -207,10 +211,10 @@ fn taken(world: WorldId, site: Site, units: Units) -> Operand {
     Operand::Activation { world, site, units }
 }
 
-/// What is named for each example, as the donors have it.
+/// Indices that are given for each example, permuted to the donors'.
 fn of_donors(indices: &Indices, donors: &[usize]) -> Indices {
     match indices {
-        // Another number of examples is refused with the plan.
+        // A wrong number of examples is rejected with the plan.
         Indices::Each(each) if each.len() == donors.len() => {
             Indices::Each(donors.iter().map(|donor| each[*donor].clone()).collect())
         }
@@ -218,7 +222,7 @@ fn of_donors(indices: &Indices, donors: &[usize]) -> Indices {
     }
 }
 
-/// A plan that reads a batch's activation at every place.
+/// A plan that reads a batch's activation for every cell.
 fn reading<B: Backend>(batch: &TokenBatch, places: &[(Site, Units)]) -> (Plan<B>, Vec<ReadId>) {
     let mut plan = Plan::new();
     let input = plan.tokens(batch);
@@ -229,7 +233,7 @@ fn reading<B: Backend>(batch: &TokenBatch, places: &[(Site, Units)]) -> (Plan<B>
     (plan, reads)
 }
 
-/// The mean at every place. All positions are `pos` positions.
+/// The mean for every cell. "All positions" are `pos` positions.
 fn means<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     dataset: &[TokenBatch],
@@ -240,7 +244,7 @@ fn means<B: Backend, M: AlignableTransformer<B>>(
     if dataset.is_empty() {
         return Err(AblationError::EmptyDataset);
     }
-    // All batches are checked before the first one is run.
+    // Check all batches before running the first one.
     let mut plans = Vec::new();
     for (batch, input) in dataset.iter().enumerate() {
         let (plan, reads) = reading::<B>(input, places);
@@ -267,8 +271,8 @@ fn means<B: Backend, M: AlignableTransformer<B>>(
     Ok(sums.into_iter().map(|sum| sum / count as f64).collect())
 }
 
-/// Checks that no padding gets into a mean, and that positions which are not named, among them
-/// the keys of attention patterns, are as many in every batch.
+/// Checks that no padding enters a mean, and that axes over all positions, including the keys of
+/// attention patterns, have the same length in every batch.
 fn check_lengths(
     input: &TokenBatch,
     batch: usize,
@@ -280,7 +284,7 @@ fn check_lengths(
             let mut lengths = input.lengths().into_iter().enumerate();
             lengths.find(|(_, length)| *length != expected)
         } else if site.is_attention_pattern() && input.pos() != expected {
-            // Shorter prompts beside the longest have no weight behind their end.
+            // Prompts shorter than the longest one have no attention weights after their end.
             let lengths = input.lengths().into_iter().enumerate();
             lengths.max_by_key(|(_, length)| *length)
         } else {

@@ -1,4 +1,4 @@
-//! Where a variable is: distributed alignment search at every place of a grid.
+//! Where a variable is: distributed alignment search in every cell of a grid.
 
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
@@ -16,18 +16,18 @@ use crate::training::{
     evaluate_with_controls, train,
 };
 
-/// The places of an alignment map, on two axes.
+/// The cells of an alignment map, on two axes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AlignmentGrid {
     /// The rows: their labels, and what is aligned in each, with its interventions. A hypothesis
-    /// of several variables has a representation for each.
+    /// with several variables has one representation per variable.
     pub rows: Vec<(String, AlignableConfig)>,
-    /// Labels of the columns: positions, heads, or parts that these play in a prompt.
+    /// Labels of the columns: positions, heads, or roles that these have in a prompt.
     pub columns: Vec<String>,
 }
 
 impl AlignmentGrid {
-    /// The same in each of so many layers, and these columns.
+    /// The same representations in each of these layers, with these columns.
     pub fn layers(aligned: &AlignableConfig, layers: usize, columns: &[String]) -> Self {
         let rows = numbers(layers).into_iter().enumerate();
         let rows = rows.map(|(layer, label)| {
@@ -44,19 +44,19 @@ impl AlignmentGrid {
     }
 }
 
-/// What distributed alignment search found at every place of a grid.
+/// The result of distributed alignment search in every cell of a grid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlignmentMap {
     /// Labels of the rows.
     pub rows: Vec<String>,
     /// Labels of the columns.
     pub columns: Vec<String>,
-    /// `[row][column]`: held-out accuracies, with their intervals, beside the controls.
+    /// `[row][column]`: held-out accuracies and their intervals, next to the controls.
     pub cells: Vec<Vec<Controlled>>,
 }
 
 impl AlignmentMap {
-    /// One number of each cell, to be drawn: for instance `|cell| cell.trained.accuracy`.
+    /// One number per cell, for plotting: for example `|cell| cell.trained.accuracy`.
     pub fn grid(&self, number: impl Fn(&Controlled) -> f64) -> Grid {
         let values = self.cells.iter();
         Grid {
@@ -68,32 +68,32 @@ impl AlignmentMap {
         }
     }
 
-    /// The cell with the largest accuracy: row, column and what was found there.
+    /// The cell with the highest accuracy: its row, its column and its result.
     pub fn best(&self) -> Option<(usize, usize, &Controlled)> {
         let (row, column, _) = self.grid(|cell| cell.trained.accuracy).max()?;
         Some((row, column, &self.cells[row][column]))
     }
 }
 
-/// What [`alignment_map`] tells while it runs.
+/// Progress of [`alignment_map`].
 #[derive(Debug)]
 pub enum AlignmentEvent<'a, B: Backend, M, I = BuiltinIntervention<B>> {
-    /// Training goes on at a place.
+    /// Training continues in a cell.
     Training {
         /// Its row and column.
         place: [usize; 2],
-        /// What training tells.
+        /// The event of that training.
         event: TrainingEvent<'a>,
     },
-    /// A place is done.
+    /// A cell is done.
     Cell {
         /// Its row and column.
         place: [usize; 2],
-        /// The model with what was trained there, to be [saved](crate::saved) or used.
+        /// The model with the interventions trained there, to be [saved](crate::saved) or used.
         model: &'a AlignableModel<B, M, I>,
         /// How training went.
         history: &'a History,
-        /// What it is worth on held-out data.
+        /// The result on held-out data.
         found: &'a Controlled,
     },
 }
@@ -102,13 +102,13 @@ pub enum AlignmentEvent<'a, B: Backend, M, I = BuiltinIntervention<B>> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AlignmentMapError {
-    /// A grid without places, or data without examples.
+    /// A grid without cells, or data without examples.
     #[error("expected {expected}, found none")]
     Nothing {
         /// What is missing.
         expected: &'static str,
     },
-    /// A place whose interventions cannot be trained or judged.
+    /// A cell whose interventions cannot be trained or evaluated.
     #[error("row {row}, column {column}: {cause}")]
     Cell {
         /// Label of the row.
@@ -120,29 +120,32 @@ pub enum AlignmentMapError {
     },
 }
 
-/// Trains interventions of their own at every place of a grid, and judges each by held-out data,
-/// beside a random rotation of the same size, the whole vector, and no swap.
+/// Trains separate interventions in every cell of a grid and evaluates each on held-out data, next
+/// to a random rotation of the same size, the whole vector, and no swap.
 ///
-/// Each cell is what [`train`] and [`evaluate_with_controls`] give there alone; the random rotation
-/// of the controls is from the seed after `config.seed`. A cell takes as long as these two: the frozen layers before it are run once for each
-/// example, and the model without a swap is run again for each cell.
+/// Each cell equals a separate call of [`train`] and [`evaluate_with_controls`]; the random
+/// rotation of the controls is seeded with `config.seed + 1`. A cell takes as long as these two
+/// calls: the frozen layers before it are run once for each example, and the model without a swap
+/// is run again for each cell.
 ///
-/// The number at a place is how well the *best* subspace there does, so a map of large ranks may
-/// be high where the model itself makes no use of the variable; the random rotations tell.
-///
-/// - `model`: what training begins with in a row: the model with the interventions of its
-///   configuration, on a backend that differentiates. With
-///   `|aligned| AlignableModel::new_seeded(aligned, model.clone(), seed)` all begin at the same random
-///   rotation; [`AlignableModel::with_interventions`] has interventions of your own
-/// - `locations`: where the units of a row and column are in these data, in place of their own
+/// - `model`: the model that training starts from in a row, with the interventions of its
+///   configuration, on an autodiff backend. With
+///   `|aligned| AlignableModel::new_seeded(aligned, model.clone(), seed)` all rows start from the
+///   same random rotation; use [`AlignableModel::with_interventions`] for your own interventions
+/// - `locations`: the units of a row and column in these data; they replace the data's own
 ///   locations
-/// - `training`, `held_out`: the data; the held-out ones only judge, so that `config.patience` has
-///   no effect
+/// - `training`, `held_out`: the data; held-out data are only used for evaluation, so
+///   `config.patience` has no effect
 /// - `loss`: as in [`train`]
 ///
+/// # When it misleads
+/// The number in a cell says how well the *best* subspace there does. With large ranks it may be
+/// high although the model makes no use of the variable at that site; compare it with the random
+/// rotation.
+///
 /// # Errors
-/// If a place does not fit the model or the data, which is found before anything is computed; or
-/// the loss at a place is no longer a number.
+/// If a cell does not fit the model or the data, which is found before anything is computed; or if
+/// the loss in a cell is no longer a number.
 pub fn alignment_map<A, M, I>(
     model: impl Fn(AlignableConfig) -> Result<AlignableModel<A, M, I>, AlignError>,
     grid: &AlignmentGrid,
@@ -176,7 +179,7 @@ where
         data.collect::<Vec<_>>()
     };
 
-    // All places are checked before the first one is trained.
+    // Check all cells before training the first one.
     let mut rows = Vec::new();
     for (row, (_, aligned)) in grid.rows.iter().enumerate() {
         let aligned = model(aligned.clone()).map_err(|error| failed([row, 0])(error.into()))?;
@@ -258,7 +261,7 @@ fn check<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
 ) -> Result<(), TrainingError> {
     for dataset in data {
         let (plan, _read) = dataset.plan(model)?;
-        // The plan is validated; and where nothing is trained, nothing is run.
+        // This validates the plan, and runs nothing, because nothing is trained.
         let nothing = |_intervention| false;
         plan.freeze(
             model.model(),

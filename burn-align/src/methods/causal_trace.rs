@@ -1,5 +1,8 @@
-//! Causal tracing (Meng et al. 2022, "Locating and Editing Factual Associations in GPT",
-//! arXiv 2202.05262, §2.1).
+//! Causal tracing (Meng et al. 2022, "Locating and Editing Factual Associations in GPT", arXiv
+//! 2202.05262, §2.1).
+//!
+//! The subject is corrupted with noise, and one activation at a time is restored: a test of what is
+//! *sufficient* to bring the answer back.
 
 use std::ops::Range;
 
@@ -18,7 +21,7 @@ use crate::engine::{
 };
 use crate::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
 
-/// What is traced.
+/// Configuration of a causal trace.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct CausalTraceConfig {
@@ -26,16 +29,16 @@ pub struct CausalTraceConfig {
     pub subject: Range<usize>,
     /// The token whose probability is measured.
     pub answer: u32,
-    /// Standard deviation of the noise. The paper takes three times that of the embeddings.
+    /// Standard deviation of the noise. The paper uses three times that of the embeddings.
     pub noise: f64,
-    /// Number of noise samples to average over. Default, as in the paper: 10.
+    /// Number of noise samples to average over. Default: 10, as in the paper.
     pub samples: usize,
     /// Seed of the noise.
     pub seed: u64,
-    /// What is restored. Default: the residual stream behind a layer.
+    /// The component to restore. Default: the residual stream after a layer.
     pub component: Component,
-    /// Number of neighbouring layers that are restored together, the traced one in the middle:
-    /// `layer - window / 2 ..`. Default: 1. The paper takes 10 for attention and MLP outputs.
+    /// Number of neighbouring layers to restore together, with the traced one in the middle:
+    /// `layer - window / 2 ..`. Default: 1. The paper uses 10 for attention and MLP outputs.
     pub window: usize,
 }
 
@@ -53,29 +56,29 @@ impl CausalTraceConfig {
         }
     }
 
-    /// The same with windows of another component.
+    /// Traces another component, in windows of this many layers.
     pub fn with_component(mut self, component: Component, window: usize) -> Self {
         (self.component, self.window) = (component, window);
         self
     }
 }
 
-/// What causal tracing found.
+/// The result of causal tracing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CausalTrace {
     /// Probability of the answer without corruption.
     pub clean: f64,
-    /// Probability of the answer with the subject corrupted, mean over samples.
+    /// Probability of the answer with the subject corrupted, averaged over samples.
     pub corrupted: f64,
-    /// The same with one site restored: layers × positions.
+    /// Probability of the answer with one site restored as well: layers × positions.
     pub restored: Grid,
 }
 
-/// Why a trace could not be made.
+/// Why a trace could not be run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CausalTraceError {
-    /// A configuration that makes no sense.
+    /// An invalid configuration.
     #[error("{what}: expected {expected}, found {found}")]
     Config {
         /// What is wrong.
@@ -93,10 +96,16 @@ pub enum CausalTraceError {
     Plan(#[from] PlanError),
 }
 
-/// Corrupts the subject's embeddings with noise and restores one activation at a time, from the
-/// clean run: where restoring it brings the answer back, the activation carries the fact.
+/// Corrupts the subject's embeddings with noise and restores one activation at a time from the
+/// clean run. Where restoring brings the answer back, the activation carries the fact.
 ///
 /// All noise samples, layers and positions are one plan.
+///
+/// # When it misleads
+/// Noise takes the embeddings off-distribution, and the result depends on its strength; replacing
+/// the subject by another name (see [`sweep`](super::sweep)) does not have this problem (Zhang &
+/// Nanda 2023, arXiv 2309.16042). Where a fact is traced is also a poor guide to where it can be
+/// edited (Hase et al. 2023, arXiv 2301.04213).
 ///
 /// # Errors
 /// If the configuration does not fit the prompt or the model.
@@ -148,7 +157,7 @@ pub fn causal_trace<B: Backend, M: AlignableTransformer<B>>(
 const CORRUPT: usize = 0;
 const RESTORE: usize = 1;
 
-/// A corrupted world with more edits; its logits.
+/// A corrupted world with further edits; returns its logits.
 fn world<B: Backend>(
     plan: &mut Plan<B>,
     input: InputId,

@@ -1,6 +1,8 @@
+//! A table of numbers with labelled axes.
+
 use serde::{Deserialize, Serialize};
 
-/// Numbers over two labelled axes: what a sweep gives.
+/// Numbers over two labelled axes: the result of a sweep.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Grid {
     /// Labels of the rows.
@@ -12,7 +14,7 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// The cell with the largest value: row, column and value. `None` of a grid without numbers.
+    /// The cell with the largest value: row, column and value. `None` for a grid without numbers.
     pub fn max(&self) -> Option<(usize, usize, f64)> {
         let rows = self.values.iter().enumerate();
         let cells = rows.flat_map(|(row, values)| {
@@ -24,7 +26,7 @@ impl Grid {
             .max_by(|a, b| a.2.total_cmp(&b.2))
     }
 
-    /// The smallest and the largest of the finite values. `None` of a grid without any.
+    /// The smallest and the largest of the finite values. `None` if there are none.
     pub fn range(&self) -> Option<(f64, f64)> {
         let values = self.values.iter().flatten().copied();
         values
@@ -33,7 +35,7 @@ impl Grid {
             .reduce(|(low, high), (value, _)| (low.min(value), high.max(value)))
     }
 
-    /// Comma-separated values, with the labels in the first line and column (RFC 4180).
+    /// Comma-separated values, with the labels in the first line and the first column (RFC 4180).
     pub fn to_csv(&self) -> String {
         let quoted = |label: &String| format!("\"{}\"", label.replace('"', "\"\""));
         let mut csv = String::new();

@@ -1,4 +1,7 @@
-//! Numbers for a prediction.
+//! Metrics: one number per prediction.
+//!
+//! A probability saturates near 0 and 1 and hides effects there; a logit difference does not, and
+//! is linear in the final residual stream (after the norm).
 
 use burn::tensor::{DType, Int, Tensor, TensorData, activation, backend::Backend};
 
@@ -12,7 +15,7 @@ pub fn probability<B: Backend>(logits: Tensor<B, 2>, token: u32) -> Tensor<B, 1>
     column(probabilities, token)
 }
 
-/// How much more one token's logit is than another's, for each example.
+/// By how much the logit of one token exceeds that of another, for each example.
 ///
 /// # Shapes
 /// - logits: `[batch, vocab]`
@@ -22,7 +25,7 @@ pub fn logit_difference<B: Backend>(logits: Tensor<B, 2>, token: u32, other: u32
     column(logits.clone(), token) - column(logits, other)
 }
 
-/// The same where each example has tokens of its own.
+/// Like [`logit_difference`], with separate tokens for each example.
 ///
 /// # Shapes
 /// - logits: `[batch, vocab]`
@@ -39,7 +42,7 @@ pub fn logit_differences<B: Backend>(
     cells(logits.clone(), tokens) - cells(logits, others)
 }
 
-/// How improbable a token is, `-ln p`, where each example has a token of its own.
+/// The surprisal of a token, `-ln p`, with a separate token for each example.
 ///
 /// # Shapes
 /// - logits: `[batch, vocab]`

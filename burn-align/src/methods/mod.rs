@@ -1,4 +1,8 @@
-//! Experiments, each a function from a model and data to plain data.
+//! Experiments: each is a function from a model and data to plain data.
+//!
+//! The methods have no state and no access to the model's internals. Each builds one plan of many
+//! worlds, so the engine can share what they have in common, and your own method can do the same.
+//! Where a method can mislead, its documentation says so.
 
 mod ablation;
 mod alignment_map;

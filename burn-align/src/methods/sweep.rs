@@ -1,4 +1,4 @@
-//! The same intervention at many places, each in a world of its own, in one plan.
+//! The same intervention at many sites, each in its own world, all in one plan.
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
@@ -10,7 +10,7 @@ use crate::engine::{
 };
 use crate::interventions::Intervention;
 
-/// The places of a sweep, on two axes.
+/// The cells of a sweep, on two axes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SweepGrid {
     rows: Vec<String>,
@@ -20,7 +20,7 @@ pub struct SweepGrid {
 }
 
 impl SweepGrid {
-    /// A place for each row and column.
+    /// One cell for each row and column.
     pub fn new(
         rows: Vec<String>,
         columns: Vec<String>,
@@ -38,7 +38,7 @@ impl SweepGrid {
         }
     }
 
-    /// A component of every layer, at every position. Columns are labelled with the tokens.
+    /// A component of every layer, at every position. The tokens label the columns.
     pub fn layers_and_positions(component: Component, layers: usize, tokens: &[String]) -> Self {
         Self::new(numbers(layers), tokens.to_vec(), |layer, position| {
             (Site::Block(layer, component), Units::position(position))
@@ -64,18 +64,25 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
     (0..count).map(|number| number.to_string()).collect()
 }
 
-/// Intervenes at every place of a grid, with the source's activation of the same place, and
-/// measures what the base predicts then: `metric` of the logits behind the last token of each
-/// example, averaged over examples.
+/// Intervenes in every cell of a grid with the source's activation at the same units, and measures
+/// the prediction: `metric` of the logits after the last token of each example, averaged over
+/// examples.
 ///
 /// With [`VanillaIntervention`](crate::interventions::VanillaIntervention) this is activation
-/// patching. All places are one plan: base and source are computed once.
+/// patching. All cells are one plan: base and source are computed once.
+///
+/// # When it misleads
+/// A source that differs from the base in more than the variable of interest brings all of that
+/// along, and may give an activation that no prompt would produce. Choose a source that differs in
+/// one respect (Zhang & Nanda 2023, arXiv 2309.16042). Patching the source into the base shows what
+/// is sufficient to change the answer in this context; a cell without an effect may still matter if
+/// another one backs it up (Heimersheim & Nanda 2024, arXiv 2404.15255).
 ///
 /// # Shapes
 /// - metric: `[batch, vocab]` → `[batch]`
 ///
 /// # Errors
-/// If a place, the base or the source does not fit the model.
+/// If a cell, the base or the source does not fit the model.
 ///
 /// ```
 /// use burn_align::engine::RunOptions;
@@ -104,7 +111,7 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
 ///     |logits| probability(logits, rome),
 ///     &RunOptions::default(),
 /// )?;
-/// // Behind layer 0, the country has moved to the last of five tokens.
+/// // After layer 0, the country has moved to the last of five tokens.
 /// assert!(found.values.iter().all(|row| row[4] > 0.9 && row[3] < 0.01));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -120,11 +127,11 @@ pub fn sweep<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     sweep_on_devices(models, intervention, [base, source], grid, metric, options)
 }
 
-/// As [`sweep`], with the places dealt out to copies of the model on several devices, see
-/// [`Plan::run_on_devices`]. The intervention must be on the first one, and logits come there for
-/// the metric.
+/// Like [`sweep`], with the cells divided among copies of the model on several devices; see
+/// [`Plan::run_on_devices`]. The intervention must be on the first device, where the logits are
+/// gathered for the metric.
 ///
-/// - models: by [`replicate`](crate::engine::replicate), or loaded on each device
+/// - models: from [`replicate`](crate::engine::replicate), or loaded on each device
 ///
 /// # Errors
 /// As [`sweep`], or if there is no model.
@@ -145,7 +152,7 @@ pub fn sweep_on_devices<B: Backend, M: AlignableTransformer<B>, I: Intervention<
     grid.measure(&plan, &worlds, models, intervention, metric, options)
 }
 
-/// A world of its own for each edit of the base; their logits behind the last token.
+/// One world for each edit of the base; returns their logits after the last token.
 pub(super) fn worlds<B: Backend>(
     plan: &mut Plan<B>,
     base: InputId,
@@ -160,7 +167,7 @@ pub(super) fn worlds<B: Backend>(
 }
 
 impl SweepGrid {
-    /// Runs a plan that has a world for each place, and measures each world's logits.
+    /// Runs a plan that has one world per cell, and measures each world's logits.
     pub(super) fn measure<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         plan: &Plan<B>,
@@ -182,7 +189,7 @@ impl SweepGrid {
     }
 }
 
-/// Brings numbers to the host, all in one go.
+/// Copies numbers to the host, all at once.
 pub(super) fn to_rows<B: Backend>(
     values: Vec<Tensor<B, 1>>,
     columns: usize,

@@ -1,11 +1,11 @@
-//! What can be wrong with streams and their inputs.
+//! Validation of streams and their inputs.
 
 use burn_align_models::{ModelDims, TokenBatch};
 
 use super::{Change, Node, PathError, Reach, Stream, Value};
 use crate::engine::Indices;
 
-/// Checks that inputs have as many examples, of the same lengths.
+/// Checks that inputs have the same number of examples, and the same lengths.
 pub(crate) fn check_lengths(inputs: &[&TokenBatch]) -> Result<(), PathError> {
     let Some(first) = inputs.first() else {
         return Ok(());
@@ -34,17 +34,17 @@ pub(crate) fn check_lengths(inputs: &[&TokenBatch]) -> Result<(), PathError> {
 }
 
 impl Stream {
-    /// Checks that a model's logits can read this of so many inputs. Positions are checked with
-    /// the plan.
+    /// Checks that a model's logits can read this stream, given the number of inputs. Positions are
+    /// checked with the plan.
     ///
     /// # Errors
-    /// If a node or an input is unknown, a node reads from one that does not lie before it, a
-    /// value is of another kind than the node, or two changes overlap.
+    /// If a node or an input is unknown, a node reads from one that is not before it, a value does
+    /// not match its node's kind, or two changes overlap.
     pub fn check(&self, dims: &ModelDims, inputs: usize) -> Result<(), PathError> {
         self.check_for(None, dims, inputs)
     }
 
-    /// The same for a reader, or for the logits.
+    /// Like [`check`](Self::check), for a reader or for the logits.
     fn check_for(
         &self,
         reader: Option<Node>,
@@ -112,8 +112,8 @@ fn check_input(found: usize, count: usize) -> Result<(), PathError> {
     }
 }
 
-/// Whether two changes of a stream speak of the same output. A reader may see another output than
-/// the run, but not another head of an attention that was replaced as a whole.
+/// Whether two changes of a stream concern the same output. A reader may see a different output
+/// than the run, but not a different head of an attention that was replaced as a whole.
 fn overlap(a: &Change, b: &Change) -> bool {
     let whole = |change: &Change| {
         change.reach == Reach::Run && matches!(change.node, Node::Attention { .. })
@@ -122,7 +122,7 @@ fn overlap(a: &Change, b: &Change) -> bool {
     in_conflict && a.node.overlaps(b.node) && meet(&a.positions, &b.positions)
 }
 
-/// Whether some example has a position in both.
+/// Whether any example has a position in both.
 pub(crate) fn meet(a: &Indices, b: &Indices) -> bool {
     let common = |a: &[usize], b: &[usize]| a.iter().any(|position| b.contains(position));
     match (a, b) {

@@ -1,3 +1,5 @@
+//! Streams as pictures.
+
 use std::fmt::Write;
 
 use super::{Reach, Stream, Value};
@@ -5,8 +7,8 @@ use crate::diagram::{Diagram, DiagramShape};
 use crate::engine::Indices;
 
 impl Stream {
-    /// The tree as a picture: arrows go from what adds to what reads; clean runs are boxes, named
-    /// by their input. What a run goes on with has a bold arrow.
+    /// The tree as a picture: arrows go from what adds to what reads. Clean runs are boxes, named
+    /// after their input. A bold arrow marks what a run continues with.
     ///
     /// ```
     /// use burn_align::paths::{HeadInput, Hop, Node, Path, Stream};
@@ -49,7 +51,7 @@ impl Drawing<'_> {
         name.map_or_else(|| format!("input {index}"), |name| (*name).to_owned())
     }
 
-    /// What a stream has that its run has not, each with an arrow to the reader.
+    /// What differs between a stream and its run, each with an arrow to the reader.
     fn changes(&mut self, stream: &Stream, reader: usize, input: Option<&str>) {
         for change in &stream.changes {
             let mut label = change.node.to_string();

@@ -1,7 +1,9 @@
+//! What can be wrong with nodes, paths, streams and patches.
+
 use super::Node;
 use crate::engine::PlanError;
 
-/// Why paths cannot be patched. Found before anything is computed.
+/// Why paths cannot be patched. All of it is found before anything is computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PathError {
@@ -28,15 +30,15 @@ pub enum PathError {
         /// Number of key-value heads.
         kv_heads: usize,
     },
-    /// A node that reads what a later one, or one beside it, adds.
+    /// A node that reads the stream before its sender adds to it.
     #[error(
-        "{receiver} does not lie behind {sender}: expected a node that reads the residual stream \
+        "{receiver} does not come after {sender}: expected a node that reads the residual stream \
          after {sender} has added to it"
     )]
     NotBehind {
-        /// What adds.
+        /// The node that adds.
         sender: Node,
-        /// What should read it.
+        /// The node that should read.
         receiver: String,
     },
     /// Two changes of the same output at the same position.
@@ -50,7 +52,7 @@ pub enum PathError {
         /// The other one.
         second: Node,
     },
-    /// A value that a node cannot compute.
+    /// A value that this kind of node cannot compute.
     #[error("{node}: expected a value computed by {expected}, found one by {found}")]
     WrongValue {
         /// The node.
@@ -60,7 +62,7 @@ pub enum PathError {
         /// What would compute the value.
         found: &'static str,
     },
-    /// An input that there is not.
+    /// An unknown input.
     #[error("input {found}: there are {count}")]
     NoSuchInput {
         /// Its index.
@@ -71,7 +73,7 @@ pub enum PathError {
     /// Inputs of different sizes.
     #[error(
         "example {example}: expected {expected} tokens as in input 0, found {found} in input \
-         {input}; positions are compared one by one, so give prompts of the same lengths"
+         {input}; positions are compared one by one, so use prompts of equal length"
     )]
     Lengths {
         /// Index of the input.
@@ -98,12 +100,12 @@ pub enum PathError {
     Empty {
         /// Index of the patch.
         patch: usize,
-        /// Of what there is none.
+        /// Which of them is missing.
         what: &'static str,
     },
-    /// A model that does not say what its heads mix and add to the residual stream.
+    /// A model that does not expose what its heads mix and add to the residual stream.
     #[error(
-        "the model does not say what its heads mix and add to the residual stream: implement \
+        "the model does not expose what its heads mix and add to the residual stream: implement \
          AlignableTransformer::head_mixed and head_output"
     )]
     NoHeadOutput,

@@ -1,3 +1,5 @@
+//! Nodes of the residual graph, and the inputs by which a path enters them.
+
 use std::fmt;
 
 use burn_align_models::{Component, ModelDims, Site};
@@ -5,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::PathError;
 
-/// What adds to the residual stream.
+/// A node that adds to the residual stream.
 ///
-/// The text form of head 6 of layer 9 is `9.6`, of all heads of a layer `a9`, of an MLP `m9`.
+/// As text, head 6 of layer 9 is `9.6`, all heads of layer 9 are `a9`, and its MLP is `m9`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Node {
@@ -42,7 +44,7 @@ impl Node {
         layers.collect()
     }
 
-    /// The embedding, and the attention and the MLP of every layer: nodes whose outputs are the
+    /// The embedding, and the attention and the MLP of every layer: nodes whose outputs sum to the
     /// whole residual stream.
     pub fn all(dims: &ModelDims) -> Vec<Self> {
         let layers =
@@ -50,7 +52,7 @@ impl Node {
         [Self::Embedding].into_iter().chain(layers).collect()
     }
 
-    /// How many nodes of a chain lie before it: 0 for the embedding.
+    /// How many nodes come before it on a chain: 0 for the embedding.
     pub(crate) fn depth(self) -> usize {
         match self {
             Self::Embedding => 0,
@@ -59,7 +61,7 @@ impl Node {
         }
     }
 
-    /// Where its output is on its way into the residual stream; for a head, that of all heads.
+    /// Where its output enters the residual stream; for a head, where that of all heads does.
     pub(crate) fn output(self) -> Site {
         match self {
             Self::Embedding => Site::Embedding,
@@ -70,7 +72,7 @@ impl Node {
         }
     }
 
-    /// Whether both have a part in the same output.
+    /// Whether both contribute to the same output.
     pub(crate) fn overlaps(self, other: Self) -> bool {
         self == other
             || matches!(
@@ -109,15 +111,15 @@ impl fmt::Display for Node {
     }
 }
 
-/// Which of its inputs a head reads.
+/// The inputs of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum HeadInput {
-    /// What queries are made of.
+    /// What queries are computed from.
     Query,
-    /// What keys are made of.
+    /// What keys are computed from.
     Key,
-    /// What values are made of.
+    /// What values are computed from.
     Value,
 }
 
@@ -140,9 +142,9 @@ impl fmt::Display for HeadInput {
     }
 }
 
-/// A node that a [`Path`](super::Path) goes through, and the input by which it enters.
+/// A node on a [`Path`](super::Path), and the input by which the path enters it.
 ///
-/// The text form is that of the node and `.q`, `.k` or `.v`: `9.6.q`, `a9.v`, `m9`.
+/// As text, it is the node followed by `.q`, `.k` or `.v`: `9.6.q`, `a9.v`, `m9`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
@@ -150,16 +152,17 @@ pub enum Hop {
     Attention {
         /// The layer.
         layer: usize,
-        /// By which input.
+        /// The input.
         input: HeadInput,
     },
     /// One head.
     Head {
         /// The layer.
         layer: usize,
-        /// The query head. Keys and values that query heads share are changed for this one alone.
+        /// The query head. Keys and values that it shares with other query heads change for this
+        /// one only.
         head: usize,
-        /// By which input.
+        /// The input.
         input: HeadInput,
     },
     /// The MLP of a layer.

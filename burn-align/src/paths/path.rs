@@ -1,3 +1,5 @@
+//! Paths through the residual graph.
+
 use std::fmt;
 
 use burn_align_models::ModelDims;
@@ -5,13 +7,13 @@ use burn_align_models::ModelDims;
 use super::{Hop, Node, PathError};
 use crate::engine::Indices;
 
-/// A way through the residual graph: from a node whose whole output is another input's, through
+/// A path through the residual graph: from a node whose whole output comes from the source, through
 /// nodes that compute with it, to the logits.
 ///
 /// ```
 /// use burn_align::paths::{HeadInput, Hop, Node, Path};
 ///
-/// // Head 0.3 tells head 1.0 at which key to look.
+/// Head 0.3 tells head 1.0 which key to look at.
 /// let key = Hop::Head { layer: 1, head: 0, input: HeadInput::Key };
 /// let path = Path::new(Node::Head { layer: 0, head: 3 }).through(key);
 /// assert_eq!(path.to_string(), "0.3 → 1.0.k → logits");
@@ -20,12 +22,12 @@ use crate::engine::Indices;
 pub struct Path {
     start: Node,
     hops: Vec<Hop>,
-    /// Of the start and of each hop: the positions at which its output goes on.
+    /// For the start and each hop: the positions of its output that the path uses.
     positions: Vec<Indices>,
 }
 
 impl Path {
-    /// From this node straight to the logits, at all positions.
+    /// From this node directly to the logits, at all positions.
     pub fn new(start: Node) -> Self {
         Self {
             start,
@@ -34,14 +36,14 @@ impl Path {
         }
     }
 
-    /// The same path, but only these positions of its last node's output.
+    /// Restricts the path to these positions of its last node's output.
     pub fn at(mut self, positions: Indices) -> Self {
         self.positions.pop();
         self.positions.push(positions);
         self
     }
 
-    /// The same path, going through one more node before it reaches the logits.
+    /// Extends the path by one more node before the logits.
     pub fn through(mut self, hop: Hop) -> Self {
         self.hops.push(hop);
         self.positions.push(Indices::All);
@@ -53,12 +55,12 @@ impl Path {
         self.start
     }
 
-    /// The nodes that it goes through.
+    /// The nodes that it passes through.
     pub fn hops(&self) -> &[Hop] {
         &self.hops
     }
 
-    /// Of all nodes, the start first: the positions at which its output goes on.
+    /// For all nodes, the start first: the positions of its output that the path uses.
     pub fn positions(&self) -> &[Indices] {
         &self.positions
     }
@@ -74,7 +76,7 @@ impl Path {
     /// Checks that a model has this path.
     ///
     /// # Errors
-    /// If it has not one of the nodes, or one does not lie behind the one before.
+    /// If it lacks one of the nodes, or one does not come after the previous one.
     pub fn check(&self, dims: &ModelDims) -> Result<(), PathError> {
         self.start.check(dims)?;
         let mut sender = self.start;

@@ -1,64 +1,66 @@
+//! What a reader of the residual stream sees, as a tree.
+
 use super::{HeadInput, Node, Path};
 use crate::engine::Indices;
 
-/// What a node reads, as a tree: the residual stream of a clean run, with some outputs changed.
+/// What a node reads, as a tree: the residual stream of a clean run, with some outputs replaced.
 ///
-/// Inputs are numbered; what they are is said to [`Worlds`](super::Worlds).
+/// Inputs are numbers here; [`Worlds`](super::Worlds) gets the tokens.
 ///
-/// In the words of nano-causal-interventions: `which` is the input of a stream or of a clean value.
-/// Where `branch` is false, node and residual share their upstream, and the run just goes on. Where
-/// it is true, the node's output is a change that reaches the [run](Reach::Run), with a value
-/// computed from a stream of its own; for `"heads"` there is one such change for each head. For
-/// `"positions"` it is this stream that comes from several inputs, one for each position: what the
-/// node *reads* there is another input's, so that attention still finds the keys and values of the
-/// others. To change an input at a position, change all outputs that it is the sum of.
+/// In the terms of nano-causal-interventions: `which` is the input of a stream or of a clean value.
+/// If `branch` is false, node and residual share their upstream, and the run just continues. If it
+/// is true, the node's output is a change that reaches the [run](Reach::Run), with a value computed
+/// from its own stream; for `"heads"` there is one such change for each head. For `"positions"` it
+/// is this stream that comes from several inputs, one per position: what the node *reads* there
+/// comes from another input, so attention still finds the keys and values of the others. To change
+/// an input at a position, change all outputs that it is the sum of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stream {
-    /// Whose run it is.
+    /// The input of the run.
     pub input: usize,
-    /// Which outputs are others than that run's.
+    /// The outputs that differ from that run's.
     pub changes: Vec<Change>,
 }
 
-/// A node's output that is another one than in the run.
+/// A node's output that differs from the run's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Change {
-    /// Whose output.
+    /// The node.
     pub node: Node,
-    /// At which positions.
+    /// The positions.
     pub positions: Indices,
-    /// What it is instead.
+    /// The new output.
     pub value: Value,
-    /// Who sees it.
+    /// Which readers see it.
     pub reach: Reach,
 }
 
 /// A node's output.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Value {
-    /// That of the clean run on this input.
+    /// The output of the clean run on this input.
     Clean(usize),
     /// What a head, or all heads of a layer, compute from these streams.
     Attention {
-        /// What queries are made of.
+        /// What queries are computed from.
         query: Box<Stream>,
-        /// What keys are made of.
+        /// What keys are computed from.
         key: Box<Stream>,
-        /// What values are made of.
+        /// What values are computed from.
         value: Box<Stream>,
     },
     /// What an MLP computes from this stream.
     Mlp(Box<Stream>),
 }
 
-/// Who sees a changed output.
+/// Which readers see a changed output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Reach {
-    /// The stream's reader alone, by the direct path: what others compute stays as it is.
+    /// Only the stream's reader, on the direct path: what others compute stays as it is.
     #[default]
     Reader,
-    /// Every node between, too: the run goes on with the changed output, and the reader sees what
-    /// has become of it.
+    /// All nodes in between too: the run continues with the changed output, and the reader sees the
+    /// result.
     Run,
 }
 
@@ -71,7 +73,7 @@ impl Stream {
         }
     }
 
-    /// The same stream with one more changed output, seen by the reader alone.
+    /// Adds a changed output that only the reader sees.
     pub fn with(mut self, node: Node, positions: Indices, value: Value) -> Self {
         self.changes.push(Change {
             node,
@@ -82,7 +84,7 @@ impl Stream {
         self
     }
 
-    /// The same stream with one more changed output, with which the run goes on.
+    /// Adds a changed output that the run continues with.
     pub fn with_run(mut self, node: Node, positions: Indices, value: Value) -> Self {
         self.changes.push(Change {
             node,
@@ -95,8 +97,8 @@ impl Stream {
 
     /// What the logits read if these paths carry the `source`, and all others the `base`.
     ///
-    /// Of two paths of which one is the end of the other, the shorter one counts: where it starts,
-    /// the whole output is the source's.
+    /// If one path is the end of another, the shorter one wins: where it starts, the whole output
+    /// comes from the source.
     pub fn of_paths<'a>(
         paths: impl IntoIterator<Item = &'a Path>,
         base: usize,
@@ -109,7 +111,7 @@ impl Stream {
         Self::of_ends(&ends, base, source)
     }
 
-    /// The stream that the first parts of paths lead into.
+    /// The stream that these beginnings of paths lead into.
     fn of_ends(ends: &[End<'_>], base: usize, source: usize) -> Self {
         let mut senders: Vec<(Node, &Indices, Vec<End<'_>>)> = Vec::new();
         for &(path, last) in ends {
@@ -145,11 +147,11 @@ impl Stream {
     }
 }
 
-/// The first part of a path, up to the output of the node with this index.
+/// The beginning of a path, up to the output of the node with this index.
 type End<'a> = (&'a Path, usize);
 
 impl Value {
-    /// What one node adds that all these parts of paths end at.
+    /// What a node adds, if these beginnings of paths all end at it.
     fn of_ends(ends: &[End<'_>], base: usize, source: usize) -> Self {
         if ends.iter().any(|(_, last)| *last == 0) {
             return Self::Clean(source);
@@ -172,7 +174,7 @@ impl Value {
         }
     }
 
-    /// The streams that it is computed from, each with the name of the input.
+    /// The streams that it is computed from, each with its input.
     pub(super) fn streams(&self) -> Vec<(Option<HeadInput>, &Stream)> {
         match self {
             Self::Clean(_) => Vec::new(),

@@ -1,3 +1,5 @@
+//! From streams to worlds of a plan.
+
 use std::collections::HashMap;
 
 use burn::tensor::backend::Backend;
@@ -11,8 +13,8 @@ use crate::interventions::{
 
 /// Adds worlds to a plan in which readers see [`Stream`]s.
 ///
-/// A node that computes its output from a stream is a world of its own, which joins the pass at
-/// the node's layer and leaves it behind the node. Equal streams and values are one world.
+/// A node that computes its output from a stream is a world that joins the pass at the node's layer
+/// and leaves it after the node. Equal streams and values share a world.
 ///
 /// Run the plan with [`Worlds::interventions`].
 #[derive(Clone, Debug)]
@@ -21,11 +23,11 @@ pub struct Worlds {
     inputs: Vec<InputId>,
     /// The clean run on each input.
     clean: Vec<WorldId>,
-    /// Runs that go on with changed outputs.
+    /// Runs that continue with changed outputs.
     runs: HashMap<Stream, WorldId>,
     /// Runs whose residual stream at a site is what a reader sees.
     readers: HashMap<(Stream, Site), WorldId>,
-    /// Runs in which a node computes a value. For a head: beside the other heads of a run.
+    /// Runs in which a node computes a value. For a head, next to the other heads of a run.
     values: HashMap<(Node, Value, Option<WorldId>), WorldId>,
 }
 
@@ -37,7 +39,7 @@ impl Worlds {
     /// Adds the clean run on each input.
     ///
     /// # Errors
-    /// If the inputs have different numbers of examples or lengths.
+    /// If the inputs have different numbers of examples, or different lengths.
     pub fn new<B: Backend>(
         plan: &mut Plan<B>,
         dims: &ModelDims,
@@ -56,7 +58,7 @@ impl Worlds {
         })
     }
 
-    /// What the plan's edits refer to.
+    /// The interventions that the plan's edits refer to.
     pub fn interventions<B: Backend>() -> [BuiltinIntervention<B>; 3] {
         // In the order of SWAP, ADD and SUBTRACT.
         [
@@ -74,7 +76,7 @@ impl Worlds {
         self.clean[input]
     }
 
-    /// A world whose logits are made of this stream.
+    /// A world whose logits are computed from this stream.
     ///
     /// # Errors
     /// As [`Stream::check`].
@@ -103,7 +105,7 @@ impl Worlds {
         world
     }
 
-    /// The run that a stream is of, without what its reader alone sees.
+    /// The run underlying a stream, without what only its reader sees.
     fn run<B: Backend>(&mut self, plan: &mut Plan<B>, stream: &Stream) -> WorldId {
         let key = Stream {
             input: stream.input,
@@ -136,7 +138,7 @@ impl Worlds {
         edits
     }
 
-    /// All edits of a run whose residual stream at `site` is this one.
+    /// All edits of a run that make its residual stream at `site` this one.
     fn reader_edits<B: Backend>(
         &mut self,
         plan: &mut Plan<B>,
@@ -165,9 +167,9 @@ impl Worlds {
         Edit::new(site, units, intervention, operand)
     }
 
-    /// A world with this value of a node: at the output of the node; for a head, at its mixed
-    /// values, and, if a run is given, at the output of its layer's attention, where the other
-    /// heads are those of that run.
+    /// A world with this value of a node, at the output of the node. For a head, the value is at
+    /// the head's mixed values; if a run is given, it is at the output of the layer's attention,
+    /// with the other heads from that run.
     fn value<B: Backend>(
         &mut self,
         plan: &mut Plan<B>,
@@ -215,7 +217,7 @@ impl Worlds {
         Some(Edit::from_world(run, mixed(layer), units, Self::SWAP))
     }
 
-    /// A world whose attention in a layer, or one head of it, reads these streams.
+    /// A world in which the attention of a layer, or one head of it, reads these streams.
     fn attention<B: Backend>(
         &mut self,
         plan: &mut Plan<B>,
@@ -225,7 +227,7 @@ impl Worlds {
         others: Option<Edit>,
     ) -> WorldId {
         let site = Site::Block(layer, Component::BlockInput);
-        // One of the streams is the world's own. It had better be one that is no run as it is.
+        // One of the streams is the world's own. Prefer one that is not a clean run.
         let own = streams.iter().rev();
         let own = own.clone().find(|s| s.reader_changes().next().is_some());
         let own = own.unwrap_or(&streams[2]);

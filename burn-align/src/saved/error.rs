@@ -1,3 +1,5 @@
+//! What can go wrong when interventions are saved or loaded.
+
 use std::io;
 use std::path::PathBuf;
 

@@ -1,11 +1,11 @@
-//! The state of a run in a file.
+//! The state of a run in a file, so that an interrupted run ends with the same numbers.
 //!
 //! `training.safetensors` holds the parameters of the interventions, the moments of both
-//! optimizers, the losses so far, and the best epoch, each tensor in its own dtype; what is no
-//! tensor stands as JSON in its metadata. Parameters are numbered in the order in which Burn visits
-//! them, so a new run may have new ids. The order of the examples follows from seed and epoch, so
-//! there is no state of a random number generator. Burn's recorders are not used here: they round
-//! to the float type of the backend when they load, which may be bf16.
+//! optimizers, the losses so far, and the best epoch, each tensor in its own dtype; everything else
+//! is JSON in its metadata. Parameters are numbered in the order in which Burn visits them, so a
+//! new run may have new ids. The order of the examples follows from seed and epoch, so no state of
+//! a random number generator is needed. Burn's recorders are not used, because they round to the
+//! float type of the backend when they load, which may be bf16.
 
 mod tensors;
 
@@ -29,19 +29,19 @@ use super::{Checkpoints, EpochReport, TrainingError};
 
 /// The name of the file.
 const NAME: &str = "training.safetensors";
-/// The key of the metadata.
+/// The metadata key.
 const STATE: &str = "burn_align_training";
 /// The version of the format.
 const FORMAT: u32 = 1;
 
-/// What a run is doing.
+/// The state of a run.
 pub(super) struct State<I> {
     pub(super) interventions: Vec<I>,
     /// The loss of every step.
     pub(super) losses: Vec<f64>,
     pub(super) epochs: Vec<EpochReport>,
     pub(super) best: Option<Best<I>>,
-    /// Whether the run has come to its end.
+    /// Whether the run has ended.
     pub(super) ended: bool,
 }
 
@@ -52,20 +52,20 @@ pub(super) struct Best<I> {
     pub(super) interventions: Vec<I>,
 }
 
-/// An optimizer of all interventions.
+/// An optimizer for all interventions.
 pub(super) type AdamOf<A, I> = OptimizerAdaptor<Adam, Vec<I>, A>;
-/// What a checkpoint gives back: the state of the run, and its optimizers.
+/// What a checkpoint restores: the state of the run, and its optimizers.
 type Restored<A, I> = (State<I>, [AdamOf<A, I>; 2]);
 type Records<A, I> = <AdamOf<A, I> as Optimizer<Vec<I>, A>>::Record;
 
-/// What is no tensor.
+/// Everything that is not a tensor.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
     format: u32,
     run: Value,
     epochs: Vec<EpochReport>,
-    /// Accuracy and number.
+    /// Accuracy and epoch.
     best: Option<(f64, usize)>,
     ended: bool,
     /// How many steps the moments of a parameter have seen.
@@ -76,12 +76,12 @@ struct Header {
 pub(super) struct CheckpointFile {
     folder: PathBuf,
     file: PathBuf,
-    /// What makes the run this one.
+    /// What identifies the run.
     run: Value,
 }
 
 impl CheckpointFile {
-    /// - run: all that the numbers depend on
+    /// - run: everything that the numbers depend on
     pub(super) fn new(checkpoints: &Checkpoints, run: Value) -> Self {
         Self {
             folder: checkpoints.folder.clone(),
@@ -90,7 +90,7 @@ impl CheckpointFile {
         }
     }
 
-    /// Writes a checkpoint in the place of the one before: whole, or not at all.
+    /// Replaces the previous checkpoint atomically.
     pub(super) fn save<A: AutodiffBackend, I: AutodiffModule<A>>(
         &self,
         state: &State<I>,
@@ -147,8 +147,7 @@ impl CheckpointFile {
         written.map_err(|error| self.io("written", &error.cause))
     }
 
-    /// Reads the checkpoint, if there is one, into the interventions and optimizers of a run that
-    /// begins.
+    /// Reads the checkpoint, if there is one, into the interventions and optimizers of a new run.
     pub(super) fn load<A: AutodiffBackend, I: AutodiffModule<A>>(
         &self,
         interventions: &[I],
@@ -232,7 +231,7 @@ impl CheckpointFile {
     }
 }
 
-/// The first place at which two values differ, and what they have there.
+/// The first place at which two values differ, and both values there.
 fn difference(at: &str, expected: &Value, found: &Value) -> Option<(String, String, String)> {
     if expected == found {
         return None;

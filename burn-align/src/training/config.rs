@@ -1,3 +1,5 @@
+//! Settings of training: optimizer, schedules, budget, checkpoints.
+
 use std::path::PathBuf;
 
 use burn::optim::AdamConfig;
@@ -5,20 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use super::TrainingError;
 
-/// How the learning rate changes over all steps.
+/// How the learning rate changes over the steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum RateSchedule {
-    /// Not at all.
+    /// It stays constant.
     #[default]
     Constant,
-    /// Up from 0 over this share of the steps, then down to 0: that of the Boundless DAS notebook
-    /// of pyvene, with a share of 0.1.
+    /// It rises from 0 over this share of the steps, then falls to 0, as in pyvene's Boundless DAS
+    /// notebook, where the share is 0.1.
     WarmUpThenDecay(f64),
 }
 
 impl RateSchedule {
-    /// The factor on the learning rate at a step.
+    /// The factor applied to the learning rate at a step.
     pub fn factor(self, step: usize, steps: usize) -> f64 {
         match self {
             Self::Constant => 1.0,
@@ -35,16 +37,17 @@ impl RateSchedule {
     }
 }
 
-/// Where training keeps its state, so that a run that was cut off goes on.
+/// Where training saves its state, so that an interrupted run can resume.
 ///
-/// A run that finds a checkpoint in its folder goes on from there, to the same numbers; one that
-/// finds a checkpoint of another run is refused. Of a run that has ended, the result is read.
+/// A run that finds a checkpoint in its folder resumes from it, with the same results as without
+/// the interruption. A checkpoint of another run is an error. If the run has already ended, only
+/// its result is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Checkpoints {
-    /// The folder, which is made if it is not there. It has one file, which is replaced as a whole.
+    /// The folder, which is created if necessary. It has one file, which is replaced atomically.
     pub folder: PathBuf,
-    /// How often. There is one at the start and one at the end, too.
+    /// How often to save. The start and the end of the run are saved too.
     pub every: CheckpointInterval,
 }
 
@@ -52,14 +55,14 @@ pub struct Checkpoints {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CheckpointInterval {
-    /// After so many epochs.
+    /// After this many epochs.
     Epochs(usize),
-    /// After so many steps of the optimizer, and after every epoch.
+    /// After this many optimizer steps, and after every epoch.
     Steps(usize),
 }
 
 impl Checkpoints {
-    /// One after every epoch.
+    /// Saves after every epoch.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
             folder: folder.into(),
@@ -67,7 +70,7 @@ impl Checkpoints {
         }
     }
 
-    /// The same as often as this.
+    /// Sets how often to save.
     pub fn with_every(mut self, every: CheckpointInterval) -> Self {
         self.every = every;
         self
@@ -80,32 +83,32 @@ impl Checkpoints {
 pub struct TrainingConfig {
     /// Passes over the data. Default: 3.
     pub epochs: usize,
-    /// Examples of a batch. Default: 16.
+    /// Examples per batch. Default: 16.
     pub batch_size: usize,
-    /// Learning rate of rotations and of all that is no mask. Default: 1e-3.
+    /// Learning rate of rotations and of everything that is not a mask. Default: 1e-3.
     pub learning_rate: f64,
     /// Learning rate of masks and boundaries. Default: 1e-2.
     pub mask_learning_rate: f64,
     /// How both learning rates change.
     pub schedule: RateSchedule,
-    /// The optimizer; also the place to clip gradients or to decay weights.
+    /// The optimizer, including gradient clipping and weight decay.
     pub optimizer: AdamConfig,
-    /// Batches whose losses are averaged for one step of the optimizer. Default: 1.
+    /// Number of batches whose losses are averaged for one optimizer step. Default: 1.
     pub accumulation: usize,
-    /// Temperature of masks at the first and at the last step, linear in between. Default: left as
-    /// it is.
+    /// Temperature of masks at the first and at the last step, linear in between. Default:
+    /// unchanged.
     pub temperature: Option<[f64; 2]>,
-    /// Factor of the [penalty](crate::interventions::Intervention::penalty) in the loss. Default:
+    /// Weight of the [penalty](crate::interventions::Intervention::penalty) in the loss. Default:
     /// 1.
     pub penalty: f64,
-    /// Seed of the order of the examples.
+    /// Seed for the order of the examples.
     pub seed: u64,
-    /// Stop when the accuracy on held-out data has not risen for so many epochs. Default: never.
+    /// Stops when the accuracy on held-out data has not risen for this many epochs. Default: never.
     pub patience: Option<usize>,
-    /// Bytes up to which what does not change between epochs is kept; past them, it is computed
-    /// anew for every batch. Default: 2 GiB.
+    /// Bytes available for what does not change between epochs. What does not fit is recomputed for
+    /// every batch. Default: 2 GiB.
     pub memory_budget: usize,
-    /// Where the state of the run is kept. Default: nowhere.
+    /// Where to save the state of the run. Default: nowhere.
     pub checkpoints: Option<Checkpoints>,
 }
 
@@ -130,79 +133,79 @@ impl Default for TrainingConfig {
 }
 
 impl TrainingConfig {
-    /// The same with so many passes over the data.
+    /// Sets the number of passes over the data.
     pub fn with_epochs(mut self, epochs: usize) -> Self {
         self.epochs = epochs;
         self
     }
 
-    /// The same with batches of this size.
+    /// Sets the number of examples per batch.
     pub fn with_batch_size(mut self, batch_size: usize) -> Self {
         self.batch_size = batch_size;
         self
     }
 
-    /// The same with this learning rate of all but masks.
+    /// Sets the learning rate of everything but masks.
     pub fn with_learning_rate(mut self, learning_rate: f64) -> Self {
         self.learning_rate = learning_rate;
         self
     }
 
-    /// The same with this learning rate of masks and boundaries.
+    /// Sets the learning rate of masks and boundaries.
     pub fn with_mask_learning_rate(mut self, learning_rate: f64) -> Self {
         self.mask_learning_rate = learning_rate;
         self
     }
 
-    /// The same with this schedule of the learning rates.
+    /// Sets the schedule of the learning rates.
     pub fn with_schedule(mut self, schedule: RateSchedule) -> Self {
         self.schedule = schedule;
         self
     }
 
-    /// The same with this optimizer.
+    /// Sets the optimizer.
     pub fn with_optimizer(mut self, optimizer: AdamConfig) -> Self {
         self.optimizer = optimizer;
         self
     }
 
-    /// The same with the losses of so many batches averaged for a step.
+    /// Sets the number of batches whose losses are averaged for one step.
     pub fn with_accumulation(mut self, batches: usize) -> Self {
         self.accumulation = batches;
         self
     }
 
-    /// The same with the temperature of masks going from the first to the second.
+    /// Sets the temperature of masks at the first and at the last step.
     pub fn with_temperature(mut self, from: f64, to: f64) -> Self {
         self.temperature = Some([from, to]);
         self
     }
 
-    /// The same with this factor of the penalty.
+    /// Sets the weight of the penalty.
     pub fn with_penalty(mut self, factor: f64) -> Self {
         self.penalty = factor;
         self
     }
 
-    /// The same from another seed.
+    /// Sets the seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The same that stops after so many epochs without progress.
+    /// Stops after this many epochs without progress.
     pub fn with_patience(mut self, epochs: usize) -> Self {
         self.patience = Some(epochs);
         self
     }
 
-    /// The same keeping at most so many bytes.
+    /// Sets the bytes available for what does not change between epochs.
     pub fn with_memory_budget(mut self, bytes: usize) -> Self {
         self.memory_budget = bytes;
         self
     }
 
-    /// The same that can be cut off and goes on from its last checkpoint.
+    /// Saves checkpoints, so that the run can be interrupted and resumed.
     pub fn with_checkpoints(mut self, checkpoints: Checkpoints) -> Self {
         self.checkpoints = Some(checkpoints);
         self

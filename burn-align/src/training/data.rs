@@ -1,3 +1,5 @@
+//! Data to train and evaluate with: inputs, labels, and the positions that predict them.
+
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_align_models::{AlignableTransformer, TokenBatch};
 
@@ -13,7 +15,7 @@ use crate::interventions::Intervention;
 ///
 /// type B = burn::backend::Flex;
 ///
-/// // In token ids: the last of three tokens of the source goes to the last of three tokens of the base.
+/// As token ids. Swap the source's last token (of three) into the base's last token.
 /// let example = InterchangeExample {
 ///     base: vec![5, 6, 7],
 ///     sources: vec![vec![5, 8, 7]],
@@ -29,11 +31,11 @@ pub struct InterchangeData<B: Backend> {
     pub inputs: AlignableInputs<B>,
     /// `[example][unit]`: the class that should be predicted at each position.
     pub labels: Vec<Vec<u32>>,
-    /// The positions that predict, in place of those that the inputs name.
+    /// The positions that predict; they replace those of the inputs.
     pub positions: LogitPositions,
 }
 
-/// One interchange intervention in token ids, and what the model should predict under it.
+/// One interchange intervention in token ids, and the prediction it should lead to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterchangeExample {
     /// The prompt that is changed.
@@ -44,19 +46,19 @@ pub struct InterchangeExample {
     pub label: u32,
 }
 
-/// What is wanted of a batch.
+/// The targets of a batch.
 #[derive(Clone, Debug)]
 pub struct Targets<B: Backend> {
-    /// Which examples these are, of which dataset.
+    /// The dataset, and the indices of the examples in it.
     pub examples: (usize, Vec<usize>),
     /// The labels, `[batch, unit]`.
     pub labels: Tensor<B, 2, Int>,
-    /// 1 where a label counts and 0 at padding, `[batch, unit]`; `None` where all of them count.
+    /// 1 where a label counts and 0 at padding, `[batch, unit]`; `None` if all of them count.
     pub weights: Option<Tensor<B, 2>>,
 }
 
 impl<B: Backend> InterchangeData<B> {
-    /// One label for each example, predicted at its last position.
+    /// One label per example, predicted at its last position.
     pub fn new(inputs: AlignableInputs<B>, labels: impl IntoIterator<Item = u32>) -> Self {
         Self {
             inputs,
@@ -65,24 +67,25 @@ impl<B: Backend> InterchangeData<B> {
         }
     }
 
-    /// The same at these locations.
+    /// Sets the locations.
     pub fn with_locations(mut self, locations: impl Into<UnitLocations>) -> Self {
         self.inputs.locations = locations.into();
         self
     }
 
-    /// The same with these labels, `[example][unit]`, predicted at these positions.
+    /// Sets the labels, `[example][unit]`, and the positions that predict them.
     pub fn with_labels(mut self, positions: LogitPositions, labels: Vec<Vec<u32>>) -> Self {
         (self.positions, self.labels) = (positions, labels);
         self
     }
 
-    /// Whole representations of prompts; [`with_locations`](Self::with_locations) swaps parts.
+    /// Swaps whole representations of prompts; use [`with_locations`](Self::with_locations) to swap
+    /// parts.
     ///
-    /// Anything that iterates over examples will do, such as a dataset of Burn, by its `iter()`,
-    /// with all that it can be wrapped into: shuffled, sampled, mapped, in part. Training needs no
-    /// data loader, since its batches are gathered from activations that are kept, and no longer
-    /// from the data.
+    /// Any iterator over examples works, for example a Burn dataset through its `iter()`, and
+    /// everything that wraps one: shuffled, sampled, mapped, partial. Training needs no data
+    /// loader, because it gathers its batches from cached activations and does not touch the data
+    /// again.
     ///
     /// # Errors
     /// If there is no example, a prompt is empty, or examples have different numbers of sources.
@@ -155,7 +158,7 @@ impl<B: Backend> InterchangeData<B> {
         Ok(())
     }
 
-    /// The plan of all examples, and where their logits come out.
+    /// The plan of all examples, and the read of their logits.
     pub(crate) fn plan<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &AlignableModel<B, M, I>,
@@ -167,7 +170,8 @@ impl<B: Backend> InterchangeData<B> {
         Ok((plan, read))
     }
 
-    /// The plan of all examples, where their logits come out, and those without interventions.
+    /// The plan of all examples, the read of their logits, and the read of those without
+    /// interventions.
     pub(super) fn plan_beside_clean<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &AlignableModel<B, M, I>,
@@ -179,7 +183,7 @@ impl<B: Backend> InterchangeData<B> {
         Ok((plan, [read, clean]))
     }
 
-    /// Number of positions of an example that count, of so many that there are.
+    /// How many of an example's `units` positions count.
     pub(super) fn counted(&self, example: usize, units: usize) -> usize {
         match (&self.positions, &self.inputs.base) {
             (LogitPositions::All, WorldInput::Tokens(tokens)) => tokens.ids()[example].len(),
@@ -187,7 +191,7 @@ impl<B: Backend> InterchangeData<B> {
         }
     }
 
-    /// The labels of some examples, of which there are logits at so many positions.
+    /// The labels of some examples that have logits at this many positions.
     pub(super) fn targets<A: Backend>(
         &self,
         dataset: usize,

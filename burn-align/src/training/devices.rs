@@ -1,8 +1,9 @@
 //! What is trained, on one device or on several.
 //!
-//! Each device keeps a share of the examples, and computes their logits and gradients with copies
-//! of model and interventions. The loss is taken of the whole batch, on the first device, so it
-//! need not be a mean over examples. There the gradients are summed and the optimizer steps.
+//! Each device holds a share of the examples, and computes their logits and gradients with copies
+//! of the model and the interventions. The loss is computed from the whole batch on the first
+//! device, so it need not be a mean over examples. The first device also sums the gradients and
+//! runs the optimizer.
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
@@ -15,20 +16,20 @@ use super::kept::Kept;
 use crate::engine::{Plan, PlanError, ReadId, RunOptions, moved, read_numbers, replicate};
 use crate::interventions::Intervention;
 
-/// Gradients of rotations and the rest, and those of masks.
+/// Gradients of everything but masks, and of masks.
 pub(super) type Split = [GradientsParams; 2];
 
-/// A model that is frozen, on one device.
+/// A frozen model on one device.
 pub(super) struct Replica<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
     device: A::Device,
     model: M,
     frozen: M::InnerModule,
     interventions: Vec<I::InnerModule>,
-    /// Of each dataset, this device's share; `None` where it has no example.
+    /// This device's share of each dataset; `None` if it has no example.
     kept: Vec<Option<Kept<A::InnerBackend>>>,
 }
 
-/// All copies, the first one where the loss is taken.
+/// All copies; the loss is computed on the first one's device.
 pub(super) struct Replicas<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
     copies: Vec<Replica<A, M, I>>,
     is_trained: Vec<bool>,
@@ -49,7 +50,7 @@ where
     I: Intervention<A> + AutodiffModule<A>,
     I::InnerModule: Intervention<A::InnerBackend>,
 {
-    /// - plans: of each dataset, with where its logits come out
+    /// - plans: for each dataset, with the read of its logits
     pub(super) fn new(
         models: Vec<M>,
         interventions: &[I],
@@ -82,8 +83,8 @@ where
         Ok(Self { copies, is_trained })
     }
 
-    /// Computes what does not change of all examples, up to a budget on each device, of which the
-    /// first device's rest is returned.
+    /// Computes what does not change, for all examples, up to a budget on each device. Returns what
+    /// is left of the first device's budget.
     pub(super) fn fill(
         &mut self,
         examples: &[usize],
@@ -107,7 +108,7 @@ where
         Ok(rest)
     }
 
-    /// Runs what does not change of a plan on a device.
+    /// Runs the part of a plan that does not change, on a device.
     pub(super) fn freeze(
         &self,
         number: usize,
@@ -153,8 +154,8 @@ where
 
     /// The gradients of a batch, and its loss without the penalty.
     ///
-    /// - loss: from the logits of examples, in their order
-    /// - total: what is minimised, from the loss
+    /// - loss: computed from the logits of the examples, in their order
+    /// - total: what is minimised, computed from the loss
     pub(super) fn gradients(
         &self,
         (dataset, examples): (usize, &[usize]),
@@ -188,7 +189,7 @@ where
         let value = loss(joined.clone(), &order, device);
         let mut gradients = total(value.clone()).backward();
         let of_logits = joined.grad_remove(&mut gradients);
-        // What else the loss depends on: penalties.
+        // Everything else that the loss depends on: penalties.
         let mut all = vec![split(gradients, &own)];
         if let Some(of_logits) = of_logits {
             let mut start = 0;
@@ -211,8 +212,8 @@ where
         Ok((all, number(value)?))
     }
 
-    /// Replicas of the interventions for the next step, one for each device; none for one device
-    /// alone.
+    /// Replicas of the interventions for the next step, one per device; none if there is only one
+    /// device.
     pub(super) fn replicated(&self, interventions: &[I]) -> Vec<Vec<I>> {
         if self.copies.len() == 1 {
             return Vec::new();
@@ -222,7 +223,7 @@ where
     }
 }
 
-/// The same with zeros behind it, up to so many units.
+/// Appends zeros, up to this many units.
 fn padded<B: burn::tensor::backend::Backend>(x: Tensor<B, 3>, units: usize) -> Tensor<B, 3> {
     let [batch, found, vocab] = x.dims();
     if found == units {
@@ -232,7 +233,7 @@ fn padded<B: burn::tensor::backend::Backend>(x: Tensor<B, 3>, units: usize) -> T
     Tensor::cat(vec![x, none], 1)
 }
 
-/// [`GradientsParams::to_device`], one parameter after another.
+/// [`GradientsParams::to_device`], one parameter at a time.
 fn moved_gradients<A: AutodiffBackend, M: AutodiffModule<A>>(
     from: GradientsParams,
     module: &M,

@@ -1,3 +1,5 @@
+//! What can go wrong in training and evaluation.
+
 use std::io;
 use std::path::PathBuf;
 
@@ -6,11 +8,11 @@ use burn_align_models::TokensError;
 use crate::engine::PlanError;
 use crate::front::AlignError;
 
-/// Why interventions could not be trained or judged.
+/// Why interventions could not be trained or evaluated.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainingError {
-    /// Labels for another number of examples, or of another number of positions.
+    /// Labels for the wrong number of examples or positions.
     #[error("labels: expected {expected}, found {found}")]
     Labels {
         /// What was expected.
@@ -28,7 +30,7 @@ pub enum TrainingError {
         /// Number of sources of this one.
         found: usize,
     },
-    /// A label that is no class of the model.
+    /// A label that is not a class of the model.
     #[error("labels: example {example}: expected a class below {classes}, found {found}")]
     UnknownLabel {
         /// Index of the example.
@@ -44,7 +46,7 @@ pub enum TrainingError {
         /// What is missing.
         expected: &'static str,
     },
-    /// A setting that makes no sense.
+    /// An invalid setting.
     #[error("{what}: expected {expected}, found {found}")]
     Setting {
         /// The setting.
@@ -54,7 +56,7 @@ pub enum TrainingError {
         /// What was found.
         found: String,
     },
-    /// A loss that is no number.
+    /// A loss that is not a finite number.
     #[error(
         "the loss is {loss} at step {step}; lower the learning rate, or clip gradients in \
          TrainingConfig::optimizer"
@@ -65,26 +67,25 @@ pub enum TrainingError {
         /// The loss.
         loss: String,
     },
-    /// A checkpoint that could not be written or read. The one before it, if there is one, is
-    /// still there.
+    /// A checkpoint that could not be written or read. The previous one, if any, is untouched.
     #[error(
         "{}: the checkpoint could not be {doing}: {reason}; the one before it, if any, is \
-         untouched, and the run goes on from there when it is started again",
+         untouched, and the run resumes from there when it is started again",
         file.display()
     )]
     CheckpointIo {
         /// The file.
         file: PathBuf,
-        /// What was tried.
+        /// What was attempted.
         doing: &'static str,
-        /// What kind of failure it was, such as a full disk.
+        /// The kind of failure, for example a full disk.
         kind: io::ErrorKind,
-        /// What the system says.
+        /// The system's message.
         reason: String,
     },
-    /// A file that is no checkpoint of this version, or only part of one.
+    /// A file that is not a checkpoint of this version, or is incomplete.
     #[error(
-        "{}: expected a checkpoint: {reason}; remove it to begin anew",
+        "{}: expected a checkpoint: {reason}; remove it to start over",
         file.display()
     )]
     CheckpointDamaged {
@@ -95,8 +96,8 @@ pub enum TrainingError {
     },
     /// A checkpoint of a run with another configuration or other data.
     #[error(
-        "{}: the checkpoint is of another run: {what}: expected {expected}, found {found}; give \
-         each run a folder of its own, or remove the checkpoint to begin anew",
+        "{}: the checkpoint belongs to another run: {what}: expected {expected}, found {found}; \
+         give each run its own folder, or remove the checkpoint to start over",
         file.display()
     )]
     OtherRun {
@@ -109,7 +110,7 @@ pub enum TrainingError {
         /// What the checkpoint has.
         found: String,
     },
-    /// Examples that are no prompts.
+    /// Examples that are not valid prompts.
     #[error(transparent)]
     Tokens(#[from] TokensError),
     /// Inputs that do not fit the model.

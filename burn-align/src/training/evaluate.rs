@@ -1,3 +1,5 @@
+//! Evaluating interventions, and the controls that the result must be compared with.
+
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, activation};
@@ -17,45 +19,45 @@ pub struct Mean {
     /// The mean.
     #[serde(deserialize_with = "number")]
     pub mean: f64,
-    /// Its confidence interval at 95 %, by the normal approximation, `mean ± 1.96 s / √n`; `None`
-    /// for a single example.
+    /// Its 95 % confidence interval by the normal approximation, `mean ± 1.96 s / √n`; `None` for a
+    /// single example.
     pub interval: Option<[f64; 2]>,
-    /// Number of examples that it is of.
+    /// Number of examples.
     pub examples: usize,
 }
 
 /// What interventions do to predictions.
 ///
-/// An example with several positions counts as one: it is right if it is right at all of them, and
-/// its logit difference and divergence are means over them. Padding does not count.
+/// An example with several positions counts once: it is correct if it is correct at all of them,
+/// and its logit difference and divergence are means over them. Padding does not count.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Interchange intervention accuracy: the share of examples whose predictions are as they
-    /// should be.
+    /// Interchange intervention accuracy: the share of examples with the expected predictions.
     #[doc(alias = "IIA")]
     pub accuracy: f64,
-    /// Its confidence interval at 95 % (Wilson 1927).
+    /// Its 95 % confidence interval (Wilson 1927).
     pub interval: [f64; 2],
-    /// How far the intervention moves the model from what it said before to what it should say:
-    /// the logit of the label minus that of the class which the model predicts without
-    /// interventions. Above 0 the label has overtaken it; without interventions it is never above
-    /// 0. Positions at which the model predicts the label anyway are left out; `None` if all are.
+    /// How far the intervention moves the model from its old prediction to the expected one: the
+    /// logit of the label minus the logit of the class that the model predicts without
+    /// interventions. Above 0 the label has won; without interventions it is never above 0.
+    /// Positions at which the model predicts the label anyway are left out; `None` if that leaves
+    /// none.
     pub logit_difference: Option<Mean>,
     /// How much the intervention changes at all: `Σ p (ln p - ln q)`, with `p` the model's
-    /// probabilities without interventions and `q` those under them, in nats.
+    /// probabilities without interventions and `q` those with them, in nats.
     #[doc(alias = "Kullback-Leibler")]
     pub kl_divergence: Mean,
     /// Number of examples.
     pub examples: usize,
 }
 
-/// What trained interventions do, and what they have to beat.
+/// The effect of trained interventions, and the controls they must beat.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Controlled {
-    /// The interventions themselves.
+    /// The trained interventions.
     pub trained: Evaluation,
-    /// Random rotations of the same sizes, with masks and boundaries as they are. What has no rotation
-    /// stays as it is, so where nothing has one, this is no control.
+    /// Random rotations of the same sizes, with the trained masks and boundaries. Interventions
+    /// without a rotation stay as they are, so this is no control for them.
     pub random_rotation: Evaluation,
     /// Whole vectors swapped.
     pub whole_vector: Evaluation,
@@ -63,15 +65,15 @@ pub struct Controlled {
     pub no_swap: Evaluation,
 }
 
-/// JSON has no way to write that something is no number, and serde_json writes null.
+/// JSON cannot express NaN; serde_json writes null.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// Judges interventions by all examples of some datasets, `batch_size` at a time.
+/// Evaluates interventions on all examples of some datasets, `batch_size` at a time.
 ///
 /// # Errors
-/// If the data do not fit the model; nothing is computed then.
+/// If the data do not fit the model. Nothing is computed then.
 pub fn evaluate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     model: &AlignableModel<B, M, I>,
     data: &[InterchangeData<B>],
@@ -85,13 +87,13 @@ pub fn evaluate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     Ok(found)
 }
 
-/// Judges interventions, and beside them the controls.
+/// Evaluates interventions together with their controls.
 ///
 /// - `batch_size`: examples at a time
-/// - `seed`: of the random rotation
+/// - `seed`: seed of the random rotation
 ///
-/// Interventions of your own take part: their rotations are those that
-/// [`Intervention::orthonormal`] names.
+/// Your own interventions take part: their rotations are those that [`Intervention::orthonormal`]
+/// returns.
 ///
 /// # Errors
 /// As [`evaluate`].
@@ -128,7 +130,7 @@ where
         AlignableModel::with_interventions(config, model.model().clone(), interventions)
     };
     let (random, whole) = (with(random)?, with(whole)?);
-    // Subspaces name rotated features; the whole vector has none.
+    // Subspaces index rotated features, which the whole vector does not have.
     let whole_data: Vec<InterchangeData<B>> = data
         .iter()
         .map(|dataset| {
@@ -161,7 +163,7 @@ impl<I> OrWhole<I> {
         Self(Some(own))
     }
 
-    /// Interventions that take no source have nothing to swap in, and stay.
+    /// Interventions without a source have nothing to swap in, so they stay.
     fn whole<B: Backend>(own: I) -> Self
     where
         I: Intervention<B>,
@@ -170,7 +172,7 @@ impl<I> OrWhole<I> {
     }
 }
 
-// It is run, and neither trained, moved nor saved.
+// It is only run: never trained, moved or saved.
 impl<B: Backend, I: Module<B>> Module<B> for OrWhole<I> {
     burn::empty!(module);
 }
@@ -195,14 +197,14 @@ impl<B: Backend, I: Intervention<B>> Intervention<B> for OrWhole<I> {
     }
 }
 
-/// A model that is judged beside another one, on data of its own.
+/// A model that is evaluated together with another one, on its own data.
 type Other<'a, B, M, I> = (&'a AlignableModel<B, M, I>, &'a [InterchangeData<B>]);
 
-/// Judges a model, the same without interventions, and others, in this order. What the model
-/// predicts without interventions is computed once for all.
+/// Evaluates a model, the same model without interventions, and others, in this order. The
+/// predictions without interventions are computed once for all of them.
 ///
-/// - reads: of each dataset, its logits with and without interventions
-/// - part: the plan of some examples of a dataset, which may be put in another order
+/// - reads: for each dataset, its logits with and without interventions
+/// - part: the plan of some examples of a dataset, which it may reorder
 pub(super) fn judge<B, M, I, const N: usize, const OTHERS: usize>(
     model: &AlignableModel<B, M, I>,
     data: &[InterchangeData<B>],
@@ -248,7 +250,7 @@ where
     Ok(std::array::from_fn(|index| tallies[index].evaluation()))
 }
 
-/// What a model predicts of a batch without interventions.
+/// A model's predictions for a batch without interventions.
 struct Clean<B: Backend> {
     /// `[batch, unit, vocab]`, in f32.
     logits: Tensor<B, 3>,
@@ -334,10 +336,10 @@ impl Tally {
     }
 }
 
-/// The standard normal distribution has 95 % within this distance from 0.
+/// 95 % of the standard normal distribution is within this distance from 0.
 const Z: f64 = 1.959_963_984_540_054;
 
-/// The interval of a share (Wilson 1927, "Probable inference, the law of succession, and
+/// The interval of a proportion (Wilson 1927, "Probable inference, the law of succession, and
 /// statistical inference").
 fn wilson(right: usize, examples: usize) -> [f64; 2] {
     let n = examples as f64;
@@ -348,7 +350,7 @@ fn wilson(right: usize, examples: usize) -> [f64; 2] {
     [(centre - half).max(0.0), (centre + half).min(1.0)]
 }
 
-/// Mean and variance of values that come one after another (Welford 1962).
+/// Running mean and variance (Welford 1962).
 #[derive(Clone, Copy, Default)]
 struct Moments {
     count: usize,

@@ -1,3 +1,5 @@
+//! The identity of a run, so that a checkpoint of another one is not continued by mistake.
+
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::ModelDims;
@@ -7,11 +9,11 @@ use super::{InterchangeData, TrainingConfig};
 use crate::engine::{LogitPositions, WorldInput};
 use crate::front::{AlignableConfig, Source};
 
-/// All that a run's numbers depend on and that can be compared: the configurations, the sizes of
-/// model, interventions and data, and a hash of token ids, positions and labels.
+/// Everything comparable that a run's numbers depend on: the configurations, the sizes of model,
+/// interventions and data, and a hash of token ids, positions and labels.
 ///
-/// The weights of the model and the values that interventions begin with are not in it, nor the
-/// memory budget, which changes roundings at most.
+/// It does not include the weights of the model, the initial values of the interventions, or the
+/// memory budget, which changes rounding at most.
 pub(super) fn fingerprint<B: Backend, D: Backend, I: Module<B>>(
     config: &TrainingConfig,
     alignment: &AlignableConfig,

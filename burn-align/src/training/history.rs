@@ -1,3 +1,5 @@
+//! Progress and history of training.
+
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
@@ -7,9 +9,9 @@ use super::Evaluation;
 /// One step of the optimizer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
-    /// Number of the step, from 0.
+    /// Number of this step, from 0.
     pub step: usize,
-    /// Number of all steps.
+    /// Total number of steps.
     pub steps: usize,
     /// Number of the epoch, from 0.
     pub epoch: usize,
@@ -24,26 +26,26 @@ pub struct EpochReport {
     pub epoch: usize,
     /// The loss without the penalty, averaged over the epoch.
     pub loss: f64,
-    /// How the interventions do on held-out data, if there are any.
+    /// The evaluation on held-out data, if there are any.
     pub held_out: Option<Evaluation>,
 }
 
-/// What training tells while it runs.
+/// Progress of training.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum TrainingEvent<'a> {
-    /// What does not change in training has been computed for so many examples.
+    /// The part that does not change in training has been computed for this many examples.
     Prepared {
         /// Number of examples so far.
         examples: usize,
-        /// Number of all examples.
+        /// Total number of examples.
         of: usize,
     },
-    /// The run goes on behind this history, from a checkpoint. Nothing of it is told again.
+    /// The run resumes after this history, from a checkpoint. Its events are not repeated.
     Resumed(&'a History),
-    /// A step has been made.
+    /// A step is done.
     Step(&'a StepReport),
-    /// An epoch has ended.
+    /// An epoch is done.
     Epoch(&'a EpochReport),
 }
 
@@ -58,13 +60,13 @@ pub struct History {
 }
 
 impl History {
-    /// The history as JSON, which serde reads again.
+    /// The history as JSON, which serde can read back.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("names are text")
     }
 
-    /// A table with a line for each step. The columns of the held-out data are filled in the last
-    /// step of each epoch:
+    /// A table with one line per step. The columns for held-out data are filled in the last step of
+    /// each epoch:
     ///
     /// `step,epoch,loss,accuracy,accuracy_low,accuracy_high,logit_difference,kl_divergence`
     pub fn to_csv(&self) -> String {

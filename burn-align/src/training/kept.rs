@@ -1,27 +1,31 @@
+//! Caching what does not change during training.
+//!
+//! The layers before the first trained intervention compute the same in every epoch. They are run
+//! once, and batches are gathered from the result.
+
 use burn::tensor::backend::Backend;
 
 use crate::engine::{Plan, PlanError, ReadId};
 
-/// Bytes from which on a part is whole: large enough that a batch comes from few parts, small
-/// enough that a part can be copied while it is put together.
+/// Bytes at which a part is full: large enough that a batch comes from few parts, small enough that
+/// a part can be copied while it is assembled.
 const PART: usize = 64 << 20;
 
-/// A dataset's plan, and what does not change of it in training, for as many examples as the
+/// A dataset's plan, with the part that does not change in training, for as many examples as the
 /// budget allows.
 pub(super) struct Kept<B: Backend> {
     /// All examples, with nothing computed.
     plan: Plan<B>,
-    /// Where the logits come out.
+    /// The read of the logits.
     pub(super) logits: ReadId,
-    /// Frozen plans of examples one after another, from the first, with the number of the first
-    /// example of each.
+    /// Frozen plans of consecutive examples, each with the index of its first example.
     parts: Vec<(usize, Plan<B>)>,
     /// Number of examples in all parts.
     kept: usize,
 }
 
 impl<B: Backend> Kept<B> {
-    /// Nothing kept yet.
+    /// Nothing cached yet.
     pub(super) fn new((plan, logits): (Plan<B>, ReadId)) -> Self {
         Self {
             plan,
@@ -31,10 +35,10 @@ impl<B: Backend> Kept<B> {
         }
     }
 
-    /// Computes what does not change for the examples one after another, `piece` at a time, until
-    /// what is `left` of the budget is used up.
+    /// Computes what does not change for consecutive examples, `piece` at a time, until `left`, the
+    /// rest of the budget, is used up.
     ///
-    /// - done: is told of the number of examples of each piece
+    /// - done: gets the number of examples of each piece
     pub(super) fn fill(
         &mut self,
         examples: usize,
@@ -69,7 +73,7 @@ impl<B: Backend> Kept<B> {
         Ok(())
     }
 
-    /// Puts a part together, up to an example.
+    /// Assembles a part that ends at this example.
     fn close(&mut self, pieces: &mut Vec<Plan<B>>, end: usize) -> bool {
         if pieces.is_empty() {
             return true;
@@ -85,15 +89,15 @@ impl<B: Backend> Kept<B> {
         true
     }
 
-    /// The plan of some examples without what does not change. They are put in order: that in
-    /// which they are kept, with those that are not behind them.
+    /// The plan of some examples, with what is cached. The examples are reordered: cached ones
+    /// first, in the order of the cache.
     pub(super) fn batch(
         &self,
         examples: &mut [usize],
         freeze: &impl Fn(&Plan<B>) -> Result<Plan<B>, PlanError>,
     ) -> Result<Plan<B>, PlanError> {
         examples.sort_unstable();
-        // Of no part, and so behind all of them, are examples that are not kept.
+        // Examples that are not cached belong to no part, and come last.
         let part = |example: usize| match example < self.kept {
             true => self.parts.partition_point(|(first, _)| *first <= example) - 1,
             false => self.parts.len(),
@@ -119,7 +123,7 @@ impl<B: Backend> Kept<B> {
         match &plans[..] {
             [_] => Ok(plans.remove(0)),
             _ => match Plan::join(&plans) {
-                // Computed for fewer examples, vectors at all positions may be fewer.
+                // Vectors at all positions may be fewer if computed for fewer examples.
                 Err(PlanError::Different { .. }) => freeze(&self.plan.examples(examples)?),
                 joined => joined,
             },

@@ -1,7 +1,7 @@
-//! Losses of a batch: what training makes small.
+//! Losses of a batch: what training minimises.
 //!
-//! Which positions they are of says [`InterchangeData::positions`](super::InterchangeData). At all
-//! positions of prompts of different lengths, the two that know the [targets](Targets) leave
+//! [`InterchangeData::positions`](super::InterchangeData) decides which positions count. At all
+//! positions of prompts of different lengths, the two losses that get the [targets](Targets) leave
 //! padding out; the others do not.
 
 use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
@@ -18,7 +18,7 @@ pub fn cross_entropy<B: Backend>(logits: Tensor<B, 3>, targets: &Targets<B>) -> 
     mean(-at(log_probabilities, targets.labels.clone()), targets)
 }
 
-/// How much lower the labels' logits are than those of other classes, averaged.
+/// How far the labels' logits are below those of other classes, averaged.
 ///
 /// # Shapes
 /// - logits: `[batch, unit, vocab]`
@@ -36,7 +36,7 @@ pub fn logit_difference<B: Backend>(
     )
 }
 
-/// The Kullback-Leibler divergence from the wanted distributions, `Σ p (ln p - ln q)`, averaged.
+/// The Kullback-Leibler divergence from the target distributions, `Σ p (ln p - ln q)`, averaged.
 ///
 /// # Shapes
 /// - logits, wanted (logits too): `[batch, unit, vocab]`
@@ -48,7 +48,7 @@ pub fn kl_divergence<B: Backend>(logits: Tensor<B, 3>, wanted: Tensor<B, 3>) -> 
     (wanted.clone().exp() * (wanted - found)).sum() / (batch * units) as f64
 }
 
-/// The mean of the squared differences: for models whose outputs are no logits.
+/// The mean squared difference, for models whose outputs are not logits.
 ///
 /// # Shapes
 /// - outputs, wanted: `[batch, unit, vocab]`
@@ -67,7 +67,7 @@ fn mean<B: Backend>(values: Tensor<B, 2>, targets: &Targets<B>) -> Tensor<B, 1> 
     }
 }
 
-/// One class of each, `[batch, unit]`.
+/// One class for each, `[batch, unit]`.
 fn at<B: Backend>(values: Tensor<B, 3>, classes: Tensor<B, 2, Int>) -> Tensor<B, 2> {
     values.gather(2, classes.unsqueeze_dim(2)).squeeze_dim(2)
 }

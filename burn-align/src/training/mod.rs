@@ -1,12 +1,15 @@
-//! Finding variables in a model: interventions are trained, and then judged.
+//! Finding variables in a model: interventions are trained, then evaluated.
 //!
-//! A [dataset](InterchangeData) says what the model should predict under an interchange, for
-//! instance from a [causal model](crate::causal_models). [`train`] fits the parameters of the
-//! interventions of an [`AlignableModel`](crate::front::AlignableModel), with the model itself
-//! frozen, and [`train_on_devices`] does so on several devices; [`evaluate`] gives the interchange intervention accuracy, and
-//! [`evaluate_with_controls`] what it is worth: beside it stand a random rotation of the same
-//! size, the whole vector swapped, and nothing swapped. A run with [`Checkpoints`] that is cut off
-//! goes on when it is started again.
+//! A [dataset](InterchangeData) states what the model should predict under an interchange, for
+//! example according to a [causal model](crate::causal_models). [`train`] fits the parameters of
+//! the interventions of an [`AlignableModel`](crate::front::AlignableModel) while the model itself
+//! stays frozen; [`train_on_devices`] does so on several devices. A run with [`Checkpoints`] can be
+//! interrupted and resumed.
+//!
+//! [`evaluate`] gives the interchange intervention accuracy. That number means little by itself: a
+//! large enough subspace, or one fitted to few examples, can be right although the model does not
+//! keep the variable there. [`evaluate_with_controls`] puts it next to a random rotation of the same
+//! size, the whole vector swapped, and no swap.
 
 mod checkpoint;
 mod config;

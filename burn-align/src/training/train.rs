@@ -1,3 +1,5 @@
+//! The training loop.
+
 use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
 use burn::tensor::Tensor;
@@ -22,24 +24,23 @@ use crate::interventions::Intervention;
 
 /// Trains the interventions of a model; the model itself is frozen.
 ///
-/// What comes before the first trained intervention is computed once per example and kept, as far
-/// as the memory budget goes; it does not enter the graph of the autodiff backend. Each epoch deals
-/// the examples of each dataset into batches anew, and takes these in random order. (Not kept, and
-/// computed for every batch, are sources' vectors at all positions of prompts of different
-/// lengths.)
+/// Everything before the first trained intervention is computed once per example and cached, within
+/// the memory budget; it does not enter the graph of the autodiff backend. Each epoch divides the
+/// examples of each dataset into batches again, and runs these in random order. (Sources' vectors
+/// at all positions of prompts of different lengths are not cached, but computed for every batch.)
 ///
-/// With [checkpoints](TrainingConfig::checkpoints), a run that was cut off, wherever it was, goes
-/// on and ends with the same parameters and history, bit by bit if the backend computes the same
-/// twice. It must be given the same model, interventions and data. What a loss draws at random, and
-/// fields of your own interventions that are no parameters, are not in a checkpoint.
+/// With [checkpoints](TrainingConfig::checkpoints), an interrupted run resumes and ends with the
+/// same parameters and history, bit by bit if the backend is deterministic. It must be given the
+/// same model, interventions and data. A checkpoint does not hold the random state of a loss, or
+/// fields of your own interventions that are not parameters.
 ///
-/// - `loss`: from the logits under the interventions, `[batch, unit, vocab]`, and what is wanted;
-///   see [`losses`](super::losses)
-/// - `observe`: is told of every step and epoch
+/// - `loss`: computed from the logits under the interventions, `[batch, unit, vocab]`, and the
+///   targets; see [`losses`](super::losses)
+/// - `observe`: gets every step and epoch
 ///
 /// # Errors
 /// If the data do not fit the model, the loss is no longer a number, or a checkpoint cannot be
-/// written or is of another run.
+/// written or belongs to another run.
 ///
 /// ```
 /// use burn::backend::Autodiff;
@@ -53,7 +54,7 @@ use crate::interventions::Intervention;
 /// let options = LoadOptions::default();
 /// let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, &device)?;
 /// let tokenizer = loaded.tokenizer()?;
-/// // The country of the source, and the question of the base.
+/// The country of the source, and the question of the base.
 /// let example = InterchangeExample {
 ///     base: tokenizer.encode("The capital of Spain is")?,
 ///     sources: vec![tokenizer.encode("The language of Italy is")?],
@@ -88,16 +89,16 @@ where
     train_on_devices(model, &[device], data, held_out, config, loss, observe)
 }
 
-/// As [`train`], with the examples of each batch computed on several devices. Up to rounding, the
-/// result is that of one device.
+/// Like [`train`], with the examples of each batch divided among several devices. Up to rounding,
+/// the result is that of one device.
 ///
-/// Each device has a copy of the model, and a fixed share of the examples, every n-th of n devices: it
-/// computes and keeps what does not change of them, up to the memory budget, and in each step their
-/// logits and gradients. The loss is taken of the logits of the whole batch, on the first device;
-/// there the gradients are summed, the optimizer steps, and held-out data are judged. A
-/// checkpoint can be continued on other devices than it was begun on.
+/// Each device has a copy of the model and a fixed share of the examples, every n-th of n devices.
+/// It computes and caches what does not change for them, within the memory budget, and in each step
+/// their logits and gradients. The loss is computed from the logits of the whole batch on the first
+/// device, which also sums the gradients, runs the optimizer and evaluates held-out data. A
+/// checkpoint can be resumed on other devices.
 ///
-/// - devices: the result is on the first one; one that is named twice has two shares
+/// - devices: the result is on the first one; a device that is listed twice has two shares
 ///
 /// # Errors
 /// As [`train`], or if there is no device.
@@ -193,7 +194,7 @@ where
                 }
                 observe(TrainingEvent::Resumed(&history(&state)));
             }
-            // A folder that cannot be written to is found before anything is computed.
+            // Find out that a folder is not writable before anything is computed.
             None => file.save(&state, optimizers.each_ref())?,
         }
     }
@@ -306,7 +307,7 @@ where
         }
     }
     let history = history(&state);
-    // With patience, the best epoch counts, and not the last one.
+    // With patience, the best epoch counts, not the last one.
     model.put_interventions(match state.best {
         Some(best) => best.interventions,
         None => state.interventions,
@@ -314,7 +315,7 @@ where
     Ok((model, history))
 }
 
-/// The batches of an epoch, by dataset, in random order. They follow from seed and epoch alone.
+/// The batches of an epoch, by dataset, in random order, determined by seed and epoch alone.
 fn deal(lengths: &[usize], batch_size: usize, seed: u64, epoch: usize) -> Vec<(usize, Vec<usize>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch as u64);
@@ -343,7 +344,7 @@ fn set_temperature<B: Backend, I: Intervention<B>>(
     }
 }
 
-/// One step of the optimizers: of rotations and the rest, and of masks.
+/// One step of both optimizers: that of everything but masks, and that of masks.
 fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
     mut interventions: Vec<I>,
     [optimizer, mask_optimizer]: &mut [AdamOf<A, I>; 2],
@@ -366,18 +367,18 @@ fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
     interventions
 }
 
-/// The penalties of all interventions together.
+/// The sum of the penalties of all interventions.
 fn penalty<B: Backend, I: Intervention<B>>(interventions: &[I]) -> Option<Tensor<B, 1>> {
     let penalties = interventions.iter().filter_map(I::penalty);
     penalties.reduce(|sum, penalty| sum + penalty)
 }
 
-/// The interventions with their parameters tracked, wherever they came from.
+/// The interventions with their parameters tracked anew.
 ///
-/// Each backward pass needs its own. Burn 0.21's autodiff forgets a parameter behind its first
-/// backward pass, and a graph without a parameter that it knows is swept away while it is built,
-/// when another thread ends a backward pass of its own: gradients are then wrong and nothing says
-/// so (tracel-ai/burn#5573).
+/// Each backward pass needs parameters of its own. Burn 0.21's autodiff forgets a parameter after
+/// its first backward pass. A graph without a parameter that it knows can be swept while it is
+/// built, when another thread finishes a backward pass; gradients are then silently wrong
+/// (tracel-ai/burn#5573).
 fn track<A: AutodiffBackend, I: Module<A>>(interventions: Vec<I>) -> Vec<I> {
     struct Track;
     impl<A: AutodiffBackend> ModuleMapper<A> for Track {

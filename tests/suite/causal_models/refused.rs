@@ -28,7 +28,7 @@ fn graphs_that_make_no_sense() {
     assert_refused!(
         builder().input("x", 0..3).build(),
         Error::DuplicateName { .. },
-        "x: expected each variable to have a name of its own, found two of this name",
+        "x: expected each variable to have its own name, found two with this name",
     );
     assert_refused!(
         builder().variable("y", ["z"], 0..3, |[z]| *z).build(),
@@ -60,7 +60,7 @@ fn graphs_that_make_no_sense() {
     assert_refused!(
         builder().input("y", []).build(),
         Error::NoValues { .. },
-        "y: expected at least one value, found none; list some, or give Values::Any",
+        "y: expected at least one value, found none; list some, or use Values::Any",
     );
     assert_refused!(
         builder()
@@ -72,7 +72,7 @@ fn graphs_that_make_no_sense() {
     assert_refused!(
         builder().build(),
         Error::NoOutput,
-        "the model has no output: add a variable that is computed, or name outputs",
+        "the model has no output: add a computed variable, or name outputs",
     );
     let copy = || builder().variable("y", ["x"], 0..3, |[x]| *x);
     assert_refused!(
@@ -174,7 +174,7 @@ fn interventions_that_do_not_fit() {
     assert_refused!(
         boundaries.variable(out),
         Error::UnknownHandle { .. },
-        "variable 6: this model has 6; handles are valid only in the model that gave them",
+        "variable 6: this model has 6; handles are valid only in the model that returned them",
     );
 }
 
@@ -186,7 +186,7 @@ fn functions_that_leave_their_values() {
         .build()
         .unwrap();
     let message = "the function of sum gives 4 at (y = 2, x = 2), expected one of 0, 1, 2, 3; \
-                   list this value too, or mend the function";
+                   list this value too, or fix the function";
     assert_refused!(
         model.run(&Inputs::from([2, 2])),
         Error::FunctionValue { .. },
@@ -259,7 +259,7 @@ fn samplers_that_cannot_be_made() {
     assert_refused!(
         boundaries.sample_inputs_where(&mut StdRng::seed_from_u64(0), 7, |_| false),
         Error::NotAccepted { tries: 7 },
-        "expected inputs that are accepted, found none in 7 tries; raise the number, accept more, \
+        "expected inputs that are accepted, found none in 7 tries; raise max_tries, accept more, \
          or write a sampler",
     );
 }
@@ -294,7 +294,7 @@ fn configurations_of_datasets() {
     assert_refused!(
         generate_counterfactuals(&boundaries, &config(vec![Target::one_source([out])])),
         Error::UnknownHandle { .. },
-        "variable 6: this model has 6; handles are valid only in the model that gave them",
+        "variable 6: this model has 6; handles are valid only in the model that returned them",
     );
     let config = config(vec![Target::one_source([wx])]);
     for (share, found) in [(-0.1, "-0.1"), (1.5, "1.5"), (f64::NAN, "NaN")] {
@@ -332,7 +332,7 @@ fn a_balance_that_inputs_do_not_give() {
             ..
         },
         "interchanging [wx, yz] [out]: expected an example whose label flips, found none in 25 \
-         tries; raise max_tries, ask for another share of flips, or draw inputs with a sampler \
+         tries; raise max_tries, ask for another fraction of flips, or draw inputs with a sampler \
          under which both happen",
     );
     // A sampler's own error, and its wrong inputs.

@@ -125,7 +125,7 @@ fn receivers_that_do_not_lie_behind() {
     }
     assert_eq!(
         patches("gpt2_plain", &[PathPatch::new(head(1, 1), query)]).to_string(),
-        "1.0.q does not lie behind 1.1: expected a node that reads the residual stream after 1.1 \
+        "1.0.q does not come after 1.1: expected a node that reads the residual stream after 1.1 \
          has added to it"
     );
     // Each of several must have its counterpart.

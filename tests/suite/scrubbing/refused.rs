@@ -126,7 +126,7 @@ fn parts_that_do_not_lie_before_their_readers() {
         .head_reads("a", HeadInput::Key, ["b"]);
     assert_eq!(
         refused(hypothesis).to_string(),
-        "\"a\" reads \"b\", which is m1: expected a part of the model that lies before its reader"
+        "\"a\" reads \"b\", which is m1: expected a part of the model that comes before its reader"
     );
 }
 
@@ -247,7 +247,7 @@ fn examples_without_a_donor() {
     assert_eq!(
         error.to_string(),
         "\"a\": no other example agrees with example 1 on \"token 0\" and has as many tokens; \
-         give more examples, or let them be drawn for themselves"
+         add examples, or let them be drawn for themselves (Donors::WithSelf)"
     );
     let output = Hypothesis::new().output_feature(Feature::input());
     let error = refused_with(&output, &prompts, &without);

@@ -1,9 +1,9 @@
 //! Where the positions of rows are in the tensors of a stage.
 //!
-//! Rows on the same input are the same before the first position at which one of them has been
-//! edited. One row of them, the one that stays unedited longest, is the *trunk* and is computed as
-//! a whole. Of the others only the *suffix* is computed, from that position on, and what comes
-//! before it is found in the trunk.
+//! Causal attention never looks ahead, so rows on the same input are equal before the first
+//! position at which one of them has been edited. One of them, the one that stays unedited longest,
+//! is the *trunk* and is computed as a whole. Of the others only the *suffix* from that position on
+//! is computed; what comes before it is taken from the trunk.
 
 mod suffixes;
 
@@ -16,7 +16,7 @@ use super::plan::{InputId, Plan};
 use super::schedule::Group;
 use super::wanted::Wanted;
 
-/// Where the positions of the rows of a stage are.
+/// Where the positions of a stage's rows are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Number of positions of the longest row of the pass.
@@ -24,9 +24,9 @@ pub(super) struct Layout {
     /// The first row of each group.
     first_rows: Vec<usize>,
     rows: Vec<Row>,
-    /// Suffixes that begin and end alike; `None` where all rows are computed as wholes.
+    /// Suffixes that begin and end alike; `None` if all rows are computed as wholes.
     classes: Option<Vec<Class>>,
-    /// Number of positions that are computed, in all rows.
+    /// Total number of computed positions, over all rows.
     tokens: usize,
 }
 
@@ -37,12 +37,13 @@ struct Row {
     pos: usize,
     /// The first position that is computed.
     start: usize,
-    /// The row that has the positions before; the row itself, if none has them or needs them.
+    /// The row that has the earlier positions; the row itself, if there are none or nothing needs
+    /// them.
     trunk: usize,
-    /// Whether keys and values before the start have been kept from an earlier pass. Nothing else
-    /// is known of these positions.
+    /// Whether keys and values before the start are cached from an earlier pass. Nothing else is
+    /// known of these positions.
     kept: Option<(InputId, usize)>,
-    /// Where the first position is that is computed.
+    /// The index of the first computed position among the positions of all rows.
     first_token: usize,
 }
 
@@ -50,17 +51,17 @@ struct Row {
 struct Class {
     start: usize,
     pos: usize,
-    /// Whether they come behind kept keys and values.
+    /// Whether they follow cached keys and values.
     kept: bool,
-    /// Rows with the same trunk stand behind one another.
+    /// Rows with the same trunk are adjacent.
     rows: Vec<usize>,
 }
 
-/// The first position at which a world has been edited so far, in each example; past the last
-/// position where it has not.
+/// The first position at which a world has been edited so far, in each example; beyond the last
+/// position if it has not been.
 pub(super) type Edited = Vec<usize>;
 
-/// Takes positions into account that are edited or read.
+/// Lowers the first positions to positions that are edited or read.
 pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
     for (example, first) in firsts.iter_mut().enumerate() {
         let earliest = match positions {
@@ -73,8 +74,8 @@ pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
 }
 
 impl Layout {
-    /// Most classes of suffixes in a stage. Each costs some small operations per block; what it
-    /// saves are positions. Suffixes of one class more begin earlier than they could.
+    /// Most classes of suffixes in a stage. Each class costs a few small operations per block and
+    /// saves positions; with fewer classes, some suffixes begin earlier than necessary.
     pub(super) const MOST_CLASSES: usize = 8;
 
     /// All rows as wholes, padded to `pos` positions.
@@ -106,9 +107,9 @@ impl Layout {
         }
     }
 
-    /// Suffixes where they are enough, if that saves a tenth of all positions.
+    /// Suffixes, if that saves a tenth of all positions.
     ///
-    /// - `edited`: of each group
+    /// - `edited`: for each group
     pub(super) fn with_suffixes<B: Backend>(
         plan: &Plan<B>,
         groups: &[Group],
@@ -130,13 +131,13 @@ impl Layout {
         layout
     }
 
-    /// Whether something is known of earlier positions from an earlier pass alone.
+    /// Whether keys and values of earlier positions come from an earlier pass.
     fn is_kept(&self) -> bool {
         self.rows.iter().any(|row| row.kept.is_some())
     }
 
-    /// The same for an attention, and, if that saves a tenth of all queries, where the positions are
-    /// that ask: those that are wanted of it.
+    /// Like [`with_suffixes`](Self::with_suffixes), for an attention. If it saves a tenth of all
+    /// queries, also the layout of the querying positions: those whose output is needed.
     pub(super) fn with_queries<B: Backend>(
         plan: &Plan<B>,
         groups: &[Group],
@@ -159,7 +160,7 @@ impl Layout {
                 row.start = row.start.max(*wanted).min(row.pos);
             }
         }
-        // Those of a class begin together.
+        // The rows of a class begin together.
         queries.tokens = 0;
         for class in queries.classes.iter_mut().flatten() {
             let rows = class.rows.iter();
@@ -177,10 +178,10 @@ impl Layout {
         }
     }
 
-    /// The same for a stage in which no position looks at another one: only what is wanted of the
-    /// suffixes.
+    /// Like [`with_suffixes`](Self::with_suffixes), for a stage that does not mix positions: only
+    /// the needed part of the suffixes.
     ///
-    /// - `edited`: of each group
+    /// - `edited`: for each group
     pub(super) fn by_position<B: Backend>(
         plan: &Plan<B>,
         groups: &[Group],
@@ -207,7 +208,7 @@ impl Layout {
         }
     }
 
-    /// Lets each row start at the first position that no other row has.
+    /// Starts each row at the first position that no other row has.
     fn start_where_edited<B: Backend>(
         &mut self,
         plan: &Plan<B>,
@@ -243,7 +244,7 @@ impl Layout {
         }
     }
 
-    /// Gathers suffixes into classes, and gives each its tokens.
+    /// Groups suffixes into classes, and assigns their tokens.
     fn classify(&mut self, most_classes: usize) {
         // A suffix may be empty.
         let rows = self.rows.iter().filter(|row| row.start < row.pos);
@@ -251,7 +252,7 @@ impl Layout {
             .clone()
             .filter(|row| row.kept.is_none() && row.start > 0)
             .map(|row| (row.pos, row.start));
-        // What cannot begin elsewhere: whole rows, and those behind kept keys and values.
+        // These starts cannot move: whole rows, and rows that follow cached keys and values.
         let fixed = rows
             .filter(|row| row.kept.is_some() || row.start == 0)
             .map(|row| (row.pos, row.start, row.kept.is_some()));
@@ -315,7 +316,7 @@ impl Layout {
         }
     }
 
-    /// Where a position of a row is among the positions of all rows.
+    /// The index of a row's position among the positions of all rows.
     pub(super) fn token(&self, row: usize, position: usize) -> usize {
         let here = &self.rows[row];
         if position < here.start {
@@ -326,7 +327,7 @@ impl Layout {
         here.first_token + position - here.start
     }
 
-    /// Where the vector of a head at a position of a row is among all vectors.
+    /// The index of the vector of a head at a row's position among all vectors.
     pub(super) fn cell(&self, row: usize, [head, heads]: [usize; 2], position: usize) -> usize {
         match &self.classes {
             None => (row * heads + head) * self.pos + position,
@@ -334,7 +335,7 @@ impl Layout {
         }
     }
 
-    /// Rows and positions, in the order in which they stand.
+    /// Rows and positions, in their order in the tensors.
     pub(super) fn places(&self) -> Vec<(usize, usize)> {
         let mut places = Vec::with_capacity(self.tokens);
         match &self.classes {
@@ -355,7 +356,7 @@ impl Layout {
         places
     }
 
-    /// Of each row of this layout: the row of another one that it continues.
+    /// For each row of this layout: the row of another one that it continues.
     ///
     /// - `parents`: the group there that each group here continues
     pub(super) fn rows_before(&self, before: &Self, parents: &[usize]) -> Vec<usize> {
@@ -370,8 +371,8 @@ impl Layout {
             .collect()
     }
 
-    /// Of each position of this layout: where another one has it. What stands behind the end of a
-    /// row is anything.
+    /// For each position of this layout: its index in another one. Positions after the end of a row
+    /// are arbitrary.
     pub(super) fn tokens_in(&self, before: &Self, rows_before: &[usize]) -> Vec<usize> {
         let places = self.places().into_iter().map(|(row, position)| {
             let row = rows_before[row];
@@ -380,8 +381,8 @@ impl Layout {
         places.collect()
     }
 
-    /// For each class of rows: their number, the number of positions that are computed, and of
-    /// those that these look at.
+    /// For each class of rows: their number, the number of computed positions, and the number of
+    /// positions that these attend to.
     pub(super) fn work(&self) -> Vec<[usize; 3]> {
         match &self.classes {
             None => vec![[self.rows.len(), self.pos, self.pos]],
@@ -393,8 +394,8 @@ impl Layout {
     }
 }
 
-/// Where suffixes that end and begin at these positions shall begin, so that there are no more than
-/// `most_classes` kinds of them and little more is computed. The result is sorted.
+/// Chooses starts for suffixes with these ends and starts, so that there are at most `most_classes`
+/// kinds of them and little more is computed. The result is sorted.
 pub(super) fn merge_suffixes(
     suffixes: impl Iterator<Item = (usize, usize)>,
     most_classes: usize,
@@ -405,7 +406,7 @@ pub(super) fn merge_suffixes(
     }
     let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
     while kinds.len() > most_classes {
-        // What it costs to let the suffixes of a kind begin where the kind before does.
+        // The cost of starting the suffixes of a kind where the previous kind starts.
         let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
             let ([(pos, start), (other_pos, later)], count) = ([pair[0].0, pair[1].0], pair[1].1);
             (pos == other_pos).then_some(((later - start) * count, index))

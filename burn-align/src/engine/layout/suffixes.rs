@@ -1,4 +1,4 @@
-//! What a model is told about a layout.
+//! The part of a layout that the model needs to know.
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
@@ -8,9 +8,9 @@ use crate::engine::past::PastLayer;
 use crate::engine::plan::{InputId, Plan};
 
 impl Layout {
-    /// What the model has to know about it.
+    /// What the model has to know.
     ///
-    /// - `queries`: those of [`with_queries`](Self::with_queries)
+    /// - `queries`: from [`with_queries`](Self::with_queries)
     pub(in crate::engine) fn suffixes<B: Backend>(
         &self,
         queries: Option<&Self>,
@@ -48,7 +48,7 @@ impl Layout {
         })
     }
 
-    /// Keys and values before the suffixes of a class, which have been kept.
+    /// Cached keys and values before the suffixes of a class.
     fn kept_prefixes<B: Backend>(&self, class: &Class, plan: &Plan<B>) -> Prefixes<B> {
         // Neighbours on one input, with the rows of its tensors.
         let mut runs: Vec<(InputId, Vec<usize>)> = Vec::new();
@@ -106,7 +106,7 @@ impl Layout {
                 _ => trunks.push((trunk, 1)),
             }
         }
-        // All prefixes are to have the same number of suffixes.
+        // All prefixes must have the same number of suffixes.
         let each = trunks.iter().fold(0, |each, (_, count)| gcd(each, *count));
         let rows: Vec<usize> = trunks
             .iter()
@@ -122,7 +122,7 @@ impl Layout {
     }
 }
 
-/// Tensors under one another.
+/// Stacks tensors along the batch axis.
 fn join<B: Backend>(mut parts: Vec<Tensor<B, 4>>) -> Tensor<B, 4> {
     match parts.len() {
         1 => parts.remove(0),

@@ -1,4 +1,4 @@
-//! What can be wrong with a hypothesis.
+//! Validation of hypotheses.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,17 +8,17 @@ use super::{Hypothesis, Part, Place, ScrubError};
 use crate::engine::Indices;
 use crate::paths::{HeadInput, Node, meet};
 
-/// What one node reads: by which input, and which node, by its index.
+/// What one node reads: the input by which it reads, and the index of the node that it reads.
 pub(super) type Read = (Option<HeadInput>, usize);
 
 /// The reads of a hypothesis, by index.
 pub(super) struct Graph {
     pub(super) output: Vec<Read>,
-    /// Of each node.
+    /// For each node.
     pub(super) nodes: Vec<Vec<Read>>,
 }
 
-/// The depth behind all nodes: where the logits read.
+/// The depth after all nodes: where the logits read.
 pub(super) fn output_depth(dims: &ModelDims) -> usize {
     2 * dims.layers + 1
 }
@@ -55,7 +55,7 @@ impl<E> Hypothesis<E> {
         }
     }
 
-    /// Names as indices.
+    /// Resolves names to indices.
     fn graph(&self) -> Result<Graph, ScrubError> {
         let mut indices: HashMap<&str, usize> = HashMap::new();
         for (index, node) in self.nodes.iter().enumerate() {
@@ -192,7 +192,7 @@ impl<E> Hypothesis<E> {
         Ok(())
     }
 
-    /// Checks that examples have the positions that nodes name.
+    /// Checks that the examples have the positions that nodes name.
     pub(super) fn check_positions(&self, tokens: &TokenBatch) -> Result<(), ScrubError> {
         for node in &self.nodes {
             if let Indices::Each(each) = &node.place.positions
@@ -219,7 +219,7 @@ impl<E> Hypothesis<E> {
         Ok(())
     }
 
-    /// A reader in a message.
+    /// A reader, for error messages.
     pub(super) fn reader_name(&self, reader: Option<usize>) -> String {
         match reader {
             None => "the output".to_owned(),

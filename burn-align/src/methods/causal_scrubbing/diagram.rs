@@ -1,9 +1,11 @@
+//! Hypotheses and their trees as pictures.
+
 use super::{Hypothesis, ScrubTree};
 use crate::diagram::{Diagram, DiagramShape};
 
 impl<E> Hypothesis<E> {
-    /// The graph as a picture: each node with its part of the model and its feature; arrows go to
-    /// the reader. Names that no node has are left out.
+    /// The graph as a picture: each node with its part of the model and its feature. Arrows go to
+    /// the reader. Names without a node are left out.
     ///
     /// ```
     /// use burn_align::methods::{Feature, Hypothesis};
@@ -38,7 +40,7 @@ impl<E> Hypothesis<E> {
             let label = format!("{}\n{}\n{}", node.name, node.place, node.feature.name());
             diagram.node(format!("n{index}"), label, shape(reads));
         }
-        // The output is the first of the picture.
+        // The output comes first in the picture.
         let index = |name: &String| {
             let index = self.nodes.iter().position(|node| node.name == *name);
             index.map(|index| index + 1)
@@ -60,8 +62,8 @@ impl<E> Hypothesis<E> {
 }
 
 impl ScrubTree {
-    /// The tree as a picture, with the example that each node takes in one row, named by `example`.
-    /// What does not matter to a node is in its last line.
+    /// The tree as a picture, with the example that each node takes in one row, labelled by
+    /// `example`. A node's last line is for what does not matter to it.
     ///
     /// # Panics
     /// If there is no such row.

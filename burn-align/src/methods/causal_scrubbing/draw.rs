@@ -1,4 +1,4 @@
-//! Drawing inputs that agree.
+//! Drawing donors: examples that agree on a feature.
 
 use std::collections::HashMap;
 
@@ -8,17 +8,16 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Donors;
 
-/// Examples, sorted by what they agree on. Only examples with as many tokens can stand for each
-/// other.
+/// Examples grouped by what they agree on. Only examples of equal length can replace each other.
 #[derive(Clone, Debug)]
 pub(super) struct Classes {
-    /// Of each example: its class, and its place in it.
+    /// For each example: its class, and its index within the class.
     places: Vec<(usize, usize)>,
     members: Vec<Vec<usize>>,
 }
 
 impl Classes {
-    /// Sorts examples by these numbers, and by length.
+    /// Groups examples by these numbers, and by length.
     pub(super) fn new(numbers: &[usize], tokens: &TokenBatch) -> Self {
         let mut classes: HashMap<(usize, usize), usize> = HashMap::new();
         let mut members: Vec<Vec<usize>> = Vec::new();
@@ -37,14 +36,14 @@ impl Classes {
         }
     }
 
-    /// The first example that has none to stand for it.
+    /// The first example without a donor.
     pub(super) fn without_donor(&self, donors: Donors) -> Option<usize> {
         let alone = |members: &&Vec<usize>| members.len() == 1 && donors == Donors::WithoutSelf;
         let alone = self.members.iter().filter(alone);
         alone.map(|members| members[0]).min()
     }
 
-    /// For each of these examples one that agrees with it; all are equally probable.
+    /// For each of these examples a donor that agrees with it, drawn uniformly.
     pub(super) fn draw(
         &self,
         examples: &[usize],
@@ -66,8 +65,8 @@ impl Classes {
     }
 }
 
-/// The sequence that one node of a tree draws from, by its way to the output. It does not depend
-/// on other nodes.
+/// The random sequence of one node of a tree, determined by its way to the output and independent
+/// of other nodes.
 pub(super) fn rng(seed: u64, way: &str, what: &str) -> ChaCha8Rng {
     // FNV-1a, which is the same on every machine and in every release.
     let bytes = seed.to_le_bytes().into_iter();

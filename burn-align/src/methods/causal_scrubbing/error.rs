@@ -1,11 +1,13 @@
+//! What can be wrong with a hypothesis, its examples, or the row budget.
+
 use crate::engine::PlanError;
 use crate::paths::PathError;
 
-/// Why a hypothesis cannot be scrubbed. Found before anything is computed.
+/// Why a hypothesis cannot be scrubbed. All of it is found before anything is computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScrubError {
-    /// A name that no node has.
+    /// A name without a node.
     #[error("{reader} reads {name:?}: no node of the hypothesis has this name")]
     UnknownNode {
         /// What reads it.
@@ -13,14 +15,14 @@ pub enum ScrubError {
         /// The name.
         name: String,
     },
-    /// Reads of a node that there is not.
-    #[error("{reader:?} is said to read others: no node of the hypothesis has this name")]
+    /// Reads of an unknown node.
+    #[error("reads of {reader:?} are declared: no node of the hypothesis has this name")]
     UnknownReader {
         /// The name.
         reader: String,
     },
-    /// An ablation of a node that there is not.
-    #[error("{name:?} is to be ablated: no node of the hypothesis has this name")]
+    /// An ablation of an unknown node.
+    #[error("cannot ablate {name:?}: no node of the hypothesis has this name")]
     UnknownAblation {
         /// The name.
         name: String,
@@ -34,18 +36,16 @@ pub enum ScrubError {
     /// Nodes that read each other.
     #[error("nodes read each other: {}", names.join(" reads "))]
     Cycle {
-        /// Their names, the first one again at the end.
+        /// Their names; the first is repeated at the end.
         names: Vec<String>,
     },
     /// A node that the output does not depend on.
-    #[error(
-        "{name:?} is read by nobody on the way to the output: name its readers, or leave it out"
-    )]
+    #[error("{name:?} has no reader on the way to the output: declare one, or remove the node")]
     NotRead {
         /// Its name.
         name: String,
     },
-    /// The same node twice among those that one reads.
+    /// A node that reads the same node twice.
     #[error("{reader} reads {name:?} twice by the same input")]
     ReadTwice {
         /// What reads it.
@@ -53,19 +53,19 @@ pub enum ScrubError {
         /// The name.
         name: String,
     },
-    /// A node whose part of the model does not have such an input.
+    /// A node whose part of the model has no such input.
     #[error("{reader:?} is {place}: expected a part that reads by {expected}")]
     NoSuchInput {
         /// The node.
         reader: String,
         /// Its part of the model.
         place: String,
-        /// By what it is said to read.
+        /// How it is declared to read.
         expected: &'static str,
     },
-    /// A node that does not lie before its reader in the model.
+    /// A node that is not before its reader in the model.
     #[error(
-        "{reader} reads {name:?}, which is {place}: expected a part of the model that lies before \
+        "{reader} reads {name:?}, which is {place}: expected a part of the model that comes before \
          its reader"
     )]
     NotBefore {
@@ -76,7 +76,7 @@ pub enum ScrubError {
         /// Its part of the model.
         place: String,
     },
-    /// Two nodes for the same thing.
+    /// Two nodes that share a part of the model.
     #[error(
         "{reader} reads {first:?} and {second:?}, which have a part of the model in common; join \
          them, or name positions that differ"
@@ -101,7 +101,7 @@ pub enum ScrubError {
         /// Number of tokens.
         length: usize,
     },
-    /// Positions for another number of examples.
+    /// Positions for the wrong number of examples.
     #[error("{name:?}: expected positions for {expected} examples, found {found}")]
     Positions {
         /// The node.
@@ -111,7 +111,7 @@ pub enum ScrubError {
         /// Number of lists.
         found: usize,
     },
-    /// Not as many examples as prompts.
+    /// A number of examples that differs from the number of prompts.
     #[error("expected an example for each of the {expected} prompts, found {found}")]
     Examples {
         /// Number of prompts.
@@ -122,10 +122,10 @@ pub enum ScrubError {
     /// No sample asked for.
     #[error("expected at least one sample of each example, found none")]
     NoSample,
-    /// An example with no other one to stand for it.
+    /// An example without a donor.
     #[error(
         "{name}: no other example agrees with example {example} on {feature:?} and has as many \
-         tokens; give more examples, or let them be drawn for themselves"
+         tokens; add examples, or let them be drawn for themselves (Donors::WithSelf)"
     )]
     NoDonor {
         /// The node.
@@ -135,11 +135,10 @@ pub enum ScrubError {
         /// Index of the example.
         example: usize,
     },
-    /// Examples of several lengths where what does not matter has to be told apart by position.
+    /// Examples of different lengths where unimportant parts are distinguished by position.
     #[error(
-        "{reader} reads {name:?} at some positions: to draw inputs for each part that does not \
-         matter, all examples must have one length; give such examples, or let the parts share an \
-         input"
+        "{reader} reads {name:?} at some positions: to draw an input for each unimportant part, \
+         all examples must have the same length; use such examples, or Unimportant::Shared"
     )]
     ApartLengths {
         /// What reads it.
@@ -155,7 +154,7 @@ pub enum ScrubError {
         /// What is wrong with it.
         cause: PathError,
     },
-    /// A tree that does not fit into the row budget even for one example.
+    /// A tree that exceeds the row budget even for a single example.
     #[error(
         "one example takes {needed} rows, but the budget is {max_rows}: raise \
          ScrubOptions::max_rows"

@@ -1,3 +1,5 @@
+//! Features: what a node of the model is claimed to compute.
+
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
@@ -6,17 +8,18 @@ use std::sync::Arc;
 /// Numbers examples so that those with equal values have equal numbers.
 type Number<E> = dyn Fn(&[E]) -> Vec<usize> + Send + Sync;
 
-/// A feature of an input, such as "the token before": what a node of the model is claimed to
+/// A feature of an input, for example "the previous token": what a node of the model is claimed to
 /// compute.
 ///
-/// Only equality counts: inputs on which the feature has equal values can stand for each other.
+/// Only equality matters: inputs with equal values of the feature can replace each other.
 pub struct Feature<E> {
     name: String,
     number: Arc<Number<E>>,
 }
 
 impl<E> Feature<E> {
-    /// A feature with a name for pictures and errors, and its value under an example.
+    /// A feature with a name for pictures and errors, and a function that gives its value for an
+    /// example.
     ///
     /// ```
     /// use burn_align::methods::Feature;
@@ -42,7 +45,7 @@ impl<E> Feature<E> {
         }
     }
 
-    /// The feature that is the same for every input: the node may get any.
+    /// The feature that is the same for every input, so the node may get any.
     pub fn nothing() -> Self {
         Self::new("nothing", |_| ())
     }
@@ -60,7 +63,7 @@ impl<E> Feature<E> {
         &self.name
     }
 
-    /// Examples that agree have equal numbers.
+    /// Numbers the examples; examples that agree get equal numbers.
     pub(super) fn number(&self, examples: &[E]) -> Vec<usize> {
         (self.number)(examples)
     }

@@ -1,17 +1,19 @@
+//! Hypotheses: which parts of a model matter, and which feature each of them computes.
+
 use std::fmt;
 
 use super::Feature;
 use crate::engine::Indices;
 use crate::paths::{HeadInput, Node};
 
-/// The part of the model that a node of a [`Hypothesis`] is about: what some reader gets of it, on
+/// The part of the model that a node of a [`Hypothesis`] is about: what a reader gets from it on
 /// the direct path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     /// What the reader gets.
     pub part: Part,
-    /// At which positions; [`Indices::Each`] has a list for each example of the dataset, and that
-    /// of the example that is scrubbed counts, whoever donates.
+    /// The positions. [`Indices::Each`] has a list for each example of the dataset; the list of the
+    /// scrubbed example counts, whichever example is the donor.
     pub positions: Indices,
 }
 
@@ -20,7 +22,7 @@ pub struct Place {
 pub enum Part {
     /// The output of one node.
     Node(Node),
-    /// Everything: what all nodes before the reader have added up to.
+    /// Everything: the sum of what all nodes before the reader have added.
     Stream,
 }
 
@@ -33,7 +35,7 @@ impl Place {
         }
     }
 
-    /// The same at these positions only. At others it is one of the things that do not matter.
+    /// Restricts the part to these positions. At other positions it does not matter.
     pub fn at(mut self, positions: Indices) -> Self {
         self.positions = positions;
         self
@@ -64,21 +66,21 @@ impl fmt::Display for Place {
     }
 }
 
-/// What a model is claimed to compute: a graph of nodes, each of which stands for a part of the
-/// model and names the feature of the input (of type `E`) that this part computes.
+/// What a model is claimed to compute: a graph of nodes. Each node stands for a part of the model
+/// and names the feature of the input (of type `E`) that this part computes.
 ///
 /// - The graph ends at the output, the model's logits.
-/// - A node says which other nodes it reads. What it reads beside them is claimed not to matter.
-/// - A node that reads none is claimed to compute its feature in one way or another: its part of
-///   the model is run on an input as it is.
-/// - An output that reads none is the empty hypothesis: nothing matters.
+/// - A node declares which other nodes it reads. Everything else it reads is claimed not to matter.
+/// - A node that reads no other node is claimed to compute its feature somehow: its part of the
+///   model is run on a whole input.
+/// - If the output reads nothing, this is the empty hypothesis: nothing matters.
 ///
 /// ```
 /// use burn_align::engine::Indices;
 /// use burn_align::methods::{Feature, Hypothesis, Place};
 /// use burn_align::paths::{HeadInput, Node};
 ///
-/// // Head 1.0 looks for the place behind the last token's first mention, by what head 0.3 says.
+/// // Head 1.0 looks for the place after the last token's first mention, as head 0.3 reports it.
 /// let before = Feature::new("tokens before", |tokens: &Vec<u32>| tokens[..3].to_vec());
 /// let last = Feature::new("last token", |tokens: &Vec<u32>| tokens[3]);
 /// let all = Feature::new("all tokens", |tokens: &Vec<u32>| tokens.clone());
@@ -106,10 +108,10 @@ pub(super) struct HypothesisNode<E> {
     pub(super) feature: Feature<E>,
 }
 
-/// That a node reads others.
+/// A declaration that a node reads others.
 #[derive(Clone, Debug)]
 pub(super) struct Reads {
-    /// `None`: the output.
+    /// `None` for the output.
     pub(super) reader: Option<String>,
     pub(super) input: Option<HeadInput>,
     pub(super) nodes: Vec<String>,
@@ -173,20 +175,20 @@ impl<E> Hypothesis<E> {
         self
     }
 
-    /// Says that the logits are a function of this feature alone: the run that is compared with an
-    /// example's label starts from another example that agrees with it. Without this it starts from
-    /// the example itself.
+    /// Claims that the logits are a function of this feature alone: the run that is compared with
+    /// an example's label starts from another example that agrees with it. By default it starts
+    /// from the example itself.
     pub fn output_feature(mut self, feature: Feature<E>) -> Self {
         self.output = Some(feature);
         self
     }
 
-    /// Says which nodes the logits read. Called again, it adds to them.
+    /// Declares which nodes the logits read. Further calls add to them.
     pub fn output_reads(self, nodes: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.add_reads(None, None, nodes)
     }
 
-    /// Says which nodes an MLP reads. Called again, it adds to them.
+    /// Declares which nodes an MLP reads. Further calls add to them.
     pub fn mlp_reads(
         self,
         reader: impl Into<String>,
@@ -195,8 +197,8 @@ impl<E> Hypothesis<E> {
         self.add_reads(Some(reader.into()), None, nodes)
     }
 
-    /// Says which nodes a head, or the attention of a layer, makes its queries, keys or values of.
-    /// Called again, it adds to them.
+    /// Declares which nodes the queries, keys or values of a head, or of a layer's attention, are
+    /// computed from. Further calls add to them.
     pub fn head_reads(
         self,
         reader: impl Into<String>,

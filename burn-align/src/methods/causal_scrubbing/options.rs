@@ -1,25 +1,27 @@
+//! Options of causal scrubbing.
+
 use serde::{Deserialize, Serialize};
 
 /// How a hypothesis is scrubbed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ScrubOptions {
-    /// Seed of all draws. Each node of the tree draws from a sequence of its own, so that the
-    /// draws of one do not depend on the presence of another.
+    /// Seed of all draws. Each node of the tree draws from its own sequence, so its draws do not
+    /// depend on which other nodes there are.
     pub seed: u64,
     /// How often each example is scrubbed, with new draws. Default: once.
     pub samples: usize,
     /// Whether an example may be drawn for itself.
     pub donors: Donors,
-    /// What parts get that do not matter.
+    /// What unimportant parts get.
     pub unimportant: Unimportant,
-    /// Most rows that go through a layer together; the examples are run in as many chunks as that
-    /// takes. Default: 4096.
+    /// Most rows that go through a layer together; the examples are run in as many chunks as
+    /// needed. Default: 4096.
     ///
     /// A tree with `n` nodes has up to `n` rows for each example in the first layers. In f32, a row
-    /// of `pos` positions is reckoned to take `4 pos (8 d_model + 2 d_mlp + heads pos)` bytes while
-    /// it is in a layer, beside the model. The example `causal_scrubbing` takes 30, 130 and 460 MiB
-    /// at its peak with budgets of 512, 4096 and 20,000 rows, where that is 21, 166 and 812 MiB.
+    /// of `pos` positions is estimated at `4 pos (8 d_model + 2 d_mlp + heads pos)` bytes while it
+    /// is in a layer, in addition to the model. The example `causal_scrubbing` peaks at 30, 130 and
+    /// 460 MiB with budgets of 512, 4096 and 20,000 rows; the estimates are 21, 166 and 812 MiB.
     pub max_rows: usize,
 }
 
@@ -27,25 +29,25 @@ pub struct ScrubOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Donors {
-    /// It may, with the same probability as every other one that agrees with it, as in the paper.
+    /// It may, with the same probability as every other donor that agrees with it, as in the paper.
     #[default]
     WithSelf,
-    /// It may not; each must have another one that agrees with it.
+    /// It may not; every example needs another one that agrees with it.
     WithoutSelf,
 }
 
-/// What the parts of the model get that a hypothesis does not name.
+/// What parts of the model get if a hypothesis does not name them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unimportant {
-    /// All that one node reads of them is of one random input, as in the paper: they may
-    /// work together, but not with what is named.
+    /// Everything unimportant that one node reads comes from one random input, as in the paper:
+    /// these parts can work together, but not with the named ones.
     #[default]
     Shared,
-    /// What one node reads of each of them is of a random input of its own. They are the
+    /// Each unimportant part that a node reads comes from its own random input. The parts are the
     /// embedding, each layer's attention (its heads, if the hypothesis names one for the same
-    /// reader) and each MLP, for queries, keys and values apart. This costs a run for each, and
-    /// a hypothesis that leaves them out claims more.
+    /// reader) and each MLP, separately for queries, keys and values. This costs a run for each,
+    /// and a hypothesis that leaves parts out claims more.
     Apart,
 }
 
@@ -62,31 +64,31 @@ impl Default for ScrubOptions {
 }
 
 impl ScrubOptions {
-    /// The same with another seed.
+    /// Sets the seed.
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// The same with each example scrubbed so many times.
+    /// Sets how often each example is scrubbed.
     pub fn with_samples(mut self, samples: usize) -> Self {
         self.samples = samples;
         self
     }
 
-    /// The same with these donors.
+    /// Sets whether an example may be drawn for itself.
     pub fn with_donors(mut self, donors: Donors) -> Self {
         self.donors = donors;
         self
     }
 
-    /// The same with these inputs for what does not matter.
+    /// Sets what unimportant parts get.
     pub fn with_unimportant(mut self, unimportant: Unimportant) -> Self {
         self.unimportant = unimportant;
         self
     }
 
-    /// The same with at most this many rows at a time.
+    /// Sets the most rows that go through a layer together.
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = max_rows;
         self

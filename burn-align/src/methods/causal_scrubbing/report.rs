@@ -1,62 +1,65 @@
+//! Results of causal scrubbing, with their errors.
+
 use serde::{Deserialize, Serialize};
 
-/// How well a hypothesis stands scrubbing.
+/// How well a hypothesis survives scrubbing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scrubbed {
-    /// Loss of the model as it is.
+    /// Loss of the unchanged model.
     pub model: f64,
-    /// Loss of the model on random inputs, with the labels of others.
+    /// Loss of the model on random inputs with the labels of the original ones.
     pub random: f64,
     /// Loss of the scrubbed model.
     pub scrubbed: f64,
     /// Kullback-Leibler divergence of the scrubbed model's predictions from the model's,
     /// `Σ p (ln p - ln q)` with `p` the model's, in nats.
     pub kl: f64,
-    /// The same of the model's predictions for the random inputs.
+    /// The divergence for the model's predictions on the random inputs.
     pub random_kl: f64,
-    /// `[example]`: the three losses of each example, averaged over its samples: of the model, on
-    /// random inputs, scrubbed.
+    /// `[example]`: the losses of each example, averaged over its samples: of the model, on random
+    /// inputs, scrubbed.
     pub losses: Vec<[f64; 3]>,
-    /// `[sample]`: the three losses of each sample, averaged over the examples.
+    /// `[sample]`: the same three losses of each sample, averaged over the examples.
     pub sample_losses: Vec<[f64; 3]>,
 }
 
 impl Scrubbed {
-    /// The share of the loss that the hypothesis recovers, `(random - scrubbed) / (random -
-    /// model)`: 1 if scrubbing does no harm, 0 if nothing is left.
+    /// The share of the loss that the hypothesis recovers,
+    /// `(random - scrubbed) / (random - model)`: 1 if scrubbing does no harm, 0 if it does as much
+    /// harm as random inputs.
     pub fn recovered(&self) -> f64 {
         (self.random - self.scrubbed) / (self.random - self.model)
     }
 
-    /// Standard error of [`recovered`](Self::recovered), over examples, by the delta method:
-    /// that of the mean of `((randomᵢ - scrubbedᵢ) - recovered (randomᵢ - modelᵢ)) / (random -
-    /// model)`. NaN of a single example.
+    /// Standard error of [`recovered`](Self::recovered) over examples, by the delta method: the
+    /// error of the mean of `((randomᵢ - scrubbedᵢ) - recovered (randomᵢ - modelᵢ)) / (random -
+    /// model)`. NaN for a single example.
     ///
-    /// # What it is the error of
-    /// Of other examples *and* other draws. Given the dataset, rows are drawn independently, so
-    /// that as an error of the draws alone it is too large;
-    /// [`draw_error`](Self::draw_error) is that one.
+    /// # What it measures
+    /// The spread under other examples *and* other draws. Given the dataset, rows are drawn
+    /// independently, so as an error of the draws alone it is too large; use
+    /// [`draw_error`](Self::draw_error) for that.
     ///
-    /// It takes examples as independent, though several may take their inputs from the same one. If
-    /// `h` is the term of an example and of the donors of its `k` nodes, and `hₖ(x)` its mean
-    /// where node `k` takes `x`, the others being random, then the squared error leaves out
-    /// `(Var(Σₖ hₖ) + 2 Cov(h₀, Σₖ hₖ)) / examples`, the sums being over donors and `h₀` being
-    /// the example's own part (Hoeffding's decomposition). That is much if some examples do harm
-    /// wherever they are donors. To see it, scrub parts of the data that have no example in common,
-    /// and compare. With the induction hypothesis of the example `causal_scrubbing`, on 60
-    /// datasets of 64 queues, the spread of what is recovered was 0.97 times the error (with
-    /// head 0.1 instead: 1.16, by place: 0.94; all ± 0.09).
+    /// It treats examples as independent, though several may take their inputs from the same donor.
+    /// Let `h` be the term of an example and of the donors of its `k` nodes, and `hₖ(x)` its mean
+    /// if node `k` takes `x` and the others are random. Then the squared error leaves out
+    /// `(Var(Σₖ hₖ) + 2 Cov(h₀, Σₖ hₖ)) / examples`, with sums over donors and `h₀` the example's
+    /// own part (Hoeffding's decomposition). That is large if some examples do harm wherever they
+    /// are donors. To check, scrub parts of the data that have no example in common, and compare.
+    /// With the induction hypothesis of the example `causal_scrubbing`, on 60 datasets of 64
+    /// queues, the spread of the recovered share was 0.97 times the error (with head 0.1 instead:
+    /// 1.16, by place: 0.94; all ± 0.09).
     ///
-    /// Where almost all is recovered, the loss is due to a few rows, and the normal distribution
-    /// does not hold: of those 60 intervals, 78 % contained the mean (88 % and 93 %). More
-    /// samples and more examples help.
+    /// If almost everything is recovered, the loss comes from a few rows and is not normally
+    /// distributed: of those 60 intervals, 78 % contained the mean (88 % and 93 %). More samples
+    /// and more examples help.
     pub fn standard_error(&self) -> f64 {
         self.error(&self.losses)
     }
 
-    /// Standard error of [`recovered`](Self::recovered) over draws, for the dataset as it is: how
-    /// far it would be off with another seed. By the same formula, over samples instead of
-    /// examples; NaN of a single [sample](super::ScrubOptions::samples), and rough of a few.
+    /// Standard error of [`recovered`](Self::recovered) over draws, with the dataset fixed: how far
+    /// another seed would move it. The formula is the same, over samples instead of examples; NaN
+    /// for a single [sample](super::ScrubOptions::samples), and rough for a few.
     pub fn draw_error(&self) -> f64 {
         self.error(&self.sample_losses)
     }
@@ -69,34 +72,34 @@ impl Scrubbed {
         error_of_mean(terms) / (self.random - self.model).abs()
     }
 
-    /// The 95 % confidence interval of [`recovered`](Self::recovered), which is taken to be
-    /// normal: 1.96 standard errors to both sides.
+    /// The 95 % confidence interval of [`recovered`](Self::recovered), assuming a normal
+    /// distribution: 1.96 standard errors to both sides.
     pub fn interval(&self) -> [f64; 2] {
         around(self.recovered(), self.standard_error())
     }
 }
 
-/// A hypothesis, and the same with some of its nodes taken to compute nothing.
+/// A hypothesis, and variants in which some of its nodes compute nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ScrubAblations {
     /// The hypothesis as it is.
     pub whole: Scrubbed,
-    /// The sets of nodes, in the order in which they were given.
+    /// The sets of nodes, in the given order.
     pub nodes: Vec<NodeAblation>,
 }
 
-/// A hypothesis in which the features of some nodes are nothing: each takes a random input, and what
-/// it reads is drawn to agree with that.
+/// A hypothesis in which the features of some nodes are nothing: each of these nodes takes a random
+/// input, and what it reads is drawn to agree with that.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NodeAblation {
     /// The nodes' names.
     pub nodes: Vec<String>,
-    /// The scrubbed model without them.
+    /// The result without them.
     pub without: Scrubbed,
-    /// The share of the loss that the nodes' features recover: what is recovered with them, less
-    /// what is recovered without.
+    /// The share of the loss that the nodes' features recover: the share recovered with them, minus
+    /// the share recovered without.
     pub carries: f64,
-    /// Standard error of that, over examples, by the delta method.
+    /// Standard error of `carries` over examples, by the delta method.
     pub standard_error: f64,
 }
 
@@ -116,7 +119,7 @@ impl NodeAblation {
         }
     }
 
-    /// The 95 % confidence interval of what the nodes carry, which is taken to be normal.
+    /// The 95 % confidence interval of what the nodes carry, assuming a normal distribution.
     pub fn interval(&self) -> [f64; 2] {
         around(self.carries, self.standard_error)
     }
@@ -126,7 +129,7 @@ fn around(value: f64, error: f64) -> [f64; 2] {
     [value - 1.96 * error, value + 1.96 * error]
 }
 
-/// Standard error of the mean of terms.
+/// Standard error of the mean of these terms.
 fn error_of_mean(terms: impl Iterator<Item = f64> + Clone) -> f64 {
     let count = terms.clone().count() as f64;
     let mean = terms.clone().sum::<f64>() / count;

@@ -1,3 +1,5 @@
+//! Running scrubbed models, within a row budget.
+
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, activation, backend::Backend};
@@ -12,18 +14,18 @@ use crate::paths::{Stream, Worlds};
 
 /// Runs a scrubbed model: each row's logits are computed on the inputs drawn for it, node by node.
 ///
-/// `loss` gets the logits behind the last token and the index of the example whose label they are
+/// `loss` gets the logits after the last token and the index of the example whose label they are
 /// compared with.
 ///
-/// Rows are run in as many chunks as the budget takes, each one plan, in which runs that several
-/// nodes need are computed once.
+/// The budget decides how many chunks the rows are run in. Each chunk is one plan, in which runs
+/// that several nodes need are computed once.
 ///
 /// # Shapes
 /// - loss: `[row, vocab]`, `[row]` → `[row]`
 ///
 /// # Errors
-/// If the model cannot read the prompts, or a single example does not fit into the row budget.
-/// Nothing is computed then.
+/// If the model cannot read the prompts, or a single example exceeds the row budget. Nothing is
+/// computed then.
 pub fn scrub<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     tree: &ScrubTree,
@@ -34,11 +36,11 @@ pub fn scrub<B: Backend, M: AlignableTransformer<B>>(
     Ok(scrubbed.swap_remove(0))
 }
 
-/// The same, and once more for each of these sets of nodes, given by their names in the hypothesis,
-/// with their features replaced by nothing: which of them carry how much of what is recovered.
-/// [`ScrubTree::each_node`] are all nodes one by one.
+/// Like [`scrub`], and once more for each of these sets of nodes with their features replaced by
+/// nothing: it shows how much of the recovered loss each set carries. The sets are given by names
+/// in the hypothesis; [`ScrubTree::each_node`] gives all nodes one by one.
 ///
-/// Other nodes draw as before, so that differences are due to the features alone.
+/// Other nodes draw as before, so differences are due to the features alone.
 ///
 /// # Shapes
 /// - loss: `[row, vocab]`, `[row]` → `[row]`
@@ -69,18 +71,18 @@ pub fn scrub_ablations<B: Backend, M: AlignableTransformer<B>>(
 /// How a tree will be run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ScrubExplanation {
-    /// Number of rows that are scrubbed: examples times samples.
+    /// Number of scrubbed rows: examples times samples.
     pub rows: usize,
-    /// Number of chunks that they are run in.
+    /// Number of chunks.
     pub chunks: usize,
     /// Most rows that go through a stage together.
     pub max_rows: usize,
-    /// Rows that go through a block, summed over blocks and chunks.
+    /// Number of rows that go through a block, summed over blocks and chunks.
     pub row_layers: usize,
 }
 
 impl ScrubTree {
-    /// Says how [`scrub`] will run.
+    /// Explains how [`scrub`] will run.
     ///
     /// # Errors
     /// As [`scrub`].
@@ -169,7 +171,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
         Ok((plan, reads))
     }
 
-    /// Cuts rows, and draws where a single row is too large, into chunks that fit the budget.
+    /// Cuts rows (and draws, if a single row is too large) into chunks that fit the budget.
     fn chunks(&self) -> Result<Vec<Chunk>, ScrubError> {
         let mut chunks = Vec::new();
         let all = 0..self.draws.len();
@@ -192,8 +194,8 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
         Ok(chunks)
     }
 
-    /// Cuts rows into chunks that fit the budget. The inner error is the number of rows that a
-    /// single one takes, if that is too much.
+    /// Cuts rows into chunks that fit the budget. The inner error is the number of rows for a
+    /// single one, if that is too large.
     fn chunks_of(&self, draws: Range<usize>) -> Result<Result<Vec<Chunk>, usize>, ScrubError> {
         let (all, budget) = (self.tree.rows(), self.tree.options.max_rows);
         let needed = |rows: Range<usize>| -> Result<usize, ScrubError> {
@@ -201,7 +203,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
             let (plan, _reads) = self.plan(&Chunk { draws, rows })?;
             Ok(max_rows(&plan.explain(self.model)?))
         };
-        // By chance nodes draw the same, so that chunks differ a little.
+        // Nodes may draw the same example by chance, so chunks differ a little.
         const PROBE: usize = 8;
         let probe = all.min(PROBE);
         let mut size = (budget * probe / needed(0..probe)?.max(1)).clamp(1, all);
@@ -234,7 +236,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
         &self,
         loss: impl Fn(Tensor<B, 2>, &[usize]) -> Tensor<B, 1>,
     ) -> Result<Vec<Scrubbed>, ScrubError> {
-        // Of the model, on random inputs, and of each draw: losses and divergences by row.
+        // Losses and divergences by row: of the model, on random inputs, and of each draw.
         let mut rows = vec![Rows::default(); 2 + self.draws.len()];
         let options = RunOptions::default().with_max_rows(self.tree.options.max_rows);
         for chunk in self.chunks()? {
@@ -250,7 +252,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
             });
             let values = read_numbers(Tensor::cat(values.collect(), 0))?;
             let mut values = values.chunks(examples.len());
-            // Several chunks of draws have the model and the random inputs in common.
+            // Several chunks of draws share the model and the random inputs.
             let anchors = [0, 1].into_iter();
             let drawn = chunk.draws.map(|draws| 2 + draws);
             for own in anchors.chain(drawn) {
@@ -266,7 +268,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
         let [model, random] = [0, 1].map(|anchor| &rows[anchor]);
         let scrubbed = rows[2..].iter().map(|scrubbed| {
             let sides = [model, random, scrubbed];
-            // Rows of an example follow each other.
+            // Rows of one example are adjacent.
             let of_example = |example: usize| {
                 let rows = example * samples..(example + 1) * samples;
                 sides.map(|side| mean(side.losses[rows.clone()].iter()))

@@ -1,4 +1,4 @@
-//! From a tree with inputs to what its output reads.
+//! From a tree with inputs to the stream that its output reads.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -10,8 +10,8 @@ use super::{Part, Unimportant};
 use crate::engine::Indices;
 use crate::paths::{Change, HeadInput, Node, Reach, Stream, Value};
 
-/// The parts of the model that a node of a tree reads, by each of its inputs: those that may need
-/// an input of their own because they do not matter. A leaf reads none.
+/// The parts of the model that a node of a tree reads, by each of its inputs, and that may need
+/// their own input because they do not matter. A leaf reads none.
 pub(super) fn pieces(
     tree: &ScrubTree,
     index: usize,
@@ -61,7 +61,7 @@ fn inputs(part: Option<Part>) -> Vec<Option<HeadInput>> {
     }
 }
 
-/// Inputs of streams: for each row an example. Equal ones are one.
+/// The inputs of streams: an example for each row. Equal inputs are stored once.
 #[derive(Default)]
 pub(super) struct Inputs {
     numbers: HashMap<Vec<usize>, usize>,
@@ -148,8 +148,8 @@ impl Streams<'_> {
                 }
             }
         }
-        // What does not matter is the run that the stream starts from. If there is nothing, it
-        // starts from one of the others: then equal ones need no arithmetic.
+        // Start the stream from the run of what does not matter. If everything matters, start from
+        // one of the other runs, so that equal values need no arithmetic.
         let clean = |change: &Change| match change.value {
             Value::Clean(input) => Some(input),
             _ => None,
@@ -166,7 +166,7 @@ impl Streams<'_> {
         }
     }
 
-    /// What a part of the model gives to its reader.
+    /// What a part of the model passes to its reader.
     fn value(&self, index: usize, part: Node, inputs: &mut Inputs) -> Value {
         if self.tree.nodes[index].reads.is_empty() {
             return Value::Clean(self.input(&self.draws.donors[index], inputs));
@@ -193,7 +193,7 @@ impl Streams<'_> {
         all.filter(move |part| part.depth() < depth)
     }
 
-    /// Positions at which no change has a part of the model; `None` if there are none.
+    /// Positions at which no change covers a part of the model; `None` if there are none.
     fn rest(&self, part: Node, changes: &[Change]) -> Option<Indices> {
         let of = |part: Node| {
             let changes = changes.iter();
@@ -201,7 +201,7 @@ impl Streams<'_> {
             taken.map(|change| &change.positions)
         };
         let taken: Vec<&Indices> = match part {
-            // A layer is whole if each of its heads is.
+            // A layer is covered if each of its heads is.
             Node::Attention { layer } => {
                 let heads = (0..self.dims.heads).map(|head| Node::Head { layer, head });
                 let mut heads = heads.map(|head| self.free(of(head).collect()));
@@ -237,7 +237,7 @@ impl Streams<'_> {
         }
     }
 
-    /// Positions of the dataset's examples, for the rows.
+    /// Positions of the dataset's examples, arranged by row.
     fn of_rows(&self, positions: &Indices) -> Indices {
         match positions {
             Indices::Each(each) => {
@@ -249,7 +249,7 @@ impl Streams<'_> {
     }
 }
 
-/// The run that computes a value as it is.
+/// The clean run that computes a value, if there is one.
 fn clean_run(value: &Value) -> Option<usize> {
     let streams: Vec<&Stream> = match value {
         Value::Clean(input) => return Some(*input),

@@ -1,3 +1,5 @@
+//! The tree that a hypothesis unfolds into, and the inputs drawn for its nodes.
+
 use burn_align_models::{ModelDims, TokenBatch};
 
 use super::check::{Graph, output_depth};
@@ -7,22 +9,22 @@ use super::{Feature, Hypothesis, Part, Place, ScrubError, ScrubOptions, Unimport
 use crate::engine::Indices;
 use crate::paths::{HeadInput, Node};
 
-/// A treeified [`Hypothesis`]: a node for each way from a node of the hypothesis to the output,
-/// with the inputs that are drawn for it.
+/// A treeified [`Hypothesis`]: one node for each way from a node of the hypothesis to the output,
+/// with the inputs drawn for it.
 ///
-/// There is a row for each example and sample: those of example `i` are rows `i × samples` up to
+/// There is one row per example and sample: example `i` has rows `i × samples` up to
 /// `(i + 1) × samples`.
 #[derive(Clone, Debug)]
 pub struct ScrubTree {
     pub(super) tokens: TokenBatch,
     pub(super) options: ScrubOptions,
-    /// Of each node of the hypothesis.
+    /// The names of the hypothesis's nodes.
     names: Vec<String>,
-    /// The output comes first, and every node behind its reader.
+    /// The output comes first, and every node after its reader.
     pub(super) nodes: Vec<ScrubNode>,
-    /// Of each node of the tree: its number in the hypothesis. `None`: the output.
+    /// For each node of the tree: its number in the hypothesis. `None` for the output.
     origins: Vec<Option<usize>>,
-    /// Which examples can stand for each other at the output, at each node of the hypothesis, and
+    /// Which examples can replace each other at the output, at each node of the hypothesis, and
     /// where nothing matters.
     output: Option<Classes>,
     classes: Vec<Classes>,
@@ -34,19 +36,19 @@ pub struct ScrubTree {
 /// A node of a [`ScrubTree`], without its inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScrubNode {
-    /// Its name in the hypothesis; of the first one, `output`.
+    /// Its name in the hypothesis, or `output` for the first one.
     pub name: String,
-    /// The name of its feature. `None` of the output, unless one was given.
+    /// The name of its feature. `None` for the output, unless it has one.
     pub feature: Option<String>,
-    /// Its part of the model. `None` of the output.
+    /// Its part of the model. `None` for the output.
     pub place: Option<Place>,
-    /// The node that reads it, by its index. `None` of the output.
+    /// The index of the node that reads it. `None` for the output.
     pub reader: Option<usize>,
     /// The input by which a head reads it.
     pub input: Option<HeadInput>,
     /// The nodes that it reads.
     pub reads: Vec<usize>,
-    /// The names from the output to it.
+    /// The names on the way from the output to it.
     way: String,
 }
 
@@ -55,13 +57,14 @@ pub struct ScrubNode {
 pub(super) struct Draws {
     /// `[node][row]`: the example that a node's feature is taken from.
     pub(super) donors: Vec<Vec<usize>>,
-    /// `[node][row]`: the example that all that does not matter to a node is taken from.
+    /// `[node][row]`: the example that everything unimportant to a node is taken from.
     pub(super) random: Vec<Vec<usize>>,
-    /// The same if each part has one of its own, in the order of [`pieces`].
+    /// Like `random`, if each part has its own, in the order of [`pieces`].
     pub(super) apart: Vec<Vec<Piece>>,
 }
 
-/// A part of the model that does not matter to a node that reads it, and where it is taken from.
+/// A part of the model that does not matter to a node that reads it, and the examples it is taken
+/// from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) input: Option<HeadInput>,
@@ -73,20 +76,20 @@ pub(super) struct Piece {
 impl<E> Hypothesis<E> {
     /// Checks the hypothesis and draws the inputs of its tree, by the algorithm of the paper:
     ///
-    /// - The output takes an example of the dataset, or one that agrees with it on the
-    ///   [output's feature](Self::output_feature).
-    /// - Each node that one reads takes an example that agrees, on its feature, with the reader's.
-    /// - Everything else that a node reads is taken from a random example, the same for all of it
-    ///   ([`Unimportant::Shared`]) or not ([`Unimportant::Apart`]).
+    /// - The output takes an example of the dataset, or one that agrees with it on the [output's
+    ///   feature](Self::output_feature).
+    /// - Each node takes an example that agrees, on its feature, with the example of its reader.
+    /// - Everything else that a node reads is taken from a random example, either the same for all
+    ///   of it ([`Unimportant::Shared`]) or not ([`Unimportant::Apart`]).
     ///
-    /// Draws are independent, and only among examples with as many tokens. `examples` are what
-    /// features are computed of, one for each prompt; they may be the prompts' token ids
+    /// Draws are independent, and restricted to examples of the same length. Features are computed
+    /// from `examples`, one for each prompt; these may be the prompts' token ids
     /// ([`TokenBatch::ids`]).
     ///
     /// # Errors
-    /// If a name is unknown or used twice, nodes read each other, one is read by nobody, the
-    /// model does not have a part or reads it at no later place, two nodes that one reads have a
-    /// part in common, or an example has no donor.
+    /// If a name is unknown or used twice, nodes read each other, a node has no way to the output,
+    /// the model does not have a part or does not read it at a later place, two nodes with the same
+    /// reader overlap, or an example has no donor.
     pub fn treeify(
         &self,
         dims: &ModelDims,
@@ -146,7 +149,7 @@ impl<E> Hypothesis<E> {
         Ok(tree)
     }
 
-    /// The nodes of the tree, and which of the hypothesis each of them is.
+    /// The nodes of the tree, and the node of the hypothesis that each of them comes from.
     fn expand(&self, graph: &Graph) -> (Vec<ScrubNode>, Vec<Option<usize>>) {
         let mut nodes = vec![ScrubNode {
             name: "output".to_owned(),
@@ -186,7 +189,8 @@ impl<E> Hypothesis<E> {
         (nodes, origins)
     }
 
-    /// What does not matter can be told apart by position only if all examples are of one length.
+    /// Unimportant parts can be distinguished by position only if all examples have the same
+    /// length.
     fn check_apart(&self, graph: &Graph, tokens: &TokenBatch) -> Result<(), ScrubError> {
         let lengths = tokens.lengths();
         if lengths.iter().all(|length| *length == lengths[0]) {
@@ -210,7 +214,7 @@ impl<E> Hypothesis<E> {
 }
 
 impl ScrubTree {
-    /// The nodes; the output is the first, and every other one comes behind its reader.
+    /// The nodes; the output is the first, and every other one comes after its reader.
     pub fn nodes(&self) -> &[ScrubNode] {
         &self.nodes
     }
@@ -226,8 +230,8 @@ impl ScrubTree {
         self.tokens.batch() * self.options.samples
     }
 
-    /// The example that each row takes at a node: it agrees, on the node's feature, with the one
-    /// that the node's reader takes.
+    /// The example that each row takes at a node. It agrees, on the node's feature, with the
+    /// example of the node's reader.
     ///
     /// # Panics
     /// If there is no such node.
@@ -236,7 +240,7 @@ impl ScrubTree {
     }
 
     /// The random example that each row takes for everything that does not matter to a node, if
-    /// that shares one.
+    /// these parts share one.
     ///
     /// # Panics
     /// If there is no such node.
@@ -245,7 +249,7 @@ impl ScrubTree {
     }
 
     /// The random example that each row takes for one part of the model that does not matter to a
-    /// node. `None` if there is no such part, or all share one.
+    /// node. `None` if there is no such part, or all parts share one.
     ///
     /// # Panics
     /// If there is no such node.
@@ -260,13 +264,13 @@ impl ScrubTree {
         Some(&piece.examples)
     }
 
-    /// The name of each node of the hypothesis, by itself: sets for
+    /// Each node of the hypothesis in a set of its own: sets for
     /// [`scrub_ablations`](super::scrub_ablations).
     pub fn each_node(&self) -> Vec<Vec<String>> {
         self.names.iter().map(|name| vec![name.clone()]).collect()
     }
 
-    /// Nodes of the hypothesis by their names.
+    /// Looks up nodes of the hypothesis by name.
     pub(super) fn numbers(&self, names: &[String]) -> Result<Vec<usize>, ScrubError> {
         let numbers = names.iter().map(|name| {
             let number = self.names.iter().position(|other| other == name);
@@ -275,7 +279,7 @@ impl ScrubTree {
         numbers.collect()
     }
 
-    /// How far behind all it reads a node of the tree reads.
+    /// The depth at which a node of the tree reads.
     pub(super) fn depth(&self, node: usize, dims: &ModelDims) -> usize {
         match &self.nodes[node].place {
             None => output_depth(dims),

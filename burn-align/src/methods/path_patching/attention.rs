@@ -1,7 +1,7 @@
-//! What attention adds when some of its heads' inputs hear of a sender, by arithmetic alone.
+//! How attention's output changes when some of its heads receive a sender, by arithmetic alone.
 //!
-//! All before the attention is frozen, so queries, keys and values read the base's residual stream
-//! with the sender's difference added, or the base's as it is. Only the heads that receive change.
+//! Everything before the attention is frozen. Queries, keys and values therefore read the base's
+//! residual stream, with or without the sender's difference added. Only the receiving heads change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -13,10 +13,10 @@ use super::{PathPatch, Receiver, ReceiverInput, Sender};
 use crate::engine::Indices;
 use crate::paths::PathError;
 
-/// Most rows that are computed together.
+/// Most rows to compute together.
 const ROWS: usize = 512;
 
-/// The layer, if queries, keys and values of one layer are all that receives.
+/// The layer, if only queries, keys and values of one layer receive.
 pub(super) fn layer_of(patch: &PathPatch) -> Option<usize> {
     let layers = patch.receivers.iter().map(|receiver| match receiver.input {
         ReceiverInput::Query { layer, .. }
@@ -28,14 +28,14 @@ pub(super) fn layer_of(patch: &PathPatch) -> Option<usize> {
     layers.filter(|layers| layers.len() == 1)?.pop_first()
 }
 
-/// Whether queries are all that receives.
+/// Whether only queries receive.
 pub(super) fn only_queries(patch: &PathPatch) -> bool {
     let mut receivers = patch.receivers.iter();
     receivers.all(|receiver| matches!(receiver.input, ReceiverInput::Query { .. }))
 }
 
-/// By what the attention of the receivers' layer changes, `[batch, pos, d_model]`, of those of the
-/// patches to which only one layer's attention receives.
+/// The change in the output of the receivers' layer of attention, `[batch, pos, d_model]`, for
+/// those patches that only one layer's attention receives.
 ///
 /// - `which`: indices of patches
 pub(super) fn changes<B: Backend, M: AlignableTransformer<B>>(
@@ -87,8 +87,8 @@ struct Receiving<'a, B: Backend, M: AlignableTransformer<B>> {
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> Receiving<'_, B, M> {
-    /// By what the attention's output changes when these are added to the stream, for each under
-    /// the other.
+    /// The change in the attention's output if these are added to the stream, stacked along the
+    /// batch axis.
     fn change(&self, added: &[Tensor<B, 3>]) -> Result<Tensor<B, 3>, PathError> {
         let stream = self.clean.streams[&self.layer].clone();
         let base = Tensor::cat(vec![stream; added.len()], 0);
@@ -124,7 +124,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Receiving<'_, B, M> {
         mixed.ok_or(PathError::NoHeadOutput)
     }
 
-    /// What a head mixes in the base, as many times as the base stands in `base`.
+    /// What a head mixes in the base, repeated as often as `base` repeats the base.
     fn mixed_before(&self, head: usize, base: &Tensor<B, 3>) -> Result<Tensor<B, 3>, PathError> {
         let batch = self.clean.base.batch();
         let [rows, ..] = base.dims();
@@ -133,13 +133,13 @@ impl<B: Backend, M: AlignableTransformer<B>> Receiving<'_, B, M> {
         Ok(mixed.repeat_dim(0, rows / batch))
     }
 
-    /// The query heads that receive by any of their inputs.
+    /// The query heads that receive through any of their inputs.
     fn heads(&self, dims: &ModelDims) -> Vec<usize> {
         let receives = |head: &usize| self.received_by(*head).iter().any(|at| !at.is_empty());
         (0..dims.heads).filter(receives).collect()
     }
 
-    /// At which positions queries, keys and values of a query head receive.
+    /// The positions at which queries, keys and values of a query head receive.
     fn received_by(&self, head: usize) -> [Vec<&Indices>; 3] {
         let dims = self.model.dims();
         let kv_head = head / (dims.heads / dims.kv_heads);

@@ -1,3 +1,5 @@
+//! What path patching measures.
+
 use serde::{Deserialize, Serialize};
 
 use crate::methods::Grid;
@@ -5,24 +7,24 @@ use crate::methods::Grid;
 /// What base, source and each patched run predict: a metric, averaged over examples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PathEffects {
-    /// Of the base.
+    /// For the base.
     pub base: f64,
-    /// Of the source.
+    /// For the source.
     pub source: f64,
-    /// Of the base under each patch.
+    /// For the base under each patch.
     pub patched: Vec<f64>,
 }
 
 impl PathEffects {
-    /// Of each patch: how much of the way from base to source it goes, `(patched - base) /
-    /// (source - base)`.
+    /// For each patch, the share of the way from base to source that it goes:
+    /// `(patched - base) / (source - base)`.
     pub fn shares(&self) -> Vec<f64> {
         let way = self.source - self.base;
         let patched = self.patched.iter();
         patched.map(|patched| (patched - self.base) / way).collect()
     }
 
-    /// In rows of so many columns, with labels.
+    /// Arranges the patches in rows and columns with these labels.
     pub(super) fn into_grid(self, rows: Vec<String>, columns: Vec<String>) -> PathGrid {
         let width = columns.len().max(1);
         PathGrid {
@@ -37,26 +39,26 @@ impl PathEffects {
     }
 }
 
-/// The same over two labelled axes.
+/// Like [`PathEffects`], over two labelled axes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PathGrid {
-    /// Of the base.
+    /// For the base.
     pub base: f64,
-    /// Of the source.
+    /// For the source.
     pub source: f64,
-    /// Of the base under the patch of each cell; the base's where there is no path.
+    /// For the base under the patch of each cell; the base's value where there is no path.
     pub patched: Grid,
 }
 
 impl PathGrid {
-    /// How much of the way from base to source each patch goes, `(patched - base) / (source -
-    /// base)`.
+    /// The share of the way from base to source that each patch goes:
+    /// `(patched - base) / (source - base)`.
     pub fn shares(&self) -> Grid {
         self.map(|patched| (patched - self.base) / (self.source - self.base))
     }
 
-    /// How much each patch changes, relative to the base, `(patched - base) / base`: Figure 3 of
-    /// Wang et al.
+    /// The change by each patch relative to the base, `(patched - base) / base`: Figure 3 of Wang
+    /// et al.
     pub fn relative_changes(&self) -> Grid {
         self.map(|patched| (patched - self.base) / self.base)
     }

@@ -1,5 +1,5 @@
-//! All between sender and receiver is frozen: the receiver's input changes by what changes in the
-//! sender's output, which needs no run.
+//! Path patching with everything between sender and receiver frozen. The receiver's input then
+//! changes by exactly the change in the sender's output, so no run is needed for it.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -14,8 +14,8 @@ use crate::engine::{
 use crate::methods::sweep::to_rows;
 use crate::paths::{Node, PathError, Worlds};
 
-/// Most rows that are unembedded together: a few hundred are as fast as thousands, and their
-/// logits need not all be in memory.
+/// Most rows to unembed together: a few hundred are as fast as thousands, and not all of their
+/// logits need to be in memory.
 const ROWS: usize = 256;
 
 pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
@@ -27,7 +27,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
 ) -> Result<PathEffects, PathError> {
     let (direct, others): (Vec<usize>, Vec<usize>) =
         (0..patches.len()).partition(|patch| patches[*patch].is_direct());
-    // Logits read the last position alone.
+    // Logits read the last position only.
     let positions = match others.is_empty() {
         true => last_of(inputs[0]),
         false => Indices::All,
@@ -36,7 +36,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     let mean = |logits: &Tensor<B, 2>| metric(logits.clone()).mean();
     let ends = to_rows(clean.logits.iter().map(mean).collect(), 2)?.remove(0);
 
-    // By what each sender's output changes, of each sender once.
+    // The change in each sender's output, computed once per sender.
     let mut differences: HashMap<&Sender, Tensor<B, 3>> = HashMap::new();
     for sender in patches.iter().flat_map(|patch| &patch.senders) {
         if !differences.contains_key(sender) {
@@ -66,16 +66,17 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     })
 }
 
-/// What is read of the runs on base and source.
+/// What is read from the runs on base and source.
 pub(super) struct Clean<'a, B: Backend> {
     pub(super) base: &'a TokenBatch,
-    /// The first position at which base and source differ, in any example.
+    /// The first position at which base and source differ in any example.
     first: usize,
     /// At the last token, `[batch, vocab]`.
     logits: [Tensor<B, 2>; 2],
     /// The base's final residual stream at the last token, `[batch, 1, d_model]`.
     last: Tensor<B, 3>,
-    /// What senders are taken from, `[batch, unit, d_site]`, and at which positions.
+    /// The activations that senders' outputs are computed from, `[batch, unit, d_site]`, and their
+    /// positions.
     outputs: HashMap<Site, [Tensor<B, 3>; 2]>,
     positions: Indices,
     /// The base's residual stream before each layer whose attention receives,
@@ -138,7 +139,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         })
     }
 
-    /// The positions from one on, where they are the same for all examples; otherwise all.
+    /// The positions from `first` on, if they are the same for all examples; otherwise all.
     fn from(&self, first: usize) -> Units {
         match self.skips(first) {
             true => Units::positions(Indices::Same((first..self.base.pos()).collect())),
@@ -146,7 +147,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         }
     }
 
-    /// The part of a change at all positions that is at [`from`](Self::from).
+    /// The part at [`from`](Self::from) of a change at all positions.
     fn part(&self, change: Tensor<B, 3>, first: usize) -> Tensor<B, 3> {
         let pos = self.base.pos();
         match self.skips(first) {
@@ -160,7 +161,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         (1..pos).contains(&first) && self.base.lengths().iter().all(|length| *length == pos)
     }
 
-    /// By what a sender's output changes, `[batch, unit, d_model]`.
+    /// The change in a sender's output, `[batch, unit, d_model]`.
     fn difference<M: AlignableTransformer<B>>(
         &self,
         model: &M,
@@ -200,7 +201,7 @@ impl<'a, B: Backend> Clean<'a, B> {
     }
 }
 
-/// The first position at which two batches differ, in any example.
+/// The first position at which two batches differ in any example.
 fn first_difference([base, source]: [&TokenBatch; 2]) -> usize {
     let examples = base.ids().iter().zip(source.ids());
     let firsts = examples.map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
@@ -235,7 +236,7 @@ pub(super) fn sum<B: Backend>(
     terms.reduce(|a, b| a + b).expect("checked")
 }
 
-/// The patches to the logits alone: final norm and unembedding of the last position.
+/// The patches that only the logits receive: final norm and unembedding of the last position.
 fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     clean: &Clean<'_, B>,
@@ -272,7 +273,7 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     values
 }
 
-/// The patches to other receivers: what they read is recorded, then patched.
+/// The patches to other receivers: their inputs are recorded, then patched.
 fn effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     clean: &Clean<'_, B>,
@@ -296,7 +297,7 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
         if let Some(change) = changes.remove(index) {
             let layer = attention::layer_of(patch).expect("it has changed");
             let site = Site::Block(layer, Component::ResidualMid);
-            // The first query has one key to look at, whatever it asks for.
+            // The first query has only one key to look at, whatever it asks for.
             let first = clean.first.max(usize::from(attention::only_queries(patch)));
             let units = clean.from(first);
             let change = plan.constant(clean.part(change, first));

@@ -1,4 +1,5 @@
-//! MLPs between sender and receiver react: the senders' run has to be run.
+//! Path patching in which MLPs between sender and receiver react, so the senders' run must be
+//! computed.
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, ModelDims, Site, TokenBatch};
@@ -24,7 +25,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     for patch in patches {
         let edits = sender_edits(patch, [base, source], dims);
         let record = plan.world(base_input, edits);
-        // If the logits alone receive, what they read in the record is all.
+        // If only the logits receive, what they read in the record is the result.
         worlds.push(match patch.is_direct() {
             true => record,
             false => plan.world(base_input, receiver_edits(patch, [base, record], dims)),
@@ -58,7 +59,7 @@ fn sender_edits(patch: &PathPatch, [base, source]: [WorldId; 2], dims: &ModelDim
     for layer in 0..dims.layers {
         let depth = Node::Attention { layer }.depth();
         if first < depth && depth < last {
-            // Before the output projection, where senders among the heads can be told apart.
+            // Before the output projection, where the heads are still separate.
             let site = Site::Block(layer, Component::AttentionValueOutput);
             edits.push(Edit::from_world(base, site, Units::ALL, Worlds::SWAP));
         }
@@ -76,7 +77,7 @@ fn sender_edits(patch: &PathPatch, [base, source]: [WorldId; 2], dims: &ModelDim
     edits
 }
 
-/// The receivers' inputs as they were recorded.
+/// The recorded inputs of the receivers.
 fn receiver_edits(patch: &PathPatch, [base, record]: [WorldId; 2], dims: &ModelDims) -> Vec<Edit> {
     let edits = patch.receivers.iter().flat_map(|receiver| {
         let units = Units::positions(receiver.positions.clone());

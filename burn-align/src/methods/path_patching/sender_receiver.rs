@@ -1,3 +1,5 @@
+//! Patches from senders to receivers.
+
 use std::collections::HashSet;
 use std::fmt;
 
@@ -10,12 +12,12 @@ use crate::engine::{Indices, Plan, RunOptions, Units};
 use crate::methods::sweep::numbers;
 use crate::paths::{Node, PathError, check_lengths};
 
-/// A node whose output is the source's.
+/// A node whose output comes from the source.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Sender {
     /// The node.
     pub node: Node,
-    /// At which positions; at others its output is the base's.
+    /// Its positions; at other positions its output comes from the base.
     pub positions: Indices,
 }
 
@@ -29,12 +31,12 @@ impl From<Node> for Sender {
     }
 }
 
-/// An input that gets to know of it.
+/// An input that sees the senders' outputs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Receiver {
     /// The input.
     pub input: ReceiverInput,
-    /// At which positions of it; the logits are those behind the last token anyway.
+    /// Its positions; the logits are always those after the last token.
     pub positions: Indices,
 }
 
@@ -48,7 +50,7 @@ impl From<ReceiverInput> for Receiver {
     }
 }
 
-/// What can receive.
+/// The inputs that can receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReceiverInput {
@@ -94,7 +96,7 @@ impl ReceiverInput {
         }
     }
 
-    /// Where the received input is recorded and patched: the site and its head. `None` for the
+    /// The site and head at which the received input is recorded and patched. `None` for the
     /// logits.
     pub(super) fn site(self) -> Option<(Site, Option<usize>)> {
         Some(match self {
@@ -142,12 +144,12 @@ impl fmt::Display for ReceiverInput {
     }
 }
 
-/// From senders to receivers.
+/// A patch from senders to receivers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct PathPatch {
-    /// Where the source comes in, all at once.
+    /// The nodes that come from the source, all in the same run.
     pub senders: Vec<Sender>,
-    /// What gets to know of it, all at once.
+    /// The inputs that see them, all in the same run.
     pub receivers: Vec<Receiver>,
 }
 
@@ -160,14 +162,14 @@ impl PathPatch {
         }
     }
 
-    /// Whether the logits are all that receives.
+    /// Whether only the logits receive.
     pub(super) fn is_direct(&self) -> bool {
         let mut receivers = self.receivers.iter();
         receivers.all(|receiver| receiver.input == ReceiverInput::Logits)
     }
 
-    /// Checks that a model has the nodes, and that every sender has a receiver behind it and the
-    /// other way round.
+    /// Checks that a model has the nodes, that every sender has a receiver after it, and that every
+    /// receiver has a sender before it.
     fn check(&self, patch: usize, dims: &ModelDims) -> Result<(), PathError> {
         let empty = |what| Err(PathError::Empty { patch, what });
         let (Some(first), Some(last)) = (
@@ -213,40 +215,40 @@ impl PathPatch {
     }
 }
 
-/// Whether what a node adds is part of what a receiver reads.
+/// Whether a receiver reads what a node adds.
 pub(super) fn reaches(sender: Node, receiver: ReceiverInput, dims: &ModelDims) -> bool {
     sender.depth() < receiver.depth(dims)
 }
 
-/// What MLPs between senders and receivers do. All attention between is frozen.
+/// What MLPs between senders and receivers do. All attention in between is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mlps {
-    /// They say what they say in the base: a receiver hears of the sender on the direct path
-    /// alone, so what changes in its input is what changes in the sender's output.
+    /// They keep their outputs from the base. A receiver sees the sender on the direct path only,
+    /// so the change in its input is the change in the sender's output.
     Frozen,
-    /// They react to the sender, as in Wang et al.: the direct effect includes that through MLPs.
+    /// They react to the sender, as in Wang et al.: the direct effect includes paths through MLPs.
     Recomputed,
 }
 
-/// Patches paths from senders to receivers and measures what the base predicts then: `metric` of
-/// the logits behind the last token of each example, averaged over examples.
+/// Patches paths from senders to receivers and measures the prediction: `metric` of the logits
+/// after the last token of each example, averaged over examples.
 ///
-/// For each patch (Wang et al., Appendix B): the senders' outputs become those of the source, all
-/// other heads those of the base; the receivers' inputs are recorded; and in another run on the
-/// base, where all else is free, they are what was recorded.
+/// For each patch (Wang et al., Appendix B): the senders' outputs are replaced by those of the
+/// source, and all other heads are kept as in the base; the receivers' inputs are recorded; and
+/// another run on the base, in which everything else is free, uses the recorded inputs.
 ///
-/// With [`Mlps::Frozen`] the first of these runs is not needed: the residual stream is a sum, and
-/// the receivers' inputs are those of the base with the differences of the senders' outputs added.
-/// For a receiver that is the logits the second one is not needed either. All patches share the
-/// runs on base and source.
+/// With [`Mlps::Frozen`] the first of these runs is not needed: the residual stream is a sum, so
+/// the receivers' inputs are those of the base plus the differences in the senders' outputs. If the
+/// logits are the receiver, the second run is not needed either. All patches share the runs on base
+/// and source.
 ///
 /// # Shapes
 /// - metric: `[batch, vocab]` → `[batch]`
 ///
 /// # Errors
-/// If a patch does not fit the model, a receiver does not lie behind its sender, or base and
-/// source differ in length.
+/// If a patch does not fit the model, a receiver does not come after its sender, or base and source
+/// differ in length.
 pub fn path_patch<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     [base, source]: [&TokenBatch; 2],
@@ -295,11 +297,11 @@ fn check_positions<B: Backend, M: AlignableTransformer<B>>(
     Ok(())
 }
 
-/// Patches from each sender to each receiver, one at a time: senders are the rows.
+/// Patches from each sender to each receiver, one at a time. Senders are the rows.
 ///
 /// # Errors
-/// As [`path_patch`], but a receiver that does not lie behind a sender is no error: nothing
-/// changes there.
+/// As [`path_patch`], except that a receiver before its sender is no error: nothing changes in that
+/// cell.
 pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     inputs: [&TokenBatch; 2],
@@ -320,12 +322,12 @@ pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
     Ok(effects.into_grid(rows.collect(), columns.collect()))
 }
 
-/// Patches from each head of the model, one at a time, to all these receivers at once: layers ×
-/// heads. With [`ReceiverInput::Logits`] alone, Figure 3b of Wang et al.
+/// Patches from each head of the model, one at a time, to all these receivers together: layers ×
+/// heads. With [`ReceiverInput::Logits`] alone, this is Figure 3b of Wang et al.
 ///
 /// # Errors
-/// As [`path_patch`], but a head with no receiver behind it is no error: nothing changes there.
-/// Receivers that do not lie behind a head are left out for it.
+/// As [`path_patch`], except that a head without a receiver after it is no error: nothing changes
+/// in its cell. Receivers that do not come after a head are left out for it.
 ///
 /// ```
 /// use burn_align::engine::RunOptions;
@@ -350,7 +352,7 @@ pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
 ///     |logits| logit_difference(logits, rome, madrid),
 ///     &RunOptions::default(),
 /// )?;
-/// // How much of the way from base to source each head goes: layers × heads.
+/// // The share of the way from base to source that each head goes: layers × heads.
 /// let dims = loaded.model.dims();
 /// assert_eq!(found.shares().values.len(), dims.layers);
 /// assert_eq!(found.shares().values[0].len(), dims.heads);
@@ -381,7 +383,7 @@ pub fn head_effects<B: Backend, M: AlignableTransformer<B>>(
     Ok(effects.into_grid(numbers(dims.layers), numbers(dims.heads)))
 }
 
-/// The effects of patches, where those without a path change nothing.
+/// The effects of patches; those without a path change nothing.
 fn cells_with_paths<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     inputs: [&TokenBatch; 2],
@@ -397,7 +399,7 @@ fn cells_with_paths<B: Backend, M: AlignableTransformer<B>>(
             receivers.map(move |receiver| (sender.node, receiver.input))
         });
         pairs.any(|(sender, receiver)| {
-            // What the model does not have is told by the check that follows.
+            // The check that follows reports nodes that the model lacks.
             let unknown = sender.check(dims).is_err() || receiver.check(dims).is_err();
             unknown || reaches(sender, receiver, dims)
         })

@@ -1,3 +1,5 @@
+//! Patches along explicit paths.
+
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, TokenBatch};
 
@@ -6,20 +8,20 @@ use crate::engine::{LogitPositions, Plan, ReadId, RunOptions};
 use crate::methods::sweep::to_rows;
 use crate::paths::{Path, PathError, Stream, Worlds};
 
-/// Lets sets of paths carry the source's values and all others the base's, and measures what the
-/// model predicts then: `metric` of the logits behind the last token of each example, averaged
-/// over examples. Treeified path patching; each set is a run of its own, and all are one plan.
+/// Lets sets of paths carry the source's values and all other paths the base's, and measures the
+/// prediction: `metric` of the logits after the last token of each example, averaged over examples.
+/// This is treeified path patching. Each set is a separate run; all are one plan.
 ///
-/// Where a path starts, the node's whole output is the source's; every node that it goes through
-/// computes with that in its one input and the base in its others.
+/// Where a path starts, the node's whole output comes from the source. Every node on the path
+/// computes with that in the input by which the path enters it, and with the base in its other
+/// inputs.
 ///
 /// # Shapes
 /// - metric: `[batch, vocab]` → `[batch]`
 ///
-/// # Errors
-/// If a path does not fit the model, two start or go on at the same output and position under
-/// different names (head and whole attention, overlapping positions), or base and source differ in
-/// length.
+/// If a path does not fit the model, two paths start or continue at the same output and position
+/// under different names (head and whole attention, overlapping positions), or base and source
+/// differ in length.
 pub fn patch_paths<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     [base, source]: [&TokenBatch; 2],
@@ -44,8 +46,8 @@ pub fn patch_paths<B: Backend, M: AlignableTransformer<B>>(
     })
 }
 
-/// Lets the logits read these streams of the inputs, each in a world of its own in one plan, and
-/// measures what the model predicts then, as [`patch_paths`] does.
+/// Lets the logits read these streams, each in its own world of one plan, and measures the
+/// prediction as [`patch_paths`] does.
 ///
 /// # Shapes
 /// - metric: `[batch, vocab]` → `[batch]`

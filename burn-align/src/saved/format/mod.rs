@@ -68,7 +68,7 @@ enum Description {
         member: Member,
         /// Of the members with orthonormal directions.
         map: Option<MapName>,
-        /// Whether there is a bias behind the projection.
+        /// Whether there is a bias after the projection.
         projection_bias: bool,
         activation: String,
     },

@@ -1,3 +1,5 @@
+//! The tensors of parameters and optimizers, as a checkpoint stores them.
+
 use std::collections::BTreeMap;
 
 use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
@@ -9,18 +11,18 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::Records;
 
-/// A tensor as it is written.
+/// A tensor in its stored form.
 pub(super) struct Stored {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     pub(super) bytes: Vec<u8>,
 }
 
-/// The optimizers' names: of rotations and the rest, and of masks.
+/// The optimizers' names: of everything but masks, and of masks.
 const OPTIMIZERS: [&str; 2] = ["optimizer", "mask_optimizer"];
 const MOMENTS: [&str; 3] = ["moment_1", "moment_2", "max_moment_2"];
 
-/// Takes the tensors of parameters and optimizers, one parameter after another.
+/// Collects the tensors of parameters and optimizers, one parameter after another.
 pub(super) struct Collect<A: AutodiffBackend, I: AutodiffModule<A>> {
     pub(super) what: &'static str,
     pub(super) index: usize,
@@ -79,7 +81,7 @@ impl<A: AutodiffBackend, I: AutodiffModule<A>> ModuleVisitor<A> for Collect<A, I
     }
 }
 
-/// Puts the tensors back, in the same order.
+/// Restores the tensors, in the same order.
 pub(super) struct Restore<'a, A: AutodiffBackend, I: AutodiffModule<A>> {
     pub(super) what: &'static str,
     pub(super) index: usize,
@@ -90,7 +92,7 @@ pub(super) struct Restore<'a, A: AutodiffBackend, I: AutodiffModule<A>> {
 }
 
 impl<'a, A: AutodiffBackend, I: AutodiffModule<A>> Restore<'a, A, I> {
-    /// The bytes of a tensor; none if it is missing or of another dtype.
+    /// The bytes of a tensor; none if it is missing or has another dtype.
     pub(super) fn bytes(&mut self, name: &str, dtype: Dtype) -> &'a [u8] {
         match self.tensors.tensor(name) {
             Ok(view) if view.dtype() == dtype => view.data(),
@@ -104,7 +106,7 @@ impl<'a, A: AutodiffBackend, I: AutodiffModule<A>> Restore<'a, A, I> {
         }
     }
 
-    /// A tensor of the shape and dtype of another one, which it is if it cannot be read.
+    /// A tensor with the shape and dtype of `like`, which is returned if it cannot be read.
     fn take<B: Backend, const D: usize>(&mut self, name: &str, like: Tensor<B, D>) -> Tensor<B, D> {
         let Some(dtype) = stored_dtype(like.dtype()) else {
             self.failed
@@ -154,7 +156,7 @@ impl<A: AutodiffBackend, I: AutodiffModule<A>> ModuleMapper<A> for Restore<'_, A
     }
 }
 
-/// How safetensors calls a float type.
+/// The name of a float type in safetensors.
 fn stored_dtype(dtype: DType) -> Option<Dtype> {
     match dtype {
         DType::F64 => Some(Dtype::F64),
