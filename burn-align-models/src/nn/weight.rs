@@ -115,9 +115,9 @@ impl<B: Backend> Weight<B> {
     }
 
     /// Takes a matrix from a GGUF file in place of the values that there are: a projection's
-    /// `[d_output, d_input]`, an embedding's `[vocab, d_model]`. It stays as it is, and frozen, on
-    /// backends that [can multiply by it](keeps_quantized); on others it becomes a tensor of this
-    /// dtype, without gradients.
+    /// `[d_output, d_input]`, an embedding's `[vocab, d_model]`. In a model in f32, on a backend that
+    /// [can multiply by it](keeps_quantized), it stays as it is; otherwise it becomes a tensor of this
+    /// dtype. Either way it has no gradient.
     ///
     /// # Errors
     /// If it has another shape.
@@ -138,7 +138,7 @@ impl<B: Backend> Weight<B> {
             Values::Dense(param) => param.id,
             Values::Quantized(quantized) => quantized.id,
         };
-        self.values = match keeps_quantized::<B>() {
+        self.values = match dtype == DType::F32 && keeps_quantized::<B>() {
             true => Values::Quantized(Quantized { id, device, matrix }),
             false => {
                 let tensor = self.orientation.tensor(&matrix, &device, dtype);

@@ -189,6 +189,16 @@ fn where_there_are_no_kernels_it_becomes_a_tensor() {
     assert!(difference < 1e-4, "{difference}");
 }
 
+/// Activations have the dtype of the model, and a quantised weight is of one in f32.
+#[test]
+fn in_a_model_in_half_precision_it_becomes_a_tensor() {
+    let [mut projection, _] = both::<Flex>();
+    let shape = projection.weight.set_quantized(matrix(), DType::BF16);
+    shape.expect("of the same shape");
+    assert!(projection.weight.quantized().is_none());
+    assert_eq!(projection.weight.dtype(), DType::BF16);
+}
+
 #[test]
 fn matrices_of_another_shape_are_refused() {
     let [mut projection, _] = both::<Flex>();
