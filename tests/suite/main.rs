@@ -45,6 +45,7 @@ mod paths;
 mod plans;
 #[cfg(feature = "pretrained")]
 mod pretrained;
+mod quantized;
 mod readme;
 mod real;
 mod rooms;

@@ -2,13 +2,10 @@
 //! `Conv1D`.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::Gpt2Config;
-use crate::nn::{
-    Attend, CausalPass, ParamInit, attend, head_part, merge_heads, project, project_part,
-};
+use crate::nn::{Attend, CausalPass, ParamInit, Projection, attend, head_part, merge_heads};
 use crate::site::{Component, Site};
 use crate::tap::{NoTap, Tap};
 
@@ -16,9 +13,9 @@ use crate::tap::{NoTap, Tap};
 #[derive(Module, Debug)]
 pub struct Gpt2Attention<B: Backend> {
     /// Queries, keys and values in one product, `[d_model, 3 * d_model]`.
-    pub c_attn: Linear<B>,
+    pub c_attn: Projection<B>,
     /// Output projection, `[d_model, d_model]`.
-    pub c_proj: Linear<B>,
+    pub c_proj: Projection<B>,
     heads: usize,
     scale: f64,
 }
@@ -59,21 +56,21 @@ impl<B: Backend> Gpt2Attention<B> {
 
         let mixed = attend(q, k, v, &self.how(layer, pass), tap);
         let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
-        project(&self.c_proj, merge_heads(mixed))
+        self.c_proj.forward(merge_heads(mixed))
     }
 
     /// Queries, keys and values, `[batch, head, pos, d_head]`; queries of the tokens that ask.
     fn queries_keys_values(&self, x: Tensor<B, 3>, pass: &CausalPass<B>) -> [Tensor<B, 4>; 3] {
         let heads = self.heads;
         let Some(queries) = pass.queries() else {
-            let qkv = project(&self.c_attn, x); // [batch, pos, 3 * d_model]
+            let qkv = self.c_attn.forward(x); // [batch, pos, 3 * d_model]
             return [0, 1, 2]
                 .map(|i| head_part(qkv.clone(), 3 * heads, i * heads..(i + 1) * heads));
         };
         let [_batch, _pos, d_model] = x.dims();
         let asking = x.clone().select(1, queries.tokens.clone());
-        let q = project_part(&self.c_attn, 0..d_model, asking); // [batch, query, d_model]
-        let kv = project_part(&self.c_attn, d_model..3 * d_model, x); // [batch, pos, 2 * d_model]
+        let q = self.c_attn.forward_part(0..d_model, asking); // [batch, query, d_model]
+        let kv = self.c_attn.forward_part(d_model..3 * d_model, x); // [batch, pos, 2 * d_model]
         [
             head_part(q, heads, 0..heads),
             head_part(kv.clone(), 2 * heads, 0..heads),
@@ -93,11 +90,11 @@ impl<B: Backend> Gpt2Attention<B> {
         inputs: [Tensor<B, 3>; 3],
         pass: &CausalPass<B>,
     ) -> Tensor<B, 3> {
-        let [d_model, _three] = self.c_attn.weight.dims();
+        let [d_model, _three] = self.c_attn.dims();
         let d_head = d_model / self.heads;
         let mut first = head * d_head;
         let [q, k, v] = inputs.map(|x| {
-            let own = project_part(&self.c_attn, first..first + d_head, x);
+            let own = self.c_attn.forward_part(first..first + d_head, x);
             first += d_model;
             own.unsqueeze_dim::<4>(1)
         });

@@ -6,7 +6,7 @@ use burn::tensor::{DType, backend::Backend};
 use serde_json::{Value, json};
 
 use super::{Gpt2, Gpt2Config};
-use crate::nn::Activation;
+use crate::nn::{Activation, Weight};
 use crate::pretrained::{
     ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
     SaveError, SavePretrained, WeightLayout, load_family, save_family,
@@ -97,6 +97,24 @@ impl<B: Backend> Family<B> for Gpt2<B> {
     fn untie_head(config: &mut Gpt2Config) -> bool {
         config.tie_word_embeddings = false;
         true
+    }
+
+    fn weights_mut(&mut self) -> Vec<(String, &mut Weight<B>)> {
+        let mut weights = vec![("wte.weight".to_owned(), &mut self.wte.weight)];
+        for (layer, block) in self.h.iter_mut().enumerate() {
+            for (name, projection) in [
+                ("attn.c_attn", &mut block.attn.c_attn),
+                ("attn.c_proj", &mut block.attn.c_proj),
+                ("mlp.c_fc", &mut block.mlp.c_fc),
+                ("mlp.c_proj", &mut block.mlp.c_proj),
+            ] {
+                let path = format!("h.{layer}.{name}.weight");
+                weights.push((path, &mut projection.weight));
+            }
+        }
+        let head = self.lm_head.as_mut();
+        weights.extend(head.map(|head| ("lm_head.weight".to_owned(), &mut head.weight)));
+        weights
     }
 
     fn layout(config: &Gpt2Config) -> WeightLayout {

@@ -1,12 +1,11 @@
 //! GPT-2's MLP: two projections with an activation function in between.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::Gpt2Config;
 use super::attention::residual_scale;
-use crate::nn::{Activation, ParamInit, project};
+use crate::nn::{Activation, ParamInit, Projection};
 use crate::site::{Component, Site};
 use crate::tap::Tap;
 
@@ -14,9 +13,9 @@ use crate::tap::Tap;
 #[derive(Module, Debug)]
 pub struct Gpt2Mlp<B: Backend> {
     /// Into the hidden layer, `[d_model, d_mlp]`.
-    pub c_fc: Linear<B>,
+    pub c_fc: Projection<B>,
     /// Back into the residual stream, `[d_mlp, d_model]`.
-    pub c_proj: Linear<B>,
+    pub c_proj: Projection<B>,
     #[module(skip)]
     activation: Activation,
 }
@@ -39,8 +38,8 @@ impl<B: Backend> Gpt2Mlp<B> {
         x: Tensor<B, 3>,
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
-        let hidden = self.activation.forward(project(&self.c_fc, x)); // [batch, pos, d_mlp]
+        let hidden = self.activation.forward(self.c_fc.forward(x)); // [batch, pos, d_mlp]
         let hidden = tap.stream(Site::Block(layer, Component::MlpActivation), hidden);
-        project(&self.c_proj, hidden)
+        self.c_proj.forward(hidden)
     }
 }

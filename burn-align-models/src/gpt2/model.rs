@@ -1,14 +1,16 @@
 //! GPT-2 from token ids to logits, with a tap at every named activation.
 
 use burn::module::Module;
-use burn::nn::{Embedding, Linear};
+use burn::nn::Embedding;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Gpt2Block, Gpt2Config};
 use crate::dims::ModelDims;
 use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{CausalPass, LastPass, LayerNorm, ParamInit, PassKey, head_output, unembed};
+use crate::nn::{
+    CausalPass, LastPass, LayerNorm, ParamInit, PassKey, Projection, TokenEmbedding, unembed,
+};
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
@@ -17,7 +19,7 @@ use crate::tap::Tap;
 #[derive(Module, Debug)]
 pub struct Gpt2<B: Backend> {
     /// Token embedding, `[vocab, d_model]`.
-    pub wte: Embedding<B>,
+    pub wte: TokenEmbedding<B>,
     /// Position embedding, `[max_positions, d_model]`.
     pub wpe: Embedding<B>,
     /// The blocks.
@@ -25,7 +27,7 @@ pub struct Gpt2<B: Backend> {
     /// Norm before the unembedding.
     pub ln_f: LayerNorm<B>,
     /// Unembedding, `[d_model, vocab]`; `None` where it is tied to `wte`.
-    pub lm_head: Option<Linear<B>>,
+    pub lm_head: Option<Projection<B>>,
     dims: ModelDims,
     fused_attention: bool,
     #[module(skip)]
@@ -41,7 +43,7 @@ impl<B: Backend> Gpt2<B> {
             "n_head must divide n_embd"
         );
         Self {
-            wte: init.embedding(dims.vocab, dims.d_model),
+            wte: init.token_embedding(dims.vocab, dims.d_model),
             wpe: init.embedding(config.n_positions, dims.d_model),
             h: (0..dims.layers)
                 .map(|layer| Gpt2Block::new(config, layer, init))
@@ -94,14 +96,14 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
     }
 
     fn device(&self) -> B::Device {
-        self.wte.weight.val().device()
+        self.wte.weight.device()
     }
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         let key = PassKey {
             pos,
             device: device.clone(),
-            dtype: self.wte.weight.val().dtype(),
+            dtype: self.wte.weight.dtype(),
             fused: self.fused_attention,
         };
         self.last_pass.or_begin(key, |key| {
@@ -146,11 +148,11 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
     }
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        unembed(self.lm_head.as_ref(), self.wte.weight.val(), x)
+        unembed(self.lm_head.as_ref(), &self.wte, x)
     }
 
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-        Some(head_output(&self.h[layer].attn.c_proj, head, mixed))
+        Some(self.h[layer].attn.c_proj.head_output(head, mixed))
     }
 
     fn head_mixed(

@@ -2,12 +2,11 @@
 //! heads.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::LlamaConfig;
 use crate::nn::{
-    Attend, CausalPass, ParamInit, Rotary, attend, merge_heads, project, project_part, split_heads,
+    Attend, CausalPass, ParamInit, Projection, Rotary, attend, merge_heads, split_heads,
 };
 use crate::site::{Component, Site};
 use crate::tap::{NoTap, Tap};
@@ -16,13 +15,13 @@ use crate::tap::{NoTap, Tap};
 #[derive(Module, Debug)]
 pub struct LlamaAttention<B: Backend> {
     /// Queries, `[d_model, head * d_head]`.
-    pub q_proj: Linear<B>,
+    pub q_proj: Projection<B>,
     /// Keys, `[d_model, kv_head * d_head]`.
-    pub k_proj: Linear<B>,
+    pub k_proj: Projection<B>,
     /// Values, `[d_model, kv_head * d_head]`.
-    pub v_proj: Linear<B>,
+    pub v_proj: Projection<B>,
     /// Output projection, `[head * d_head, d_model]`.
-    pub o_proj: Linear<B>,
+    pub o_proj: Projection<B>,
     heads: usize,
     kv_heads: usize,
     scale: f64,
@@ -61,11 +60,11 @@ impl<B: Backend> LlamaAttention<B> {
             Some(queries) => x.clone().select(1, queries.tokens.clone()),
             None => x.clone(),
         };
-        let q = split_heads(project(&self.q_proj, asking), self.heads);
+        let q = split_heads(self.q_proj.forward(asking), self.heads);
         let q = tap.heads(site(Component::QueryOutput), q); // [batch, head, pos, d_head]
-        let k = split_heads(project(&self.k_proj, x.clone()), self.kv_heads);
+        let k = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
         let k = tap.heads(site(Component::KeyOutput), k); // [batch, kv_head, pos, d_head]
-        let v = split_heads(project(&self.v_proj, x), self.kv_heads);
+        let v = split_heads(self.v_proj.forward(x), self.kv_heads);
         let v = tap.heads(site(Component::ValueOutput), v); // [batch, kv_head, pos, d_head]
 
         let rotary = rotary(pass);
@@ -75,7 +74,7 @@ impl<B: Backend> LlamaAttention<B> {
 
         let mixed = attend(q, k, v, &self.how(layer, pass), tap);
         let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
-        project(&self.o_proj, merge_heads(mixed))
+        self.o_proj.forward(merge_heads(mixed))
     }
 
     /// What one head mixes, from what its queries, keys and values read.
@@ -90,11 +89,11 @@ impl<B: Backend> LlamaAttention<B> {
         [q, k, v]: [Tensor<B, 3>; 3],
         pass: &CausalPass<B>,
     ) -> Tensor<B, 3> {
-        let [_d_model, width] = self.q_proj.weight.dims();
+        let [_d_model, width] = self.q_proj.dims();
         let d_head = width / self.heads;
-        let own = |projection, head: usize, x| {
+        let own = |projection: &Projection<B>, head: usize, x| {
             let outputs = head * d_head..(head + 1) * d_head;
-            project_part(projection, outputs, x).unsqueeze_dim::<4>(1)
+            projection.forward_part(outputs, x).unsqueeze_dim::<4>(1)
         };
         let kv_head = head / (self.heads / self.kv_heads);
         let rotary = rotary(pass);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Llama, LlamaConfig, SlidingWindow};
 use crate::dims::ModelDims;
-use crate::nn::Activation;
+use crate::nn::{Activation, Weight};
 use crate::pretrained::{
     ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
     SaveError, SavePretrained, WeightLayout, load_family, read_rotary, save_family, write_scaling,
@@ -194,6 +194,31 @@ impl<B: Backend> Family<B> for Llama<B> {
     fn untie_head(config: &mut LlamaConfig) -> bool {
         config.tie_word_embeddings = false;
         true
+    }
+
+    fn weights_mut(&mut self) -> Vec<(String, &mut Weight<B>)> {
+        let mut weights = vec![(
+            "embed_tokens.weight".to_owned(),
+            &mut self.embed_tokens.weight,
+        )];
+        for (layer, block) in self.layers.iter_mut().enumerate() {
+            let (attention, mlp) = (&mut block.self_attn, &mut block.mlp);
+            for (name, projection) in [
+                ("self_attn.q_proj", &mut attention.q_proj),
+                ("self_attn.k_proj", &mut attention.k_proj),
+                ("self_attn.v_proj", &mut attention.v_proj),
+                ("self_attn.o_proj", &mut attention.o_proj),
+                ("mlp.gate_proj", &mut mlp.gate_proj),
+                ("mlp.up_proj", &mut mlp.up_proj),
+                ("mlp.down_proj", &mut mlp.down_proj),
+            ] {
+                let path = format!("layers.{layer}.{name}.weight");
+                weights.push((path, &mut projection.weight));
+            }
+        }
+        let head = self.lm_head.as_mut();
+        weights.extend(head.map(|head| ("lm_head.weight".to_owned(), &mut head.weight)));
+        weights
     }
 
     fn layout(config: &LlamaConfig) -> WeightLayout {

@@ -1,11 +1,10 @@
 //! LLaMA's gated MLP.
 
 use burn::module::Module;
-use burn::nn::Linear;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::LlamaConfig;
-use crate::nn::{Activation, ParamInit, project};
+use crate::nn::{Activation, ParamInit, Projection};
 use crate::site::{Component, Site};
 use crate::tap::Tap;
 
@@ -13,11 +12,11 @@ use crate::tap::Tap;
 #[derive(Module, Debug)]
 pub struct LlamaMlp<B: Backend> {
     /// Gate, `[d_model, d_mlp]`.
-    pub gate_proj: Linear<B>,
+    pub gate_proj: Projection<B>,
     /// What the gate multiplies, `[d_model, d_mlp]`.
-    pub up_proj: Linear<B>,
+    pub up_proj: Projection<B>,
     /// Back into the residual stream, `[d_mlp, d_model]`.
-    pub down_proj: Linear<B>,
+    pub down_proj: Projection<B>,
     #[module(skip)]
     activation: Activation,
 }
@@ -41,8 +40,8 @@ impl<B: Backend> LlamaMlp<B> {
         x: Tensor<B, 3>,
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3> {
-        let gate = self.activation.forward(project(&self.gate_proj, x.clone())); // [batch, pos, d_mlp]
+        let gate = self.activation.forward(self.gate_proj.forward(x.clone())); // [batch, pos, d_mlp]
         let gate = tap.stream(Site::Block(layer, Component::MlpActivation), gate);
-        project(&self.down_proj, gate * project(&self.up_proj, x))
+        self.down_proj.forward(gate * self.up_proj.forward(x))
     }
 }

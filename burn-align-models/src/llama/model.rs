@@ -1,7 +1,6 @@
 //! LLaMA from token ids to logits, with a tap at every named activation.
 
 use burn::module::Module;
-use burn::nn::{Embedding, Linear};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{LlamaBlock, LlamaConfig};
@@ -9,7 +8,8 @@ use crate::dims::ModelDims;
 use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{
-    CausalPass, LastPass, ParamInit, PassKey, RmsNorm, RotaryConfig, head_output, unembed,
+    CausalPass, LastPass, ParamInit, PassKey, Projection, RmsNorm, RotaryConfig, TokenEmbedding,
+    unembed,
 };
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
@@ -19,13 +19,13 @@ use crate::tap::Tap;
 #[derive(Module, Debug)]
 pub struct Llama<B: Backend> {
     /// Token embedding, `[vocab, d_model]`.
-    pub embed_tokens: Embedding<B>,
+    pub embed_tokens: TokenEmbedding<B>,
     /// The blocks.
     pub layers: Vec<LlamaBlock<B>>,
     /// Norm before the unembedding.
     pub norm: RmsNorm<B>,
     /// Unembedding, `[d_model, vocab]`; `None` where it is tied to the embedding.
-    pub lm_head: Option<Linear<B>>,
+    pub lm_head: Option<Projection<B>>,
     #[module(skip)]
     dims: ModelDims,
     fused_attention: bool,
@@ -41,7 +41,7 @@ impl<B: Backend> Llama<B> {
     pub(crate) fn new(config: &LlamaConfig, init: &mut ParamInit<'_, B>) -> Self {
         let dims = config.dims.clone();
         Self {
-            embed_tokens: init.embedding(dims.vocab, dims.d_model),
+            embed_tokens: init.token_embedding(dims.vocab, dims.d_model),
             layers: (0..dims.layers)
                 .map(|layer| LlamaBlock::new(config, layer, init))
                 .collect(),
@@ -95,14 +95,14 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
     }
 
     fn device(&self) -> B::Device {
-        self.embed_tokens.weight.val().device()
+        self.embed_tokens.weight.device()
     }
 
     fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
         let key = PassKey {
             pos,
             device: device.clone(),
-            dtype: self.embed_tokens.weight.val().dtype(),
+            dtype: self.embed_tokens.weight.dtype(),
             fused: self.fused_attention,
         };
         self.last_pass.or_begin(key, |key| {
@@ -146,15 +146,11 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
     }
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        unembed(self.lm_head.as_ref(), self.embed_tokens.weight.val(), x)
+        unembed(self.lm_head.as_ref(), &self.embed_tokens, x)
     }
 
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-        Some(head_output(
-            &self.layers[layer].self_attn.o_proj,
-            head,
-            mixed,
-        ))
+        Some(self.layers[layer].self_attn.o_proj.head_output(head, mixed))
     }
 
     fn head_mixed(

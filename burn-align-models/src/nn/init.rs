@@ -1,8 +1,10 @@
 //! Parameters that come into being when they are first read, from a seed of their own.
 
 use burn::module::{Param, ParamId};
-use burn::nn::{Embedding, Linear};
+use burn::nn::Embedding;
 use burn::tensor::{DType, Distribution, Shape, Tensor, backend::Backend};
+
+use super::{Projection, TokenEmbedding};
 
 /// Makes the parameters of one model.
 ///
@@ -62,7 +64,11 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         }
     }
 
-    pub(crate) fn linear(&mut self, d_input: usize, d_output: usize, bias: bool) -> Linear<B> {
+    pub(crate) fn token_embedding(&mut self, vocab: usize, d_model: usize) -> TokenEmbedding<B> {
+        TokenEmbedding::new(self.normal([vocab, d_model]))
+    }
+
+    pub(crate) fn linear(&mut self, d_input: usize, d_output: usize, bias: bool) -> Projection<B> {
         self.scaled_linear(d_input, d_output, bias, 1.0)
     }
 
@@ -73,11 +79,11 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         d_output: usize,
         bias: bool,
         scale: f64,
-    ) -> Linear<B> {
-        Linear {
-            weight: self.scaled_normal([d_input, d_output], scale),
-            bias: bias.then(|| self.constant([d_output], 0.0)),
-        }
+    ) -> Projection<B> {
+        Projection::new(
+            self.scaled_normal([d_input, d_output], scale),
+            bias.then(|| self.constant([d_output], 0.0)),
+        )
     }
 
     fn param<const D: usize>(

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
 mod init;
@@ -9,13 +10,17 @@ mod last_pass;
 mod norm;
 mod projection;
 mod rotary;
+mod weight;
 
 pub use activation::{Activation, UnknownActivation};
 pub use attention::{CausalPass, Heads};
+pub use embedding::TokenEmbedding;
 pub use norm::{LayerNorm, RmsNorm};
+pub use projection::Projection;
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
+pub use weight::{Weight, WeightShapeError, keeps_quantized};
 
 pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
 pub(crate) use init::ParamInit;
 pub(crate) use last_pass::{LastPass, PassKey};
-pub(crate) use projection::{head_output, project, project_part, unembed};
+pub(crate) use projection::unembed;

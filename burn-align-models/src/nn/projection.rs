@@ -2,23 +2,115 @@
 
 use std::ops::Range;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::module::linear as portable;
 use burn::tensor::{Tensor, backend::Backend};
 
-/// `x W + b` as one matrix product over all positions of all rows, so that the weight is read
-/// once and not once per row.
+use super::TokenEmbedding;
+use super::weight::{Orientation, Weight};
+use crate::quants::QuantizedMatrix;
+
+/// `x W + b`: all that multiplies activations by a weight of a model of this crate, dense or
+/// quantised.
 ///
-/// # Shapes
-/// - x: `[batch, pos, d_input]`
-/// - output: `[batch, pos, d_output]`
-pub(crate) fn project<B: Backend>(linear: &Linear<B>, x: Tensor<B, 3>) -> Tensor<B, 3> {
-    let [batch, pos, d_input] = x.dims();
-    let [_d_input, d_output] = linear.weight.dims();
-    let bias = linear.bias.as_ref().map(Param::val);
-    affine(x.reshape([batch * pos, d_input]), linear.weight.val(), bias)
-        .reshape([batch, pos, d_output])
+/// Where the backend is Flex, and its feature on, its products are fast, and a row of one comes out
+/// the same, to the bit, whatever it is batched with.
+#[derive(Module, Debug)]
+pub struct Projection<B: Backend> {
+    /// `[d_input, d_output]`.
+    pub weight: Weight<B>,
+    /// `[d_output]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+impl<B: Backend> Projection<B> {
+    /// # Shapes
+    /// - weight: `[d_input, d_output]`
+    /// - bias: `[d_output]`
+    pub fn new(weight: Param<Tensor<B, 2>>, bias: Option<Param<Tensor<B, 1>>>) -> Self {
+        Self {
+            weight: Weight::new(weight, Orientation::Transposed),
+            bias,
+        }
+    }
+
+    /// `[d_input, d_output]`.
+    pub fn dims(&self) -> [usize; 2] {
+        self.weight.dims()
+    }
+
+    /// `x W + b` as one matrix product over all positions of all rows, so that the weight is read
+    /// once and not once per row.
+    ///
+    /// # Shapes
+    /// - x: `[batch, pos, d_input]`
+    /// - output: `[batch, pos, d_output]`
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, pos, d_input] = x.dims();
+        let [_d_input, d_output] = self.dims();
+        let bias = self.bias.as_ref().map(Param::val);
+        let x = x.reshape([batch * pos, d_input]);
+        let product = match self.weight.quantized() {
+            Some(matrix) => affine_quantized(x, matrix, bias),
+            None => affine(x, self.weight.val(), bias),
+        };
+        product.reshape([batch, pos, d_output])
+    }
+
+    /// Some of the outputs, side by side.
+    ///
+    /// # Shapes
+    /// - x: `[batch, pos, d_input]`
+    /// - output: `[batch, pos, outputs.len()]`
+    pub fn forward_part(&self, outputs: Range<usize>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, pos, d_input] = x.dims();
+        let (first, count) = (outputs.start, outputs.len());
+        let bias = self.bias.as_ref();
+        let bias = bias.map(|bias| bias.val().narrow(0, first, count));
+        let x = x.reshape([batch * pos, d_input]);
+        let product = match self.weight.quantized() {
+            Some(matrix) => affine_quantized(x, &matrix.rows(outputs), bias),
+            None => affine(x, self.weight.val().narrow(1, first, count), bias),
+        };
+        product.reshape([batch, pos, count])
+    }
+
+    /// What some of the inputs contribute to the output, without the bias: a head's part of an output
+    /// projection.
+    ///
+    /// # Shapes
+    /// - x: `[batch, pos, inputs.len()]`
+    /// - output: `[batch, pos, d_output]`
+    pub fn contribution(&self, inputs: Range<usize>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, pos, width] = x.dims();
+        let [_d_input, d_output] = self.dims();
+        let x = x.reshape([batch * pos, width]);
+        let product = match self.weight.quantized() {
+            Some(matrix) => affine_quantized(x, &matrix.cols(inputs), None),
+            None => {
+                let rows = self.weight.val().narrow(0, inputs.start, inputs.len());
+                affine(x, rows, None)
+            }
+        };
+        product.reshape([batch, pos, d_output])
+    }
+
+    /// [`contribution`](Self::contribution) of one head.
+    ///
+    /// # Shapes
+    /// - mixed: `[batch, pos, d_head]`
+    /// - output: `[batch, pos, d_model]`
+    pub(crate) fn head_output(&self, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [_batch, _pos, d_head] = mixed.dims();
+        self.contribution(head * d_head..(head + 1) * d_head, mixed)
+    }
+}
+
+impl<B: Backend> From<Linear<B>> for Projection<B> {
+    fn from(linear: Linear<B>) -> Self {
+        Self::new(linear.weight, linear.bias)
+    }
 }
 
 /// `x W + b`.
@@ -41,60 +133,39 @@ pub(super) fn affine<B: Backend>(
     portable(x, weight, bias)
 }
 
-/// Some of a projection's outputs, side by side.
+/// `x Qᵀ + b`. Where there are no kernels for it, by a tensor that is made for the purpose.
 ///
 /// # Shapes
-/// - x: `[batch, pos, d_input]`
-/// - output: `[batch, pos, outputs.len()]`
-pub(crate) fn project_part<B: Backend>(
-    linear: &Linear<B>,
-    outputs: Range<usize>,
-    x: Tensor<B, 3>,
-) -> Tensor<B, 3> {
-    let [batch, pos, d_input] = x.dims();
-    let (first, count) = (outputs.start, outputs.len());
-    let weight = linear.weight.val().narrow(1, first, count);
-    let bias = linear.bias.as_ref();
-    let bias = bias.map(|bias| bias.val().narrow(0, first, count));
-    affine(x.reshape([batch * pos, d_input]), weight, bias).reshape([batch, pos, count])
+/// - x: `[row, d_input]`
+/// - matrix: `[d_output, d_input]`
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+pub(super) fn affine_quantized<B: Backend>(
+    x: Tensor<B, 2>,
+    matrix: &QuantizedMatrix,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::affine_quantized(x, matrix, bias.as_ref()) {
+        Ok(product) => return product,
+        Err(x) => x,
+    };
+    let weight = matrix.to_transposed_tensor(&x.device(), x.dtype());
+    portable(x, weight, bias)
 }
 
-/// A head's part of an output projection, without its bias.
-///
-/// # Shapes
-/// - mixed: `[batch, pos, d_head]`
-/// - output: `[batch, pos, d_model]`
-pub(crate) fn head_output<B: Backend>(
-    projection: &Linear<B>,
-    head: usize,
-    mixed: Tensor<B, 3>,
-) -> Tensor<B, 3> {
-    let [batch, pos, d_head] = mixed.dims();
-    let [_all_heads, d_model] = projection.weight.dims();
-    let rows = projection.weight.val().narrow(0, head * d_head, d_head);
-    affine(mixed.reshape([batch * pos, d_head]), rows, None).reshape([batch, pos, d_model])
-}
-
-/// Logits by an untied head, or by the transposed token embedding `[vocab, d_model]` where the
-/// head is tied to it.
+/// Logits, by a head of its own or else by the token embedding.
 ///
 /// # Shapes
 /// - x: `[batch, pos, d_model]`
 /// - output: `[batch, pos, vocab]`
 pub(crate) fn unembed<B: Backend>(
-    head: Option<&Linear<B>>,
-    embedding: Tensor<B, 2>,
+    head: Option<&Projection<B>>,
+    embedding: &TokenEmbedding<B>,
     x: Tensor<B, 3>,
 ) -> Tensor<B, 3> {
-    if let Some(head) = head {
-        return project(head, x);
+    match head {
+        Some(head) => head.forward(x),
+        None => embedding.unembed(x),
     }
-    let [batch, pos, d_model] = x.dims();
-    let [vocab, _d_model] = embedding.dims();
-    affine(
-        x.reshape([batch * pos, d_model]),
-        embedding.transpose(),
-        None,
-    )
-    .reshape([batch, pos, vocab])
 }

@@ -16,6 +16,7 @@ use super::note::LoadNote;
 use super::repository::Repository;
 use super::safetensors_file::{Bytes, SafetensorsFile, dtype_name};
 use super::{CheckpointError, LoadError};
+use crate::quants::QuantizedMatrix;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -189,6 +190,14 @@ impl Checkpoint {
             shape: Shape::from(stored.shape.clone()),
             dtype,
         })
+    }
+
+    /// A matrix as it is stored, where that is in blocks.
+    pub(super) fn quantized(&self, name: &str) -> Option<QuantizedMatrix> {
+        match &self.tensors[name].place {
+            Place::File(_) => None,
+            Place::Gguf(weight) => weight.matrix(),
+        }
     }
 
     /// Whether two tensors hold the same numbers.

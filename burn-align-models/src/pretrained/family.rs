@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{ConfigError, Fields};
 use crate::model::AlignableTransformer;
+use crate::nn::Weight;
 
 /// How a model family is stored in the Hugging Face layout.
 ///
@@ -38,6 +39,12 @@ pub trait Family<B: Backend>: AlignableTransformer<B> {
 
     /// How the weights are stored.
     fn layout(config: &Self::Config) -> WeightLayout;
+
+    /// The weights that may stay quantised, by the paths of their parameters in the module. Default:
+    /// none; what is stored quantised becomes a tensor then.
+    fn weights_mut(&mut self) -> Vec<(String, &mut Weight<B>)> {
+        Vec::new()
+    }
 }
 
 /// How a family's tensors are named and laid out in a checkpoint.

@@ -2,7 +2,7 @@
 
 use super::gguf::architecture::{Architecture, Role, Rows};
 use super::gguf::{Gguf, GgufError, GgufTensor};
-use crate::quants::{BlockFormat, dequantize};
+use crate::quants::{BlockFormat, QuantizedMatrix, dequantize};
 
 /// A tensor of a GGUF file, in the layout of a Hugging Face checkpoint.
 pub(super) struct GgufWeight {
@@ -68,6 +68,20 @@ impl GgufWeight {
 
     pub(super) fn is_readable(&self) -> bool {
         self.format.is_some()
+    }
+
+    /// The matrix as it is stored, `[d_output, d_input]`, with its rows in the order that Hugging Face
+    /// has; `None` for what is no matrix, or is f32 already.
+    pub(super) fn matrix(&self) -> Option<QuantizedMatrix> {
+        let format = self.format.filter(|format| *format != BlockFormat::F32)?;
+        let [rows, cols] = self.tensor.shape[..] else {
+            return None;
+        };
+        let matrix = QuantizedMatrix::new(format, [rows, cols], self.tensor.bytes.clone()).ok()?;
+        Some(match self.rows.order(rows) {
+            Some(order) => matrix.select_rows(&order),
+            None => matrix,
+        })
     }
 
     /// The name of its type in the file.

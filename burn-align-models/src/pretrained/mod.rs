@@ -110,6 +110,11 @@ pub struct LoadOptions {
     /// Default: no. Burn's autodiff keeps all that a tracked weight has to do with until a backward
     /// pass, so that a model which is only run would take more memory with each pass.
     pub require_grad: bool,
+    /// Whether matrices of GGUF files stay as they are stored, as far as the backend can multiply by them
+    /// ([`keeps_quantized`](crate::nn::keeps_quantized)) and the dtype is f32; otherwise they become
+    /// tensors. They stay in the mapped file, and they are frozen, whatever `require_grad` says.
+    /// Default: no.
+    pub keep_quantised: bool,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,
     /// Keys of `config.json` that the caller knows not to change the computation, though this crate does
@@ -140,6 +145,7 @@ impl Default for LoadOptions {
         Self {
             dtype: DType::F32,
             require_grad: false,
+            keep_quantised: false,
             progress: None,
             ignored_config_keys: Vec::new(),
             file: None,
@@ -161,6 +167,12 @@ impl LoadOptions {
     /// Whether to track gradients of the weights.
     pub fn with_require_grad(mut self, require_grad: bool) -> Self {
         self.require_grad = require_grad;
+        self
+    }
+
+    /// Whether matrices of GGUF files stay as they are stored.
+    pub fn with_keep_quantised(mut self, keep_quantised: bool) -> Self {
+        self.keep_quantised = keep_quantised;
         self
     }
 

@@ -6,28 +6,36 @@ use std::mem::ManuallyDrop;
 use std::rc::Rc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Bytes, Shape, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
 
 use super::checkpoint::{Checkpoint, Stored};
-use super::{CheckpointError, LoadNote, LoadOptions, LoadProgress, WeightLayout};
+use super::{CheckpointError, Family, LoadNote, LoadOptions, LoadProgress, WeightLayout};
+use crate::nn::keeps_quantized;
 
 /// Fills a model without weights from a checkpoint.
 ///
 /// Names, shapes and dtypes are all checked before the first tensor is read; then one tensor is
 /// read, converted and put in place at a time.
-pub(super) fn load<B: Backend, M: Module<B>>(
-    model: M,
+pub(super) fn load<B: Backend, M: Family<B>>(
+    mut model: M,
     layout: WeightLayout,
     checkpoint: Checkpoint,
     options: &LoadOptions,
 ) -> Result<(M, Vec<LoadNote>), CheckpointError> {
-    let Matched { names, other_heads } = match_names(&shapes(&model), layout, &checkpoint)?;
+    let Matched {
+        mut names,
+        other_heads,
+    } = match_names(&shapes(&model), layout, &checkpoint)?;
     let mut notes = checkpoint.notes.clone();
     if !other_heads.is_empty() {
         notes.push(LoadNote::OtherHeads {
             tensors: other_heads,
         });
+    }
+
+    if options.keep_quantised && options.dtype == DType::F32 && keeps_quantized::<B>() {
+        keep_quantized(&mut model, &mut names, &checkpoint)?;
     }
 
     let total = |f: fn(&Stored) -> usize| -> usize {
@@ -73,6 +81,28 @@ pub(super) fn load<B: Backend, M: Module<B>>(
         "names and shapes were checked before: {result}"
     );
     Ok((model, notes))
+}
+
+/// Gives the model the matrices that stay as they are stored; they need not be read any more.
+fn keep_quantized<B: Backend, M: Family<B>>(
+    model: &mut M,
+    names: &mut BTreeMap<String, String>,
+    checkpoint: &Checkpoint,
+) -> Result<(), CheckpointError> {
+    for (path, weight) in model.weights_mut() {
+        let matrix = names.get(&path).and_then(|name| checkpoint.quantized(name));
+        let (Some(matrix), Some(tensor)) = (matrix, names.remove(&path)) else {
+            continue;
+        };
+        weight
+            .set_quantized(matrix, DType::F32)
+            .map_err(|error| CheckpointError::WrongShape {
+                tensor,
+                expected: error.expected.to_vec(),
+                found: error.found.to_vec(),
+            })?;
+    }
+    Ok(())
 }
 
 /// What a checkpoint's tensors are to a model.

@@ -11,10 +11,13 @@ mod floats;
 mod iq4;
 mod k;
 mod legacy;
+mod matrix;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{fmt, hint};
+
+pub use matrix::{QuantizedMatrix, QuantizedMatrixError};
 
 /// Defines [`BlockFormat`] from a table of formats: name, number in GGUF files, function.
 macro_rules! formats {
@@ -144,6 +147,35 @@ pub fn dequantize(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
     );
     widen(format, blocks, out);
 }
+
+/// Writes consecutive elements of a row to `out`, from any one on, up to any one.
+#[inline(always)]
+pub(crate) fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]) {
+    let (elements, bytes) = (format.block_elements(), format.block_bytes());
+    let (mut at, mut rest) = (first, out);
+    while !rest.is_empty() {
+        let blocks = &row[at / elements * bytes..];
+        let before = at % elements;
+        let whole = match before {
+            0 => rest.len() / elements,
+            _ => 0,
+        };
+        if whole > 0 {
+            let (out, others) = rest.split_at_mut(whole * elements);
+            widen(format, &blocks[..whole * bytes], out);
+            (at, rest) = (at + whole * elements, others);
+        } else {
+            let mut block = [0.0; LONGEST];
+            widen(format, &blocks[..bytes], &mut block[..elements]);
+            let (out, others) = rest.split_at_mut(rest.len().min(elements - before));
+            out.copy_from_slice(&block[before..][..out.len()]);
+            (at, rest) = (at + out.len(), others);
+        }
+    }
+}
+
+/// Most elements of a block.
+const LONGEST: usize = 256;
 
 /// Calls `widen` for each block.
 #[inline(always)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::tensor::f16;
 use serde_json::Value;
 
-use super::{BlockFormat, dequantize, floats};
+use super::{BlockFormat, QuantizedMatrix, QuantizedMatrixError, dequantize, floats};
 
 /// What `tests/fixtures/make_quants.py` wrote: the bytes of a tensor by its name.
 struct Fixture {
@@ -83,4 +83,60 @@ fn formats_have_the_numbers_and_sizes_of_ggml() {
     assert_eq!(BlockFormat::Q6_K.row_bytes(512), Some(420));
     assert_eq!(BlockFormat::Q6_K.row_bytes(576), None);
     assert_eq!(BlockFormat::F32.row_bytes(usize::MAX), None);
+}
+
+/// A matrix of different blocks. The bits that are never set keep scales small.
+pub(crate) fn any_matrix(format: BlockFormat, [rows, cols]: [usize; 2]) -> QuantizedMatrix {
+    let length = rows * format.row_bytes(cols).expect("whole blocks");
+    let bytes: Vec<u8> = (0..length as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 17) as u8 & 0xb7)
+        .collect();
+    QuantizedMatrix::new(format, [rows, cols], bytes).expect("as many bytes")
+}
+
+#[test]
+fn parts_of_a_matrix_are_parts_of_its_values() {
+    for format in BlockFormat::ALL {
+        let [rows, cols] = [7, 3 * format.block_elements().max(32)];
+        let matrix = any_matrix(*format, [rows, cols]);
+        let all = matrix.dequantize();
+        assert!(all.iter().any(|it| *it != 0.0) && all.iter().all(|it| it.is_finite()));
+        let expected = |rows: &[usize], cols: std::ops::Range<usize>| -> Vec<f32> {
+            let rows = rows.iter().map(|row| &all[row * matrix.dims()[1]..]);
+            rows.flat_map(|row| row[cols.clone()].to_vec()).collect()
+        };
+        for part in [0..cols, 0..cols - 1, 1..cols, 31..33, 5..5, cols / 3..cols] {
+            let found = matrix.rows(1..5).rows(1..3).cols(part.clone());
+            assert_eq!(found.dims(), [2, part.len()]);
+            assert_eq!(
+                found.dequantize(),
+                expected(&[2, 3], part.clone()),
+                "{format}"
+            );
+            let found = matrix.cols(part.clone()).select_rows(&[6, 0, 6]);
+            assert_eq!(found.dequantize(), expected(&[6, 0, 6], part), "{format}");
+        }
+        let found = matrix.cols(2..20).cols(3..9);
+        assert_eq!(found.rows(4..5).dequantize(), expected(&[4], 5..11));
+    }
+}
+
+#[test]
+fn bytes_that_are_no_such_matrix_are_refused() {
+    let new = |shape, bytes: usize| QuantizedMatrix::new(BlockFormat::Q4_1, shape, vec![0; bytes]);
+    assert_eq!(new([3, 64], 120).expect("as many bytes").dims(), [3, 64]);
+    assert_eq!(new([0, 64], 0).expect("as many bytes").dims(), [0, 64]);
+    let partial = new([3, 33], 120).expect_err("33 is no multiple of 32");
+    assert_eq!(
+        partial.to_string(),
+        "rows of 33 elements are not whole blocks of Q4_1, of 32 elements each; \
+         store the matrix in a format with shorter blocks, such as Q8_0"
+    );
+    for (shape, bytes) in [([3, 64], 119), ([3, 64], 140), ([usize::MAX, 64], 120)] {
+        let error = new(shape, bytes).expect_err("another length");
+        assert!(
+            matches!(error, QuantizedMatrixError::WrongLength { .. }),
+            "{error}"
+        );
+    }
 }

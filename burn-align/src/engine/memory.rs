@@ -132,23 +132,35 @@ fn of_mlp(dims: &ModelDims, tokens: usize) -> usize {
     tokens * (3 * dims.d_model + hidden * dims.d_mlp)
 }
 
-/// Bytes of a number in the model's largest tensor, which is how it computes.
+/// Bytes of a number in the largest of the model's tensors, which is how it computes.
+///
+/// Of those that are there, if any: weights that stay quantised would be made for it.
 fn element_bytes<B: Backend, M: AlignableTransformer<B>>(model: &M) -> u64 {
-    #[derive(Default)]
     struct Largest {
+        lazy: bool,
         count: usize,
         bytes: usize,
     }
     impl<B: Backend> ModuleVisitor<B> for Largest {
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
-            let tensor = parameter.val();
-            let count = tensor.shape().num_elements();
-            if count > self.count {
-                (self.count, self.bytes) = (count, tensor.dtype().size());
+            let count = parameter.lazy_shape().num_elements();
+            if count > self.count && (self.lazy || parameter.is_initialized()) {
+                (self.count, self.bytes) = (count, parameter.val().dtype().size());
             }
         }
     }
-    let mut largest = Largest::default();
-    model.visit(&mut largest);
-    largest.bytes.max(2) as u64
+    let largest = |lazy| {
+        let mut largest = Largest {
+            lazy,
+            count: 0,
+            bytes: 0,
+        };
+        model.visit(&mut largest);
+        largest.bytes
+    };
+    let bytes = match largest(false) {
+        0 => largest(true),
+        bytes => bytes,
+    };
+    bytes.max(2) as u64
 }

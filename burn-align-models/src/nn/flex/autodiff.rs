@@ -10,6 +10,7 @@ use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 
 use super::{cast, kernels, product, strided};
+use crate::quants::QuantizedMatrix;
 
 /// A tensor of the backend that differentiates on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -132,6 +133,19 @@ pub(super) fn affine<B: Backend>(
     };
     let x = recognise_any(x)?;
     Ok(generic(product::affine_tracked(x, weight, bias)))
+}
+
+/// `x Qᵀ + b`.
+pub(super) fn affine_quantized<B: Backend>(
+    x: Tensor<B, 2>,
+    matrix: &QuantizedMatrix,
+    bias: Option<&Tensor<B, 1>>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let Ok(bias) = bias.map(|bias| recognise_any(bias.clone())).transpose() else {
+        return Err(x);
+    };
+    let x = recognise_any(x)?;
+    Ok(generic(product::affine_quantized_tracked(x, matrix, bias)))
 }
 
 /// What the gradient of a layer norm needs: its argument, its scale and its ε.

@@ -11,13 +11,16 @@ mod strided;
 #[cfg(test)]
 mod tests;
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::ops::Range;
 
+use burn::backend::Autodiff;
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
-use burn_flex::FlexTensor;
+use burn_flex::{Flex, FlexTensor};
 
 use super::Activation;
+use crate::quants::QuantizedMatrix;
 use autodiff::{Gradient, Saved};
 
 /// Applies `activation` to every element, where there is a kernel for it.
@@ -113,6 +116,43 @@ pub(super) fn affine<B: Backend>(
         Err(x) => x,
     };
     autodiff::affine(x, weight, bias)
+}
+
+/// Whether [`affine_quantized`] multiplies for this backend.
+pub(super) fn multiplies_quantized<B: Backend>() -> bool {
+    let primitive = TypeId::of::<FloatTensor<B>>();
+    primitive == TypeId::of::<FlexTensor>()
+        || primitive == TypeId::of::<FloatTensor<Autodiff<Flex>>>()
+}
+
+/// `x Qᵀ + b`, with the gradients of `x` and `b`.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - matrix: `[d_output, d_input]`
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+pub(super) fn affine_quantized<B: Backend>(
+    x: Tensor<B, 2>,
+    matrix: &QuantizedMatrix,
+    bias: Option<&Tensor<B, 1>>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    if !product::multiplies(x.dtype()) {
+        return Err(x);
+    }
+    let x = match recognise_any(x) {
+        Ok(x) => {
+            let known = "of the same backend";
+            let bias = bias.map(|bias| recognise_any(bias.clone()).expect(known));
+            return Ok(generic(product::affine_quantized(
+                &x,
+                matrix,
+                bias.as_ref(),
+            )));
+        }
+        Err(x) => x,
+    };
+    autodiff::affine_quantized(x, matrix, bias)
 }
 
 /// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without, Flex has

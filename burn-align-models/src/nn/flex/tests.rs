@@ -9,8 +9,10 @@ use super::super::attention::{
     Attend, CausalPass, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
 };
 use super::super::norm::{layer_norm, root_mean_square};
-use super::super::projection::affine;
+use super::super::projection::{affine, affine_quantized};
 use crate::nn::{Activation, RotaryConfig, RotaryScaling};
+use crate::quants::BlockFormat;
+use crate::quants::tests::any_matrix;
 use crate::tap::NoTap;
 
 /// Differentiated twice, Flex is not recognised.
@@ -215,6 +217,23 @@ fn gradients_of_products() {
                 gradients::<Fast, _, _>(fast, |x| product(x, transposed, true)),
                 gradients::<Portable, _, _>(portable, |x| product(x, transposed, false)),
             );
+        }
+    }
+}
+
+/// To the bit, for blocks too.
+#[test]
+fn a_row_of_a_quantized_product_does_not_depend_on_its_batch() {
+    let (inputs, outputs) = (512, 803);
+    let (x, _) = both([180, inputs], 0.2);
+    let (b, _) = both([outputs], 0.2);
+    for format in [BlockFormat::Q4_1, BlockFormat::Q6_K, BlockFormat::F16] {
+        let matrix = any_matrix(format, [outputs, inputs]);
+        let expected = affine_quantized(x.clone(), &matrix, Some(b.clone()));
+        for rows in [1, 2, 7, 8, 9, 33, 64, 160, 161, 175] {
+            let some = affine_quantized(x.clone().narrow(0, 5, rows), &matrix, Some(b.clone()));
+            let expected = expected.clone().narrow(0, 5, rows).into_data();
+            assert_eq!(some.into_data(), expected, "{format} {rows} rows");
         }
     }
 }

@@ -1,7 +1,10 @@
-//! Matrices in their own dtype, of which products are computed in f32.
+//! Matrices in their own dtype or blocks, of which products are computed in f32.
 
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
+use pulp::{NullaryFnOnce, Simd};
+
+use crate::quants::{BlockFormat, widen_part};
 
 /// Elements that are only read.
 #[derive(Clone, Copy)]
@@ -9,6 +12,16 @@ pub(super) enum Elements<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     BF16(&'a [bf16]),
+    Blocks(Blocks<'a>),
+}
+
+/// Rows of whole blocks, one after another.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'a> {
+    pub(super) format: BlockFormat,
+    pub(super) bytes: &'a [u8],
+    /// The first element, which need not begin a block.
+    pub(super) first: usize,
 }
 
 impl<'a> Elements<'a> {
@@ -36,12 +49,16 @@ impl<'a> Elements<'a> {
             Self::F32(elements) => Self::F32(&elements[first..]),
             Self::F16(elements) => Self::F16(&elements[first..]),
             Self::BF16(elements) => Self::BF16(&elements[first..]),
+            Self::Blocks(blocks) => Self::Blocks(Blocks {
+                first: blocks.first + first,
+                ..blocks
+            }),
         }
     }
 
     /// The first of them in f32, as many as there is `room` for: as they lie, or copied there.
     #[inline(always)]
-    pub(super) fn widened<'r>(self, room: &'r mut [f32]) -> &'r [f32]
+    pub(super) fn widened<'r, S: Simd>(self, simd: S, room: &'r mut [f32]) -> &'r [f32]
     where
         'a: 'r,
     {
@@ -57,7 +74,28 @@ impl<'a> Elements<'a> {
                     *to = f32::from_bits(u32::from(from.to_bits()) << 16);
                 }
             }
+            Self::Blocks(blocks) => simd.vectorize(Widen { blocks, room }),
         }
         room
+    }
+}
+
+/// Fills `room`: a function of its own, as all formats together are long.
+struct Widen<'a, 'r> {
+    blocks: Blocks<'a>,
+    room: &'r mut [f32],
+}
+
+impl NullaryFnOnce for Widen<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let Blocks {
+            format,
+            bytes,
+            first,
+        } = self.blocks;
+        widen_part(format, bytes, first, self.room);
     }
 }

@@ -10,7 +10,6 @@
 
 use std::array;
 use std::cell::{Cell, RefCell};
-use std::marker::PhantomData;
 use std::ops::Range;
 
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
@@ -284,8 +283,8 @@ impl WithSimd for Task<'_> {
         // Once even where there is nothing to multiply: the bias.
         for first in (0..self.d_input.max(1)).step_by(DEPTH) {
             let depth = DEPTH.min(self.d_input - first);
-            simd.vectorize(Pack::<S> {
-                vectors: PhantomData,
+            simd.vectorize(Pack {
+                simd,
                 weight: self.weight.from(first, 0),
                 columns,
                 depth,
@@ -320,7 +319,7 @@ impl WithSimd for Task<'_> {
 /// Lays out some features of some columns as `[panel, feature, width of a tile]`. The last panel's
 /// other columns keep what they have: nobody reads their sums.
 struct Pack<'a, S> {
-    vectors: PhantomData<S>,
+    simd: S,
     weight: Matrix<Elements<'a>>,
     columns: usize,
     depth: usize,
@@ -348,7 +347,11 @@ impl<S: Simd> Pack<'_, S> {
         let mut room = [0.0; MOST_COLUMNS + MOST_WIDTH];
         let room = &mut room[..self.columns];
         for feature in 0..self.depth {
-            let row = self.weight.from(feature, 0).elements.widened(room);
+            let row = self
+                .weight
+                .from(feature, 0)
+                .elements
+                .widened(self.simd, room);
             let vectors = S::as_simd_f32s(row).0.as_chunks::<VECTORS>().0;
             let to = S::as_mut_simd_f32s(&mut self.packed[feature * width..]).0;
             for (panel, vectors) in vectors.iter().enumerate() {
@@ -375,7 +378,7 @@ impl<S: Simd> Pack<'_, S> {
                 let mut columns: [&[f32]; SQUARE] = [&[]; SQUARE];
                 for (index, (elements, room)) in columns.iter_mut().zip(&mut rooms).enumerate() {
                     let weight = self.weight.from(0, first + column + index);
-                    *elements = weight.elements.widened(&mut room[..self.depth]);
+                    *elements = weight.elements.widened(self.simd, &mut room[..self.depth]);
                 }
                 for feature in (0..squares).step_by(SQUARE) {
                     let mut square = [[0.0; SQUARE]; SQUARE];
@@ -397,7 +400,7 @@ impl<S: Simd> Pack<'_, S> {
             }
             for column in in_squares..here {
                 let elements = self.weight.from(0, first + column).elements;
-                let elements = elements.widened(&mut rooms[0][..self.depth]);
+                let elements = elements.widened(self.simd, &mut rooms[0][..self.depth]);
                 for (feature, x) in elements.iter().enumerate() {
                     panel[feature * width + column] = *x;
                 }

@@ -9,7 +9,12 @@ mod aligned;
 mod elements;
 mod few_rows;
 mod many_rows;
+mod quantized;
+#[cfg(test)]
+mod tests;
 mod transposed;
+
+pub(super) use quantized::{affine_quantized, affine_quantized_tracked};
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -45,31 +50,43 @@ fn affine_by(
     weight: &FlexTensor,
     bias: Option<&FlexTensor>,
 ) -> FlexTensor {
-    let [rows, d_input] = x.shape().dims();
     let [_d_input, d_output] = weight.shape().dims();
+    let weight = by_rows_or_columns(weight);
+    let matrix = Matrix {
+        elements: Elements::of(&weight, weight.layout().start_offset()),
+        strides: strides(&weight),
+    };
+    affine_of(arch, x, matrix, d_output, bias)
+}
+
+/// [`affine`] with a weight that is not a tensor.
+fn affine_of(
+    arch: Arch,
+    x: &FlexTensor,
+    weight: Matrix<Elements>,
+    d_output: usize,
+    bias: Option<&FlexTensor>,
+) -> FlexTensor {
+    let [rows, d_input] = x.shape().dims();
     let dims = [rows, d_input, d_output];
     let bias = bias.map(|bias| contiguous(widened(bias)));
     let bias: Option<&[f32]> = bias.as_ref().map(FlexTensor::storage);
     let dtype = x.dtype();
-    let (x, weight) = (by_rows_or_columns(&widened(x)), by_rows_or_columns(weight));
-    let start = weight.layout().start_offset();
-    let elements = Elements::of(&weight, start);
-    let product = match (elements, strides(&weight)) {
+    let x = by_rows_or_columns(&widened(x));
+    let product = match (weight.elements, weight.strides) {
         _ if rows == 0 || d_output == 0 => Vec::new(),
         (Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
             few_rows::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
-        (Elements::F32(weight), [1, stride]) if rows <= transposed::MOST_ROWS => {
-            transposed::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
+        (elements @ (Elements::F32(_) | Elements::Blocks(_)), [1, stride])
+            if rows <= transposed::MOST_ROWS =>
+        {
+            transposed::affine(arch, contiguous(x).storage(), elements, stride, bias, dims)
         }
-        (elements, strides_of_weight) => {
+        _ => {
             let x = Matrix {
                 elements: &x.storage()[x.layout().start_offset()..],
                 strides: strides(&x),
-            };
-            let weight = Matrix {
-                elements,
-                strides: strides_of_weight,
             };
             many_rows::affine(arch, x, weight, bias, dims)
         }
@@ -138,12 +155,16 @@ impl Backward<Flex, 3> for OfAffine {
             gradients.register::<Flex>(node.id, of_weight);
         }
         if let Some(node) = of_bias {
-            let [_rows, d_output] = gradient.shape().dims();
-            let sum = Flex::float_sum_dim(gradient, 0);
-            let sum = Flex::float_reshape(sum, [d_output].into());
-            gradients.register::<Flex>(node.id, sum);
+            gradients.register::<Flex>(node.id, gradient_of_bias(gradient));
         }
     }
+}
+
+/// The gradient of a bias, from that of its product.
+fn gradient_of_bias(gradient: FlexTensor) -> FlexTensor {
+    let [_rows, d_output] = gradient.shape().dims();
+    let sum = Flex::float_sum_dim(gradient, 0);
+    Flex::float_reshape(sum, [d_output].into())
 }
 
 /// [`affine`] under autodiff.
@@ -170,111 +191,5 @@ pub(super) fn affine_tracked(x: Tracked, weight: Tracked, bias: Option<Tracked>)
             product,
         ),
         OpsKind::UnTracked(prepared) => prepared.finish(product),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// All that this CPU has: with the widest vectors alone, others would go untested.
-    fn architectures() -> Vec<Arch> {
-        let mut all = vec![Arch::Scalar, Arch::new()];
-        #[cfg(target_arch = "x86_64")]
-        all.extend(pulp::x86::V3::try_new().map(Arch::V3));
-        all
-    }
-
-    fn tensor([rows, columns]: [usize; 2]) -> FlexTensor {
-        let numbers = (0..rows * columns).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0);
-        let numbers: Vec<f32> = numbers.collect();
-        FlexTensor::from_data(TensorData::new(numbers, [rows, columns]))
-    }
-
-    /// Element by element, in f64.
-    fn by_definition(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> Vec<f64> {
-        let [rows, d_input] = x.shape().dims();
-        let [_d_input, d_output] = weight.shape().dims();
-        let (x, weight) = (contiguous(x.clone()), weight.to_contiguous());
-        let [x, weight, bias]: [&[f32]; 3] = [&x, &weight, bias].map(|it| it.storage());
-        let mut product = Vec::with_capacity(rows * d_output);
-        for row in x.chunks(d_input).take(rows) {
-            for (column, bias) in bias.iter().enumerate() {
-                let weights = weight.iter().skip(column).step_by(d_output);
-                let terms = row.iter().zip(weights);
-                let sum: f64 = terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
-                product.push(f64::from(*bias) + sum);
-            }
-        }
-        product
-    }
-
-    #[test]
-    fn products_in_16_bits_are_those_in_32_bits_rounded() {
-        for dims in [[1, 1, 1], [3, 7, 129], [17, 300, 241], [63, 12, 481]] {
-            let [rows, d_input, d_output] = dims;
-            for dtype in [DType::F16, DType::BF16] {
-                let rounded = |x: FlexTensor| Flex::float_cast(x, dtype.into());
-                let x = rounded(tensor([rows, d_input]));
-                let bias = rounded(tensor([1, d_output]).reshape([d_output].into()));
-                let weights = [
-                    rounded(tensor([d_input, d_output])),
-                    rounded(tensor([d_output, d_input])).transpose(0, 1),
-                    rounded(tensor([d_input, 2 * d_output])).narrow(1, d_output, d_output),
-                ];
-                for weight in weights {
-                    let [x_wide, weight_wide, bias_wide] = [&x, &weight, &bias].map(widened);
-                    for arch in architectures() {
-                        let wide = affine_by(arch, &x_wide, &weight_wide, Some(&bias_wide));
-                        let round = |x: &f32| match dtype {
-                            DType::F16 => f16::from_f32(*x).to_f32(),
-                            _ => bf16::from_f32(*x).to_f32(),
-                        };
-                        let expected: Vec<f32> = wide.storage().iter().map(round).collect();
-                        let found = affine_by(arch, &x, &weight, Some(&bias));
-                        assert_eq!(found.dtype(), dtype);
-                        let found = widened(&found);
-                        let found = found.storage::<f32>();
-                        let differ = found.iter().zip(&expected).position(|(a, b)| a != b);
-                        let strides = weight.layout().strides();
-                        assert_eq!(differ, None, "{dtype:?} {dims:?} {strides:?} {arch:?}");
-                        assert_eq!(found.len(), expected.len());
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_agree_with_their_definition_on_all_vectors() {
-        for [rows, d_input, d_output] in [
-            [1, 1, 1],
-            [3, 7, 129],
-            [10, 33, 70],
-            [11, 16, 64],
-            [17, 300, 241],
-            [40, 5, 95],
-            [63, 12, 481],
-            [165, 40, 50],
-        ] {
-            let x = tensor([rows, d_input]);
-            let bias = tensor([1, d_output]).reshape([d_output].into());
-            let weights = [
-                tensor([d_input, d_output]),
-                tensor([d_output, d_input]).transpose(0, 1),
-            ];
-            for weight in weights {
-                let expected = by_definition(&x, &weight, &bias);
-                for arch in architectures() {
-                    let product = affine_by(arch, &x, &weight, Some(&bias));
-                    let found: &[f32] = product.storage();
-                    assert_eq!(found.len(), expected.len());
-                    for (found, expected) in found.iter().zip(&expected) {
-                        let difference = (f64::from(*found) - expected).abs();
-                        assert!(difference < 1e-4, "{arch:?}: {found} {expected}");
-                    }
-                }
-            }
-        }
     }
 }

@@ -1,13 +1,16 @@
 //! Products of some rows with a transposed weight, such as that of every row of an embedding.
 //!
 //! The weight, here the `embedding` that is transposed, is the larger side: it is read once, in
-//! order, and never copied. A sum runs over the features in their order, so that a row does not
-//! depend on what it is batched with.
+//! order, and never copied; of one in blocks, a few rows at a time are widened. A sum runs over the
+//! features in their order, so that a row does not depend on what it is batched with.
+
+use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
+use super::elements::Elements;
 
 /// Most rows that are faster here than where the weight is copied.
 pub(super) const MOST_ROWS: usize = 160;
@@ -15,12 +18,19 @@ pub(super) const MOST_ROWS: usize = 160;
 const MOST_VECTORS: usize = 4;
 /// Rows of the embedding whose sums are kept until they are put in place.
 const STRIP: usize = 48;
+/// Rows of an embedding in blocks that are widened at a time, so that they stay in the cache.
+const WIDENED: usize = 24;
 /// Rows of the embedding per task.
 const TASK: usize = 5 * STRIP;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
+
+thread_local! {
+    /// The rows of the embedding that this thread has widened.
+    static ROOM: RefCell<Aligned> = const { RefCell::new(Aligned::empty()) };
+}
 
 /// Some rows of `x`, feature by feature, filled up with zeros to whole vectors.
 struct Packed {
@@ -41,7 +51,7 @@ struct Packed {
 pub(super) fn affine(
     arch: Arch,
     x: &[f32],
-    embedding: &[f32],
+    embedding: Elements,
     stride: usize,
     bias: Option<&[f32]>,
     [rows, width, vocab]: [usize; 3],
@@ -55,7 +65,6 @@ pub(super) fn affine(
         }
         return product;
     }
-    let embedding = &embedding[..(vocab - 1) * stride + width];
     let packed = pack(arch, x, width);
     // Each task has its part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
@@ -66,12 +75,16 @@ pub(super) fn affine(
         }
     }
     let task = |(number, part): (usize, Vec<&mut [f32]>)| {
-        arch.dispatch(Task {
-            packed: &packed,
-            embedding: &embedding[number * TASK * stride..],
-            stride,
-            bias: bias.map(|bias| &bias[number * TASK..]),
-            part,
+        ROOM.with_borrow_mut(|room| {
+            arch.dispatch(Task {
+                packed: &packed,
+                embedding: embedding.from(number * TASK * stride),
+                stride,
+                width,
+                room,
+                bias: bias.map(|bias| &bias[number * TASK..]),
+                part,
+            });
         });
     };
     match rows * width * vocab <= SMALL {
@@ -120,8 +133,10 @@ impl WithSimd for Lanes {
 struct Task<'a> {
     packed: &'a [Packed],
     /// From the first of the rows on.
-    embedding: &'a [f32],
+    embedding: Elements<'a>,
     stride: usize,
+    width: usize,
+    room: &'a mut Aligned,
     bias: Option<&'a [f32]>,
     /// Of each row of `x`: the products with these rows of the embedding.
     part: Vec<&'a mut [f32]>,
@@ -134,15 +149,32 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let mut sums = [0.0; STRIP * MOST_VECTORS * MOST_LANES];
         let rows = self.part[0].len();
-        for first in (0..rows).step_by(STRIP) {
-            let count = STRIP.min(rows - first);
+        let at_a_time = match self.embedding {
+            Elements::F32(_) => STRIP,
+            _ => {
+                self.room.resize(WIDENED * self.width);
+                WIDENED
+            }
+        };
+        for first in (0..rows).step_by(at_a_time) {
+            let count = at_a_time.min(rows - first);
             let mut start = [0.0; STRIP];
             if let Some(bias) = self.bias {
                 start[..count].copy_from_slice(&bias[first..][..count]);
             }
+            let (rows, stride) = match self.embedding.from(first * self.stride) {
+                Elements::F32(rows) => (rows, self.stride),
+                rows => {
+                    let room = self.room.elements_mut();
+                    for (row, room) in room.chunks_mut(self.width).take(count).enumerate() {
+                        rows.from(row * self.stride).widened(simd, room);
+                    }
+                    (&*room, self.width)
+                }
+            };
             let strip = Strip {
-                rows: &self.embedding[first * self.stride..],
-                stride: self.stride,
+                rows,
+                stride,
                 start: &start[..count],
             };
             for block in self.packed {

@@ -1,0 +1,66 @@
+//! Vectors of tokens.
+
+use burn::module::{Module, Param};
+use burn::tensor::module::embedding;
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+
+use super::projection;
+use super::weight::{Orientation, Weight};
+
+/// A vector for each token, which also turns the residual stream into logits where no head of its
+/// own does.
+#[derive(Module, Debug)]
+pub struct TokenEmbedding<B: Backend> {
+    /// `[vocab, d_model]`.
+    pub weight: Weight<B>,
+}
+
+impl<B: Backend> TokenEmbedding<B> {
+    /// # Shapes
+    /// - weight: `[vocab, d_model]`
+    pub fn new(weight: Param<Tensor<B, 2>>) -> Self {
+        Self {
+            weight: Weight::new(weight, Orientation::Same),
+        }
+    }
+
+    /// The vectors of tokens.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, pos]`
+    /// - output: `[batch, pos, d_model]`
+    ///
+    /// # Panics
+    /// If a token is not in the vocabulary.
+    pub fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let Some(matrix) = self.weight.quantized() else {
+            return embedding(self.weight.val(), tokens);
+        };
+        let [batch, pos] = tokens.dims();
+        let [_vocab, d_model] = matrix.dims();
+        let device = tokens.device();
+        let mut vectors = vec![0.0; batch * pos * d_model];
+        let ids = tokens.into_data();
+        for (id, vector) in ids.iter::<u64>().zip(vectors.chunks_mut(d_model)) {
+            matrix.read_row(id as usize, vector);
+        }
+        let vectors = TensorData::new(vectors, [batch, pos, d_model]);
+        Tensor::from_data(vectors, (&device, DType::F32))
+    }
+
+    /// `x Eᵀ`: logits, where the head is tied to the embedding.
+    ///
+    /// # Shapes
+    /// - x: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, vocab]`
+    pub fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, pos, d_model] = x.dims();
+        let [vocab, _d_model] = self.weight.dims();
+        let x = x.reshape([batch * pos, d_model]);
+        let logits = match self.weight.quantized() {
+            Some(matrix) => projection::affine_quantized(x, matrix, None),
+            None => projection::affine(x, self.weight.val().transpose(), None),
+        };
+        logits.reshape([batch, pos, vocab])
+    }
+}

@@ -1,0 +1,306 @@
+//! The weight of a projection or an embedding: a tensor, or blocks of a GGUF file.
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;
+
+use burn::module::{
+    AutodiffModule, Content, Devices, HasAutodiffModule, Module, ModuleDisplay,
+    ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param, ParamId,
+};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Shape, Tensor};
+
+use crate::quants::QuantizedMatrix;
+
+/// Whether weights of a model on this backend may stay quantised: [`Flex`](burn::backend) with and
+/// without autodiff, where the feature `flex` has the kernels. On others, a quantised weight is made
+/// a tensor when it is [set](Weight::set_quantized).
+pub fn keeps_quantized<B: Backend>() -> bool {
+    #[cfg(feature = "flex")]
+    return super::flex::multiplies_quantized::<B>();
+    #[cfg(not(feature = "flex"))]
+    false
+}
+
+/// A matrix that activations are multiplied by, or whose rows are looked up.
+///
+/// To Burn it is one parameter, whichever it is. A quantised one is frozen: mappers, such as those
+/// that turn on gradients, pass it by. Who asks for its values, as when it is saved or recorded, is
+/// given a tensor in f32 that is made for the purpose.
+#[derive(Clone, Debug)]
+pub struct Weight<B: Backend> {
+    values: Values<B>,
+    orientation: Orientation,
+}
+
+#[derive(Clone, Debug)]
+enum Values<B: Backend> {
+    Dense(Param<Tensor<B, 2>>),
+    Quantized(Quantized<B>),
+}
+
+#[derive(Clone, Debug)]
+struct Quantized<B: Backend> {
+    id: ParamId,
+    device: B::Device,
+    matrix: QuantizedMatrix,
+}
+
+/// How a quantised matrix lies with respect to the tensor that it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Orientation {
+    /// `[row, col]`, as the tensor.
+    Same,
+    /// `[col, row]`.
+    Transposed,
+}
+
+/// A quantised matrix of another shape than the weight that it is to be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model needs a matrix of {expected:?}, found one of {found:?}")]
+#[non_exhaustive]
+pub struct WeightShapeError {
+    /// Rows and columns, as they are stored in a GGUF file.
+    pub expected: [usize; 2],
+    /// Those that there are.
+    pub found: [usize; 2],
+}
+
+impl<B: Backend> Weight<B> {
+    pub(super) fn new(param: Param<Tensor<B, 2>>, orientation: Orientation) -> Self {
+        Self {
+            values: Values::Dense(param),
+            orientation,
+        }
+    }
+
+    /// Rows and columns of the tensor, which is not made for it.
+    pub fn dims(&self) -> [usize; 2] {
+        match &self.values {
+            Values::Dense(param) => param.lazy_shape().dims(),
+            Values::Quantized(quantized) => self.orientation.of(quantized.matrix.dims()),
+        }
+    }
+
+    /// The device that it is on.
+    pub fn device(&self) -> B::Device {
+        match &self.values {
+            Values::Dense(param) => param.lazy_device(),
+            Values::Quantized(quantized) => quantized.device.clone(),
+        }
+    }
+
+    /// The dtype of the tensor.
+    pub fn dtype(&self) -> DType {
+        match &self.values {
+            Values::Dense(param) => param.val().dtype(),
+            Values::Quantized(_) => DType::F32,
+        }
+    }
+
+    /// The tensor; of a quantised weight, one in f32 that is made anew each time.
+    pub fn val(&self) -> Tensor<B, 2> {
+        match &self.values {
+            Values::Dense(param) => param.val(),
+            Values::Quantized(quantized) => self.dense(quantized).val(),
+        }
+    }
+
+    /// The blocks, of a weight that has stayed quantised. A projection's are `[d_output, d_input]`.
+    pub fn quantized(&self) -> Option<&QuantizedMatrix> {
+        match &self.values {
+            Values::Dense(_) => None,
+            Values::Quantized(quantized) => Some(&quantized.matrix),
+        }
+    }
+
+    /// Takes a matrix from a GGUF file in place of the values that there are: a projection's
+    /// `[d_output, d_input]`, an embedding's `[vocab, d_model]`. In a model in f32, on a backend that
+    /// [can multiply by it](keeps_quantized), it stays as it is; otherwise it becomes a tensor of this
+    /// dtype. Either way it has no gradient.
+    ///
+    /// # Errors
+    /// If it has another shape.
+    pub fn set_quantized(
+        &mut self,
+        matrix: QuantizedMatrix,
+        dtype: DType,
+    ) -> Result<(), WeightShapeError> {
+        let expected = self.orientation.of(self.dims());
+        if matrix.dims() != expected {
+            return Err(WeightShapeError {
+                expected,
+                found: matrix.dims(),
+            });
+        }
+        let device = self.device();
+        let id = match &self.values {
+            Values::Dense(param) => param.id,
+            Values::Quantized(quantized) => quantized.id,
+        };
+        self.values = match dtype == DType::F32 && keeps_quantized::<B>() {
+            true => Values::Quantized(Quantized { id, device, matrix }),
+            false => {
+                let tensor = self.orientation.tensor(&matrix, &device, dtype);
+                Values::Dense(Param::initialized(id, tensor))
+            }
+        };
+        Ok(())
+    }
+
+    /// A parameter whose tensor is made when it is first read.
+    fn dense(&self, quantized: &Quantized<B>) -> Param<Tensor<B, 2>> {
+        let (orientation, matrix) = (self.orientation, quantized.matrix.clone());
+        Param::uninitialized(
+            quantized.id,
+            move |device, _| orientation.tensor(&matrix, device, DType::F32),
+            quantized.device.clone(),
+            false,
+            Shape::new(self.dims()),
+        )
+    }
+
+    fn map_dense(self, map: impl FnOnce(Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>>) -> Self {
+        let values = match self.values {
+            Values::Dense(param) => Values::Dense(map(param)),
+            quantized => quantized,
+        };
+        Self { values, ..self }
+    }
+
+    fn on_device(
+        self,
+        device: &B::Device,
+        map: fn(Param<Tensor<B, 2>>, &B::Device) -> Param<Tensor<B, 2>>,
+    ) -> Self {
+        let values = match self.values {
+            Values::Dense(param) => Values::Dense(map(param, device)),
+            Values::Quantized(quantized) => Values::Quantized(Quantized {
+                device: device.clone(),
+                ..quantized
+            }),
+        };
+        Self { values, ..self }
+    }
+}
+
+impl Orientation {
+    fn of(self, [rows, cols]: [usize; 2]) -> [usize; 2] {
+        match self {
+            Self::Same => [rows, cols],
+            Self::Transposed => [cols, rows],
+        }
+    }
+
+    /// In the layout that products with a dense weight are fastest in.
+    fn tensor<B: Backend>(
+        self,
+        matrix: &QuantizedMatrix,
+        device: &B::Device,
+        dtype: DType,
+    ) -> Tensor<B, 2> {
+        match self {
+            Self::Same => matrix.to_tensor(device, dtype),
+            Self::Transposed => matrix.to_transposed_tensor(device, dtype),
+        }
+    }
+}
+
+impl<B: Backend> Module<B> for Weight<B> {
+    type Record = Param<Tensor<B, 2>>;
+
+    fn collect_devices(&self, mut devices: Devices<B>) -> Devices<B> {
+        let device = self.device();
+        if !devices.contains(&device) {
+            devices.push(device);
+        }
+        devices
+    }
+
+    fn fork(self, device: &B::Device) -> Self {
+        self.on_device(device, Module::fork)
+    }
+
+    fn to_device(self, device: &B::Device) -> Self {
+        self.on_device(device, Module::to_device)
+    }
+
+    fn visit<V: ModuleVisitor<B>>(&self, visitor: &mut V) {
+        match &self.values {
+            Values::Dense(param) => param.visit(visitor),
+            Values::Quantized(quantized) => self.dense(quantized).visit(visitor),
+        }
+    }
+
+    fn map<M: ModuleMapper<B>>(self, mapper: &mut M) -> Self {
+        self.map_dense(|param| mapper.map_float(param))
+    }
+
+    fn load_record(self, record: Self::Record) -> Self {
+        let param = match &self.values {
+            Values::Dense(param) => param.clone(),
+            Values::Quantized(quantized) => self.dense(quantized),
+        };
+        Self {
+            values: Values::Dense(param.load_record(record)),
+            ..self
+        }
+    }
+
+    fn into_record(self) -> Self::Record {
+        match &self.values {
+            Values::Dense(param) => param.clone().into_record(),
+            Values::Quantized(quantized) => self.dense(quantized).into_record(),
+        }
+    }
+}
+
+impl<B: AutodiffBackend> AutodiffModule<B> for Weight<B> {
+    type InnerModule = Weight<B::InnerBackend>;
+
+    fn valid(&self) -> Self::InnerModule {
+        let values = match &self.values {
+            Values::Dense(param) => Values::Dense(param.valid()),
+            Values::Quantized(quantized) => Values::Quantized(Quantized {
+                id: quantized.id,
+                device: quantized.device.clone(),
+                matrix: quantized.matrix.clone(),
+            }),
+        };
+        Weight {
+            values,
+            orientation: self.orientation,
+        }
+    }
+
+    fn from_inner(module: Self::InnerModule) -> Self {
+        let values = match module.values {
+            Values::Dense(param) => Values::Dense(AutodiffModule::from_inner(param)),
+            Values::Quantized(quantized) => Values::Quantized(Quantized {
+                id: quantized.id,
+                device: quantized.device,
+                matrix: quantized.matrix,
+            }),
+        };
+        Self {
+            values,
+            orientation: module.orientation,
+        }
+    }
+}
+
+impl<B: AutodiffBackend> HasAutodiffModule<B> for Weight<B::InnerBackend> {
+    type TrainModule = Weight<B>;
+}
+
+impl<B: Backend> ModuleDisplayDefault for Weight<B> {
+    fn content(&self, content: Content) -> Option<Content> {
+        let text = match &self.values {
+            Values::Dense(param) => format!("{:?}", param.lazy_shape().as_slice()),
+            Values::Quantized(quantized) => format!("{:?}", quantized.matrix),
+        };
+        content.add_formatted(&text).optional()
+    }
+}
+
+impl<B: Backend> ModuleDisplay for Weight<B> {}
