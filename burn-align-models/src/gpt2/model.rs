@@ -8,7 +8,9 @@ use super::{Gpt2Block, Gpt2Config};
 use crate::dims::ModelDims;
 use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{CausalPass, LastPass, LayerNorm, ParamInit, PassKey, head_output, unembed};
+use crate::nn::{
+    CausalPass, LastPass, LayerNorm, ParamInit, PassKey, head_output, mask_bytes, unembed,
+};
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
 use crate::tap::Tap;
@@ -107,6 +109,11 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
         self.last_pass.or_begin(key, |key| {
             CausalPass::new(pos, None, None, device).with_fused(key.fused)
         })
+    }
+
+    fn pass_bytes(&self, pos: usize) -> u64 {
+        let weight = self.wte.weight.val();
+        mask_bytes::<B>(pos, None, weight.dtype(), &weight.device())
     }
 
     fn computes_suffixes(&self) -> bool {

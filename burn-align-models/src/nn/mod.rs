@@ -6,16 +6,19 @@ mod attention;
 mod flex;
 mod init;
 mod last_pass;
+mod masks;
 mod norm;
 mod projection;
 mod rotary;
 
 pub use activation::{Activation, UnknownActivation};
 pub use attention::{CausalPass, Heads};
+pub use masks::CausalMasks;
 pub use norm::{LayerNorm, RmsNorm};
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
 
 pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
 pub(crate) use init::ParamInit;
 pub(crate) use last_pass::{LastPass, PassKey};
+pub(crate) use masks::mask_bytes;
 pub(crate) use projection::{head_output, project, project_part, unembed};
