@@ -20,11 +20,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Tensor};
 use burn_align::engine::{Edit, LogitPositions, Plan, Units, replicate};
-use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
+use burn_align::front::{
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
+};
 use burn_align::methods::{Grid, probability};
 use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site};
 use clap::Parser;
@@ -120,6 +122,14 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     )?;
     let columns = [&base_next, &source_next, &output.counterfactual_last()]
         .map(|logits| tokenizer.top_tokens(logits.clone(), 10).remove(0));
+    if columns.iter().any(Vec::is_empty) {
+        let inputs = AlignableInputs::new(base.clone())
+            .with_sources(sources)
+            .with_locations(position);
+        if let Some(found) = alignable.find_non_finite(&inputs)? {
+            bail!("{found}");
+        }
+    }
     let mut next = table(["base", "p", "source", "p", "counterfactual", "p"]);
     for row in 0..columns[0].len() {
         next.add_row(columns.iter().flat_map(|column| {
@@ -159,6 +169,12 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
         .into_iter()
         .map(|cell| probability_of_answer(results.get(cell).squeeze_dim(1)))
         .collect();
+    plan.check_finite(
+        &values,
+        alignable.model(),
+        alignable.interventions(),
+        &options,
+    )?;
     let swaps = values.len();
     let took = started.elapsed().as_secs_f64() * 1000.0;
     let behind_layers = (0..layers).map(|layer| format!("layer {layer}"));

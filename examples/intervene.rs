@@ -23,17 +23,18 @@
 //!   `ZeroIntervention`, `SkipIntervention` and `CollectIntervention`;
 //! - `interventions`: a folder of trained interventions, absolute or relative to the request file,
 //!   as `AlignableModel::save_interventions` or pyvene's `save` writes it. It has a `config` of its
-//!   own: leave that of the request out, or give the same;
+//!   own: leave that of the request out, or give one that means the same;
 //! - `base` and each of `sources`: `{"text": [...]}` or `{"input_ids": [[...]]}`;
 //! - `unit_locations`: `{"sources->base": [source, base]}`, both sides
 //!   `[representation][batch][unit]`; `null` for whole representations;
 //! - `subspaces`: `[representation][batch][id]`, ids into `subspace_partition` or features.
 //!
 //! The answer to `a.json` is `OUTDIR/a.safetensors` with f32 tensors `[batch, pos, vocab]`:
-//! `logits`, `original_logits` if asked for, and `collected.0`, … `[batch, unit, d_site]` for each
-//! collected representation. Shorter examples are padded on the right; what
+//! `logits`, `original_logits` if asked for, and `collected.k`, `[batch, unit, d_site]`, for each
+//! representation that is collected, where k is its index in the configuration, from 0. Shorter examples are padded on the right; what
 //! stands at their padding means nothing. A bad request gets one line on standard error and exit
-//! status 2; nothing is written for it, and the others are served.
+//! status 2; nothing is written for it, and the others are served. So does one whose values stop being
+//! finite, as those of some models do in f16: the line says in which layer, and what to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -114,7 +114,7 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
 
     // 4. What is claimed at the top.
-    if args.model == "gpt2" {
+    if args.model.source(MODEL) == MODEL {
         for (layer, head) in [(9, 9), (9, 6), (10, 0)] {
             let change = changes.values[layer][head];
             ensure!(change < -0.1, "{layer}.{head} changes {change:+.3}");

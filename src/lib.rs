@@ -16,6 +16,7 @@ pub mod plot;
 pub mod progress;
 pub mod queues;
 pub mod requests;
+mod scale;
 pub mod table;
 pub mod words;
 

@@ -32,6 +32,9 @@ pub struct LoadArgs {
     /// Use only what the hub cache already holds.
     #[arg(long)]
     pub offline: bool,
+    /// Ask the hub whether a cached model has changed.
+    #[arg(long, conflicts_with = "offline")]
+    pub update: bool,
     /// A key of config.json that you know not to change the computation, though its name sounds as if it
     /// might; may be given several times.
     #[arg(long, value_name = "KEY")]
@@ -43,6 +46,7 @@ impl LoadArgs {
     pub fn options(&self, dtype: DType) -> LoadOptions {
         let mut options = LoadOptions::default()
             .with_dtype(dtype)
+            .with_update(self.update)
             .with_ignored_config_keys(self.ignore_config_key.iter().cloned());
         if let Some(revision) = &self.revision {
             options = options.with_revision(revision);

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align::engine::{LogitPositions, NonFinite, Plan, RunOptions};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, Source, Subspaces, UnitLocations,
 };
+use burn_align::interventions::VanillaIntervention;
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
     AlignableTransformer, LanguageModel, LanguageModelConfig, ModelInput, ModelSource, TokenBatch,
@@ -61,7 +63,9 @@ impl Input {
 pub struct Answer<B: Backend> {
     /// The base's tokens.
     pub base: TokenBatch,
-    /// Tensors by name: `logits`, `original_logits` if asked for, `collected.0`, ….
+    /// Tensors by name: `logits`, `original_logits` if asked for, and `collected.k` for each
+    /// representation that is collected, where k is its index in the configuration. All are finite, but
+    /// for what stands at padding.
     pub tensors: BTreeMap<String, Tensor<B, 3>>,
 }
 
@@ -86,7 +90,7 @@ impl Request {
     /// Computes what the request, in `folder`, asks for.
     ///
     /// # Errors
-    /// If it does not fit the model.
+    /// If it does not fit the model, or if values stop being finite.
     pub fn answer<B: Backend>(
         &self,
         folder: &Path,
@@ -104,12 +108,14 @@ impl Request {
             (config, Some(saved)) => {
                 let alignable = AlignableModel::load(folder.join(saved), model.model.clone());
                 let alignable = alignable.context("interventions")?;
+                let own = alignable.config();
+                let difference = config.as_ref().and_then(|config| config.difference(own));
                 ensure!(
-                    config
-                        .as_ref()
-                        .is_none_or(|config| config == alignable.config()),
-                    "config: expected none beside interventions, or the one in {}, found another",
-                    saved.display()
+                    difference.is_none(),
+                    "config: expected none beside interventions, or what the one in {} means; they \
+                     differ in {}",
+                    saved.display(),
+                    difference.map(|it| it.to_string()).unwrap_or_default()
                 );
                 self.intervene(&alignable, model, &base)?
             }
@@ -135,6 +141,15 @@ impl Request {
         }
         base.check(model.dims())?;
         let logits = model.forward(ModelInput::Tokens(base.to_tensor(device)));
+        if !is_finite(&logits)? {
+            let mut plan = Plan::new();
+            let input = plan.tokens(base);
+            let world = plan.world(input, []);
+            plan.read_logits(world, LogitPositions::All);
+            let options = RunOptions::default();
+            let found = plan.find_non_finite::<_, VanillaIntervention>(model, &[], &options)?;
+            ensure_none(found.map(|found| found.with_run("the base")))?;
+        }
         let mut tensors = BTreeMap::from([("logits".to_owned(), logits.clone())]);
         if self.output_original_output {
             tensors.insert("original_logits".to_owned(), logits);
@@ -168,10 +183,28 @@ impl Request {
         if let Some(original) = output.original {
             tensors.insert("original_logits".to_owned(), original);
         }
-        for (k, collected) in output.collected.into_iter().enumerate() {
-            tensors.insert(format!("collected.{k}"), collected);
+        for (representation, collected) in output.collected {
+            tensors.insert(format!("collected.{representation}"), collected);
+        }
+        for tensor in tensors.values() {
+            if !is_finite(tensor)? {
+                ensure_none(alignable.find_non_finite(&inputs)?)?;
+            }
         }
         Ok(tensors)
+    }
+}
+
+/// Whether all elements are finite.
+fn is_finite<B: Backend>(tensor: &Tensor<B, 3>) -> Result<bool> {
+    let data = tensor.clone().try_into_data()?;
+    Ok(data.iter::<f32>().all(f32::is_finite))
+}
+
+fn ensure_none(found: Option<NonFinite>) -> Result<()> {
+    match found {
+        Some(found) => bail!(found.to_string()),
+        None => Ok(()),
     }
 }
 

@@ -3,6 +3,8 @@
 use burn_align::methods::Grid;
 use comfy_table::{CellAlignment, Table, presets};
 
+use crate::scale::Scale;
+
 /// A table with these headers.
 pub fn table<T: Into<String>>(headers: impl IntoIterator<Item = T>) -> Table {
     let mut table = Table::new();
@@ -18,18 +20,16 @@ pub fn align_numbers(table: &mut Table) {
     }
 }
 
-/// A grid of numbers as text, darker where the number is larger.
+/// A grid of numbers as text, darker where the number is larger. Where some are negative, 0 is empty and
+/// both ends are strong, the negative one in strokes: `█` is as far above 0 as `#` is below.
 pub fn heat_map_text(grid: &Grid) -> Table {
-    let (low, high) = grid.range().unwrap_or_default();
+    let scale = Scale::new(grid.range().unwrap_or_default());
     let shade = |value: f64| {
-        const SHADES: [&str; 5] = [" ", "░", "▒", "▓", "█"];
-        let share = if high > low {
-            ((value - low) / (high - low)).clamp(0.0, 1.0)
-        } else {
-            0.0
-        };
-        // A NaN is drawn as the lowest.
-        SHADES[(share * (SHADES.len() - 1) as f64).round() as usize]
+        const ABOVE: [&str; 5] = [" ", "░", "▒", "▓", "█"];
+        const BELOW: [&str; 5] = [" ", "-", "=", "≡", "#"];
+        let shade = scale.shade(value);
+        let shades = if shade < 0.0 { BELOW } else { ABOVE };
+        shades[(shade.abs() * (shades.len() - 1) as f64).round() as usize]
     };
     let mut table = table(
         [String::new()]

@@ -100,6 +100,10 @@ impl<B: Backend> AlignableTransformer<B> for LanguageModel<B> {
         of_any_family!(self, model => model.begin(pos, device))
     }
 
+    fn pass_bytes(&self, pos: usize) -> u64 {
+        of_any_family!(self, model => model.pass_bytes(pos))
+    }
+
     fn computes_suffixes(&self) -> bool {
         of_any_family!(self, model => model.computes_suffixes())
     }

@@ -131,6 +131,13 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// Prepares a pass over sequences of `pos` positions.
     fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass;
 
+    /// Bytes of what the blocks of such a pass share, where they are worth counting: masks, which have
+    /// an entry for each pair of positions. A run counts them as memory that it takes. Default: none.
+    fn pass_bytes(&self, pos: usize) -> u64 {
+        let _none = pos;
+        0
+    }
+
     /// The same pass for blocks that are given suffixes, as `[1, token, d_model]`. Nobody taps
     /// attention scores or weights of such blocks.
     ///

@@ -27,6 +27,10 @@ impl Tokenizer {
     /// The `k` most probable next tokens for each row of logits, the most probable one first. Of
     /// equally probable ones, the lower id comes first.
     ///
+    /// A row that gives no probabilities, because one of its logits is NaN or infinity, has no most
+    /// probable token: its list is empty. `Plan::find_non_finite` of `burn-align` says where in the model
+    /// that begins.
+    ///
     /// # Shapes
     /// - logits: `[batch, vocab]`, or with any axes before `vocab`, as `[batch, unit, vocab]`
     /// - output: a list for each row: `batch`, or `batch * unit` of them, examples together
@@ -48,7 +52,8 @@ impl Tokenizer {
     }
 }
 
-/// The same as [`Tokenizer::top_tokens`] without a tokenizer: ids with their probabilities.
+/// The same as [`Tokenizer::top_tokens`] without a tokenizer: ids with their probabilities. A row whose
+/// logits give none has an empty list.
 ///
 /// # Shapes
 /// - logits: `[batch, vocab]`, or with any axes before `vocab`, as `[batch, unit, vocab]`
@@ -65,6 +70,9 @@ pub fn top_tokens<B: Backend, const D: usize>(
 }
 
 fn best(probabilities: &[f32], k: usize) -> Vec<(u32, f32)> {
+    if probabilities.iter().any(|it| it.is_nan()) {
+        return Vec::new();
+    }
     let mut all: Vec<(u32, f32)> = (0..).zip(probabilities.iter().copied()).collect();
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     if k < all.len() {
@@ -73,4 +81,30 @@ fn best(probabilities: &[f32], k: usize) -> Vec<(u32, f32)> {
     }
     all.sort_by(order);
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::backend::flex::FlexDevice;
+
+    use super::*;
+
+    #[test]
+    fn rows_without_probabilities_have_no_most_probable_token() {
+        const INFINITY: f32 = f32::INFINITY;
+        let rows = [
+            [0.0, 2.0, 1.0],
+            [0.0, f32::NAN, 1.0],
+            [0.0, INFINITY, 1.0],
+            // What is ruled out is the least probable one.
+            [0.0, -INFINITY, 1.0],
+        ];
+        let logits = Tensor::<Flex, 2>::from_floats(rows, &FlexDevice);
+        let ids = top_tokens(logits, 2)
+            .into_iter()
+            .map(|row| row.into_iter().map(|(id, _)| id).collect());
+        let ids: Vec<Vec<u32>> = ids.collect();
+        assert_eq!(ids, [vec![1, 2], vec![], vec![], vec![2, 0]]);
+    }
 }

@@ -8,9 +8,12 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use crate::scale::Scale;
+
 use super::{Drawn, FONT, LABEL, MARGIN, Picture, TICK, save};
 
-/// Draws a grid of numbers, darker where the number is larger, the first row on top as in a table.
+/// Draws a grid of numbers, darker where the number is larger, the first row on top as in a table. Where
+/// some are negative, 0 is white, and both ends are dark: blue above it, red below.
 /// The numbers stand in their cells, if they fit and are not too many.
 ///
 /// # Errors
@@ -45,7 +48,7 @@ pub fn heat_maps(file: &Path, labels: [&str; 2], grids: &[(&str, &Grid)]) -> Res
             labels,
             grid,
             range,
-            scale,
+            scale: Scale::new(scale),
         });
     save(file, &HeatMaps(maps.collect()))
 }
@@ -56,8 +59,8 @@ struct HeatMap<'a> {
     grid: &'a Grid,
     /// Smallest and largest value.
     range: (f64, f64),
-    /// The values that are drawn brightest and darkest.
-    scale: (f64, f64),
+    /// That of all maps beside it, too.
+    scale: Scale,
 }
 
 /// Heat maps side by side.
@@ -101,24 +104,21 @@ impl HeatMap<'_> {
         2 * LABEL + 2 * TICK + labels.max().unwrap_or_default()
     }
 
-    /// Where a value lies between the brightest (0) and the darkest (1).
-    fn share(&self, value: f64) -> f64 {
-        let (low, high) = self.scale;
-        if high > low {
-            (value - low) / (high - low)
-        } else {
-            0.0
-        }
-    }
-
     fn color(&self, value: f64) -> RGBColor {
-        let share = self.share(value);
-        let channel = |from: f64, to: f64| (from + (to - from) * share) as u8;
-        RGBColor(
-            channel(247.0, 8.0),
-            channel(251.0, 48.0),
-            channel(255.0, 107.0),
-        )
+        /// ColorBrewer's Blues and Reds, from the first shade to the last.
+        const BLUES: [[f64; 3]; 2] = [[247.0, 251.0, 255.0], [8.0, 48.0, 107.0]];
+        const REDS: [[f64; 3]; 2] = [[255.0, 245.0, 240.0], [103.0, 0.0, 13.0]];
+        const NO_NUMBER: RGBColor = RGBColor(200, 200, 200);
+        if value.is_nan() {
+            return NO_NUMBER;
+        }
+        let shade = self.scale.shade(value);
+        let [mut from, to] = if shade < 0.0 { REDS } else { BLUES };
+        if matches!(self.scale, Scale::Around0 { .. }) {
+            from = [255.0; 3];
+        }
+        let channel = |index: usize| (from[index] + (to[index] - from[index]) * shade.abs()) as u8;
+        RGBColor(channel(0), channel(1), channel(2))
     }
 
     /// Three decimals, none of them of a negative zero.
@@ -203,7 +203,7 @@ impl Picture for HeatMap<'_> {
         if self.has_numbers() {
             let centre = Pos::new(HPos::Center, VPos::Center);
             chart.draw_series(cells().map(|(x, y, value)| {
-                let color = if self.share(value) < 0.5 {
+                let color = if self.scale.shade(value).abs() < 0.5 {
                     BLACK
                 } else {
                     WHITE

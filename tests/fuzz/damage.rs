@@ -77,7 +77,7 @@ fn damage_once(file: &mut Vec<u8>, random: &mut ChaCha8Rng) {
     };
     let at = random.random_range(0..reach);
     let length = random.random_range(0..=(file.len() - at).min(16));
-    match random.random_range(0..8) {
+    match random.random_range(0..9) {
         0 => file[at] ^= 1 << random.random_range(0..8),
         1 => file[at] = random.random(),
         2 => file.truncate(at),
@@ -89,6 +89,11 @@ fn damage_once(file: &mut Vec<u8>, random: &mut ChaCha8Rng) {
         5 => {
             let bytes = (0..length).map(|_| random.random()).collect::<Vec<u8>>();
             drop(file.splice(at..at, bytes));
+        }
+        // Again and again: what is said in a few bytes may ask for many.
+        8 => {
+            let copies = file[at..at + length].repeat(random.random_range(1..=1000));
+            drop(file.splice(at..at, copies));
         }
         // The next number, or the next value, is another one.
         6 => {

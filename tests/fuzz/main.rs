@@ -10,6 +10,7 @@
 //! Each case damages one file of a valid input, chosen by chance, in a few places: bytes, numbers
 //! and words. `FUZZ_SEED` is the first seed; a case that fails says its own.
 
+mod amplified;
 mod damage;
 mod targets;
 mod tokenizers;
@@ -124,6 +125,15 @@ pub(crate) fn fuzz(corpus: &[Folder], slack: usize, read: impl Fn(&Path) -> bool
     let _ = out!("{cases} cases, {accepted} read, at most {most:.1} bytes per byte");
     // Damage that nobody notices, such as in weights, is as it should be; but not all of it.
     assert!(accepted < cases, "nothing was refused");
+}
+
+/// The most bytes that something takes beside what is there.
+pub(crate) fn taken<T>(run: impl FnOnce() -> T) -> (usize, T) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    MEMORY.reset_peak_usage();
+    let before = MEMORY.current_usage();
+    let result = run();
+    (MEMORY.peak_usage().saturating_sub(before), result)
 }
 
 /// Makes a folder contain these files and no others.

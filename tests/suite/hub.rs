@@ -74,7 +74,7 @@ fn with_tokenizer() -> Scratch {
 }
 
 #[test]
-fn the_second_load_asks_whether_the_branch_has_moved() {
+fn a_complete_model_is_loaded_without_asking() {
     let (repository, cache) = (with_tokenizer(), cache());
     let hub = Hub::start(Shelf::new("tiny/gpt2", repository.path()));
     let mut options = hub.options(&cache);
@@ -86,6 +86,12 @@ fn the_second_load_asks_whether_the_branch_has_moved() {
     let fetched = hub.fetched();
     assert!(fetched.len() >= 3, "{fetched:?}");
 
+    hub.requests();
+    assert_loads("tiny/gpt2", &options, "gpt2_plain");
+    assert!(hub.requests().is_empty());
+
+    // Whether the branch has moved is asked on wish, once.
+    options.update = true;
     assert_loads("tiny/gpt2", &options, "gpt2_plain");
     let asked = hub.requests();
     let path = "/tiny/gpt2/resolve/main/config.json";
@@ -114,7 +120,7 @@ fn every_file_is_of_one_commit() {
         fetched.iter().all(|file| file.starts_with(&first)),
         "{fetched:?}"
     );
-    let loaded = load("tiny/gpt2", &hub.options(&cache)).expect("the model");
+    let loaded = load("tiny/gpt2", &hub.options(&cache).with_update(true)).expect("the model");
     assert_same(&loaded, "gpt2_relu");
     assert!(loaded.tokenizer.is_none(), "of the older commit");
     let fetched = hub.fetched();
@@ -134,7 +140,11 @@ fn a_tokenizer_is_optional() {
     assert_same(&loaded, "gpt2_plain");
     // That there is none is remembered.
     hub.requests();
-    assert_loads("tiny/gpt2", &options, "gpt2_plain");
+    assert_loads(
+        "tiny/gpt2",
+        &options.clone().with_update(true),
+        "gpt2_plain",
+    );
     assert_eq!(hub.requests().len(), 1);
     drop(hub);
     assert_loads("tiny/gpt2", &options, "gpt2_plain");
@@ -243,16 +253,18 @@ fn a_broken_download_of_a_newer_commit() {
     assert_loads("tiny/gpt2", &options, "gpt2_plain");
     hub.shelf().add("tiny/gpt2", "main", new.path());
     hub.shelf().broken_after = 5000;
-    load("tiny/gpt2", &options).expect_err("a broken download");
+    let update = options.clone().with_update(true);
+    load("tiny/gpt2", &update).expect_err("a broken download");
     // The older one stays what the branch is, with all its files.
     let loaded = load("tiny/gpt2", &options.clone().with_offline(true)).expect("the model");
     assert_same(&loaded, "gpt2_plain");
     assert!(loaded.tokenizer.is_some());
     // And then both are there.
     hub.shelf().broken_after = usize::MAX;
-    assert_loads("tiny/gpt2", &options, "gpt2_relu");
+    assert_loads("tiny/gpt2", &update, "gpt2_relu");
     drop(hub);
     assert_loads("tiny/gpt2", &options, "gpt2_relu");
+    assert_loads("tiny/gpt2", &update, "gpt2_relu");
 }
 
 #[test]

@@ -328,14 +328,13 @@ fn collected_is_what_a_tap_sees<B: Backend>(device: &B::Device) {
             let collect = || at(1, component).with_intervention(InterventionType::Collect);
             let whole = output(&model, [collect()], &AlignableInputs::new(base()));
             assert_close(whole.counterfactual, &plain, name);
-            let [collected] = &whole.collected[..] else {
-                panic!("one representation is collected");
-            };
-            assert_close(collected.clone(), &expected, &format!("{name} {component}"));
+            assert_eq!(whole.collected.len(), 1);
+            let collected = whole.collected[&0].clone();
+            assert_close(collected, &expected, &format!("{name} {component}"));
             // One position of it, each example its own.
             let rows = UnitLocations::base(Indices::one_each([4, 2]));
             let inputs = AlignableInputs::new(base()).with_locations(rows);
-            let last = output(&model, [collect()], &inputs).collected.remove(0);
+            let last = output(&model, [collect()], &inputs).collected[&0].clone();
             let rows = [(0, 4), (1, 2)]
                 .map(|(row, pos)| expected.clone().narrow(0, row, 1).narrow(1, pos, 1));
             let rows = Tensor::cat(rows.to_vec(), 0);
@@ -444,7 +443,7 @@ fn given_values_are_a_source<B: Backend>(device: &B::Device) {
     everywhere::<B>(device, |model, component, what| {
         let collect = at(0, component).with_intervention(InterventionType::Collect);
         let inputs = AlignableInputs::new(source()).with_locations(UnitLocations::base(1));
-        let activation = output(model, [collect], &inputs).collected.remove(0);
+        let activation = output(model, [collect], &inputs).collected[&0].clone();
         let inputs = AlignableInputs::new(base())
             .with_sources([Source::Values(activation)])
             .with_locations(UnitLocations::base(1));

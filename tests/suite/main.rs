@@ -37,6 +37,8 @@ mod interventions;
 mod loading;
 mod losses;
 mod methods;
+#[cfg(feature = "flex")]
+mod non_finite;
 mod orthonormal;
 mod output;
 mod parity;

@@ -67,10 +67,57 @@ fn ranges_are_of_finite_values() {
 #[test]
 fn shades_stay_within_their_scale() {
     let text = heat_map_text(&wild()).to_string();
-    for cell in ["█ 0.2500", "█ inf", "-inf", "NaN"] {
+    for cell in [
+        "▒ 0.2500",
+        "█ inf",
+        "# -inf",
+        "# -0.5000",
+        "  0.0000",
+        "  NaN",
+    ] {
         assert!(text.contains(cell), "expected `{cell}` in:\n{text}");
     }
     heat_map_text(&grid(vec![vec![f64::NAN]]));
+}
+
+/// As the effects of heads: most near 0, and the largest one is negative.
+fn of_both_signs() -> Grid {
+    grid(vec![vec![0.0, 0.004, -0.003], vec![-0.672, 0.411, -0.263]])
+}
+
+#[test]
+fn both_signs_are_strong_and_0_is_empty() {
+    let text = heat_map_text(&of_both_signs()).to_string();
+    for cell in [
+        "  0.0000",
+        "  0.0040",
+        "  -0.0030",
+        "# -0.6720",
+        "▒ 0.4110",
+        "= -0.2630",
+    ] {
+        assert!(text.contains(cell), "expected `{cell}` in:\n{text}");
+    }
+    // What is not negative begins at the smallest, as before.
+    let text = heat_map_text(&grid(vec![vec![0.2, 0.4, 0.6]])).to_string();
+    for cell in ["  0.2000", "▒ 0.4000", "█ 0.6000"] {
+        assert!(text.contains(cell), "expected `{cell}` in:\n{text}");
+    }
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("map.svg");
+    heat_map(&file, "a map", ["x", "y"], &of_both_signs()).expect("drawn");
+    let svg = std::fs::read_to_string(&file).expect("written");
+    // 0 is white, the most negative one the darkest red, and 0.411 / 0.672 of the way to dark blue.
+    for color in ["#67000D", "#6780A4"] {
+        assert!(svg.contains(color), "{color}: {svg}");
+    }
+    let values = grid(vec![vec![0.5, -0.5, f64::NAN]]);
+    heat_map(&file, "a map", ["x", "y"], &values).expect("drawn");
+    let svg = std::fs::read_to_string(&file).expect("written");
+    for color in ["#08306B", "#67000D", "#C8C8C8"] {
+        assert_eq!(svg.matches(color).count(), 1, "{color}: {svg}");
+    }
 }
 
 fn draw_all(folder: &Path, extension: &str) -> [Vec<u8>; 2] {

@@ -485,8 +485,8 @@ fn requests_run_saved_interventions<B: Backend>(device: &B::Device) {
         let parsed = Request::parse(&request.to_string())?;
         parsed.answer(&trainable(), &model, device)
     };
-    let found = answer(&request).expect("it is answered");
-    let logits = found.tensors["logits"].clone();
+    let answered = answer(&request).expect("it is answered");
+    let logits = answered.tensors["logits"].clone();
     let found = difference(logits, &expected["rotated_parts.logits"], 1.0);
     assert!(found <= 2e-4, "{found}");
 
@@ -503,6 +503,11 @@ fn requests_run_saved_interventions<B: Backend>(device: &B::Device) {
         error.to_string().contains("config: expected none"),
         "{error:#}"
     );
+    let said = error.to_string();
+    assert!(
+        said.ends_with("they differ in representation 0: the intervention"),
+        "{said}"
+    );
     request["config"] = json!({
         "alignable_representations": [
             {"subspace_partition": [[0, 4], [4, 8], [8, 16]]}
@@ -510,6 +515,71 @@ fn requests_run_saved_interventions<B: Backend>(device: &B::Device) {
         "alignable_interventions_type": "RotatedSpaceIntervention",
     });
     answer(&request).expect("the same one");
+    // The same in other words: features that are listed, and what has no effect.
+    request["config"] = json!({
+        "alignable_model_type": "gpt2",
+        "alignable_representations": [{
+            "alignable_layer": 0,
+            "alignable_low_rank_dimension": 7,
+            "subspace_partition": [[0, 1, 2, 3], [4, 5, 7, 6], [8, 16]],
+            "group_key": 0,
+            "intervention_link_key": 3,
+        }],
+        "alignable_interventions_type": ["RotatedSpaceIntervention"],
+    });
+    let again = answer(&request).expect("it means the same");
+    assert_eq!(
+        again.tensors["logits"].clone().into_data(),
+        answered.tensors["logits"].clone().into_data()
+    );
+    for (key, value, differs) in [
+        ("alignable_layer", json!(1), "the site"),
+        ("alignable_unit", json!("h"), "alignable_unit"),
+        (
+            "max_number_of_units",
+            json!(2),
+            "max_number_of_units, or keep_last_dim",
+        ),
+        (
+            "subspace_partition",
+            json!([[0, 4], [4, 16], [8, 16]]),
+            "subspace_partition",
+        ),
+    ] {
+        let mut other = request.clone();
+        other["config"]["alignable_representations"][0][key] = value;
+        let error = answer(&other).err().expect("another one").to_string();
+        assert!(
+            error.ends_with(&format!("they differ in representation 0: {differs}")),
+            "{error}"
+        );
+    }
+
+    // A low-rank rotation, and the configuration that it was made from.
+    let run = &runs["runs"]["low_rank"];
+    let request = json!({
+        "model": runs["model"],
+        "interventions": "low_rank",
+        "config": {
+            "alignable_model_type": "gpt2",
+            "alignable_representations": [{
+                "alignable_layer": 0,
+                "alignable_representation_type": "mlp_output",
+                "alignable_unit": "pos",
+                "max_number_of_units": 1,
+                "alignable_low_rank_dimension": 3,
+                "subspace_partition": [[0, 1], [1, 3]],
+            }],
+            "alignable_interventions_type": "LowRankRotatedSpaceIntervention",
+            "alignable_interventions_dimensions": [16],
+            "mode": "parallel",
+        },
+        "base": ids(&run["base"]),
+        "sources": [ids(&run["sources"][0])],
+        "unit_locations": run["unit_locations"],
+        "subspaces": run["subspaces"],
+    });
+    answer(&request).expect("it means the same");
 }
 
 /// All parameters of a module, bit by bit.

@@ -9,7 +9,8 @@ use crate::dims::ModelDims;
 use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{
-    CausalPass, LastPass, LayerNorm, ParamInit, PassKey, Projection, TokenEmbedding, unembed,
+    CausalPass, LastPass, LayerNorm, ParamInit, PassKey, Projection, TokenEmbedding, mask_bytes,
+    unembed,
 };
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
@@ -109,6 +110,11 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
         self.last_pass.or_begin(key, |key| {
             CausalPass::new(pos, None, None, device).with_fused(key.fused)
         })
+    }
+
+    fn pass_bytes(&self, pos: usize) -> u64 {
+        let weight = self.wte.weight.val();
+        mask_bytes::<B>(pos, None, weight.dtype(), &weight.device())
     }
 
     fn computes_suffixes(&self) -> bool {

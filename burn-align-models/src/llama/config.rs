@@ -36,7 +36,7 @@ pub struct LlamaConfig {
 pub struct SlidingWindow {
     /// Number of positions that a query sees, itself included.
     pub size: usize,
-    /// Which layers are so limited.
+    /// Which layers are so limited: an entry for each layer.
     pub layers: Vec<bool>,
 }
 
@@ -160,6 +160,9 @@ impl LlamaConfig {
     }
 
     /// A model in f32 with random weights drawn from seed 0.
+    ///
+    /// # Panics
+    /// If the configuration's parts do not belong together, which [`check`](Self::check) tells of.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
         self.init_seeded(0, DType::F32, device)
     }
@@ -167,7 +170,13 @@ impl LlamaConfig {
     /// A model with random weights drawn from `seed`, in `dtype`.
     ///
     /// Each parameter is drawn when it is first used.
+    ///
+    /// # Panics
+    /// As [`init`](Self::init).
     pub fn init_seeded<B: Backend>(&self, seed: u64, dtype: DType, device: &B::Device) -> Llama<B> {
+        if let Err(error) = self.check() {
+            panic!("{error}");
+        }
         Llama::new(
             self,
             &mut ParamInit::new(device, dtype, seed, self.initializer_range),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod block;
+mod check;
 mod config;
 mod hugging_face;
 mod mlp;
@@ -10,6 +11,7 @@ mod model;
 
 pub use attention::LlamaAttention;
 pub use block::LlamaBlock;
+pub use check::LlamaConfigError;
 pub use config::{LlamaConfig, SlidingWindow};
 pub use mlp::LlamaMlp;
 pub use model::Llama;

@@ -9,7 +9,7 @@ use crate::halves::BlockHalves;
 use crate::model::{AlignableTransformer, ModelInput};
 use crate::nn::{
     CausalPass, LastPass, ParamInit, PassKey, Projection, RmsNorm, RotaryConfig, TokenEmbedding,
-    unembed,
+    mask_bytes, unembed,
 };
 use crate::site::{Component, Site};
 use crate::suffixes::Suffixes;
@@ -109,6 +109,11 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
             let tables = self.rotary.tables(pos, device).cast(key.dtype);
             CausalPass::new(pos, self.window, Some(tables), device).with_fused(key.fused)
         })
+    }
+
+    fn pass_bytes(&self, pos: usize) -> u64 {
+        let weight = self.embed_tokens.weight.val();
+        mask_bytes::<B>(pos, self.window, weight.dtype(), &weight.device())
     }
 
     fn computes_suffixes(&self) -> bool {

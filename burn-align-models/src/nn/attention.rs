@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, Int, Tensor, activation, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
 
+use super::masks::CausalMasks;
 use super::rotary::Rotary;
 use crate::site::{Component, Site};
 use crate::suffixes::{Prefixes, Queries, SuffixClass, Suffixes};
@@ -14,11 +15,8 @@ use crate::tap::{NoTap, Tap};
 /// What the blocks of one pass over sequences of equal length share.
 #[derive(Clone, Debug)]
 pub struct CausalPass<B: Backend> {
-    /// `true` where a query must not look: at later positions. `[1, 1, q_pos, k_pos]`.
-    pub future: Tensor<B, 4, Bool>,
-    /// [`future`](Self::future), and positions further back than the sliding window reaches;
-    /// `None` where the model has no window or the sequence fits into it.
-    pub outside_window: Option<Tensor<B, 4, Bool>>,
+    /// Where queries must not look.
+    pub masks: CausalMasks<B>,
     /// How many positions a query sees, itself included, where that is fewer than there are.
     pub window: Option<usize>,
     /// Rotary tables, in models with rotary embeddings.
@@ -40,20 +38,9 @@ impl<B: Backend> CausalPass<B> {
         rotary: Option<Rotary<B>>,
         device: &B::Device,
     ) -> Self {
-        let q_pos = Tensor::<B, 1, Int>::arange(0..pos as i64, device).reshape([1, 1, pos, 1]);
-        let k_pos = Tensor::<B, 1, Int>::arange(0..pos as i64, device).reshape([1, 1, 1, pos]);
-        // How far each key lies behind each query.
-        let distance = q_pos.expand([1, 1, pos, pos]) - k_pos.expand([1, 1, pos, pos]);
-        let future = distance.clone().lower_elem(0);
         let window = window.filter(|window| *window < pos);
-        let outside_window = window.map(|window| {
-            future
-                .clone()
-                .bool_or(distance.greater_equal_elem(window as i64))
-        });
         Self {
-            future,
-            outside_window,
+            masks: CausalMasks::new(pos, window, device),
             window,
             rotary,
             query_rotary: None,
@@ -169,7 +156,7 @@ fn attend_rows<B: Backend>(
 ) -> Tensor<B, 4> {
     let [_batch, head, q_pos, d_head] = q.dims();
     let [_batch, _kv_head, k_pos, _d_head] = k.dims();
-    let windowed = layer.windowed && layer.pass.outside_window.is_some();
+    let windowed = layer.windowed && layer.pass.window.is_some();
 
     let square = q_pos == k_pos;
     if square && !windowed && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
@@ -362,10 +349,9 @@ fn masked_softmax<B: Backend>(
         Err(scores) => scores,
     };
     let [_batch, _head, q_pos, k_pos] = scores.dims();
-    let mask = match &layer.pass.outside_window {
-        Some(outside) if window.is_some() => outside.clone(),
-        _ => layer.pass.future.clone(),
-    };
+    let masks = &layer.pass.masks;
+    let outside = window.and_then(|_| masks.outside_window());
+    let mask = outside.unwrap_or_else(|| masks.future());
     let mask = mask
         .narrow(2, k_pos - q_pos, q_pos)
         .narrow(3, 0, k_pos)

@@ -89,7 +89,7 @@ mod tests {
                 begun.push((key.pos, key.fused));
                 CausalPass::new(key.pos, None, None, &key.device).with_fused(key.fused)
             });
-            assert_eq!(pass.future.dims(), [1, 1, pos, pos]);
+            assert_eq!(pass.masks.pos(), pos);
             assert_eq!(pass.fused, fused);
         };
         for pos in [3, 3, 4, 4, 3] {

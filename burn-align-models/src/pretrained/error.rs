@@ -104,7 +104,8 @@ pub enum LoadError {
     },
     /// A text was to be read, but the checkpoint has no `tokenizer.json`.
     #[error(
-        "the checkpoint has no tokenizer.json: give token ids instead of text, or add the file"
+        "the checkpoint has no tokenizer.json: give token ids instead of text, or add the file (for a \
+         model of the hub that was cached without it, set `LoadOptions::update`)"
     )]
     NoTokenizer,
     /// The weights cannot be used.

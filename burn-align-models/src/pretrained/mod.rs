@@ -132,6 +132,9 @@ pub struct LoadOptions {
     /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` or, where that
     /// is not set, `TRANSFORMERS_OFFLINE` is `1`, `true`, `yes` or `on`.
     pub offline: bool,
+    /// Ask the hub whether the branch has moved on, and for optional files that the cache lacks, even if
+    /// the cache holds a complete model. Default: no: a complete model is loaded without a request.
+    pub update: bool,
     /// Address of the hub. Default: `HF_ENDPOINT`, else `https://huggingface.co`.
     pub hub_endpoint: Option<String>,
     /// Folder of the hub cache. Default: the one that Python's `huggingface_hub` uses:
@@ -151,6 +154,7 @@ impl Default for LoadOptions {
             file: None,
             revision: "main".to_owned(),
             offline: hub::offline(),
+            update: false,
             hub_endpoint: None,
             hub_cache: None,
         }
@@ -206,6 +210,12 @@ impl LoadOptions {
     /// Uses only what the hub cache already holds, or not only that.
     pub fn with_offline(mut self, offline: bool) -> Self {
         self.offline = offline;
+        self
+    }
+
+    /// Whether to ask the hub for what is new; see [`update`](Self::update).
+    pub fn with_update(mut self, update: bool) -> Self {
+        self.update = update;
         self
     }
 

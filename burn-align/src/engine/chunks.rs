@@ -68,7 +68,7 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
             let exceeded = budget.exceeded_by(&part(1));
             return Err(exceeded.expect("a part with one world does not fit"));
         };
-        for taker in (0..plan.worlds.len()).map(WorldId) {
+        for taker in plan.world_ids() {
             let keys = whole
                 .edits(plan, taker)
                 .filter_map(|edit| operand_key(&edit.operand));

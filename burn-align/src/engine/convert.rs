@@ -121,6 +121,7 @@ impl<B: Backend> Plan<B> {
                 .iter()
                 .map(|value| value.as_ref().map(tensors))
                 .collect(),
+            marks: self.marks.clone(),
         })
     }
 
@@ -161,6 +162,7 @@ impl<B: Backend> Plan<B> {
                 .iter()
                 .map(|value| value.as_ref().map(&tensor))
                 .collect(),
+            marks: self.marks.clone(),
         }
     }
 

@@ -114,6 +114,7 @@ impl<B: Backend> Plan<B> {
                 .into_iter()
                 .map(|value| value.expect("every read is of one share"))
                 .collect(),
+            marks: self.marks.reads.clone(),
         })
     }
 
@@ -122,9 +123,12 @@ impl<B: Backend> Plan<B> {
         let open = self.open_reads().filter(|(_, read)| chosen(read));
         let (indices, reads): (Vec<usize>, Vec<Read>) =
             open.map(|(index, read)| (index, read.clone())).unzip();
+        let mut marks = self.marks.clone();
+        marks.reads = indices.iter().map(|index| marks.reads[*index]).collect();
         let part = Self {
             known: vec![None; reads.len()],
             reads,
+            marks,
             ..self.clone()
         };
         (indices, part)

@@ -2,10 +2,11 @@
 
 use burn_align_models::{Component, InputKinds, Site, TokensError};
 
+use super::NonFinite;
 use crate::interventions::{Misfit, counted};
 
-/// Why a plan cannot be run. Found before anything is computed, but for [`Device`](Self::Device) and
-/// [`NeverTapped`](Self::NeverTapped).
+/// Why a plan cannot be run. Found before anything is computed, but for [`Device`](Self::Device),
+/// [`NonFinite`](Self::NonFinite) and [`NeverTapped`](Self::NeverTapped).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -75,7 +76,10 @@ pub enum PlanError {
     #[error("expected a copy of the model on at least one device, found none")]
     NoDevice,
     /// An id that belongs to another plan.
-    #[error("{what} {found}: this plan has {count}; ids are valid only in the plan that gave them")]
+    #[error(
+        "{what} {found} is none of the {count} of this plan; ids are valid only in the plan that gave \
+         them, and in copies of it"
+    )]
     UnknownId {
         /// What it is an id of.
         what: &'static str,
@@ -268,6 +272,9 @@ pub enum PlanError {
         /// What the backend said.
         reason: String,
     },
+    /// Results that are not finite. Found when they are read.
+    #[error("{0}")]
+    NonFinite(Box<NonFinite>),
     /// Edits that wait for one another.
     #[error("{site}: the operand of this edit depends on the edit itself")]
     Circular {

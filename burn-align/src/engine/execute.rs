@@ -9,6 +9,7 @@ use super::cells::{Cells, gather};
 use super::chunks::{OperandKey, chunks};
 use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
+use super::marks::Mark;
 use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Part, Stage};
@@ -20,6 +21,8 @@ use crate::interventions::Intervention;
 #[derive(Clone, Debug)]
 pub struct Results<B: Backend> {
     pub(super) values: Vec<Tensor<B, 3>>,
+    /// Those of the reads.
+    pub(super) marks: Vec<Mark>,
 }
 
 impl<B: Backend> Results<B> {
@@ -32,7 +35,13 @@ impl<B: Backend> Results<B> {
     /// # Panics
     /// If the read belongs to another plan.
     pub fn get(&self, read: ReadId) -> Tensor<B, 3> {
-        self.values[read.0].clone()
+        let ReadId(index, mark) = read;
+        assert!(
+            self.marks.get(index) == Some(&mark),
+            "read {index} is of another plan than the one with these results: ask with the ids that \
+             this plan gave"
+        );
+        self.values[index].clone()
     }
 
     /// The values of all reads, in the order in which they were asked for.
@@ -116,6 +125,7 @@ impl<B: Backend> Plan<B> {
             values: values
                 .map(|value| value.expect("every read is reached"))
                 .collect(),
+            marks: self.marks.reads.clone(),
         })
     }
 }

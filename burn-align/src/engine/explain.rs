@@ -119,7 +119,7 @@ impl<B: Backend> Plan<B> {
                 explanation.flops += (input.batch() * count) as u64 * dims.unembed_flops();
             }
         }
-        for world in needed_worlds(&schedule) {
+        for world in needed_worlds(self, &schedule) {
             let input = self.input_of(world);
             let (batch, pos) = (input.batch(), input.pos());
             explanation.row_layers_alone += batch * dims.layers;
@@ -131,9 +131,9 @@ impl<B: Backend> Plan<B> {
     }
 }
 
-fn needed_worlds(schedule: &Schedule) -> impl Iterator<Item = WorldId> {
+fn needed_worlds<B: Backend>(plan: &Plan<B>, schedule: &Schedule) -> impl Iterator<Item = WorldId> {
     let needs = schedule.needs.iter().enumerate();
-    needs.filter_map(|(world, need)| need.map(|_| WorldId(world)))
+    needs.filter_map(|(world, need)| need.map(|_| plan.world_id(world)))
 }
 
 fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) -> PassExplanation {

@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, Site};
 
+use super::marks::Marks;
 use super::past::{KeysValueSites, PastReads, keys_values};
 use super::plan::{
     Edit, InputId, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
@@ -21,8 +22,8 @@ use crate::interventions::Intervention;
 impl<B: Backend> Plan<B> {
     /// Runs everything before the first edit by a trained intervention, and returns the remaining
     /// plan: its worlds start at that edit, and what they use from untrained worlds is constant. It
-    /// gives the same results for any values of the trained parameters, and ids of the plan stay
-    /// valid.
+    /// gives the same results for any values of the trained parameters, and ids of the plan's
+    /// worlds and reads stay valid.
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
@@ -150,13 +151,20 @@ impl<B: Backend> Freezer<'_, B> {
             worlds: Vec::new(),
             reads: Vec::new(),
             known: Vec::new(),
+            marks: Marks {
+                reads: Vec::new(),
+                ..plan.marks.clone()
+            },
         };
         for (world, changing) in plan.worlds.iter().zip(&self.changing) {
             let edits = match changing {
                 true => early(&world.edits),
                 false => world.edits.clone(),
             };
-            prefix.world(world.input, edits);
+            prefix.worlds.push(World {
+                edits,
+                ..world.clone()
+            });
         }
         let mut kept = Kept {
             residuals: Vec::new(),
@@ -179,7 +187,7 @@ impl<B: Backend> Freezer<'_, B> {
                 .iter()
                 .position(|(input, others, _)| *input == world.input && *others == edits);
             kept.residual_of[index] = Some(same.unwrap_or_else(|| {
-                let read = prefix.read(WorldId(index), self.residual, Units::ALL);
+                let read = prefix.read(plan.world_id(index), self.residual, Units::ALL);
                 kept.residuals.push((world.input, edits, read));
                 kept.residuals.len() - 1
             }));
@@ -220,9 +228,13 @@ impl<B: Backend> Freezer<'_, B> {
             worlds: Vec::new(),
             reads: plan.reads.clone(),
             known: plan.known.clone(),
+            marks: Marks {
+                inputs: Vec::new(),
+                ..plan.marks.clone()
+            },
         };
         for ((input, _edits, read), past) in kept.residuals.iter().zip(&kept.pasts) {
-            rest.inputs.push(WorldInput::Resumed(Resumed {
+            rest.input(WorldInput::Resumed(Resumed {
                 stage: self.start,
                 x: value(*read),
                 lengths: plan.inputs[input.0].lengths(),
@@ -232,7 +244,7 @@ impl<B: Backend> Freezer<'_, B> {
         for (index, world) in plan.worlds.iter().enumerate() {
             let Some(residual) = kept.residual_of[index] else {
                 rest.worlds.push(World {
-                    input: InputId(0),
+                    input: rest.input_id(0),
                     edits: Vec::new(),
                     frozen: true,
                 });
@@ -249,7 +261,7 @@ impl<B: Backend> Freezer<'_, B> {
             });
             let edits = edits.collect();
             rest.worlds.push(World {
-                input: InputId(residual),
+                input: rest.input_id(residual),
                 edits,
                 frozen: false,
             });

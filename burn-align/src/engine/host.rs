@@ -1,6 +1,6 @@
 //! Bringing numbers to the host.
 
-use burn::tensor::{BasicOps, Tensor, backend::Backend};
+use burn::tensor::{BasicOps, Tensor, TensorData, backend::Backend};
 
 use super::PlanError;
 
@@ -9,12 +9,16 @@ use super::PlanError;
 pub(crate) fn read_numbers<B: Backend, const D: usize, K: BasicOps<B>>(
     tensor: Tensor<B, D, K>,
 ) -> Result<Vec<f64>, PlanError> {
-    match tensor.try_into_data() {
-        Ok(data) => Ok(data.iter::<f64>().collect()),
-        Err(error) => Err(PlanError::Device {
-            reason: first_words(&error.to_string()),
-        }),
-    }
+    Ok(read_data(tensor)?.iter::<f64>().collect())
+}
+
+/// As [`read_numbers`], in the tensor's own type.
+pub(super) fn read_data<B: Backend, const D: usize, K: BasicOps<B>>(
+    tensor: Tensor<B, D, K>,
+) -> Result<TensorData, PlanError> {
+    tensor.try_into_data().map_err(|error| PlanError::Device {
+        reason: first_words(&error.to_string()),
+    })
 }
 
 /// What stands before the backtraces that some backends put into their errors.

@@ -78,8 +78,8 @@ impl<B: Backend> Plan<B> {
         let worlds = (0..first.worlds.len()).map(|index| {
             let all: Vec<&World> = plans.iter().map(|plan| &plan.worlds[index]).collect();
             let same = |world: &&World| {
-                let own = (all[0].input, all[0].edits.len(), all[0].frozen);
-                (world.input, world.edits.len(), world.frozen) == own
+                let own = (all[0].input.0, all[0].edits.len(), all[0].frozen);
+                (world.input.0, world.edits.len(), world.frozen) == own
             };
             if !all.iter().all(same) {
                 return Err(different("worlds", "the same", index));
@@ -103,6 +103,8 @@ impl<B: Backend> Plan<B> {
             worlds: worlds.collect::<Result<_, _>>()?,
             reads: reads.collect::<Result<_, _>>()?,
             known: known.collect::<Result<_, _>>()?,
+            // The ids of the first plan go on, and with them those of the plan that it is a part of.
+            marks: first.marks.clone(),
         })
     }
 
@@ -225,8 +227,10 @@ fn join_edits(
                 },
             ) => {
                 taken.push(from);
-                (world, site) == (first_world, first_site)
+                (world.0, site) == (first_world.0, first_site)
             }
+            // Each part that was frozen has constants of its own.
+            (Operand::Constant(id), Operand::Constant(first)) => id.0 == first.0,
             (operand, first) => operand == first,
         };
         if !same || (edit.site, edit.intervention) != (first.site, first.intervention) {
@@ -261,7 +265,7 @@ fn join_reads(
                     world: other,
                     site: place,
                     units,
-                } if (other, place) == (world, site) => Ok(units),
+                } if (other.0, place) == (world.0, site) => Ok(units),
                 _ => Err(unequal()),
             });
             let all = all.collect::<Result<Vec<_>, _>>()?;
@@ -281,14 +285,14 @@ fn join_reads(
                             positions: LogitPositions::Each(more),
                         },
                         LogitPositions::Each(_),
-                    ) if other == world => each.extend_from_slice(more),
+                    ) if other.0 == world.0 => each.extend_from_slice(more),
                     (
                         Read::Logits {
                             world: other,
                             positions: same,
                         },
                         LogitPositions::All | LogitPositions::Last,
-                    ) if other == world && same == positions => {}
+                    ) if other.0 == world.0 && same == positions => {}
                     _ => return Err(unequal()),
                 }
             }

@@ -92,7 +92,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
 
     fn collect_keeps(&mut self, stage: Stage) {
         let (plan, schedule) = (self.run.plan, self.run.schedule);
-        for taker in (0..plan.worlds.len()).map(WorldId) {
+        for taker in plan.world_ids() {
             // Also of worlds that run in another part.
             for edit in self.run.whole.edits(plan, taker) {
                 let Operand::Activation { world, site, units } = &edit.operand else {

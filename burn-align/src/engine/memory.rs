@@ -34,7 +34,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
             kept: 0,
         };
         let reads = plan.open_reads().map(|(_, read)| memory.of_read(read));
-        let worlds = (0..plan.worlds.len()).map(WorldId);
+        let worlds = plan.world_ids();
         let taken = worlds.flat_map(|world| whole.edits(plan, world));
         let taken: HashSet<_> = taken
             .filter_map(|edit| operand_key(&edit.operand))
@@ -52,7 +52,13 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
     pub(super) fn peak(&self, schedule: &Schedule) -> u64 {
         let stages = schedule.passes.iter().flat_map(|pass| &pass.stages);
         let largest = stages.map(|stage| self.of_stage(stage)).max().unwrap_or(0);
-        self.element * (self.kept + largest)
+        let passes = schedule
+            .passes
+            .iter()
+            .filter_map(|pass| pass.stages.first());
+        let longest = passes.map(|stage| stage.layout.pos).max();
+        let masks = longest.map_or(0, |pos| self.model.pass_bytes(pos));
+        self.element * (self.kept + largest) + masks
     }
 
     fn of_read(&self, read: &Read) -> u64 {

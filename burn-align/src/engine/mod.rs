@@ -33,8 +33,10 @@ mod host;
 mod join;
 mod layout;
 mod lockstep_tap;
+mod marks;
 mod memory;
 mod naive;
+mod non_finite;
 mod past;
 mod plan;
 mod schedule;
@@ -49,6 +51,7 @@ pub use error::PlanError;
 pub use execute::{Results, RunOptions};
 pub use explain::{Explanation, PassExplanation, StageExplanation};
 pub(crate) use host::read_numbers;
+pub use non_finite::{NonFinite, NonFiniteCause, NonFiniteValue};
 pub use plan::{
     ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, Resumed, WorldId, WorldInput,
 };

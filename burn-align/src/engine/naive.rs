@@ -11,6 +11,7 @@ use burn_align_models::{AlignableTransformer, Component, Site, Tap};
 
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::{logit_units, stack_inputs};
+use super::non_finite::Watch;
 use super::plan::{Edit, Operand, Plan, Read, Resumed, WorldId, WorldInput};
 use super::stages::{Part, Stage};
 use super::validate::validate;
@@ -54,7 +55,33 @@ impl<B: Backend> Plan<B> {
             });
         Ok(Results {
             values: values.collect(),
+            marks: self.marks.reads.clone(),
         })
+    }
+}
+
+impl<B: Backend> Plan<B> {
+    /// Runs one world, as far as `watch` says, and shows it everything that is computed on the way.
+    /// Gives the logits at all positions.
+    pub(super) fn run_watched<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+        world: WorldId,
+        watch: Watch,
+    ) -> (Tensor<B, 3>, Watch) {
+        let naive = Naive {
+            plan: self,
+            model,
+            interventions,
+            device: model.device(),
+        };
+        let mut tap = WatchTap {
+            tap: naive.tap(world, watch.until()),
+            watch,
+        };
+        let logits = naive.run(world, &mut tap);
+        (logits, tap.watch)
     }
 }
 
@@ -77,6 +104,13 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
     /// Edits after the requested site are left out: they cannot change it, and their operands may
     /// depend on it.
     fn world(&self, world: WorldId, until: Option<Site>) -> (Tensor<B, 3>, Option<Tensor<B, 4>>) {
+        let mut tap = self.tap(world, until);
+        let logits = self.run(world, &mut tap);
+        (logits, tap.seen)
+    }
+
+    /// Makes the edits of a world, up to a site if one is given.
+    fn tap(&self, world: WorldId, until: Option<Site>) -> WorldTap<'_, B, I> {
         let edits = self.plan.worlds[world.0]
             .edits
             .iter()
@@ -92,22 +126,24 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
             };
             edits_at.entry(edit.site).or_default().push((edit, source));
         }
-        let input = self.plan.input_of(world);
-        let mut tap = WorldTap {
-            input,
+        WorldTap {
+            input: self.plan.input_of(world),
             interventions: self.interventions,
             edits_at,
             until,
             seen: None,
-        };
-        let logits = match input {
-            WorldInput::Resumed(resumed) => self.resumed(resumed, &mut tap),
-            _ => {
+        }
+    }
+
+    /// Runs a world under a tap: its logits at all positions.
+    fn run(&self, world: WorldId, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        match self.plan.input_of(world) {
+            WorldInput::Resumed(resumed) => self.resumed(resumed, tap),
+            input => {
                 let input = stack_inputs([input].into_iter(), input.pos(), &self.device);
-                self.model.forward_tapped(input, &mut tap)
+                self.model.forward_tapped(input, tap)
             }
-        };
-        (logits, tap.seen)
+        }
     }
 
     /// The rest of a forward pass.
@@ -176,23 +212,58 @@ impl<B: Backend, I: Intervention<B>> Tap<B> for WorldTap<'_, B, I> {
 
     fn visit(&mut self, site: Site, mut activation: Tensor<B, 4>) -> Tensor<B, 4> {
         for (edit, source) in self.edits_at.remove(&site).into_iter().flatten() {
-            let base = take(&activation, &edit.units, self.input);
-            let source = source.map(|source| source.expand(base.shape()));
-            let [batch, unit, d_site] = base.dims();
-            let features = (edit.features != Indices::All).then_some((&edit.features, batch));
-            let count = feature_count(&self.interventions[edit.intervention], unit, d_site);
-            let subspace =
-                features.map(|features| feature_mask(iter::once(features), count, &base.device()));
-            let changed = self.interventions[edit.intervention]
-                .apply(base, Operands::new(source, subspace))
-                .cast(activation.dtype());
-            let [batch, heads, pos, width] = activation.dims();
-            let cells = cells(&edit.units, batch, self.input.pos(), [heads, pos]);
-            let count = changed.shape().num_elements() / width;
-            activation = scatter(activation, &cells, changed.reshape([count, width]));
+            activation = self.make(edit, source, activation);
         }
         if self.until == Some(site) {
             self.seen = Some(activation.clone());
+        }
+        activation
+    }
+}
+
+impl<B: Backend, I: Intervention<B>> WorldTap<'_, B, I> {
+    /// Makes an edit.
+    fn make(
+        &self,
+        edit: &Edit,
+        source: Option<Tensor<B, 3>>,
+        activation: Tensor<B, 4>,
+    ) -> Tensor<B, 4> {
+        let base = take(&activation, &edit.units, self.input);
+        let source = source.map(|source| source.expand(base.shape()));
+        let [batch, unit, d_site] = base.dims();
+        let features = (edit.features != Indices::All).then_some((&edit.features, batch));
+        let count = feature_count(&self.interventions[edit.intervention], unit, d_site);
+        let subspace =
+            features.map(|features| feature_mask(iter::once(features), count, &base.device()));
+        let changed = self.interventions[edit.intervention]
+            .apply(base, Operands::new(source, subspace))
+            .cast(activation.dtype());
+        let [batch, heads, pos, width] = activation.dims();
+        let cells = cells(&edit.units, batch, self.input.pos(), [heads, pos]);
+        let count = changed.shape().num_elements() / width;
+        scatter(activation, &cells, changed.reshape([count, width]))
+    }
+}
+
+/// Makes edits, and shows every activation before and after each of them.
+struct WatchTap<'a, B: Backend, I> {
+    tap: WorldTap<'a, B, I>,
+    watch: Watch,
+}
+
+impl<B: Backend, I: Intervention<B>> Tap<B> for WatchTap<'_, B, I> {
+    fn wants(&self, site: Site) -> bool {
+        self.watch.wants(site)
+    }
+
+    fn visit(&mut self, site: Site, mut activation: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.watch.computed(site, &activation);
+        for (edit, source) in self.tap.edits_at.remove(&site).into_iter().flatten() {
+            let given = (&edit.operand, source.as_ref());
+            let changed = self.tap.make(edit, source.clone(), activation);
+            self.watch.edited(site, &changed, edit.intervention, given);
+            activation = changed;
         }
         activation
     }

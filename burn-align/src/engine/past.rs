@@ -133,7 +133,7 @@ impl<B: Backend> Freezer<'_, B> {
             let reads = sites.layers.clone().map(|layer| {
                 let reads = [sites.key, Component::ValueOutput].map(|component| {
                     let site = Site::Block(layer, component);
-                    prefix.read(WorldId(world), site, before.clone())
+                    prefix.read(self.plan.world_id(world), site, before.clone())
                 });
                 (layer, reads)
             });
@@ -159,7 +159,7 @@ impl<B: Backend> Freezer<'_, B> {
         {
             let late = world.edits.iter().enumerate();
             for (number, edit) in late.filter(|(_, edit)| !self.is_early(edit.site)) {
-                used.push((WorldId(index), edit.site, edit.units.clone()));
+                used.push((plan.world_id(index), edit.site, edit.units.clone()));
                 if let Operand::Activation { world, site, units } = &edit.operand
                     && !kept.operands.contains_key(&(index, number))
                 {

@@ -6,25 +6,36 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
+use super::marks::{Mark, Marks, add};
 use super::past::Past;
 use super::stages::Stage;
 use super::{Indices, Units};
 
-/// A world of a [`Plan`].
+/// A world of a [`Plan`]. Valid in the plan that gave it, and in what is made from that plan afterwards: a
+/// clone, some of its examples, the same on another backend, what freezing leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WorldId(pub(super) usize);
+pub struct WorldId(pub(super) usize, pub(super) Mark);
 
-/// An input of a [`Plan`].
+impl WorldId {
+    /// The number of the world: worlds are counted from 0 in the order in which they are added. Errors
+    /// name worlds by it.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// An input of a [`Plan`]; valid as a [`WorldId`] is, but not in what freezing leaves, whose worlds resume
+/// from inputs of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct InputId(pub(super) usize);
+pub struct InputId(pub(super) usize, pub(super) Mark);
 
-/// A constant operand of a [`Plan`].
+/// A constant operand of a [`Plan`]; valid as a [`WorldId`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ConstantId(pub(super) usize);
+pub struct ConstantId(pub(super) usize, pub(super) Mark);
 
-/// An activation or logits that a [`Plan`] reads.
+/// An activation or logits that a [`Plan`] reads; valid as a [`WorldId`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ReadId(pub(super) usize);
+pub struct ReadId(pub(super) usize, pub(super) Mark);
 
 /// The input of a world.
 #[derive(Clone, Debug)]
@@ -242,6 +253,7 @@ pub struct Plan<B: Backend> {
     pub(super) reads: Vec<Read>,
     /// For each read: its value, if it is already known.
     pub(super) known: Vec<Option<Tensor<B, 3>>>,
+    pub(super) marks: Marks,
 }
 
 impl<B: Backend> Default for Plan<B> {
@@ -252,6 +264,7 @@ impl<B: Backend> Default for Plan<B> {
             worlds: Vec::new(),
             reads: Vec::new(),
             known: Vec::new(),
+            marks: Marks::default(),
         }
     }
 }
@@ -269,10 +282,12 @@ impl<B: Backend> Plan<B> {
             (WorldInput::Tokens(other), WorldInput::Tokens(tokens)) => other == tokens,
             _ => false,
         });
-        InputId(same.unwrap_or_else(|| {
-            self.inputs.push(input);
-            self.inputs.len() - 1
-        }))
+        if let Some(same) = same {
+            return self.input_id(same);
+        }
+        self.inputs.push(input);
+        let (index, mark) = add(&mut self.marks.inputs);
+        InputId(index, mark)
     }
 
     /// Adds a batch of token ids as an input.
@@ -286,18 +301,15 @@ impl<B: Backend> Plan<B> {
     /// - values: `[batch, unit, d_site]`; batch and unit may be 1, for the same values everywhere
     pub fn constant(&mut self, values: Tensor<B, 3>) -> ConstantId {
         self.constants.push(values);
-        ConstantId(self.constants.len() - 1)
+        let (index, mark) = add(&mut self.marks.constants);
+        ConstantId(index, mark)
     }
 
     /// Adds a world: a run on an input under edits. Edits at the same site apply in the given
     /// order.
     pub fn world(&mut self, input: InputId, edits: impl IntoIterator<Item = Edit>) -> WorldId {
-        self.worlds.push(World {
-            input,
-            edits: edits.into_iter().collect(),
-            frozen: false,
-        });
-        WorldId(self.worlds.len() - 1)
+        let edits = edits.into_iter().collect();
+        self.world_with(input, |_own| edits)
     }
 
     /// Adds a world whose edits use earlier sites of the world itself as their source.
@@ -306,8 +318,14 @@ impl<B: Backend> Plan<B> {
         input: InputId,
         edits: impl FnOnce(WorldId) -> Vec<Edit>,
     ) -> WorldId {
-        let own = WorldId(self.worlds.len());
-        self.world(input, edits(own))
+        let (index, mark) = add(&mut self.marks.worlds);
+        let own = WorldId(index, mark);
+        self.worlds.push(World {
+            input,
+            edits: edits(own),
+            frozen: false,
+        });
+        own
     }
 
     /// Reads a world's activation at a site, after the world's own edits there.
@@ -323,13 +341,29 @@ impl<B: Backend> Plan<B> {
     fn add_read(&mut self, read: Read) -> ReadId {
         self.reads.push(read);
         self.known.push(None);
-        ReadId(self.reads.len() - 1)
+        let (index, mark) = add(&mut self.marks.reads);
+        ReadId(index, mark)
     }
 
     /// The reads whose values are not known yet, with their indices.
     pub(super) fn open_reads(&self) -> impl Iterator<Item = (usize, &Read)> {
         let reads = self.reads.iter().enumerate();
         reads.filter(|(index, _)| self.known[*index].is_none())
+    }
+
+    /// The id of the world with this index.
+    pub(super) fn world_id(&self, index: usize) -> WorldId {
+        WorldId(index, self.marks.worlds[index])
+    }
+
+    /// The ids of all worlds.
+    pub(super) fn world_ids(&self) -> impl Iterator<Item = WorldId> + Clone {
+        let marks = self.marks.worlds.iter().enumerate();
+        marks.map(|(index, mark)| WorldId(index, *mark))
+    }
+
+    pub(super) fn input_id(&self, index: usize) -> InputId {
+        InputId(index, self.marks.inputs[index])
     }
 
     /// The first stage that worlds run.

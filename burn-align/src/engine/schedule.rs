@@ -103,9 +103,9 @@ impl Schedule {
         let count = pass_of.iter().flatten().max().map_or(0, |last| last + 1);
         let passes = (0..count)
             .map(|pass| {
-                let worlds: Vec<WorldId> = (0..plan.worlds.len())
-                    .filter(|world| pass_of[*world] == Some(pass))
-                    .map(WorldId)
+                let worlds = plan.world_ids();
+                let worlds: Vec<WorldId> = worlds
+                    .filter(|world| pass_of[world.0] == Some(pass))
                     .collect();
                 Pass::new(plan, &worlds, &needs, stages)
             })
@@ -192,7 +192,7 @@ fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Opti
     loop {
         let mut changed = None;
         for world in 0..count {
-            for edit in made_edits(plan, needs, WorldId(world)) {
+            for edit in made_edits(plan, needs, plan.world_id(world)) {
                 let Operand::Activation {
                     world: source,
                     site,
@@ -223,15 +223,16 @@ fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Opti
 /// Checks that edits at one site that use each other's results form no cycle.
 fn check_same_site_order<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<(), Site> {
     let edges = |world: usize, at: Site| {
-        made_edits(plan, needs, WorldId(world)).filter_map(move |edit| match &edit.operand {
+        made_edits(plan, needs, plan.world_id(world)).filter_map(move |edit| match &edit.operand {
             Operand::Activation { world, site, .. } if edit.site == at && *site == at => {
                 Some(world.0)
             }
             _ => None,
         })
     };
-    let sites: BTreeSet<Site> = (0..plan.worlds.len())
-        .flat_map(|world| made_edits(plan, needs, WorldId(world)).map(|edit| edit.site))
+    let sites: BTreeSet<Site> = plan
+        .world_ids()
+        .flat_map(|world| made_edits(plan, needs, world).map(|edit| edit.site))
         .collect();
     for site in sites {
         // Worlds become ready when everything they wait for is done.

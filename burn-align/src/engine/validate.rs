@@ -6,6 +6,7 @@ use burn_align_models::{
 };
 
 use super::execute::logit_units;
+use super::marks::Mark;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
 use super::schedule::Schedule;
 use super::stages::Stages;
@@ -52,7 +53,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     check_inputs(plan, model.dims(), model.input_kinds())?;
     // First of all, for an edit may take from a world that comes later.
     for world in &plan.worlds {
-        check_id("input", world.input.0, plan.inputs.len())?;
+        check_id("input", world.input.0, world.input.1, &plan.marks.inputs)?;
     }
     let stages = Stages::new(model);
     let checker = Checker {
@@ -60,19 +61,26 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
         model,
         stages,
     };
-    for (world, edits) in plan.worlds.iter().map(|world| &world.edits).enumerate() {
+    for (world, edits) in plan
+        .world_ids()
+        .zip(plan.worlds.iter().map(|world| &world.edits))
+    {
         for edit in edits {
-            let expected = checker.shape(WorldId(world), edit.site, &edit.units)?;
+            let expected = checker.shape(world, edit.site, &edit.units)?;
             let count = features(edit, expected)?;
             check_features(edit, expected[0], count)?;
             let found = match &edit.operand {
                 Operand::None => continue,
-                Operand::Activation { world, site, units } => {
-                    check_world(plan, *world)?;
-                    checker.shape(*world, *site, units)?
+                Operand::Activation {
+                    world: source,
+                    site,
+                    units,
+                } => {
+                    check_world(plan, *source)?;
+                    checker.shape(*source, *site, units)?
                 }
                 Operand::Constant(id) => {
-                    check_id("constant", id.0, plan.constants.len())?;
+                    check_id("constant", id.0, id.1, &plan.marks.constants)?;
                     broadcast(plan.constants[id.0].dims(), expected)
                 }
             };
@@ -89,7 +97,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
                 ..
             } = &edit.operand
             {
-                checker.lengths(WorldId(world), edit, *source, units)?;
+                checker.lengths(world, edit, *source, units)?;
             }
         }
     }
@@ -220,17 +228,21 @@ fn check_features(edit: &Edit, batch: usize, count: Option<usize>) -> Result<(),
     Ok(())
 }
 
-fn check_id(what: &'static str, found: usize, count: usize) -> Result<(), PlanError> {
-    if found < count {
-        Ok(())
-    } else {
-        Err(PlanError::UnknownId { what, found, count })
+/// Checks that an id is of this plan.
+fn check_id(what: &'static str, found: usize, mark: Mark, marks: &[Mark]) -> Result<(), PlanError> {
+    match marks.get(found) {
+        Some(own) if *own == mark => Ok(()),
+        _ => Err(PlanError::UnknownId {
+            what,
+            found,
+            count: marks.len(),
+        }),
     }
 }
 
 /// Checks that a world is there, and has not been frozen.
 fn check_world<B: Backend>(plan: &Plan<B>, world: WorldId) -> Result<(), PlanError> {
-    check_id("world", world.0, plan.worlds.len())?;
+    check_id("world", world.0, world.1, &plan.marks.worlds)?;
     match plan.worlds[world.0].frozen {
         true => Err(PlanError::Frozen { world: world.0 }),
         false => Ok(()),

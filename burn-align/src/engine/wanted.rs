@@ -31,7 +31,7 @@ impl Uses {
         let mut add = |world: WorldId, stage, units: &Units| {
             of_world[world.0].push((stage, units.positions.clone()));
         };
-        for world in (0..plan.worlds.len()).map(WorldId) {
+        for world in plan.world_ids() {
             for edit in made_edits(plan, needs, world) {
                 add(world, stages.of_use(edit.site), &edit.units);
             }

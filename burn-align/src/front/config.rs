@@ -174,9 +174,13 @@ impl FromStr for InterventionType {
 }
 
 /// What an index refers to.
+///
+/// The JSON of a representation has pyvene's names, `pos`, `h`, `h.pos` and `t`, with pyvene's meaning.
+/// That differs at attention weights: there, pyvene's `pos` counts heads and is read as
+/// [`Head`](Self::Head), and positions of queries are `q_pos`, which pyvene does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
-    /// Token positions.
+    /// Token positions; those of queries in an attention pattern.
     #[default]
     #[serde(rename = "pos")]
     Pos,
@@ -212,6 +216,25 @@ pub enum RepresentationSite {
     Component(Component),
     /// Output of the final norm.
     FinalNorm,
+}
+
+impl RepresentationSite {
+    /// Whether it is an attention pattern: scores or weights.
+    pub(super) fn is_pattern(self) -> bool {
+        matches!(
+            self,
+            Self::Component(Component::AttentionScores | Component::AttentionWeights)
+        )
+    }
+
+    /// What pyvene's unit means at this site: its `pos` counts along the second axis of the tensor,
+    /// and in attention weights, `[batch, head, q_pos, k_pos]`, these are the heads.
+    pub(crate) fn unit_of_pyvene(self, unit: Unit) -> Unit {
+        match (self, unit) {
+            (Self::Component(Component::AttentionWeights), Unit::Pos) => Unit::Head,
+            (_, unit) => unit,
+        }
+    }
 }
 
 impl From<Component> for RepresentationSite {

@@ -6,14 +6,17 @@ use burn_align_models::Component;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 
-use super::{AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, Unit};
+use super::{
+    AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, RepresentationSite,
+    Unit,
+};
 
 impl Serialize for AlignableRepresentationConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         RepresentationJson {
             alignable_layer: self.layer,
             alignable_representation_type: self.site_name(),
-            alignable_unit: self.unit,
+            alignable_unit: UnitJson::of(self.unit, self.site),
             max_number_of_units: self.max_number_of_units,
             alignable_low_rank_dimension: self.low_rank_dimension,
             alignable_latent_dimension: self.latent_dimension,
@@ -26,13 +29,59 @@ impl Serialize for AlignableRepresentationConfig {
     }
 }
 
+/// A unit as JSON has it: pyvene's names with pyvene's meaning, and one that pyvene does not have.
+#[derive(Serialize, Deserialize)]
+enum UnitJson {
+    #[serde(rename = "pos")]
+    Pos,
+    #[serde(rename = "h")]
+    Head,
+    #[serde(rename = "h.pos")]
+    HeadPos,
+    #[serde(rename = "t")]
+    Step,
+    /// Positions of queries, in attention patterns.
+    #[serde(rename = "q_pos")]
+    QueryPos,
+}
+
+impl UnitJson {
+    fn of(unit: Unit, site: RepresentationSite) -> Self {
+        match unit {
+            // Read back, `pos` would be another unit.
+            Unit::Pos if site.unit_of_pyvene(unit) != unit => Self::QueryPos,
+            Unit::Pos => Self::Pos,
+            Unit::Head => Self::Head,
+            Unit::HeadPos => Self::HeadPos,
+            Unit::Step => Self::Step,
+        }
+    }
+
+    fn at(self, site: RepresentationSite) -> Result<Unit, String> {
+        Ok(match self {
+            Self::Pos => site.unit_of_pyvene(Unit::Pos),
+            Self::Head => Unit::Head,
+            Self::HeadPos => Unit::HeadPos,
+            Self::Step => Unit::Step,
+            Self::QueryPos if site.is_pattern() => Unit::Pos,
+            Self::QueryPos => {
+                return Err(
+                    "alignable_unit: `q_pos` is of attention_weight and attention_scores; expected \
+                     pos, h, h.pos or t"
+                        .to_owned(),
+                );
+            }
+        })
+    }
+}
+
 /// A representation in JSON: an object, or Python's named tuple as a list.
 #[derive(Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct RepresentationJson {
     alignable_layer: usize,
     alignable_representation_type: String,
-    alignable_unit: Unit,
+    alignable_unit: UnitJson,
     max_number_of_units: usize,
     alignable_low_rank_dimension: Option<usize>,
     subspace_partition: Option<Vec<Vec<usize>>>,
@@ -50,7 +99,7 @@ impl Default for RepresentationJson {
         Self {
             alignable_layer: 0,
             alignable_representation_type: Component::BlockOutput.to_string(),
-            alignable_unit: Unit::Pos,
+            alignable_unit: UnitJson::Pos,
             max_number_of_units: 1,
             alignable_low_rank_dimension: None,
             alignable_latent_dimension: None,
@@ -69,11 +118,13 @@ impl TryFrom<RepresentationJson> for AlignableRepresentationConfig {
         if json.max_number_of_units == 0 {
             return Err("max_number_of_units: expected at least 1, found 0".to_owned());
         }
+        let site: RepresentationSite = json.alignable_representation_type.parse()?;
+        let unit = json.alignable_unit.at(site)?;
         Ok(Self {
             layer: json.alignable_layer,
-            site: json.alignable_representation_type.parse()?,
+            site,
             intervention: InterventionType::Vanilla,
-            unit: json.alignable_unit,
+            unit,
             max_number_of_units: json.max_number_of_units,
             keep_last_dim: json.keep_last_dim,
             low_rank_dimension: json.alignable_low_rank_dimension,

@@ -329,8 +329,7 @@ impl TryFrom<&Value> for UnitLocations {
         if let [(key, value)] = &map.iter().collect::<Vec<_>>()[..]
             && *key == "base"
         {
-            let base: SideJson =
-                serde_json::from_value((*value).clone()).map_err(|_| malformed(key, value))?;
+            let base = SideJson::deserialize(*value).map_err(|_| malformed(key, value))?;
             return Ok(Self::SourcesToBase {
                 source: None,
                 base: base.into(),
@@ -338,8 +337,7 @@ impl TryFrom<&Value> for UnitLocations {
         }
         let mut pairs: BTreeMap<&str, (Option<Locations>, Locations)> = BTreeMap::new();
         for (key, value) in map {
-            let pair: PairJson =
-                serde_json::from_value(value.clone()).map_err(|_| malformed(key, value))?;
+            let pair = PairJson::deserialize(value).map_err(|_| malformed(key, value))?;
             pairs.insert(key, pair.into());
         }
         if let Some((source, base)) = pairs.remove("sources->base") {

@@ -11,6 +11,7 @@ mod error;
 mod inputs;
 mod locations;
 mod model;
+mod same;
 mod subspaces;
 mod worlds;
 
@@ -23,5 +24,6 @@ pub use inputs::{AlignableInputs, Source};
 pub use locations::{Locations, RepresentationLocations, UnitLocations};
 pub(crate) use model::distinct_interventions;
 pub use model::{AlignableModel, AlignableOutput};
+pub use same::ConfigDifference;
 pub use subspaces::Subspaces;
 pub use worlds::AddedWorlds;

@@ -1,6 +1,6 @@
 //! The alignable model: a model, its configuration and its interventions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 
 use burn::module::AutodiffModule;
@@ -10,12 +10,12 @@ use burn_align_models::{AlignableTransformer, Site, SiteDims, SiteWidth, TokenBa
 
 use super::build::build;
 use super::locations::has_unit;
-use super::worlds::skipped_input;
+use super::worlds::{AddedWorlds, skipped_input};
 use super::{
     AlignError, AlignableConfig, AlignableInputs, AlignableRepresentationConfig, InterventionType,
     Mode, Source, Unit, UnitLocations,
 };
-use crate::engine::{LogitPositions, Plan, Results};
+use crate::engine::{LogitPositions, NonFinite, Plan, ReadId, Results, RunOptions, WorldId};
 use crate::interventions::{BuiltinIntervention, Intervention};
 
 /// A model with interventions at some of its representations.
@@ -61,8 +61,9 @@ pub struct AlignableOutput<B: Backend> {
     pub original: Option<Tensor<B, 3>>,
     /// Logits of the base under the interventions, `[batch, pos, vocab]`.
     pub counterfactual: Tensor<B, 3>,
-    /// The activations of each collected representation, in order, `[batch, unit, d_site]`.
-    pub collected: Vec<Tensor<B, 3>>,
+    /// The activation of each representation that is collected, by the index of the representation in
+    /// the configuration, `[batch, unit, d_site]`. One whose locations leave it out is not there.
+    pub collected: BTreeMap<usize, Tensor<B, 3>>,
     /// The index on the axis `pos` of each example's last token.
     last: Vec<usize>,
 }
@@ -227,15 +228,14 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         &self,
         inputs: &AlignableInputs<B>,
     ) -> Result<AlignableOutput<B>, AlignError> {
-        let mut plan = Plan::new();
-        let added = self.add_worlds(&mut plan, inputs)?;
-        let counterfactual = plan.read_logits(added.base, inputs.logits.clone());
-        let original = inputs.output_original_output.then(|| {
-            let input = plan.input(inputs.base.clone());
-            let world = plan.world(input, []);
-            plan.read_logits(world, inputs.logits.clone())
-        });
+        let Planned {
+            plan,
+            added,
+            counterfactual,
+            original,
+        } = self.plan(inputs)?;
         let results = self.run(&plan)?;
+        let original = original.map(|(_world, read)| read);
         let lengths = inputs.base.lengths();
         Ok(AlignableOutput {
             last: match &inputs.logits {
@@ -248,8 +248,48 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             collected: added
                 .collected
                 .into_iter()
-                .map(|read| results.get(read))
+                .map(|(representation, read)| (representation, results.get(read)))
                 .collect(),
+        })
+    }
+
+    /// Says where the values of [`forward_inputs`](Self::forward_inputs) stop being finite, if they do:
+    /// in which run, layer and component, and what to do about it; see
+    /// [`Plan::find_non_finite`](crate::engine::Plan::find_non_finite). Runs everything again, so ask
+    /// when something that came out was not finite.
+    ///
+    /// # Errors
+    /// As [`forward_inputs`](Self::forward_inputs).
+    pub fn find_non_finite(
+        &self,
+        inputs: &AlignableInputs<B>,
+    ) -> Result<Option<NonFinite>, AlignError> {
+        let planned = self.plan(inputs)?;
+        let options = RunOptions::default();
+        let found = planned
+            .plan
+            .find_non_finite(&self.model, &self.interventions, &options)?;
+        Ok(found.map(|found| {
+            let run = planned.run(found.world, inputs);
+            found.with_run(run)
+        }))
+    }
+
+    /// What a forward pass runs and reads.
+    fn plan(&self, inputs: &AlignableInputs<B>) -> Result<Planned<B>, AlignError> {
+        let mut plan = Plan::new();
+        let added = self.add_worlds(&mut plan, inputs)?;
+        let counterfactual = plan.read_logits(added.base, inputs.logits.clone());
+        let original = inputs.output_original_output.then(|| {
+            let input = plan.input(inputs.base.clone());
+            let world = plan.world(input, []);
+            (world, plan.read_logits(world, inputs.logits.clone()))
+        });
+        Ok(Planned {
+            plan,
+            added,
+            counterfactual,
+            original,
         })
     }
 
@@ -259,6 +299,29 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     /// If the plan does not fit the model.
     pub fn run(&self, plan: &Plan<B>) -> Result<Results<B>, AlignError> {
         Ok(plan.run(&self.model, &self.interventions)?)
+    }
+}
+
+/// The plan of one forward pass under interventions.
+struct Planned<B: Backend> {
+    plan: Plan<B>,
+    added: AddedWorlds,
+    counterfactual: ReadId,
+    /// The base without interventions, if asked for.
+    original: Option<(WorldId, ReadId)>,
+}
+
+impl<B: Backend> Planned<B> {
+    /// What a world is to whoever gave the inputs. The runs of sources come first in the plan.
+    fn run(&self, world: usize, inputs: &AlignableInputs<B>) -> String {
+        let sources = inputs.sources.iter().enumerate();
+        let mut runs = sources.filter(|(_, source)| matches!(source, Source::Run(_)));
+        match (&self.original, runs.nth(world)) {
+            _ if world == self.added.base.index() => "the base under the interventions".to_owned(),
+            (Some((original, _)), _) if world == original.index() => "the base".to_owned(),
+            (_, Some((source, _))) => format!("source {source}"),
+            _ => "the base under the earlier interventions".to_owned(),
+        }
     }
 }
 

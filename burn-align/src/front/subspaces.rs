@@ -1,6 +1,5 @@
 //! Subspaces by the parts of a representation that they consist of.
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::{AlignError, AlignableRepresentationConfig};
@@ -9,7 +8,8 @@ use crate::engine::Indices;
 /// Which subspaces of each representation are changed.
 ///
 /// An id is an index into the representation's `subspace_partition`, or, without one, a feature.
-/// Every example has subspaces of its own, as many as it likes.
+/// Every example has subspaces of its own, as many as it likes; one that is named several times is
+/// changed once, as in pyvene.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Subspaces {
     /// Whole representations.
@@ -22,14 +22,17 @@ pub enum Subspaces {
 }
 
 impl Subspaces {
-    /// The features of one representation.
+    /// The features of one representation, each once.
+    ///
+    /// - `most`: a number of features that it has no more of
     pub(super) fn features(
         &self,
         index: usize,
         representation: &AlignableRepresentationConfig,
         [representations, batch]: [usize; 2],
+        most: usize,
     ) -> Result<Indices, AlignError> {
-        let expand = |ids: &Vec<usize>| expand(ids, index, representation);
+        let expand = |ids: &Vec<usize>| expand(ids, index, representation, most);
         match self {
             Self::Whole => Ok(Indices::All),
             Self::Everywhere(ids) => Ok(Indices::Same(expand(ids)?)),
@@ -54,38 +57,45 @@ impl Subspaces {
     }
 }
 
-/// The features that the ids of one example stand for.
+/// The features that the ids of one example stand for, each once and in order. Of those that the
+/// representation does not have, one is enough to be refused when the plan is checked.
 fn expand(
     ids: &[usize],
     index: usize,
     representation: &AlignableRepresentationConfig,
+    most: usize,
 ) -> Result<Vec<usize>, AlignError> {
     let Some(partition) = &representation.subspace_partition else {
-        return Ok(ids.to_vec());
+        return Ok(once(ids.to_vec()));
     };
     let mut features = Vec::new();
-    for id in ids {
-        match partition.get(*id).map(Vec::as_slice) {
+    // A few numbers may name a part again and again, and each time all of its features.
+    for id in once(ids.to_vec()) {
+        // Parts may overlap.
+        if features.len() > 2 * most {
+            features = once(features);
+        }
+        match partition.get(id).map(Vec::as_slice) {
             None => {
                 return Err(AlignError::NoSuchPart {
                     representation: index,
                     parts: partition.len(),
-                    found: *id,
+                    found: id,
                 });
             }
-            Some([from, to]) => features.extend(*from..*to),
+            Some([from, to]) => features.extend(*from..(*to).min(most.saturating_add(1))),
             Some(listed) => features.extend(listed),
         }
     }
-    Ok(features)
+    Ok(once(features))
 }
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum SubspacesJson {
-    Whole(()),
-    Everywhere(usize),
-    Each(Vec<Option<Vec<Vec<usize>>>>),
+/// The same numbers in order, each once.
+fn once(mut numbers: Vec<usize>) -> Vec<usize> {
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.shrink_to_fit();
+    numbers
 }
 
 impl TryFrom<&Value> for Subspaces {
@@ -94,15 +104,28 @@ impl TryFrom<&Value> for Subspaces {
     /// Reads the JSON of pyvene: `null`, one id for all, or `[representation][batch][id]`, with
     /// `null` for a whole representation.
     fn try_from(json: &Value) -> Result<Self, AlignError> {
-        let malformed = |_| AlignError::MalformedSubspaces {
-            found: json.to_string(),
+        let read = match json {
+            Value::Null => Some(Self::Whole),
+            Value::Number(_) => id(json).map(|id| Self::Everywhere(vec![id])),
+            Value::Array(representations) => {
+                let each = representations.iter().map(|it| match it {
+                    Value::Null => Some(None),
+                    examples => list(examples, |ids| list(ids, id)).map(Some),
+                });
+                each.collect::<Option<_>>().map(Self::Each)
+            }
+            _ => None,
         };
-        Ok(
-            match serde_json::from_value(json.clone()).map_err(malformed)? {
-                SubspacesJson::Whole(()) => Self::Whole,
-                SubspacesJson::Everywhere(id) => Self::Everywhere(vec![id]),
-                SubspacesJson::Each(each) => Self::Each(each),
-            },
-        )
+        read.ok_or_else(|| AlignError::MalformedSubspaces {
+            found: json.to_string(),
+        })
     }
+}
+
+fn id(json: &Value) -> Option<usize> {
+    usize::try_from(json.as_u64()?).ok()
+}
+
+fn list<T>(json: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    json.as_array()?.iter().map(read).collect()
 }

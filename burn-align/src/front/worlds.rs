@@ -1,12 +1,14 @@
 //! From the vocabulary of the front to worlds and edits.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::{AlignableTransformer, Component, Site, SiteWidth};
 
 use super::locations::Located;
 use super::{
-    AlignError, AlignableInputs, AlignableModel, InterventionType, Locations, Mode, Source,
-    UnitLocations,
+    AlignError, AlignableInputs, AlignableModel, AlignableRepresentationConfig, InterventionType,
+    Locations, Mode, Source, UnitLocations,
 };
 use crate::engine::{ConstantId, Edit, InputId, Operand, Plan, ReadId, Units, WorldId, WorldInput};
 use crate::interventions::Intervention;
@@ -16,8 +18,9 @@ use crate::interventions::Intervention;
 pub struct AddedWorlds {
     /// The base under the interventions.
     pub base: WorldId,
-    /// Reads of the collected representations, in order.
-    pub collected: Vec<ReadId>,
+    /// Reads of the representations that are collected, by the index of the representation in the
+    /// configuration. One whose locations leave it out is not there.
+    pub collected: BTreeMap<usize, ReadId>,
 }
 
 /// Where the activations of a group come from, in a plan.
@@ -29,6 +32,7 @@ enum Origin {
 
 /// What is done to one representation, except for the source's world.
 struct Step {
+    representation: usize,
     site: Site,
     /// The part of the base.
     units: Units,
@@ -90,7 +94,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
                 .collect())
         };
         let base = try_world(plan, input, |own| Ok(edits(&steps(own)?)))?;
-        let mut collected = Vec::new();
+        let mut collected = BTreeMap::new();
         let all = steps(base)?;
         for (index, step) in all.iter().enumerate() {
             if step.edit.is_some() {
@@ -107,7 +111,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
                     Ok(edits(&steps))
                 })?,
             };
-            collected.push(plan.read(world, step.site, step.units.clone()));
+            let read = plan.read(world, step.site, step.units.clone());
+            collected.insert(step.representation, read);
         }
         Ok(AddedWorlds { base, collected })
     }
@@ -211,7 +216,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         }
         Ok(AddedWorlds {
             base: world,
-            collected: Vec::new(),
+            collected: BTreeMap::new(),
         })
     }
 
@@ -220,6 +225,30 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         let skips = self.config.representations[index].intervention == InterventionType::Skip;
         let intervention = self.intervention_of[index].map(|i| &self.interventions[i]);
         !skips && intervention.is_some_and(I::needs_source)
+    }
+
+    /// A number of features that no representation of `pos` positions has more of.
+    fn most_features(
+        &self,
+        representation: &AlignableRepresentationConfig,
+        site: Site,
+        pos: usize,
+    ) -> usize {
+        let dims = self.model().site(site);
+        let width = dims.map_or(0, |dims| match dims.width {
+            SiteWidth::Features(_) => representation.vector_width(dims).unwrap_or(0),
+            SiteWidth::KeyPositions => 0,
+        });
+        let whole = dims.map_or(0, |dims| match dims.width {
+            SiteWidth::Features(width) => dims.heads * width,
+            SiteWidth::KeyPositions => dims.heads * pos,
+        });
+        let named = [
+            representation.low_rank_dimension,
+            representation.latent_dimension,
+        ];
+        let named = named.into_iter().flatten().max().unwrap_or(0);
+        width.max(whole).max(named)
     }
 
     /// What is done to one representation; `None` if its locations leave it unchanged.
@@ -274,11 +303,15 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             None => Operand::None,
         };
         let sizes = [count, inputs.base.batch()];
-        let features = inputs.subspaces.features(index, representation, sizes)?;
+        let most_features = self.most_features(representation, base.site, inputs.base.pos());
+        let features = inputs
+            .subspaces
+            .features(index, representation, sizes, most_features)?;
         let edit = self.intervention_of[index].map(|intervention| {
             Edit::new(base.site, base.units.clone(), intervention, operand).with_features(features)
         });
         Ok(Some(Step {
+            representation: index,
             site: base.site,
             units: base.units,
             edit,

@@ -143,13 +143,16 @@ pub fn causal_trace<B: Backend, M: AlignableTransformer<B>>(
     let results = plan.run_with(model, &interventions, options)?;
     let mean = |read: ReadId| probability(results.get(read).squeeze_dim(1), config.answer).mean();
     let ends = to_rows(vec![mean(clean_logits), mean(corrupted)], 2)?.remove(0);
+    let values = to_rows(restored.into_iter().map(mean).collect(), prompt.len())?;
+    let all = ends.iter().chain(values.iter().flatten());
+    plan.check_finite(all, model, &interventions, options)?;
     Ok(CausalTrace {
         clean: ends[0],
         corrupted: ends[1],
         restored: Grid {
             rows: numbers(layers),
             columns: numbers(prompt.len()),
-            values: to_rows(restored.into_iter().map(mean).collect(), prompt.len())?,
+            values,
         },
     })
 }

@@ -82,7 +82,7 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
 /// - metric: `[batch, vocab]` → `[batch]`
 ///
 /// # Errors
-/// If a cell, the base or the source does not fit the model.
+/// If a cell, the base or the source does not fit the model, or if values stop being finite.
 ///
 /// ```
 /// use burn_align::engine::RunOptions;
@@ -181,10 +181,14 @@ impl SweepGrid {
         let results = plan.run_on_devices(models, interventions, options)?;
         let values = worlds.iter();
         let values = values.map(|read| metric(results.get(*read).squeeze_dim(1)).mean());
+        let values = to_rows(values.collect(), self.columns.len())?;
+        if let Some(model) = models.first() {
+            plan.check_finite(values.iter().flatten(), model, interventions, options)?;
+        }
         Ok(Grid {
             rows: self.rows.clone(),
             columns: self.columns.clone(),
-            values: to_rows(values.collect(), self.columns.len())?,
+            values,
         })
     }
 }

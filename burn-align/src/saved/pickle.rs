@@ -90,8 +90,12 @@ enum Item {
     Tensor(Rc<PickledTensor>),
 }
 
-/// Most objects in a pickle: far more than a state dict has.
-const MOST_OBJECTS: usize = 1 << 20;
+/// Most objects in a pickle: far more than a state dict of interventions has. Each may be a byte in the
+/// file, and a few dozen in memory.
+const MOST_OBJECTS: usize = 1 << 17;
+
+/// More axes than any parameter has.
+pub(super) const MOST_AXES: usize = 8;
 
 /// Reads the tensors of a state dict by name.
 pub(super) fn read_state_dict(
@@ -363,8 +367,17 @@ impl Machine<'_> {
         }
     }
 
+    /// A shape or strides. One tuple may be those of many tensors, so it is looked at before it is
+    /// copied.
     fn sizes(&self, item: &Item) -> Result<Vec<usize>, PickleError> {
-        self.tuple(item)?.iter().map(size).collect()
+        let sizes = self.tuple(item)?;
+        if sizes.len() > MOST_AXES {
+            return malformed(format!(
+                "expected a tensor of at most {MOST_AXES} axes, found {}",
+                sizes.len()
+            ));
+        }
+        sizes.iter().map(size).collect()
     }
 
     /// A storage: `('storage', class, key, device, count)`.

@@ -1,5 +1,6 @@
 //! The `config.json` of pyvene, of all releases.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use burn_align_models::Component;
@@ -10,7 +11,6 @@ use crate::front::{
     AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, RepresentationSite,
     Unit,
 };
-use crate::interventions::ReftKind;
 
 /// What a configuration says.
 pub(super) struct PyveneConfig {
@@ -113,7 +113,7 @@ pub(super) fn read(
 
     let mut representations = Vec::new();
     let mut saved: Vec<SavedRepresentation> = Vec::new();
-    let mut stems: Vec<String> = Vec::new();
+    let mut stems: HashMap<String, usize> = HashMap::new();
     for (index, ((row, class), dimension)) in
         rows.into_iter().zip(types).zip(dimensions).enumerate()
     {
@@ -125,9 +125,9 @@ pub(super) fn read(
             stem,
         } = row.read(kind)?;
         // Representations with the same name are numbered.
-        let number = stems.iter().filter(|other| **other == stem).count();
-        let files = file_names(&stem, number);
-        stems.push(stem);
+        let number = stems.entry(stem.clone()).or_default();
+        let files = file_names(&stem, *number);
+        *number += 1;
         let dimension = read_dimension(&dimension).ok_or_else(|| {
             bad(format!(
                 "intervention_dimensions[{index}]: expected null, a number or a list of numbers, \
@@ -269,9 +269,9 @@ impl Row<'_> {
         };
         let mut representation = AlignableRepresentationConfig::new(layer, site)
             .with_intervention(kind)
-            .with_unit(unit);
+            .with_unit(site.unit_of_pyvene(unit));
         representation.max_number_of_units = units;
-        representation.keep_last_dim = treats_units_alike(kind);
+        representation.keep_last_dim = kind.treats_units_alike();
         representation.low_rank_dimension = self.number(&fields[4])?;
         representation.subspace_partition = match &fields[partition] {
             Value::Null => None,
@@ -362,23 +362,6 @@ impl Row<'_> {
             remedy,
         }
     }
-}
-
-/// Whether pyvene's class, or pyreft's, treats each unit by itself (`keep_last_dim`).
-fn treats_units_alike(kind: InterventionType) -> bool {
-    matches!(
-        kind,
-        InterventionType::SigmoidMask
-            | InterventionType::JumpReluAutoencoder
-            | InterventionType::Reft(
-                ReftKind::LoReft
-                    | ReftKind::NoReft
-                    | ReftKind::ConsReft
-                    | ReftKind::LobiReft
-                    | ReftKind::DiReft
-                    | ReftKind::NodiReft
-            )
-    )
 }
 
 /// The layer and the place of `transformer.h[0].mlp.output`, the input or output of a module.

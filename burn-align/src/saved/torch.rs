@@ -132,9 +132,6 @@ fn stored(tensor: &PickledTensor, bytes: &[u8]) -> Result<Stored, String> {
     Ok(Stored { shape, values })
 }
 
-/// More than any parameter has.
-const MOST_AXES: usize = 8;
-
 fn collect<T, const SIZE: usize>(
     tensor: &PickledTensor,
     bytes: &[u8],
@@ -154,7 +151,7 @@ fn collect<T, const SIZE: usize>(
             bytes.len()
         ));
     }
-    if shape.len() > MOST_AXES || shape.len() != stride.len() {
+    if shape.len() != stride.len() {
         return Err(format!("shape {shape:?} does not fit strides {stride:?}"));
     }
     let count = shape.iter().try_fold(1_usize, |n, s| n.checked_mul(*s));

@@ -73,7 +73,7 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
 /// Evaluates interventions on all examples of some datasets, `batch_size` at a time.
 ///
 /// # Errors
-/// If the data do not fit the model. Nothing is computed then.
+/// If the data do not fit the model, in which case nothing is computed, or if values stop being finite.
 pub fn evaluate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     model: &AlignableModel<B, M, I>,
     data: &[InterchangeData<B>],
@@ -230,15 +230,17 @@ where
             let results = plan.run_with(model.model(), model.interventions(), &options)?;
             let [logits, clean] = reads[index].map(|read| results.get(read));
             let clean = Clean::new(clean);
-            tallies[0].add(logits, &clean, dataset, &chosen)?;
+            let numbers = tallies[0].add(logits, &clean, dataset, &chosen)?;
+            plan.check_finite(&numbers, model.model(), model.interventions(), &options)?;
             tallies[1].add(clean.logits.clone(), &clean, dataset, &chosen)?;
             for (number, (plan, read)) in plans.iter().enumerate() {
                 let (model, interventions) =
                     (others[number].0.model(), others[number].0.interventions());
-                let results = plan
-                    .examples(&chosen)?
-                    .run_with(model, interventions, &options)?;
-                tallies[2 + number].add(results.get(*read), &clean, dataset, &chosen)?;
+                let plan = plan.examples(&chosen)?;
+                let results = plan.run_with(model, interventions, &options)?;
+                let tally = &mut tallies[2 + number];
+                let numbers = tally.add(results.get(*read), &clean, dataset, &chosen)?;
+                plan.check_finite(&numbers, model, interventions, &options)?;
             }
         }
     }
@@ -280,6 +282,8 @@ struct Tally {
 }
 
 impl Tally {
+    /// Gives the divergences and logit differences that the sums are of.
+    ///
     /// - logits: `[batch, unit, vocab]`
     fn add<B: Backend>(
         &mut self,
@@ -287,7 +291,7 @@ impl Tally {
         clean: &Clean<B>,
         dataset: &InterchangeData<B>,
         examples: &[usize],
-    ) -> Result<(), PlanError> {
+    ) -> Result<Vec<f64>, PlanError> {
         let logits = logits.cast(DType::F32);
         let [batch, units, _vocab] = logits.dims();
         let targets = dataset.targets::<B>(0, examples, units, &logits.device());
@@ -306,6 +310,7 @@ impl Tally {
         let at_label = logits.clone().gather(2, labels.clone());
         let differences = read_numbers(at_label - logits.gather(2, clean.predicted.clone()))?;
         let (labels, before) = (classes(labels)?, classes(clean.predicted.clone())?);
+        let mut numbers = Vec::new();
 
         for (row, example) in examples.iter().enumerate() {
             let start = row * units;
@@ -319,9 +324,11 @@ impl Tally {
                 .map(|unit| differences[unit])
                 .collect();
             self.logit_difference.add_mean(&moved);
-            self.kl_divergence.add_mean(&divergences[counted]);
+            self.kl_divergence.add_mean(&divergences[counted.clone()]);
+            numbers.extend_from_slice(&divergences[counted]);
+            numbers.extend(moved);
         }
-        Ok(())
+        Ok(numbers)
     }
 
     fn evaluation(&self) -> Evaluation {

@@ -18,7 +18,7 @@ use super::{
     CheckpointInterval, EpochReport, History, InterchangeData, StepReport, Targets, TrainingConfig,
     TrainingError, TrainingEvent,
 };
-use crate::engine::{Plan, replicate};
+use crate::engine::{NonFiniteCause, Plan, PlanError, RunOptions, replicate};
 use crate::front::AlignableModel;
 use crate::interventions::Intervention;
 
@@ -247,6 +247,19 @@ where
             }
             let loss = losses / group.len() as f64;
             if !loss.is_finite() {
+                // Where the parameters are not to blame, a lower learning rate does not help.
+                let now: Vec<_> = state.interventions.iter().map(I::valid).collect();
+                for (dataset, examples) in group {
+                    let plan = plans[*dataset].0.examples(examples)?.to_device(device);
+                    let options = RunOptions::default();
+                    let found = plan.find_non_finite(frozen_model.model(), &now, &options)?;
+                    let found = found.filter(|found| {
+                        !matches!(found.cause, NonFiniteCause::Intervention { .. })
+                    });
+                    if let Some(found) = found {
+                        return Err(PlanError::NonFinite(Box::new(found)).into());
+                    }
+                }
                 return Err(TrainingError::Diverged {
                     step,
                     loss: loss.to_string(),

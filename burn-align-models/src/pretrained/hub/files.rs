@@ -30,9 +30,6 @@ const OPTIONAL: [&str; 9] = [
     "generation_config.json",
 ];
 
-/// Those of them without which tokens would be others.
-const DECISIVE: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
-
 /// Brings a model's files into the cache and returns their folder there.
 ///
 /// Files that the cache holds are not fetched again. A branch or a tag is asked for once, to see
@@ -74,6 +71,8 @@ pub(super) struct Session<'a> {
     pub(super) id: &'a str,
     pub(super) revision: &'a str,
     offline: bool,
+    /// Whether to ask the hub even for what the cache holds completely.
+    update: bool,
     pub(super) settings: Settings,
     pub(super) store: Store,
 }
@@ -86,6 +85,7 @@ impl<'a> Session<'a> {
             id,
             revision: &options.revision,
             offline: options.offline,
+            update: options.update,
             settings,
             store,
         };
@@ -124,11 +124,8 @@ impl<'a> Session<'a> {
         let mut missing = Vec::new();
         let hint = "; a GGUF file is asked for by its name";
         pinned.need(CONFIG, hint, &mut missing)?;
-        // A complete commit is not asked for, unless the cache may lack a tokenizer because whoever
-        // filled it did not need one.
-        let unknown = |file| self.store.look(&pinned.commit, file) == Held::Unknown;
-        let fixed = Commit::from_revision(self.revision).is_some();
-        if !pinned.cached || !fixed || DECISIVE.into_iter().any(unknown) {
+        // The hub is not asked about a commit that is complete, not even for optional files.
+        if !pinned.cached || self.update {
             for file in OPTIONAL {
                 pinned.want(file)?;
             }
@@ -187,6 +184,7 @@ impl<'a> Session<'a> {
             None => self.store.commit_of(self.revision),
         };
         let cached = by_cache.as_ref().is_some_and(complete);
+        let remote = remote.filter(|_| !cached || self.update);
         let patience = self.settings.patience(cached);
         let pinned = |commit, remote, answered, refusal, moved| Pinned {
             session: self,

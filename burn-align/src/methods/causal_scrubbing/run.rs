@@ -251,6 +251,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
                 [loss(logits, examples).cast(DType::F32), divergences]
             });
             let values = read_numbers(Tensor::cat(values.collect(), 0))?;
+            plan.check_finite(&values, self.model, &Worlds::interventions(), &options)?;
             let mut values = values.chunks(examples.len());
             // Several chunks of draws share the model and the random inputs.
             let anchors = [0, 1].into_iter();

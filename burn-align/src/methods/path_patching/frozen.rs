@@ -35,6 +35,9 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
     let clean = Clean::run(model, inputs, patches, positions, options)?;
     let mean = |logits: &Tensor<B, 2>| metric(logits.clone()).mean();
     let ends = to_rows(clean.logits.iter().map(mean).collect(), 2)?.remove(0);
+    clean
+        .plan
+        .check_finite(&ends, model, &Worlds::interventions(), options)?;
 
     // The change in each sender's output, computed once per sender.
     let mut differences: HashMap<&Sender, Tensor<B, 3>> = HashMap::new();
@@ -44,7 +47,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         }
     }
     let mut values = direct_effects(model, &clean, &direct, patches, &differences, &metric);
-    values.extend(effects(
+    let (plan, more) = effects(
         model,
         &clean,
         &others,
@@ -52,8 +55,15 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         &differences,
         &metric,
         options,
-    )?);
+    )?;
+    values.extend(more);
     let values = to_rows(values, patches.len().max(1))?.pop();
+    plan.check_finite(
+        values.iter().flatten(),
+        model,
+        &Worlds::interventions(),
+        options,
+    )?;
     let order = direct.into_iter().chain(others);
     let mut patched = vec![0.0; patches.len()];
     for (patch, value) in order.zip(values.unwrap_or_default()) {
@@ -68,6 +78,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
 
 /// What is read from the runs on base and source.
 pub(super) struct Clean<'a, B: Backend> {
+    plan: Plan<B>,
     pub(super) base: &'a TokenBatch,
     /// The first position at which base and source differ in any example.
     first: usize,
@@ -136,6 +147,7 @@ impl<'a, B: Backend> Clean<'a, B> {
                 .map(|(layer, read)| (layer, results.get(read)))
                 .collect(),
             d_head: model.dims().d_head,
+            plan,
         })
     }
 
@@ -273,7 +285,8 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     values
 }
 
-/// The patches to other receivers: their inputs are recorded, then patched.
+/// The patches to other receivers: their inputs are recorded, then patched. Also returns the plan of the
+/// patched runs.
 fn effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     clean: &Clean<'_, B>,
@@ -282,12 +295,12 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
     differences: &HashMap<&Sender, Tensor<B, 3>>,
     metric: &impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
     options: &RunOptions,
-) -> Result<Vec<Tensor<B, 1>>, PathError> {
+) -> Result<(Plan<B>, Vec<Tensor<B, 1>>), PathError> {
+    let mut plan = Plan::new();
     if others.is_empty() {
-        return Ok(Vec::new());
+        return Ok((plan, Vec::new()));
     }
     let dims = model.dims();
-    let mut plan = Plan::new();
     let input = plan.tokens(clean.base);
     let mut constants: HashMap<Vec<&Sender>, ConstantId> = HashMap::new();
     let mut reads: Vec<ReadId> = Vec::new();
@@ -341,8 +354,8 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
         reads.push(plan.read_logits(world, LogitPositions::Last));
     }
     let results = plan.run_with(model, &Worlds::interventions(), options)?;
-    Ok(reads
+    let values = reads
         .into_iter()
-        .map(|read| metric(results.get(read).squeeze_dim(1)).mean())
-        .collect())
+        .map(|read| metric(results.get(read).squeeze_dim(1)).mean());
+    Ok((plan, values.collect()))
 }

@@ -40,6 +40,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         .iter()
         .map(|read| metric(results.get(*read).squeeze_dim(1)).mean());
     let mut values = to_rows(values.collect(), reads.len())?.remove(0);
+    plan.check_finite(&values, model, &Worlds::interventions(), options)?;
     let patched = values.split_off(2);
     Ok(PathEffects {
         base: values[0],

@@ -74,5 +74,7 @@ pub fn patch_streams<B: Backend, M: AlignableTransformer<B>>(
         .map(|read| metric(results.get(read).squeeze_dim(1)).mean());
     let values: Vec<_> = values.collect();
     let count = values.len().max(1);
-    Ok(to_rows(values, count)?.pop().unwrap_or_default())
+    let values = to_rows(values, count)?.pop().unwrap_or_default();
+    plan.check_finite(&values, model, &Worlds::interventions(), options)?;
+    Ok(values)
 }

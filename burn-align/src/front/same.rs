@@ -1,0 +1,179 @@
+//! When two configurations mean the same.
+
+use std::fmt;
+
+use super::{AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, Unit};
+use crate::interventions::ReftKind;
+
+/// Where two configurations mean different things; see [`AlignableConfig::difference`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigDifference {
+    /// Index of the representation; `None` if it is about all of them.
+    pub representation: Option<usize>,
+    /// What differs.
+    pub what: &'static str,
+}
+
+impl fmt::Display for ConfigDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.representation {
+            Some(index) => write!(f, "representation {index}: {}", self.what),
+            None => f.write_str(self.what),
+        }
+    }
+}
+
+impl AlignableConfig {
+    /// Where this configuration means something else than another one, if it does. They may say the
+    /// same in different words, as align-transformers and pyvene do: what has no effect is not compared
+    /// ([`model_type`](Self::model_type), the rank of what has none), a group key that is the representation's own index is that of no
+    /// group keys, and parts of partitions are the same if their features are.
+    ///
+    /// A rank or latent dimension that only one of them gives is no difference: it is a matter of the
+    /// parameters then.
+    pub fn difference(&self, other: &Self) -> Option<ConfigDifference> {
+        let at = |representation, what| {
+            Some(ConfigDifference {
+                representation,
+                what,
+            })
+        };
+        if self.representations.len() != other.representations.len() {
+            return at(None, "the number of representations");
+        }
+        if self.mode != other.mode {
+            return at(None, "mode");
+        }
+        let pairs = self.representations.iter().zip(&other.representations);
+        for (index, (one, two)) in pairs.enumerate() {
+            if let Some(what) = one.difference(two) {
+                return at(Some(index), what);
+            }
+            let group = |it: &AlignableRepresentationConfig| it.group_key.unwrap_or(index);
+            if self.mode == Mode::Parallel && group(one) != group(two) {
+                return at(Some(index), "group_key");
+            }
+            // Sharing nothing is the same as not sharing.
+            if one.intervention.has_parameters() && self.first(index) != other.first(index) {
+                return at(Some(index), "intervention_link_key");
+            }
+        }
+        None
+    }
+
+    /// The first representation that shares the intervention of this one.
+    fn first(&self, index: usize) -> usize {
+        let key = self.representations[index].intervention_link_key;
+        let mut all = self.representations.iter();
+        let first = all.position(|other| key.is_some() && other.intervention_link_key == key);
+        first.unwrap_or(index)
+    }
+}
+
+impl AlignableRepresentationConfig {
+    /// What means something else in another one, but for groups and links.
+    fn difference(&self, other: &Self) -> Option<&'static str> {
+        let kind = self.intervention;
+        let given =
+            |one: Option<usize>, two: Option<usize>| one.zip(two).is_some_and(|(a, b)| a != b);
+        let heads = |it: &Self| {
+            let heads = matches!(it.unit, Unit::Head | Unit::HeadPos);
+            heads.then_some(it.max_number_of_units)
+        };
+        let differences = [
+            ("the site", self.place() != other.place()),
+            ("alignable_unit", self.unit != other.unit),
+            ("the intervention", kind != other.intervention),
+            (
+                "max_number_of_units, or keep_last_dim",
+                kind.has_parameters()
+                    && !kind.treats_units_alike()
+                    && (self.tokens() != other.tokens() || heads(self) != heads(other)),
+            ),
+            (
+                "alignable_low_rank_dimension",
+                kind.has_rank() && given(self.low_rank_dimension, other.low_rank_dimension),
+            ),
+            (
+                "alignable_latent_dimension",
+                kind == InterventionType::Autoencoder
+                    && given(self.latent_dimension, other.latent_dimension),
+            ),
+            ("subspace_partition", self.parts() != other.parts()),
+        ];
+        let found = differences.into_iter().find(|(_, differ)| *differ);
+        found.map(|(what, _)| what)
+    }
+
+    /// The features of each part, as ranges in order.
+    fn parts(&self) -> Option<Vec<Vec<[usize; 2]>>> {
+        let parts = self.subspace_partition.as_ref()?.iter();
+        Some(parts.map(|part| ranges(part)).collect())
+    }
+}
+
+/// The features of a part as ranges in order, each as long as can be.
+fn ranges(part: &[usize]) -> Vec<[usize; 2]> {
+    if let [from, to] = part {
+        return if from < to {
+            vec![[*from, *to]]
+        } else {
+            Vec::new()
+        };
+    }
+    let mut features = part.to_vec();
+    features.sort_unstable();
+    features.dedup();
+    let mut ranges: Vec<[usize; 2]> = Vec::new();
+    for feature in features {
+        match ranges.last_mut() {
+            Some([_, end]) if *end == feature => *end = feature.saturating_add(1),
+            _ => ranges.push([feature, feature.saturating_add(1)]),
+        }
+    }
+    ranges
+}
+
+impl InterventionType {
+    /// Whether its size is a `low_rank_dimension`.
+    fn has_rank(self) -> bool {
+        matches!(
+            self,
+            Self::LowRankRotatedSpace
+                | Self::PcaRotatedSpace
+                | Self::JumpReluAutoencoder
+                | Self::Reft(_)
+        )
+    }
+
+    /// Whether pyvene's class, or pyreft's, treats each unit by itself (`keep_last_dim`).
+    pub(crate) fn treats_units_alike(self) -> bool {
+        matches!(
+            self,
+            Self::SigmoidMask
+                | Self::JumpReluAutoencoder
+                | Self::Reft(
+                    ReftKind::LoReft
+                        | ReftKind::NoReft
+                        | ReftKind::ConsReft
+                        | ReftKind::LobiReft
+                        | ReftKind::DiReft
+                        | ReftKind::NodiReft
+                )
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_the_same_if_their_features_are() {
+        assert_eq!(ranges(&[2, 5]), [[2, 5]]);
+        assert_eq!(ranges(&[4, 2, 3, 2]), [[2, 5]]);
+        assert_eq!(ranges(&[7]), [[7, 8]]);
+        assert_eq!(ranges(&[0, 1, 5]), [[0, 2], [5, 6]]);
+        assert_eq!(ranges(&[3, 3]), ranges(&[]));
+    }
+}
