@@ -46,7 +46,7 @@ fn loud(dtype: DType) -> Gpt2<B> {
     let mut model = config.init_seeded::<B>(3, DType::F32, &Default::default());
     let mlp = &mut model.h[1].mlp;
     for weight in [&mut mlp.c_fc.weight, &mut mlp.c_proj.weight] {
-        *weight = Param::from_tensor(weight.val() * BIG);
+        weight.set(weight.val() * BIG);
     }
     cast(model, dtype)
 }
@@ -63,12 +63,11 @@ fn cast(model: Gpt2<B>, dtype: DType) -> Gpt2<B> {
 }
 
 /// The same weight with one element that is no number.
-fn damaged<const D: usize>(weight: &Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-    let tensor = weight.val();
+fn damaged<const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
     let mut data: Vec<f32> = tensor.to_data().to_vec().expect("f32");
     data[0] = f32::NAN;
     let data = TensorData::new(data, tensor.dims());
-    Param::from_tensor(Tensor::from_data(data, &Default::default()))
+    Tensor::from_data(data, &Default::default())
 }
 
 /// A world on three tokens, and one on three others.
@@ -120,7 +119,8 @@ fn overflow_in_f16() {
 #[test]
 fn a_weight_that_is_not_finite() {
     let mut model = loud(DType::F32);
-    model.h[1].attn.c_attn.weight = damaged(&model.h[1].attn.c_attn.weight);
+    let weight = &mut model.h[1].attn.c_attn.weight;
+    weight.set(damaged(weight.val()));
     let found = found(&plain(), &model).expect("no number");
     let name = "h.1.attn.c_attn.weight".to_owned();
     assert_eq!(found.cause, NonFiniteCause::Weight { name });
@@ -210,7 +210,8 @@ fn attention_may_be_ruled_out() {
     let rules_out = [BuiltinIntervention::from(rules_out)];
     assert_eq!(found_under(&plan, &model, &rules_out), None);
     // Something else is wrong: the scores are not to blame.
-    model.h[1].mlp.c_proj.weight = damaged(&model.h[1].mlp.c_proj.weight);
+    let weight = &mut model.h[1].mlp.c_proj.weight;
+    weight.set(damaged(weight.val()));
     let found = found_under(&plan, &model, &rules_out).expect("a weight");
     assert_eq!(found.site, Some(at(1, Component::MlpOutput)), "{found}");
     // A query for which everything is ruled out has weights that are no numbers.
@@ -281,7 +282,8 @@ fn broken() -> workbench::requests::Model<B> {
     let LanguageModel::Gpt2(model) = &mut loaded.model else {
         panic!("it is a GPT-2");
     };
-    model.h[1].mlp.c_fc.weight = damaged(&model.h[1].mlp.c_fc.weight);
+    let weight = &mut model.h[1].mlp.c_fc.weight;
+    weight.set(damaged(weight.val()));
     loaded
 }
 
@@ -360,8 +362,8 @@ fn training_and_evaluation_say_so() {
         panic!("it is a GPT-2");
     };
     let weight = &mut gpt2.h[1].mlp.c_fc.weight;
-    let broken = damaged(&Param::from_tensor(weight.val().inner()));
-    *weight = Param::from_tensor(Tensor::from_inner(broken.val()));
+    let broken = damaged(weight.val().inner());
+    weight.set(Tensor::from_inner(broken));
     let model = AlignableModel::new(config, model).expect("it fits");
     let config = TrainingConfig::default().with_epochs(1).with_batch_size(2);
     let trained = train(model, &data, &[], &config, losses::cross_entropy, |_| {});

@@ -114,6 +114,15 @@ impl<B: Backend> Weight<B> {
         }
     }
 
+    /// Puts a tensor of the same shape in place of the values that there are.
+    ///
+    /// # Panics
+    /// If it has another shape.
+    pub fn set(&mut self, tensor: Tensor<B, 2>) {
+        assert_eq!(tensor.dims(), self.dims(), "a weight keeps its shape");
+        self.values = Values::Dense(Param::from_tensor(tensor));
+    }
+
     /// Takes a matrix from a GGUF file in place of the values that there are: a projection's
     /// `[d_output, d_input]`, an embedding's `[vocab, d_model]`. In a model in f32, on a backend that
     /// [can multiply by it](keeps_quantized), it stays as it is; otherwise it becomes a tensor of this
