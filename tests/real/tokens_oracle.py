@@ -10,7 +10,6 @@ llama.cpp is called through its C interface, and reads the vocabulary alone.
 
 import argparse
 import ctypes
-import hashlib
 import importlib.util
 import json
 import random
@@ -186,12 +185,6 @@ class Llama:
         )
         assert count >= 0, (text, count)
         return list(room[:count])
-
-
-def digest(ids):
-    """64 bits of the ids, each in four bytes, low byte first."""
-    data = b"".join(i.to_bytes(4, "little") for i in ids)
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def fnv(ids):

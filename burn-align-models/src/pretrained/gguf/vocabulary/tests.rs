@@ -203,7 +203,7 @@ fn scores_that_cannot_be_are_refused() {
 fn what_stands_around_a_text_must_be_there() {
     let adds = ("tokenizer.ggml.add_bos_token", MetadataValue::Bool(true));
     refused(
-        gpt2(&[adds.clone()]),
+        gpt2(std::slice::from_ref(&adds)),
         &["`tokenizer.ggml.bos_token_id` is missing"],
     );
     // An id that no token has is left aside.
