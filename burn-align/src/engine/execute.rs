@@ -57,10 +57,10 @@ pub struct RunOptions {
     /// Most rows (examples of worlds) that go through a layer together. A plan with more is cut
     /// into parts, which still share their sources. Default: no limit.
     pub max_rows: Option<usize>,
-    /// Most bytes that activations may take at a time, as [`explain`](Plan::explain) reckons them
+    /// Bytes available for activations at a time, as estimated by [`explain`](Plan::explain)
     /// ([`Explanation::peak_bytes`](super::Explanation::peak_bytes)): without the model's weights,
-    /// and without gradients, for which activations are kept. A plan that takes more is cut into
-    /// parts as by [`max_rows`](Self::max_rows). Default: no limit.
+    /// and without activations kept for gradients. A plan that needs more is cut into parts as by
+    /// [`max_rows`](Self::max_rows). Default: no limit.
     pub memory_budget: Option<u64>,
 }
 

@@ -15,26 +15,26 @@ use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Part, Stage};
 use super::validate::validate_without_interventions;
 
-/// What a plan will run, and what sharing saves over running every world alone.
+/// What a plan will run, and what sharing saves over running every world separately.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Explanation {
-    /// Number of worlds that something is read of, or that one of them takes from.
+    /// Number of worlds that are read or used as a source.
     pub worlds: usize,
-    /// Worlds that nobody needs.
+    /// Number of worlds that are neither, and are skipped.
     pub unused_worlds: usize,
     /// The passes, in order.
     pub passes: Vec<PassExplanation>,
     /// Rows that go through a block, summed over blocks.
     pub row_layers: usize,
-    /// The same if every world ran alone from start to end.
+    /// Like `row_layers`, if every world ran separately from start to end.
     pub row_layers_alone: usize,
     /// Floating-point operations of all matrix products.
     pub flops: u64,
-    /// The same if every world ran alone from start to end, with logits at all positions.
+    /// Like `flops`, if every world ran separately from start to end, with logits at all positions.
     pub flops_alone: u64,
-    /// Bytes of activations at the fullest moment, reckoned from the sizes of the model: what a layer
-    /// holds, what is read and what worlds take from each other. The model's weights are not among
-    /// them, nor what is kept for gradients.
+    /// Peak bytes of activations, estimated from the sizes of the model: what a layer holds, what
+    /// is read, and what worlds use of each other. The model's weights and what is kept for
+    /// gradients are not included.
     pub peak_bytes: u64,
 }
 
@@ -210,7 +210,7 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} worlds", self.worlds)?;
         if self.unused_worlds > 0 {
-            write!(f, " ({} more that nobody reads)", self.unused_worlds)?;
+            write!(f, " ({} more are not needed)", self.unused_worlds)?;
         }
         match self.passes.len() {
             1 => writeln!(f, ", 1 pass")?,

@@ -1,8 +1,8 @@
 //! Where the values of a run stop being finite.
 //!
-//! A number that overflows turns everything that depends on it into NaN, and what comes out of the model
-//! says no more than that. So a result that is not finite is looked into: the plan is run once more, one
-//! world after another, with a tap at every site. Runs whose results are finite pay nothing for it.
+//! A number that overflows turns everything that depends on it into NaN, and the model's output
+//! shows no more than that. So when a result is not finite, the plan is run once more, one world
+//! after another, with a tap at every site. Runs with finite results pay nothing for it.
 
 mod watch;
 
@@ -25,11 +25,11 @@ use crate::interventions::Intervention;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct NonFinite {
-    /// The world, in words: `world 2`, or what it is to whoever made the plan.
+    /// The world in words: `world 2`, or its role for the caller.
     pub run: String,
     /// Index of the world.
     pub world: usize,
-    /// Where; `None` for the logits.
+    /// The site; `None` for the logits.
     pub site: Option<Site>,
     /// Index of the example.
     pub example: usize,
@@ -37,18 +37,18 @@ pub struct NonFinite {
     pub position: usize,
     /// The head, at sites that have heads.
     pub head: Option<usize>,
-    /// What stands there.
+    /// The value found there.
     pub value: NonFiniteValue,
-    /// Why.
+    /// The cause.
     pub cause: NonFiniteCause,
-    /// The largest magnitude of all finite values before, and where it is.
+    /// The largest magnitude of all finite values before, and its site.
     pub largest: Option<(f64, Site)>,
-    /// What the values are computed in.
+    /// The dtype that the values are computed in.
     pub dtype: DType,
 }
 
 impl NonFinite {
-    /// The same with the world named by what it is to whoever made the plan.
+    /// Names the world by its role for the caller.
     pub fn with_run(mut self, run: impl Into<String>) -> Self {
         self.run = run.into();
         self
@@ -58,7 +58,7 @@ impl NonFinite {
 // The magnitude is finite, and so equal to itself.
 impl Eq for NonFinite {}
 
-/// A value that is no finite number.
+/// A value that is not a finite number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NonFiniteValue {
     /// Not a number.

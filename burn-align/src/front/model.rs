@@ -312,7 +312,7 @@ struct Planned<B: Backend> {
 }
 
 impl<B: Backend> Planned<B> {
-    /// What a world is to whoever gave the inputs. The runs of sources come first in the plan.
+    /// The role of a world for the caller. The runs of sources come first in the plan.
     fn run(&self, world: usize, inputs: &AlignableInputs<B>) -> String {
         let sources = inputs.sources.iter().enumerate();
         let mut runs = sources.filter(|(_, source)| matches!(source, Source::Run(_)));

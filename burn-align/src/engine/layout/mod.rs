@@ -321,7 +321,7 @@ impl Layout {
         let here = &self.rows[row];
         if position < here.start {
             assert!(here.kept.is_none(), "checked when the plan was validated");
-            assert!(here.trunk != row, "nobody wants position {position}");
+            assert!(here.trunk != row, "position {position} is not needed");
             return self.token(here.trunk, position);
         }
         here.first_token + position - here.start
