@@ -13,6 +13,8 @@ use tempfile::TempDir;
 
 use crate::support::fixtures;
 
+mod models;
+
 fn fixture(name: &str) -> PathBuf {
     fixtures().join("gguf").join(name)
 }

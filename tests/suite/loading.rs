@@ -30,6 +30,8 @@ macro_rules! assert_refused {
 #[cfg(feature = "flex")]
 mod config;
 #[cfg(feature = "flex")]
+mod published;
+#[cfg(feature = "flex")]
 mod weights;
 
 on_every_backend!(

@@ -99,14 +99,23 @@ impl Scratch {
 
     /// Changes `model.safetensors`.
     pub(crate) fn edit_tensors(&self, edit: impl FnOnce(&mut BTreeMap<String, RawTensor>)) {
-        let mut tensors = self.tensors();
+        self.edit_file("model.safetensors", edit);
+    }
+
+    /// Changes a safetensors file.
+    pub(crate) fn edit_file(
+        &self,
+        file: &str,
+        edit: impl FnOnce(&mut BTreeMap<String, RawTensor>),
+    ) {
+        let mut tensors = raw_tensors(&self.file(file));
         edit(&mut tensors);
         let views = tensors.iter().map(|(name, tensor)| {
             let view = TensorView::new(tensor.dtype, tensor.shape.clone(), &tensor.data);
             (name, view.expect("as many bytes as the shape says"))
         });
         let bytes = safetensors::serialize(views, None).expect("safetensors");
-        self.write("model.safetensors", bytes);
+        self.write(file, bytes);
     }
 }
 

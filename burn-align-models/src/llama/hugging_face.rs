@@ -225,8 +225,8 @@ impl<B: Backend> Family<B> for Llama<B> {
         WeightLayout {
             prefix: "model.",
             is_transposed: |path| path.ends_with("_proj.weight") || path == "lm_head.weight",
-            // A table that old versions stored with the weights.
-            is_ignored: |path| path.ends_with(".rotary_emb.inv_freq"),
+            // Tables that old versions stored with the weights.
+            is_ignored: |path| path.split('.').any(|part| part == "rotary_emb"),
             tied_head: config.tie_word_embeddings.then_some("embed_tokens.weight"),
         }
     }

@@ -307,15 +307,15 @@ fn computations_that_are_not_implemented() {
         ),
         (
             "llama_gqa",
-            json!({"rope_scaling": {"rope_type": "longrope"}}),
+            json!({"rope_scaling": {"rope_type": "mrope"}}),
             "rope_scaling.rope_type",
-            "default, linear, dynamic, llama3 or yarn",
+            "default, linear, dynamic, llama3, yarn or longrope",
         ),
         (
             "llama_gqa",
-            json!({"rope_scaling": {"type": "su"}}),
-            "rope_scaling.rope_type",
-            "default, linear, dynamic, llama3 or yarn",
+            json!({"rope_parameters": {"type": "ntk"}}),
+            "rope_parameters.rope_type",
+            "default, linear, dynamic, llama3, yarn or longrope",
         ),
     ] {
         let error = config_error(fixture, changes.clone());
@@ -327,22 +327,180 @@ fn computations_that_are_not_implemented() {
     }
 }
 
+/// Unknown keys that sound as if they changed the computation are refused, with their values.
 #[test]
 fn keys_that_are_unknown() {
-    let error = config_error("gpt2_plain", json!({"new_trick": 3, "mlp_bias": true}));
-    let keys = vec!["mlp_bias".to_owned(), "new_trick".to_owned()];
+    let changes =
+        json!({"new_trick": 3, "attn_trick": [1, 2], "second_norm": true, "no_window": null});
+    let error = config_error("gpt2_plain", changes);
+    let keys = ["`attn_trick` = [1,2]", "`second_norm` = true"];
+    let keys = keys.map(str::to_owned).to_vec();
     assert_eq!(error, ConfigError::Unknown { keys });
-    assert!(
-        error
-            .to_string()
-            .contains("LoadOptions::ignored_config_keys"),
-        "{error}"
-    );
 
-    let scaling = json!({"rope_type": "linear", "factor": 2.0, "low_freq_factor": 1.0});
+    let scaling = json!({"rope_type": "linear", "factor": 2.0, "warp": 1.0});
     let error = config_error("llama_gqa", json!({"rope_scaling": scaling}));
-    let keys = vec!["rope_scaling.low_freq_factor".to_owned()];
+    let keys = vec!["`rope_scaling.warp` = 1.0".to_owned()];
     assert_eq!(error, ConfigError::Unknown { keys });
+}
+
+/// A message never advises to ignore what may change the computation.
+#[test]
+fn nobody_is_told_to_ignore_a_key() {
+    for (fixture, changes) in [
+        ("gpt2_plain", json!({"attn_trick": 1})),
+        (
+            "llama_gqa",
+            json!({"rope_parameters": {"rope_type": "new"}}),
+        ),
+        ("llama_gqa", json!({"quantization_config": {"bits": 4}})),
+        ("qwen2_plain", json!({"use_mrope": true})),
+    ] {
+        let error = config_error(fixture, changes).to_string();
+        assert!(!error.contains("ignore"), "{error}");
+    }
+}
+
+/// What a fixture computes after these changes of its configuration, and the notes.
+fn changed(fixture: &str, changes: Value) -> (Vec<f32>, Vec<String>) {
+    let scratch = Scratch::copy(fixture);
+    scratch.set_config(changes);
+    let loaded = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
+    let notes = loaded.notes.iter().map(ToString::to_string).collect();
+    (super::logits(&loaded.model, &Default::default()), notes)
+}
+
+/// Keys that have no effect: the model is the same, and a note says so where it may surprise.
+#[test]
+fn keys_without_effect() {
+    for (fixture, changes, noted) in [
+        (
+            "gpt2_plain",
+            json!({"_num_labels": 1, "n_ctx": 7, "unk_token_id": 0}),
+            &[][..],
+        ),
+        (
+            "gpt2_plain",
+            json!({"hidden_dropout": 0.5, "classifier_dropout": 0.1}),
+            &[],
+        ),
+        (
+            "gpt2_plain",
+            json!({"tuned_on": "a corpus"}),
+            &["`tuned_on` = \"a corpus\""],
+        ),
+        (
+            "qwen2_plain",
+            json!({"use_mrope": false, "attention_bias": false}),
+            &[],
+        ),
+        (
+            "llama_gqa",
+            json!({"rope_interleaved": false, "is_llama_config": true}),
+            &[],
+        ),
+        (
+            "llama_gqa",
+            json!({"layer_types": ["full_attention", "full_attention"]}),
+            &[],
+        ),
+        (
+            "llama_rope_linear",
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "low_freq_factor": 1.0}}),
+            &["`rope_scaling.low_freq_factor` has no effect"],
+        ),
+        (
+            "llama_rope_yarn",
+            json!({"rope_scaling": {
+                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "finetuned": true,
+            }}),
+            &[],
+        ),
+    ] {
+        let (expected, none) = changed(fixture, json!({}));
+        assert!(none.is_empty(), "{none:?}");
+        let (found, notes) = changed(fixture, changes.clone());
+        assert_eq!(found, expected, "{changes}");
+        assert_eq!(notes.len(), noted.len(), "{changes}: {notes:?}");
+        for (note, text) in notes.iter().zip(noted) {
+            assert!(note.contains(text), "{note}");
+        }
+    }
+}
+
+/// The same rotary embedding in the words of every release.
+#[test]
+fn rotary_embeddings_by_any_name() {
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    });
+    let with_theta = |theta: f64| {
+        let mut all = scaling.clone();
+        all["rope_theta"] = theta.into();
+        all
+    };
+    let (expected, _) = changed("llama_rope_llama3", json!({}));
+    let none = json!({"rope_theta": null, "rope_scaling": null});
+    let merged = |changes: Value| {
+        let mut all = none.clone();
+        for (key, value) in changes.as_object().expect("an object") {
+            all[key] = value.clone();
+        }
+        all
+    };
+    for (changes, notes) in [
+        (merged(json!({"rope_parameters": with_theta(100.0)})), 0),
+        (
+            merged(json!({"rope_parameters": {"full_attention": with_theta(100.0)}})),
+            0,
+        ),
+        (
+            merged(json!({"rope_parameters": {
+                "full_attention": with_theta(100.0), "sliding_attention": with_theta(100.0),
+            }})),
+            0,
+        ),
+        (
+            merged(json!({"rope_parameters": scaling, "rope_theta": 100.0})),
+            0,
+        ),
+        // The inner one decides.
+        (
+            merged(json!({"rope_parameters": with_theta(100.0), "rope_theta": 7.0})),
+            1,
+        ),
+        (json!({"rope_parameters": with_theta(100.0)}), 0),
+    ] {
+        let (found, noted) = changed("llama_rope_llama3", changes.clone());
+        assert_eq!(found, expected, "{changes}");
+        assert_eq!(noted.len(), notes, "{changes}: {noted:?}");
+    }
+    for (changes, key) in [
+        (json!({"rope_parameters": with_theta(7.0)}), "rope_theta"),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}),
+            "rope_scaling",
+        ),
+    ] {
+        let error = config_error("llama_rope_llama3", changes.clone());
+        let ConfigError::Invalid { key: named, .. } = &error else {
+            panic!("{changes}: {error}");
+        };
+        assert_eq!(named, key);
+    }
+}
+
+/// Equal bounds of LLaMA 3's way to scale leave nothing to interpolate.
+#[test]
+fn frequency_factors_that_are_equal() {
+    for (low, high) in [(2.0, 2.0), (4.0, 1.0)] {
+        let scaling = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": low, "high_freq_factor": high,
+            "original_max_position_embeddings": 32,
+        });
+        let (logits, _) = changed("llama_rope_llama3", json!({"rope_scaling": scaling}));
+        assert!(logits.iter().all(|logit| logit.is_finite()), "{low} {high}");
+    }
 }
 
 #[test]
@@ -473,19 +631,29 @@ fn numbers_are_read_exactly() {
     }
 }
 
-/// A configuration key that this crate does not know may change what a model computes.
+/// A caller who has looked can vouch for a key, but not for one that is known to matter.
 #[test]
-fn known_harmless_keys_can_be_named() {
+fn keys_that_the_caller_vouches_for() {
     let scratch = Scratch::copy("gpt2_plain");
-    scratch.set_config(json!({"my_note": "harmless", "my_flag": true}));
-    let mut options = LoadOptions::default().with_ignored_config_keys(["my_note"]);
+    scratch.set_config(json!({"my_scale": 1, "my_norm": true}));
+    let mut options = LoadOptions::default().with_ignored_config_keys(["my_scale"]);
     let result =
         LanguageModel::<Flex>::from_pretrained(scratch.path(), &options, &Default::default());
     let error = message(&result.expect_err("one key is still unknown"));
     assert!(
-        error.contains("my_flag") && !error.contains("my_note"),
+        error.contains("my_norm") && !error.contains("my_scale"),
         "{error}"
     );
-    options.ignored_config_keys.push("my_flag".into());
-    load::<Flex>(scratch.path(), &options, &Default::default());
+    options.ignored_config_keys.push("my_norm".into());
+    let loaded = load::<Flex>(scratch.path(), &options, &Default::default());
+    assert!(loaded.notes.is_empty());
+
+    scratch.set_config(json!({"quantization_config": {"bits": 4}, "add_cross_attention": true}));
+    options.ignored_config_keys = ["quantization_config", "add_cross_attention"]
+        .map(str::to_owned)
+        .to_vec();
+    let result =
+        LanguageModel::<Flex>::from_pretrained(scratch.path(), &options, &Default::default());
+    let error = message(&result.expect_err("it is known to matter"));
+    assert!(error.contains("is not supported"), "{error}");
 }

@@ -1,9 +1,9 @@
-//! Weights that must be refused.
+//! Weights that must be refused, and what checkpoints may hold beside them.
 
 use burn::backend::Flex;
 use burn::tensor::DType;
-use burn_align_models::LoadOptions;
-use burn_align_models::pretrained::{CheckpointError, LoadError};
+use burn_align_models::pretrained::{CheckpointError, LoadError, LoadNote};
+use burn_align_models::{AlignableTransformer, LoadOptions, ModelInput};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -416,4 +416,262 @@ fn a_panic_of_the_backend_only_unwinds() {
         *message.expect("a message"),
         "Expected float dtype, got I32"
     );
+}
+
+/// Copies a tensor, changed, from its shard into another one: what a merge leaves behind.
+fn leave_behind(scratch: &Scratch) -> (String, String) {
+    let index: Value =
+        serde_json::from_str(&std::fs::read_to_string(scratch.file(INDEX)).expect("it"))
+            .expect("JSON");
+    let map = index["weight_map"].as_object().expect("an object");
+    let name = "transformer.h.0.mlp.c_fc.weight";
+    let home = map[name].as_str().expect("a file").to_owned();
+    let other = map
+        .values()
+        .filter_map(Value::as_str)
+        .find(|file| *file != home);
+    let other = other.expect("another shard").to_owned();
+    let mut tensor = crate::scratch::raw_tensors(&scratch.file(&home))
+        .remove(name)
+        .expect("it is there");
+    tensor.data.iter_mut().for_each(|byte| *byte ^= 0x11);
+    scratch.edit_file(&other, |tensors| {
+        tensors.insert(name.to_owned(), tensor);
+    });
+    (name.to_owned(), other)
+}
+
+/// The index decides which file a tensor is read from.
+#[test]
+fn a_superseded_copy_in_another_shard() {
+    let scratch = Scratch::copy("gpt2_sharded");
+    let (name, other) = leave_behind(&scratch);
+    let expected = load::<Flex>(
+        &checkpoints()["gpt2_sharded"],
+        &LoadOptions::default(),
+        &Default::default(),
+    );
+    let found = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
+    let device = Default::default();
+    assert_eq!(
+        super::logits(&found.model, &device),
+        super::logits(&expected.model, &device)
+    );
+    let tensors = vec![format!("{name} ({other})")];
+    assert_eq!(found.notes, [LoadNote::NotInIndex { tensors }]);
+}
+
+/// Without an index, numbered shards are all read, and none may hold what another holds.
+#[test]
+fn shards_without_an_index() {
+    let scratch = Scratch::copy("gpt2_sharded");
+    scratch.remove(INDEX);
+    let expected = load::<Flex>(
+        &checkpoints()["gpt2_sharded"],
+        &LoadOptions::default(),
+        &Default::default(),
+    );
+    let found = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
+    let device = Default::default();
+    assert_eq!(
+        super::logits(&found.model, &device),
+        super::logits(&expected.model, &device)
+    );
+
+    let scratch = Scratch::copy("gpt2_sharded");
+    leave_behind(&scratch);
+    scratch.remove(INDEX);
+    assert_refused!(
+        scratch,
+        LoadError::Checkpoint(CheckpointError::StoredTwice { .. }),
+        "transformer.h.0.mlp.c_fc.weight",
+        "remove one, or add the index",
+    );
+}
+
+/// A name with and one without the prefix are the same parameter.
+#[test]
+fn a_parameter_under_two_names() {
+    let scratch = Scratch::copy("gpt2_plain");
+    scratch.edit_tensors(|tensors| {
+        let shape = tensors["transformer.ln_f.bias"].shape.clone();
+        tensors.insert("ln_f.bias".to_owned(), RawTensor::zeros(&shape));
+    });
+    assert_refused!(
+        scratch,
+        LoadError::Checkpoint(CheckpointError::SameParameter { .. }),
+        "`ln_f.bias` and `transformer.ln_f.bias` are the same parameter",
+    );
+}
+
+/// A stored head is what the author meant, whatever the configuration says of tying.
+#[test]
+fn a_head_that_differs_from_the_embedding() {
+    for (tied, embedding) in [
+        ("gpt2_plain", "transformer.wte.weight"),
+        ("llama_tied", "model.embed_tokens.weight"),
+        ("qwen2_tied", "model.embed_tokens.weight"),
+        ("v5_llama_tied", "model.embed_tokens.weight"),
+    ] {
+        let device = Default::default();
+        let plain = load::<Flex>(&checkpoints()[tied], &LoadOptions::default(), &device);
+        let of_plain = super::logits(&plain.model, &device);
+
+        // The same numbers, in whatever dtype: tied all the same.
+        let scratch = Scratch::copy(tied);
+        scratch.edit_tensors(|tensors| {
+            let head = widened(&tensors[embedding]);
+            tensors.insert("lm_head.weight".to_owned(), head);
+        });
+        let same = load::<Flex>(scratch.path(), &LoadOptions::default(), &device);
+        assert!(same.notes.is_empty(), "{tied}: {:?}", same.notes);
+        assert_eq!(
+            (super::logits(&same.model, &device), &same.config),
+            (of_plain.clone(), &plain.config)
+        );
+
+        // Twice the numbers: twice the logits.
+        scratch.edit_tensors(|tensors| {
+            let mut head = widened(&tensors[embedding]);
+            for bytes in head.data.as_chunks_mut::<8>().0 {
+                *bytes = (2.0 * f64::from_le_bytes(*bytes)).to_le_bytes();
+            }
+            tensors.insert("lm_head.weight".to_owned(), head);
+        });
+        let own = load::<Flex>(scratch.path(), &LoadOptions::default(), &device);
+        let tensor = "lm_head.weight".to_owned();
+        assert_eq!(own.notes, [LoadNote::HeadNotTied { tensor }], "{tied}");
+        for (found, before) in super::logits(&own.model, &device).iter().zip(&of_plain) {
+            assert!(
+                (found - 2.0 * before).abs() < 1e-4,
+                "{tied}: {found}, {before}"
+            );
+        }
+        // It stays so when it is saved.
+        let saved = Scratch::empty();
+        super::save(&own, saved.path());
+        let again = load::<Flex>(saved.path(), &LoadOptions::default(), &device);
+        assert!(again.notes.is_empty());
+        assert_eq!(
+            super::logits(&again.model, &device),
+            super::logits(&own.model, &device)
+        );
+    }
+}
+
+/// An f32 tensor in f64.
+fn widened(tensor: &RawTensor) -> RawTensor {
+    let numbers = tensor.data.as_chunks::<4>().0.iter();
+    let wide = numbers.flat_map(|bytes| f64::from(f32::from_le_bytes(*bytes)).to_le_bytes());
+    RawTensor {
+        dtype: Dtype::F64,
+        shape: tensor.shape.clone(),
+        data: wide.collect(),
+    }
+}
+
+/// Masks and tables of old exports, in whatever dtype, and heads for other tasks change nothing.
+#[test]
+fn buffers_and_heads_that_are_passed_over() {
+    let device = Default::default();
+    for (fixture, buffers) in [
+        (
+            "gpt2_plain",
+            [
+                ("transformer.h.0.attn.bias", Dtype::BOOL, 1),
+                ("transformer.h.1.attn.bias", Dtype::U8, 1),
+                ("transformer.h.0.attn.masked_bias", Dtype::F64, 8),
+                ("h.1.attn.masked_bias", Dtype::I64, 8),
+            ],
+        ),
+        (
+            "llama_plain",
+            [
+                (
+                    "model.layers.0.self_attn.rotary_emb.inv_freq",
+                    Dtype::F64,
+                    8,
+                ),
+                (
+                    "model.layers.1.self_attn.rotary_emb.inv_freq",
+                    Dtype::I64,
+                    8,
+                ),
+                ("model.rotary_emb.inv_freq", Dtype::BF16, 2),
+                (
+                    "model.layers.1.self_attn.rotary_emb.cos_cached",
+                    Dtype::F16,
+                    2,
+                ),
+            ],
+        ),
+    ] {
+        let plain = load::<Flex>(&checkpoints()[fixture], &LoadOptions::default(), &device);
+        let scratch = Scratch::copy(fixture);
+        scratch.edit_tensors(|tensors| {
+            for (name, dtype, size) in buffers {
+                let (shape, data) = (vec![2, 2], vec![0; 4 * size]);
+                tensors.insert(name.to_owned(), RawTensor { dtype, shape, data });
+            }
+            tensors.insert(
+                "v_head.summary.weight".to_owned(),
+                RawTensor::zeros(&[1, 16]),
+            );
+            tensors.insert("score.weight".to_owned(), RawTensor::zeros(&[2, 16]));
+        });
+        let found = load::<Flex>(scratch.path(), &LoadOptions::default(), &device);
+        assert_eq!(
+            super::logits(&found.model, &device),
+            super::logits(&plain.model, &device)
+        );
+        let tensors = ["score.weight", "v_head.summary.weight"].map(str::to_owned);
+        let tensors = tensors.to_vec();
+        assert_eq!(found.notes, [LoadNote::OtherHeads { tensors }]);
+    }
+}
+
+/// Weights in f64 are rounded.
+#[test]
+fn weights_in_f64() {
+    let device = Default::default();
+    let plain = load::<Flex>(
+        &checkpoints()["llama_plain"],
+        &LoadOptions::default(),
+        &device,
+    );
+    let scratch = Scratch::copy("llama_plain");
+    scratch.edit_tensors(|tensors| {
+        for tensor in tensors.values_mut() {
+            *tensor = widened(tensor);
+        }
+    });
+    let found = load::<Flex>(scratch.path(), &LoadOptions::default(), &device);
+    assert_eq!(
+        super::logits(&found.model, &device),
+        super::logits(&plain.model, &device)
+    );
+}
+
+/// A rotary model has no hard limit: longer prompts have angles, too.
+#[test]
+fn more_positions_than_a_rotary_model_was_made_for() {
+    let scratch = Scratch::copy("llama_rope_yarn");
+    scratch.set_config(json!({"max_position_embeddings": 8}));
+    let found = load::<Flex>(scratch.path(), &LoadOptions::default(), &Default::default());
+    let expected = load::<Flex>(
+        &checkpoints()["llama_rope_yarn"],
+        &LoadOptions::default(),
+        &Default::default(),
+    );
+    let ids: Vec<u32> = (1..21).collect();
+    let batch = burn_align_models::TokenBatch::new(vec![ids]).expect("a batch");
+    batch.check(found.model.dims()).expect("it can be read");
+    let of = |model: &super::Loaded<Flex>| {
+        crate::support::values(
+            model
+                .model
+                .forward(ModelInput::Tokens(batch.to_tensor(&Default::default()))),
+        )
+    };
+    assert_eq!(of(&found), of(&expected));
 }
