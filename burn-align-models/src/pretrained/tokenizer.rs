@@ -41,6 +41,8 @@ impl Repository {
     /// The tokenizer; `None` where there is no file with a vocabulary.
     pub(super) fn tokenizer(&self) -> Result<Option<Tokenizer>, LoadError> {
         let mut files = TokenizerFiles::default();
+        // A GGUF file has no other rules than those that its tokenizer is made by.
+        files.tokenizer_decides = matches!(self, Self::Gguf(_));
         files.tokenizer = self.optional_text(TokenizerFiles::TOKENIZER)?;
         files.config = self.optional_text(TokenizerFiles::CONFIG)?;
         files.special_tokens_map = self.optional_text(TokenizerFiles::SPECIAL_TOKENS_MAP)?;

@@ -26,6 +26,9 @@ pub struct TokenizerFiles {
     /// The model's own `config.json`, which names the tokenizer's class where
     /// `tokenizer_config.json` does not.
     pub model_config: Option<String>,
+    /// Whether tokenizer.json alone decides the ids: the other files then only name special tokens and
+    /// hold chat templates.
+    pub tokenizer_decides: bool,
     /// Chat templates by name: `chat_template.jinja` is the one named `default`, and
     /// `additional_chat_templates/NAME.jinja` the one named `NAME`.
     pub chat_templates: BTreeMap<String, String>,
@@ -61,6 +64,12 @@ impl TokenizerFiles {
     pub fn with_tokenizer(mut self, json: impl Into<String>) -> Self {
         self.tokenizer = Some(json.into());
         self
+    }
+
+    /// With this `tokenizer.json`, which alone decides the ids, whatever other files say.
+    pub fn with_deciding_tokenizer(mut self, json: impl Into<String>) -> Self {
+        self.tokenizer_decides = true;
+        self.with_tokenizer(json)
     }
 
     /// With this `tokenizer_config.json`.

@@ -26,6 +26,9 @@ pub enum SpecialTokens {
     Never,
 }
 
+/// The class that takes a tokenizer.json as it is.
+const PLAIN_CLASS: &str = "PreTrainedTokenizerFast";
+
 /// Splits text into tokens, as the files of a model folder say.
 ///
 /// ```
@@ -57,17 +60,7 @@ impl Tokenizer {
     /// # Errors
     /// If it is not a tokenizer.
     pub fn from_json(json: &str) -> Result<Self, TokensError> {
-        let inner = parse(json)?;
-        let pre_tokenizer = inner.get_pre_tokenizer().map(serde_json::to_value);
-        let mut config = serde_json::json!({"tokenizer_class": "PreTrainedTokenizerFast"});
-        // Where the class finds no such key, it takes it as false.
-        if let Some(Ok(Value::Object(step))) = pre_tokenizer
-            && let Some(prefix_space) = step.get("add_prefix_space")
-        {
-            config["add_prefix_space"] = prefix_space.clone();
-        }
-        let files = TokenizerFiles::default().with_tokenizer(json);
-        Self::from_files(files.with_config(format!("{config:#}\n")))
+        Self::from_files(TokenizerFiles::default().with_deciding_tokenizer(json))
     }
 
     /// The tokenizer of a model folder.
@@ -125,14 +118,16 @@ impl Tokenizer {
         let Ok(Value::Object(mut config)) = serde_json::from_str(config) else {
             return files;
         };
-        let mut is_changed = false;
-        if !config.get("tokenizer_class").is_some_and(Value::is_string) {
+        let class = config.get("tokenizer_class").is_some_and(Value::is_string);
+        if files.tokenizer_decides {
+            self.let_tokenizer_decide(&mut config);
+            files.tokenizer_decides = false;
+        } else if !class {
             let class = match self.class() {
-                "PreTrainedTokenizer" => "PreTrainedTokenizerFast",
+                "PreTrainedTokenizer" => PLAIN_CLASS,
                 class => class,
             };
             config.insert("tokenizer_class".to_owned(), class.into());
-            is_changed = true;
         }
         if !files.chat_templates.is_empty() {
             let templates = std::mem::take(&mut files.chat_templates);
@@ -140,12 +135,37 @@ impl Tokenizer {
             let named = |(name, template)| serde_json::json!({"name": name, "template": template});
             let list: Vec<Value> = templates.map(named).collect();
             config.insert("chat_template".to_owned(), list.into());
-            is_changed = true;
         }
-        if is_changed {
-            files.config = Some(format!("{:#}\n", Value::Object(config)));
-        }
+        files.config = Some(format!("{:#}\n", Value::Object(config)));
         files
+    }
+
+    /// Makes a tokenizer_config.json one beside which tokenizer.json decides the ids.
+    fn let_tokenizer_decide(&self, config: &mut serde_json::Map<String, Value>) {
+        config.insert("tokenizer_class".to_owned(), PLAIN_CLASS.into());
+        // Where the class finds no such key, it takes it as false.
+        let pre_tokenizer = self.inner().get_pre_tokenizer().map(serde_json::to_value);
+        if let Some(Ok(Value::Object(step))) = pre_tokenizer
+            && let Some(prefix_space) = step.get("add_prefix_space")
+        {
+            config.insert("add_prefix_space".to_owned(), prefix_space.clone());
+        }
+        // A special token that is no added token would become one.
+        let added = self.inner().get_added_tokens_decoder();
+        let is_added = |content: &str| added.values().any(|token| token.content == content);
+        config.retain(|key, value| match value {
+            Value::String(content) if key.ends_with("_token") => is_added(content),
+            Value::Object(_) if key.ends_with("_token") => false,
+            _ => true,
+        });
+        for key in [
+            "added_tokens_decoder",
+            "additional_special_tokens",
+            "extra_special_tokens",
+            "split_special_tokens",
+        ] {
+            config.remove(key);
+        }
     }
 
     /// The name of the tokenizer's class in `transformers`, without `Fast`.

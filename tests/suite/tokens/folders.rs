@@ -384,3 +384,42 @@ fn a_saved_model_keeps_its_tokenizer() {
         assert_eq!(chat.expect("a chat").text, "Rome");
     }
 }
+
+#[test]
+fn a_tokenizer_may_decide_alone() {
+    let read = |name: &str| fs::read_to_string(place().join("base").join(name)).expect("a file");
+    for (name, class) in [
+        ("spaces.json", "LlamaTokenizer"),
+        ("prefix.json", "GPT2Tokenizer"),
+    ] {
+        let config = serde_json::json!({
+            "tokenizer_class": class, "bos_token": "</s>", "unk_token": "capital",
+            "add_bos_token": true, "add_eos_token": true, "eos_token": "<mark>",
+            "additional_special_tokens": ["<extra>"], "split_special_tokens": true,
+            "added_tokens_decoder": {"3": {"content": "The", "special": true}},
+            "chat_template": "{{ bos_token }}{{ messages[0].content }}",
+        });
+        let alone = Tokenizer::from_json(&read(name)).expect("a tokenizer");
+        let files = TokenizerFiles::default()
+            .with_deciding_tokenizer(read(name))
+            .with_config(config.to_string());
+        let tokenizer = Tokenizer::from_files(files).expect("a tokenizer");
+        let saved = Tokenizer::from_files(tokenizer.files()).expect("a tokenizer");
+        assert!(!tokenizer.files().tokenizer_decides);
+        for text in texts() {
+            let expected = alone.encode(&text).expect("ids");
+            assert_eq!(
+                tokenizer.encode(&text),
+                Ok(expected.clone()),
+                "{name}: {text:?}"
+            );
+            assert_eq!(saved.encode(&text), Ok(expected), "{name}, saved: {text:?}");
+        }
+        // The names are those of the other file.
+        let bos = tokenizer
+            .special_tokens()
+            .find(|(name, _)| *name == "bos_token");
+        assert_eq!(bos, Some(("bos_token", "</s>")));
+        assert_eq!(tokenizer.chat_templates().count(), 1);
+    }
+}

@@ -43,7 +43,8 @@ pub(super) fn assemble(files: &TokenizerFiles) -> Result<Assembled, TokensError>
     let mut notes = Vec::new();
     let (class, settings) = Settings::read(files, &mut notes)?;
     let json = files.tokenizer.as_deref();
-    let from_model = class.prefix_space == PrefixSpace::FromSentencePiece
+    let from_model = !files.tokenizer_decides
+        && class.prefix_space == PrefixSpace::FromSentencePiece
         && settings.value("add_prefix_space").is_some();
     let (mut inner, converted) = match json {
         Some(json) if !from_model => (parse(json)?, false),
@@ -77,10 +78,12 @@ pub(super) fn assemble(files: &TokenizerFiles) -> Result<Assembled, TokensError>
         .with_truncation(None)
         .map_err(super::tokenizer::failed)?;
 
-    add_tokens(&mut inner, &settings, class)?;
-    set_prefix_space(&mut inner, &settings, class)?;
-    set_ends(&mut inner, &settings, class, &mut notes)?;
-    inner.set_encode_special_tokens(settings.flag("split_special_tokens", false));
+    if !files.tokenizer_decides {
+        add_tokens(&mut inner, &settings, class)?;
+        set_prefix_space(&mut inner, &settings, class)?;
+        set_ends(&mut inner, &settings, class, &mut notes)?;
+        inner.set_encode_special_tokens(settings.flag("split_special_tokens", false));
+    }
     Ok(Assembled {
         inner,
         class: class.name,
