@@ -152,6 +152,8 @@ fn a_template_may_refuse() {
     }
     for (template, said) in [
         ("{{ 1 + }}", "chat template: "),
+        ("{%}", "chat template: "),
+        ("{% generation %}", "chat template: "),
         (
             "{% for x in range(100000) %}{% for y in range(100000) %}{% endfor %}{% endfor %}",
             "",

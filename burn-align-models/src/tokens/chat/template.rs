@@ -66,10 +66,11 @@ fn with_generation_blocks(source: &str) -> String {
     let mut written = String::new();
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
+        let Some(length) = rest[start + 2..].find("%}") else {
             break;
         };
-        let tag = &rest[start..start + length + 2];
+        let end = start + 2 + length + 2;
+        let tag = &rest[start..end];
         let inner = tag[2..tag.len() - 2].trim_matches(['-', '+']).trim();
         let replaced = match inner {
             "generation" => tag.replace("generation", &format!("call {GENERATION}()")),
@@ -78,7 +79,7 @@ fn with_generation_blocks(source: &str) -> String {
         };
         written.push_str(&rest[..start]);
         written.push_str(&replaced);
-        rest = &rest[start + length + 2..];
+        rest = &rest[end..];
     }
     written.push_str(rest);
     written
