@@ -40,21 +40,23 @@ pub(super) fn save(tokenizer: &Tokenizer, folder: &mut Replacement) -> Result<()
 impl Repository {
     /// The tokenizer; `None` where there is no file with a vocabulary.
     pub(super) fn tokenizer(&self) -> Result<Option<Tokenizer>, LoadError> {
-        let mut files = TokenizerFiles::default();
-        // A GGUF file has no other rules than those that its tokenizer is made by.
-        files.tokenizer_decides = matches!(self, Self::Gguf(_));
-        files.tokenizer = self.optional_text(TokenizerFiles::TOKENIZER)?;
-        files.config = self.optional_text(TokenizerFiles::CONFIG)?;
-        files.special_tokens_map = self.optional_text(TokenizerFiles::SPECIAL_TOKENS_MAP)?;
-        files.added_tokens = self.optional_text(TokenizerFiles::ADDED_TOKENS)?;
-        files.vocab = self.optional_text(TokenizerFiles::VOCAB)?;
-        files.merges = self.optional_text(TokenizerFiles::MERGES)?;
-        files.sentencepiece = match self.optional_bytes(TokenizerFiles::SENTENCEPIECE)? {
+        let sentencepiece = match self.optional_bytes(TokenizerFiles::SENTENCEPIECE)? {
             Some(bytes) => Some(bytes),
             None => self.optional_bytes(TokenizerFiles::SENTENCEPIECE_OF_T5)?,
         };
-        files.model_config = self.optional_text(CONFIG)?;
-        files.chat_templates = self.chat_templates()?;
+        let files = TokenizerFiles {
+            tokenizer: self.optional_text(TokenizerFiles::TOKENIZER)?,
+            config: self.optional_text(TokenizerFiles::CONFIG)?,
+            special_tokens_map: self.optional_text(TokenizerFiles::SPECIAL_TOKENS_MAP)?,
+            added_tokens: self.optional_text(TokenizerFiles::ADDED_TOKENS)?,
+            vocab: self.optional_text(TokenizerFiles::VOCAB)?,
+            merges: self.optional_text(TokenizerFiles::MERGES)?,
+            sentencepiece,
+            model_config: self.optional_text(CONFIG)?,
+            // A GGUF file has no other rules than those that its tokenizer is made by.
+            tokenizer_decides: matches!(self, Self::Gguf(_)),
+            chat_templates: self.chat_templates()?,
+        };
         if !files.has_vocabulary() {
             return Ok(None);
         }

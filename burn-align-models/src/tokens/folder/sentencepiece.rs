@@ -104,8 +104,7 @@ pub(super) fn convert(
                 Source::T5 => usize::try_from(trainer.unk_id()).unwrap_or(usize::MAX),
                 _ => 0,
             };
-            no_panic(|| Unigram::from(vocab, Some(unk_id), byte_fallback).map_err(Into::into))?
-                .into()
+            no_panic(|| Unigram::from(vocab, Some(unk_id), byte_fallback))?.into()
         }
         BPE_MODEL => {
             let merges = merges(&model, source, &vocab);
