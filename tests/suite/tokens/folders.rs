@@ -150,7 +150,7 @@ fn text_that_brings_its_beginning_does_not_get_two() {
     assert_eq!(two.iter().filter(|id| **id == bos).count(), 2);
     assert_eq!(encode("<s>", SpecialTokens::Once), [bos]);
 
-    // The end is put behind all the same, and positions are those of `encode`.
+    // The end comes after the text all the same, and positions are those of `encode`.
     let folder = Folder::read(&place().join("folders/llama_both_ends.json"));
     let both = Tokenizer::from_files(folder.files()).expect("a tokenizer");
     let eos = both.token_id("</s>").expect("an id");
