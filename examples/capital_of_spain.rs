@@ -91,7 +91,7 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     // 2. The prompts.
     let base = tokenizer.encode_batch([&args.base])?;
     let source = tokenizer.encode_batch([&args.source])?;
-    let words = tokenizer.token_strings(&base.ids()[0]);
+    let words = tokenizer.token_marks(&base.ids()[0]);
     let position = args.position.unwrap_or(base.pos() - 1);
 
     // 3. One intervention: in this layer, this component, one token position.

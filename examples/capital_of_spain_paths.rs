@@ -111,12 +111,12 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 4. What came of it.
     let grid = |values: &[f64]| Grid {
         rows: nodes.iter().map(Node::to_string).collect(),
-        columns: tokenizer.token_strings(&base.ids()[0]),
+        columns: tokenizer.token_marks(&base.ids()[0]),
         values: values.chunks(base.pos()).map(<[f64]>::to_vec).collect(),
     };
     let (run, direct) = cells.split_at(cells.len() / 2);
     let (run, direct) = (grid(run), grid(direct));
-    let name = tokenizer.token_strings(&[answer]).concat();
+    let name = tokenizer.token_marks(&[answer]).concat();
     let name = name.trim();
     out!(
         "P({name}): base {of_base:.6}, source {of_source:.6} ({} patches in one pass, {took:.0} ms)",

@@ -101,7 +101,7 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     for (name, component, window) in traced {
         let config = config.clone().with_component(component, window);
         let mut trace = causal_trace(&loaded.model, &prompt, &config, &run)?;
-        trace.restored.columns = tokenizer.token_strings(&prompt);
+        trace.restored.columns = tokenizer.token_marks(&prompt);
         traces.push((name, window, trace));
         bar.inc(1);
     }

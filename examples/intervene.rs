@@ -192,6 +192,7 @@ fn print_top<B: Backend>(
         let last = logits.clone().narrow(0, row, 1).narrow(1, length - 1, 1);
         let next = top_tokens(last, k).remove(0);
         let text = |id| tokenizer.and_then(|it| it.token_strings(&[id]).pop());
+        let marks = |id| tokenizer.and_then(|it| it.token_marks(&[id]).pop());
         if args.json {
             let top = next.iter().map(|(id, probability)| {
                 json!({"id": id, "token": text(*id), "probability": probability})
@@ -204,7 +205,7 @@ fn print_top<B: Backend>(
                 row.to_string(),
                 (rank + 1).to_string(),
                 id.to_string(),
-                text(id).unwrap_or_default(),
+                marks(id).unwrap_or_default(),
                 format!("{probability:.6}"),
             ]);
         }

@@ -53,7 +53,7 @@ impl Input {
             (Self::InputIds(ids), _) => TokenBatch::new(ids.clone())?,
             (Self::Text(texts), Some(tokenizer)) => tokenizer.encode_batch(texts)?,
             (Self::Text(_), None) => bail!(
-                "the model has no tokenizer.json: give input_ids instead of text, or add the file"
+                "the model has no tokenizer: give input_ids instead of text, or add tokenizer.json"
             ),
         })
     }

@@ -41,5 +41,8 @@ pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SaveP
 pub use site::{Component, Site, UnknownComponent};
 pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
 pub use tap::{NoTap, Tap};
-pub use tokens::{TokenBatch, Tokenizer, TokensError};
+pub use tokens::{
+    Chat, ChatMessage, ChatOptions, ChatTurn, SpecialTokens, TokenBatch, Tokenizer, TokenizerFiles,
+    TokensError,
+};
 pub use top_tokens::{TopToken, top_tokens};

@@ -11,15 +11,17 @@ use crate::tokens::Tokenizer;
 pub struct TopToken {
     /// Its id.
     pub id: u32,
-    /// Its text, including any space before it.
+    /// Its text, including any space before it: see [`Tokenizer::token_strings`].
     pub text: String,
+    /// Its text for people, with what cannot be seen made visible: see [`Tokenizer::token_marks`].
+    pub marks: String,
     /// Its probability.
     pub probability: f32,
 }
 
 impl fmt::Display for TopToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {:.4}", self.text, self.probability)
+        write!(f, "\"{}\" {:.4}", self.marks, self.probability)
     }
 }
 
@@ -45,6 +47,7 @@ impl Tokenizer {
         let named = |(id, probability)| TopToken {
             id,
             text: self.token_strings(&[id]).remove(0),
+            marks: self.token_marks(&[id]).remove(0),
             probability,
         };
         rows.map(|row| row.into_iter().map(named).collect())

@@ -15,8 +15,8 @@ use burn_align::training::{
 };
 use burn_align_models::pretrained::gguf::{Gguf, vocabulary};
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput,
-    Pretrained, TokenBatch, Tokenizer,
+    AlignableTransformer, ChatMessage, ChatOptions, Component, FromPretrained, LanguageModel,
+    LoadOptions, ModelInput, Pretrained, TokenBatch, Tokenizer, TokenizerFiles,
 };
 use workbench::requests::Request;
 
@@ -151,6 +151,7 @@ fn tokenizers() {
             };
             let _ = tokenizer.decode(&ids);
             tokenizer.token_strings(&ids);
+            tokenizer.token_marks(&ids);
             let _ = tokenizer.positions_of(text, "Spain");
             let _ = tokenizer.single_token(text);
         }
@@ -188,6 +189,56 @@ fn gguf() {
         };
         let tokenizer = Tokenizer::from_json(&texts.tokenizer_json).expect("a tokenizer");
         let _ = tokenizer.encode("The capital of Spain is\n\n  1234 <table> 世界");
+        true
+    });
+}
+
+/// Folders whose other files decide the tokens, or hold the vocabulary, and chat templates.
+#[test]
+fn tokenizer_folders() {
+    const REGEX_SLACK: usize = 64 << 20;
+    let place = fixtures().join("tokenizers/base");
+    let base = |name: &str| fs::read(place.join(name)).expect("a fixture");
+    let config = |class: &str| {
+        let json = serde_json::json!({
+            "tokenizer_class": class, "add_bos_token": true, "bos_token": "<s>",
+            "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": true},
+            "added_tokens_decoder": {"0": {"content": "<unk>", "special": true, "normalized": false}},
+            "additional_special_tokens": ["<x>"], "legacy": false,
+            "chat_template": "{% for m in messages %}{{ m.content | trim }}{{ loop.index }}{% endfor %}",
+        });
+        json.to_string().into_bytes()
+    };
+    let folder = |class: &str, files: &[(&str, &str)]| -> Folder {
+        let files = files
+            .iter()
+            .map(|(name, of)| ((*name).to_owned(), base(of)));
+        let config = ("tokenizer_config.json".to_owned(), config(class));
+        files.chain([config]).collect()
+    };
+    let corpus = [
+        folder("LlamaTokenizer", &[("tokenizer.model", "llama.model")]),
+        folder("T5Tokenizer", &[("tokenizer.model", "t5.model")]),
+        folder("GemmaTokenizer", &[("tokenizer.json", "gemma.json")]),
+        folder(
+            "GPT2Tokenizer",
+            &[("vocab.json", "vocab.json"), ("merges.txt", "merges.txt")],
+        ),
+    ];
+    fuzz(&corpus, REGEX_SLACK, |folder| {
+        let text = |name: &str| fs::read_to_string(folder.join(name)).ok();
+        let mut files = TokenizerFiles::default();
+        files.tokenizer = text("tokenizer.json");
+        files.config = text("tokenizer_config.json");
+        files.vocab = text("vocab.json");
+        files.merges = text("merges.txt");
+        files.sentencepiece = fs::read(folder.join("tokenizer.model")).ok();
+        let Ok(tokenizer) = Tokenizer::from_files(files) else {
+            return false;
+        };
+        let _ = tokenizer.encode("The capital of Spain is<s> café 🦀");
+        let _ = tokenizer.chat(&[ChatMessage::user(" Rome ")], &ChatOptions::default());
+        let _ = tokenizer.to_json();
         true
     });
 }

@@ -1,11 +1,17 @@
 //! Text to token ids and back, on a word-level tokenizer and a byte-level BPE in the way of
-//! GPT-2's (`tests/fixtures/tokenizers/make_tokenizer.py`).
+//! GPT-2's (`tests/fixtures/tokenizers/make_tokenizer.py`). Model folders, chats, words in any script
+//! and marks are in the submodules.
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{ModelDims, TokenBatch, Tokenizer, TokensError, top_tokens};
 use serde_json::json;
 
 use crate::support::fixtures;
+
+mod chats;
+mod folders;
+mod marks;
+mod words;
 
 on_every_backend!(batches_are_padded_on_the_right, most_probable_tokens);
 
@@ -93,13 +99,14 @@ fn token_strings_keep_the_space_before_a_word() {
     );
     assert_eq!(strings("<|endoftext|>Spain"), ["<|endoftext|>", "Spain"]);
     // Half a character is no text of its own; it is replaced, never dropped.
-    assert_eq!(strings("é").len(), 2);
+    assert_eq!(strings("é"), ["\u{FFFD}", "\u{FFFD}"]);
 }
 
 #[test]
 fn a_tokenizer_survives_writing_and_reading() {
     for tokenizer in [words(), bpe()] {
-        let again = Tokenizer::from_json(tokenizer.json()).expect("a tokenizer");
+        let json = tokenizer.to_json().expect("JSON");
+        let again = Tokenizer::from_json(&json).expect("a tokenizer");
         let text = "the capital of Spain is Madrid";
         assert_eq!(again.encode(text), tokenizer.encode(text));
     }
@@ -186,10 +193,6 @@ fn a_word_must_occur_exactly_once() {
     for (prompt, word) in [
         ("The capital of Spain", "Rome"),
         ("The capital of Spain", "spain"),
-        ("Spaniards speak", "Spain"),
-        ("The capitals of", "capital"), // a part of a longer word
-        ("The capital", "apital"),
-        ("café", "caf"),
         ("The capital", ""),
         ("The capital", " "),
         ("", ""),

@@ -30,11 +30,17 @@ impl Bundled {
             (Self::Capitals, "tokenizer.json") => {
                 Some(include_str!("../../capitals-gpt2/tokenizer.json"))
             }
+            (Self::Capitals, "tokenizer_config.json") => {
+                Some(include_str!("../../capitals-gpt2/tokenizer_config.json"))
+            }
             (Self::Induction, "config.json") => {
                 Some(include_str!("../../induction-gpt2/config.json"))
             }
             (Self::Induction, "tokenizer.json") => {
                 Some(include_str!("../../induction-gpt2/tokenizer.json"))
+            }
+            (Self::Induction, "tokenizer_config.json") => {
+                Some(include_str!("../../induction-gpt2/tokenizer_config.json"))
             }
             (Self::PriceTagging, "config.json") => {
                 Some(include_str!("../../price-tagging-llama/config.json"))
@@ -42,6 +48,9 @@ impl Bundled {
             (Self::PriceTagging, "tokenizer.json") => {
                 Some(include_str!("../../price-tagging-llama/tokenizer.json"))
             }
+            (Self::PriceTagging, "tokenizer_config.json") => Some(include_str!(
+                "../../price-tagging-llama/tokenizer_config.json"
+            )),
             _ => None,
         }
     }

@@ -94,7 +94,7 @@ pub enum LoadError {
         /// The cause.
         cause: ConfigError,
     },
-    /// `tokenizer.json` cannot be used.
+    /// The tokenizer's files cannot be used.
     #[error("{}: cannot be used: {cause}", file.display())]
     Tokenizer {
         /// The file.
@@ -102,10 +102,11 @@ pub enum LoadError {
         /// The cause.
         cause: TokensError,
     },
-    /// A text was to be read, but the checkpoint has no `tokenizer.json`.
+    /// A text was to be read, but the checkpoint has no tokenizer.
     #[error(
-        "the checkpoint has no tokenizer.json: give token ids instead of text, or add the file (for a \
-         model of the hub that was cached without it, set `LoadOptions::update`)"
+        "the checkpoint has no tokenizer (tokenizer.json, vocab.json with merges.txt, or \
+         tokenizer.model): give token ids instead of text, or add the files (for a model of the hub \
+         that was cached without them, set `LoadOptions::update`)"
     )]
     NoTokenizer,
     /// The weights cannot be used.

@@ -1,7 +1,7 @@
 //! Models, their configuration and their tokenizer, from Hugging Face checkpoints.
 //!
 //! [`FromPretrained::from_pretrained`] reads a folder in the Hugging Face layout (`config.json`,
-//! `model.safetensors` or an index with shards, `tokenizer.json`), a model bundled with this
+//! `model.safetensors` or an index with shards, and the tokenizer's files), a model bundled with this
 //! crate (`bundled:capitals`, `bundled:induction`, `bundled:price-tagging`) or, with the feature
 //! `hub`, a model on the Hugging Face hub.
 //!
@@ -23,6 +23,7 @@ mod repository;
 mod rope;
 mod safetensors_file;
 mod save;
+mod tokenizer;
 mod weights;
 
 use burn::tensor::{DType, backend::Backend};
@@ -50,7 +51,7 @@ const CONFIG: &str = "config.json";
 pub struct Pretrained<M, C> {
     /// The model's configuration.
     pub config: C,
-    /// The tokenizer; `None` where the checkpoint has no `tokenizer.json`.
+    /// The tokenizer; `None` where the checkpoint has none of the files that hold a vocabulary.
     pub tokenizer: Option<Tokenizer>,
     /// The model.
     pub model: M,
@@ -289,15 +290,9 @@ pub fn load_family<B: Backend, M: Family<B>>(
     let (mut config, mut notes) = M::read_config(&mut fields)
         .and_then(|config| Ok((config, fields.finish()?)))
         .map_err(|cause| repository.config_error(cause))?;
-    let tokenizer = match repository.optional_text("tokenizer.json")? {
-        Some(json) => Some(
-            Tokenizer::from_json(&json).map_err(|cause| LoadError::Tokenizer {
-                file: repository.describe("tokenizer.json"),
-                cause,
-            })?,
-        ),
-        None => None,
-    };
+    let tokenizer = repository.tokenizer()?;
+    let of_tokenizer = tokenizer.iter().flat_map(Tokenizer::notes);
+    notes.extend(of_tokenizer.map(|what| LoadNote::Tokenizer { what: what.clone() }));
     let checkpoint = Checkpoint::open(repository)?;
     if let Some(tensor) = own_head(M::layout(&config), &checkpoint)? {
         if !M::untie_head(&mut config) {

@@ -6,7 +6,10 @@ use std::rc::Rc;
 use burn::tensor::backend::Backend;
 use burn_store::{ModuleAdapter, ModuleStore, SafetensorsStore, TensorSnapshot};
 
-use super::{CONFIG, Family, Fields, FromPretrained, SaveError, WeightLayout, weights};
+use super::{
+    CONFIG, Family, Fields, FromPretrained, SaveError, WeightLayout, tokenizer as tokenizer_files,
+    weights,
+};
 use crate::files::{Replacement, WriteError};
 use crate::tokens::Tokenizer;
 
@@ -14,8 +17,8 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// Models that can be saved in the Hugging Face layout.
 pub trait SavePretrained<B: Backend>: FromPretrained<B> {
-    /// Writes `config.json`, `model.safetensors` and, if given, `tokenizer.json` into a folder
-    /// that Python's `transformers` loads, too. The folder is made if it is not there. A model that
+    /// Writes `config.json`, `model.safetensors` and, if given, the tokenizer's files into a folder
+    /// that Python's `transformers` loads, too, with the same token ids. The folder is made if it is not there. A model that
     /// is there is replaced when all is written, and stays as it is if something cannot be.
     ///
     /// # Errors
@@ -42,7 +45,7 @@ pub fn save_family<B: Backend, M: Family<B>>(
     check_config::<B, M>(&json, config)?;
     let mut files = Replacement::new(folder)?;
     if let Some(tokenizer) = tokenizer {
-        files.write("tokenizer.json", tokenizer.json().as_bytes())?;
+        tokenizer_files::save(tokenizer, &mut files)?;
     }
     let mut store = SafetensorsStore::from_file(files.part(WEIGHTS))
         .overwrite(true)

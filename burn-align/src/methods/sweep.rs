@@ -99,7 +99,7 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
 ///
-/// let words = tokenizer.token_strings(&base.ids()[0]);
+/// let words = tokenizer.token_marks(&base.ids()[0]);
 /// let layers = loaded.model.dims().layers;
 /// let grid = SweepGrid::layers_and_positions(Component::BlockOutput, layers, &words);
 /// let rome = tokenizer.single_token("Rome")?;
