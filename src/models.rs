@@ -35,6 +35,9 @@ pub struct LoadArgs {
     /// Ask the hub whether a cached model has changed.
     #[arg(long, conflicts_with = "offline")]
     pub update: bool,
+    /// Keep the weights of a GGUF file quantised in memory (with the backend flex, in f32).
+    #[arg(long)]
+    pub keep_quantised: bool,
     /// A key of config.json that you know not to change the computation, though its name sounds as if it
     /// might; may be given several times.
     #[arg(long, value_name = "KEY")]
@@ -47,6 +50,7 @@ impl LoadArgs {
         let mut options = LoadOptions::default()
             .with_dtype(dtype)
             .with_update(self.update)
+            .with_keep_quantised(self.keep_quantised)
             .with_ignored_config_keys(self.ignore_config_key.iter().cloned());
         if let Some(revision) = &self.revision {
             options = options.with_revision(revision);

@@ -42,14 +42,14 @@ pub struct SiteDims {
 /// What the last axis of an activation holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SiteWidth {
-    /// A vector of that many features.
+    /// A vector with this many features.
     Features(usize),
     /// One number per key position (attention scores and weights).
     KeyPositions,
 }
 
 impl ModelDims {
-    /// The sizes of a model without attention: that many layers of a width, and outputs.
+    /// The sizes of a model without attention: `layers` layers of width `width`, and its outputs.
     pub fn features(layers: usize, width: usize, outputs: usize) -> Self {
         Self {
             layers,
@@ -66,11 +66,11 @@ impl ModelDims {
     }
 
     /// Floating-point operations of one block's attention: two for each multiplication of a matrix
-    /// product; everything else is small beside them.
+    /// product; everything else is negligible.
     ///
     /// - `pos`: positions of a row whose keys and values are computed
-    /// - `queries`: positions that ask, and whose output is computed
-    /// - `keys`: positions that they look at
+    /// - `queries`: positions with a query, whose output is computed
+    /// - `keys`: positions that they attend to
     pub fn attention_flops(&self, pos: usize, queries: usize, keys: usize) -> u64 {
         let d_attention = self.heads * self.d_head;
         let of_keys = self.d_model * 2 * self.kv_heads * self.d_head;
@@ -84,8 +84,8 @@ impl ModelDims {
         2 * (pos * matrices * self.d_model * self.d_mlp) as u64
     }
 
-    /// Floating-point operations of one block on `q_pos` positions of a row that look at `k_pos`
-    /// positions: those of its attention and its MLP.
+    /// Floating-point operations of one block on `q_pos` positions of a row that attend to `k_pos`
+    /// positions: attention and MLP together.
     pub fn block_flops(&self, q_pos: usize, k_pos: usize) -> u64 {
         self.attention_flops(q_pos, q_pos, k_pos) + self.mlp_flops(q_pos)
     }

@@ -1,12 +1,12 @@
-//! Files that take the place of older ones, together or not at all.
+//! Replacing a set of files all at once, or not at all.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// What the name of a file ends with while it is written.
+/// Suffix of a file's name while it is being written.
 const PART: &str = ".part";
-/// What the name of the last file's older version ends with while others take their places.
+/// Suffix of the last file's older version while the new files are moved into place.
 const OLD: &str = ".old";
 
 /// A file that could not be written.
@@ -18,11 +18,12 @@ pub struct WriteError {
     pub cause: io::Error,
 }
 
-/// New files of a folder, which stand beside the older ones until all of them are written.
+/// New files of a folder, kept next to the older ones until all of them are written.
 ///
-/// A reader opens the last file first. It is set aside before the others take their places, so that
-/// wherever a program is killed, there are all older files, or all new ones, or no last file, and
-/// then [`cut_off`] is true and the new files are whole. What cannot be written leaves no trace.
+/// A reader opens the last file first. That file is set aside before the others are replaced, so
+/// that whenever the program is killed, the folder holds either all older files, or all new ones,
+/// or no last file; in the last case [`cut_off`] is true and the new files are complete. A failed
+/// write leaves no trace.
 #[derive(Debug)]
 pub struct Replacement {
     folder: PathBuf,
@@ -30,10 +31,10 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// None yet, in a folder that is made if it is not there.
+    /// No files yet. The folder is created if it does not exist.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be created.
     pub fn new(folder: &Path) -> Result<Self, WriteError> {
         fs::create_dir_all(folder).map_err(failed(folder))?;
         Ok(Self {
@@ -52,16 +53,16 @@ impl Replacement {
         written.map_err(failed(&self.folder.join(name)))
     }
 
-    /// Where somebody else is to write a new file.
+    /// The path where other code should write a new file.
     pub fn part(&mut self, name: &str) -> PathBuf {
         self.names.push(name.to_owned());
         self.folder.join(format!("{name}{PART}"))
     }
 
-    /// Puts all files into their places.
+    /// Moves all files into place.
     ///
     /// # Errors
-    /// If that cannot be done; the older ones are then where they were.
+    /// If that fails; the older files are then left as they were.
     pub fn finish(mut self) -> Result<(), WriteError> {
         let Some((last, others)) = self.names.split_last() else {
             return Ok(());
@@ -69,7 +70,7 @@ impl Replacement {
         let place = |name: &str| self.folder.join(name);
         let part = |name: &str| self.folder.join(format!("{name}{PART}"));
         for name in &self.names {
-            // On the disk also when the machine loses its power now.
+            // So that the data survive a power failure.
             let file = OpenOptions::new().write(true).open(part(name));
             file.and_then(|file| file.sync_all())
                 .map_err(failed(&place(name)))?;
@@ -82,7 +83,7 @@ impl Replacement {
         for name in &self.names {
             if let Err(source) = fs::rename(part(name), place(name)) {
                 if is_set_aside {
-                    // The first error is the one to tell.
+                    // The first error is the one to report.
                     let _ = fs::rename(&old, place(last));
                 }
                 return Err(failed(&place(name))(source));
@@ -92,7 +93,7 @@ impl Replacement {
             fs::remove_file(&old).map_err(failed(&old))?;
         }
         self.names.clear();
-        // New names are changes of the folder. Not every system lets one open it.
+        // Renaming changes the folder itself. Not every system can open a folder.
         let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
         Ok(())
     }
@@ -101,13 +102,13 @@ impl Replacement {
 impl Drop for Replacement {
     fn drop(&mut self) {
         for name in &self.names {
-            // There may be none.
+            // It may not exist.
             let _ = fs::remove_file(self.folder.join(format!("{name}{PART}")));
         }
     }
 }
 
-/// Whether a file is missing because the program was killed while it took its place.
+/// Whether a file is missing because the program was killed while replacing it.
 pub fn cut_off(folder: &Path, last: &str) -> bool {
     !folder.join(last).exists() && folder.join(format!("{last}{PART}")).exists()
 }

@@ -12,15 +12,15 @@ use crate::tap::Tap;
 /// x ← x + mlp(x)
 /// ```
 ///
-/// Between the halves the residual stream is in the caller's hands, so rows can be shared by half,
-/// and positions that nobody reads any more be left out of the second one.
+/// Between the halves the caller holds the residual stream, so rows can be shared per half, and
+/// positions that are no longer needed can be left out of the second one.
 pub trait BlockHalves<B: Backend, Pass> {
     /// What attention adds, with a tap at each activation from
     /// [`AttentionInput`](Component::AttentionInput) to
     /// [`AttentionValueOutput`](Component::AttentionValueOutput).
     ///
-    /// Where a pass has [`Queries`](crate::Queries), to their tokens alone; queries and mixed values
-    /// are those of these tokens.
+    /// If a pass has [`Queries`](crate::Queries), only their tokens are computed; queries and mixed
+    /// values are then those of these tokens.
     ///
     /// # Shapes
     /// - x, output: `[batch, pos, d_model]`
@@ -32,14 +32,14 @@ pub trait BlockHalves<B: Backend, Pass> {
         tap: &mut dyn Tap<B>,
     ) -> Tensor<B, 3>;
 
-    /// What the MLP adds, to each position from that position alone, with a tap at
-    /// [`MlpInput`](Component::MlpInput) and [`MlpActivation`](Component::MlpActivation).
+    /// What the MLP adds, position by position, with a tap at [`MlpInput`](Component::MlpInput) and
+    /// [`MlpActivation`](Component::MlpActivation).
     ///
     /// # Shapes
     /// - x, output: `[batch, pos, d_model]`
     fn mlp(&self, layer: usize, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 
-    /// The whole block, tapped at the activations between the halves, too.
+    /// The whole block, with taps at the activations between the halves as well.
     ///
     /// # Shapes
     /// - x, output: `[batch, pos, d_model]`

@@ -52,7 +52,7 @@ pub enum LanguageModelConfig {
     Llama(LlamaConfig),
 }
 
-/// Calls the same method of the family's own model.
+/// Calls the same method on the model of the family.
 macro_rules! of_any_family {
     ($self:ident, $model:ident => $call:expr) => {
         match $self {
@@ -185,7 +185,7 @@ impl<B: Backend> FromPretrained<B> for LanguageModel<B> {
 
 impl<B: Backend> SavePretrained<B> for LanguageModel<B> {
     /// # Panics
-    /// If the configuration is of another family than the model.
+    /// If the configuration belongs to a different family than the model.
     fn save_pretrained(
         &self,
         config: &LanguageModelConfig,
@@ -199,7 +199,7 @@ impl<B: Backend> SavePretrained<B> for LanguageModel<B> {
             (Self::Llama(model), LanguageModelConfig::Llama(config)) => {
                 model.save_pretrained(config, tokenizer, folder)
             }
-            _ => panic!("the configuration is of another family than the model"),
+            _ => panic!("the configuration belongs to a different family than the model"),
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::tap::{NoTap, Tap};
 pub enum ModelInput<B: Backend> {
     /// Token ids, `[batch, pos]`.
     Tokens(Tensor<B, 2, Int>),
-    /// Vectors, `[batch, pos, feature]`: the inputs of a model that is no language model, or a
-    /// language model's token embeddings.
+    /// Vectors, `[batch, pos, feature]`: the inputs of a model that is not a language model, or the
+    /// token embeddings of one.
     Features(Tensor<B, 3>),
 }
 
@@ -74,16 +74,16 @@ impl fmt::Display for InputKinds {
 
 /// A model whose stages the engine drives one by one.
 ///
-/// The model does not run itself from end to end. The engine owns the loop, so it can start from
+/// The model does not run from end to end by itself. The engine owns the loop, so it can start from
 /// stored residuals, stop early, and change the batch between layers:
 ///
 /// ```text
 /// begin → embed → block(0) → … → block(layers - 1) → final_norm → unembed
 /// ```
 ///
-/// At each named activation a stage hands it to the tap, see [`Tap`].
+/// Each stage hands its named activations to the tap, see [`Tap`].
 pub trait AlignableTransformer<B: Backend>: Module<B> {
-    /// What the blocks of one pass share and need not compute again: masks, rotary tables.
+    /// What the blocks of one pass share, computed once: masks, rotary tables.
     type Pass: Clone;
 
     /// The model's sizes.
@@ -92,7 +92,7 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// Where the model's parameters are.
     fn device(&self) -> B::Device;
 
-    /// Which inputs the model reads: the engine gives it no others. Default: token ids, and vectors
+    /// Which inputs the model reads; the engine passes no others. Default: token ids, and vectors
     /// as wide as the residual stream.
     fn input_kinds(&self) -> InputKinds {
         InputKinds {
@@ -108,14 +108,14 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     }
 
     /// Whether what a block returns is the activation at
-    /// [`Component::BlockOutput`](crate::Component::BlockOutput), so that it can be read and changed
-    /// between the blocks, too. `false` where a block returns more than that.
+    /// [`Component::BlockOutput`](crate::Component::BlockOutput), so that it can also be read and
+    /// changed between blocks. `false` if a block returns more than that.
     fn block_output_is_stream(&self) -> bool {
         true
     }
 
-    /// Whether each position is computed from itself and the positions before it alone, and blocks
-    /// can be given [`Suffixes`], by [`begin_suffixes`](Self::begin_suffixes).
+    /// Whether each position depends only on itself and the positions before it, and blocks can run
+    /// on [`Suffixes`], after [`begin_suffixes`](Self::begin_suffixes).
     ///
     /// Queries then meet the keys at [`Component::RotaryKey`](crate::Component::RotaryKey), or at
     /// [`Component::KeyOutput`](crate::Component::KeyOutput) where there are no rotary embeddings.
@@ -131,26 +131,26 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// Prepares a pass over sequences of `pos` positions.
     fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass;
 
-    /// Bytes of what the blocks of such a pass share, where they are worth counting: masks, which have
-    /// an entry for each pair of positions. A run counts them as memory that it takes. Default: none.
+    /// Bytes of what the blocks of such a pass share, if they are significant: masks, which have an
+    /// entry for each pair of positions. They are part of a run's memory estimate. Default: none.
     fn pass_bytes(&self, pos: usize) -> u64 {
         let _none = pos;
         0
     }
 
-    /// The same pass for blocks that are given suffixes, as `[1, token, d_model]`. Nobody taps
-    /// attention scores or weights of such blocks.
+    /// The same pass for blocks that run on suffixes, as `[1, token, d_model]`. Attention scores
+    /// and weights of such blocks are never tapped.
     ///
     /// # Panics
     /// If the model [cannot](Self::computes_suffixes).
     fn begin_suffixes(&self, _pass: &Self::Pass, _suffixes: Suffixes<B>) -> Self::Pass {
-        unimplemented!("begin_suffixes, of a model that computes suffixes")
+        unimplemented!("a model that computes suffixes must implement begin_suffixes")
     }
 
     /// The residual stream that enters the first block, `[batch, pos, d_model]`.
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
 
-    /// The halves of the blocks, where they come in halves; [`block`](Self::block) then is
+    /// The halves of the blocks, if blocks have halves; [`block`](Self::block) is then
     /// [`BlockHalves::whole_block`].
     fn halves(&self) -> Option<&dyn BlockHalves<B, Self::Pass>> {
         None
@@ -183,8 +183,9 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
 
     /// What one head adds to the residual stream, from its mixed values
     /// ([`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput)): their product
-    /// with the head's rows of the output projection. The sum over heads, and the projection's bias
-    /// where it has one, is the output of the attention. `None` in a model without attention heads.
+    /// with the head's rows of the output projection. The sum over heads, plus the projection's
+    /// bias if it has one, is the output of the attention. `None` in a model without attention
+    /// heads.
     ///
     /// # Shapes
     /// - mixed: `[batch, pos, d_head]`
@@ -195,9 +196,9 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     }
 
     /// What one head mixes, before the output projection, when its queries, keys and values read
-    /// these residual streams at the block's input. Where all three are the same, its part of
-    /// [`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput). `None` in a
-    /// model without attention heads.
+    /// these residual streams at the block's input. If all three are the same, this is the head's
+    /// part of [`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput). `None`
+    /// in a model without attention heads.
     ///
     /// # Shapes
     /// - streams, in the order queries, keys, values: `[batch, pos, d_model]`

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 /// A named activation inside a block, in the order in which a forward pass reaches it.
 ///
-/// The text forms are the names of align-transformers and pyvene. Their `head_*` names (such as
-/// `head_query_output`) denote the same activations, addressed head by head, and parse to the
+/// The string forms are the names used by align-transformers and pyvene. Their `head_*` names (such
+/// as `head_query_output`) denote the same activations, addressed head by head, and parse to the
 /// same component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(alias = "hook point")]
@@ -50,7 +50,7 @@ pub enum Component {
     /// Input of the MLP, after the second norm, `[batch, pos, d_model]`.
     MlpInput,
     /// Output of the MLP's activation function, `[batch, pos, d_mlp]`. In a gated MLP this is
-    /// `act(gate)`, before it is multiplied with the up projection.
+    /// `act(gate)`, before it is multiplied by the up projection.
     #[doc(alias = "hook_post")]
     MlpActivation,
     /// Output of the MLP, before it is added to the residual, `[batch, pos, d_model]`.
@@ -126,14 +126,14 @@ impl fmt::Display for Component {
     }
 }
 
-/// A text that names no component.
+/// A string that names no component.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown component `{found}`; expected one of {}, {HEAD_NAMES}",
     Component::ALL.map(Component::name).join(", ")
 )]
 pub struct UnknownComponent {
-    /// The text.
+    /// The string.
     pub found: String,
 }
 
@@ -163,7 +163,7 @@ impl FromStr for Component {
 
 /// A place in a model where an activation can be read or changed.
 ///
-/// Sites are ordered as a forward pass reaches them.
+/// Sites are ordered as in a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[doc(alias = "hook point")]
 pub enum Site {

@@ -1,30 +1,30 @@
-//! Rows of which only the last positions go through a block.
+//! Rows of which only the last positions are run through a block.
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-/// Which positions of which rows a block computes, where the others are known already.
+/// Which positions of which rows a block computes, when the others are already known.
 ///
-/// Under a causal mask a row that differs from another one only from some position on has the
-/// same keys and values before it. Then only its *suffix* is computed, and its queries look at the
-/// other row's keys in front of its own.
+/// Under a causal mask, a row that differs from another one only from some position on has the same
+/// keys and values before that position. Then only its *suffix* is computed, and its queries attend
+/// to the other row's keys before its own.
 ///
 /// The block sees all suffixes as one row of *tokens*, `[1, token, d_model]`: class by class, row
-/// by row, position by position. Only attention has to know where one ends.
+/// by row, position by position. Only attention needs to know where one ends.
 #[derive(Clone, Debug)]
 pub struct Suffixes<B: Backend> {
     /// The position of each token, `[token]`.
     pub positions: Tensor<B, 1, Int>,
     /// Rows whose suffixes begin and end at the same positions.
     pub classes: Vec<SuffixClass<B>>,
-    /// The tokens that ask; `None` where all do.
+    /// The tokens with a query; `None` if all have one.
     pub queries: Option<Queries<B>>,
 }
 
-/// Tokens for which attention is computed, where nobody wants it of the others: of these, only keys
-/// and values are.
+/// Tokens for which attention is computed. The others are not read later, so only their keys and
+/// values are computed.
 #[derive(Clone, Debug)]
 pub struct Queries<B: Backend> {
-    /// Which tokens, `[query]`, in the order in which these stand.
+    /// Indices of the tokens, `[query]`, in token order.
     pub tokens: Tensor<B, 1, Int>,
     /// The position of each, `[query]`.
     pub positions: Tensor<B, 1, Int>,
@@ -37,9 +37,9 @@ pub struct SuffixClass<B: Backend> {
     pub rows: usize,
     /// The first position that is computed.
     pub start: usize,
-    /// The first position that asks: [`start`](Self::start), or a later one.
+    /// The first position with a query: [`start`](Self::start), or a later one.
     pub queries: usize,
-    /// Number of positions of each row, with those before the suffix.
+    /// Number of positions of each row, including those before the suffix.
     pub pos: usize,
     /// Where the positions before the suffixes are; `None` where there are none.
     pub prefixes: Option<Prefixes<B>>,
@@ -48,10 +48,10 @@ pub struct SuffixClass<B: Backend> {
 /// Where the keys and values before suffixes are.
 #[derive(Clone, Debug)]
 pub enum Prefixes<B: Backend> {
-    /// In the same batch, in some rows, each of which continues in as many suffixes, which lie
-    /// behind one another.
+    /// In some rows of the same batch, each continued by the same number of suffixes, which are
+    /// adjacent.
     Here {
-        /// Number of rows; a divisor of that of the suffixes.
+        /// Number of rows; divides the number of suffixes.
         rows: usize,
         /// The tokens with the keys and values, `[rows * start]`, row by row.
         tokens: Tensor<B, 1, Int>,
@@ -65,7 +65,8 @@ pub enum Prefixes<B: Backend> {
 pub struct KeysValues<B: Backend> {
     /// The layer.
     pub layer: usize,
-    /// Keys as queries meet them, after any rotary embedding, `[row, kv_head, start, d_head]`.
+    /// Keys as used in the products with queries, after any rotary embedding, `[row, kv_head,
+    /// start, d_head]`.
     pub keys: Tensor<B, 4>,
     /// Values, `[row, kv_head, start, d_head]`.
     pub values: Tensor<B, 4>,

@@ -1,4 +1,4 @@
-//! How activations leave a model, and how changed ones enter it.
+//! How activations leave a model, and how changed ones come back.
 
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -6,14 +6,14 @@ use crate::site::{Component, Site};
 
 /// Sees, and may replace, the activations of a running model.
 ///
-/// A model hands over the activation of every site for which [`wants`](Self::wants) says `true`,
-/// and goes on with what [`visit`](Self::visit) returns. A site that nobody wants costs nothing,
-/// and a model may use fused attention whenever scores and weights are not wanted.
+/// A model passes the activation of every site for which [`wants`](Self::wants) is `true` to
+/// [`visit`](Self::visit), and continues with what that returns. Other sites cost nothing, and a
+/// model may use fused attention whenever scores and weights are not wanted.
 pub trait Tap<B: Backend> {
-    /// Whether the activation at `site` is to be handed over.
+    /// Whether to visit the activation at `site`.
     fn wants(&self, site: Site) -> bool;
 
-    /// Takes the activation at `site` and returns the one to go on with, of the same shape.
+    /// Takes the activation at `site` and returns the one to continue with, of the same shape.
     ///
     /// # Shapes
     /// - activation: `[batch, head, pos, width]`, with one head where the site has no heads
@@ -34,9 +34,9 @@ impl<B: Backend> Tap<B> for NoTap {
     }
 }
 
-/// What a model's code says at each named activation: one line, no cost where nobody taps.
+/// What a model calls at each named activation: one line, at no cost if it is not tapped.
 impl<B: Backend> dyn Tap<B> + '_ {
-    /// Hands over an activation without heads, `[batch, pos, width]`.
+    /// Passes an activation without heads, `[batch, pos, width]`.
     pub fn stream(&mut self, site: Site, x: Tensor<B, 3>) -> Tensor<B, 3> {
         if !self.wants(site) {
             return x;
@@ -46,7 +46,7 @@ impl<B: Backend> dyn Tap<B> + '_ {
             .reshape([batch, pos, width])
     }
 
-    /// Hands over an activation with heads, `[batch, head, pos, width]`.
+    /// Passes an activation with heads, `[batch, head, pos, width]`.
     pub fn heads(&mut self, site: Site, x: Tensor<B, 4>) -> Tensor<B, 4> {
         if self.wants(site) {
             self.visit(site, x)

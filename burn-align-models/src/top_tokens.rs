@@ -1,4 +1,4 @@
-//! What a model says next.
+//! The most probable next tokens.
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ use burn::tensor::{DType, Tensor, activation, backend::Backend};
 
 use crate::tokens::Tokenizer;
 
-/// A token that may come next.
+/// A possible next token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TopToken {
     /// Its id.
     pub id: u32,
     /// Its text, including any space before it: see [`Tokenizer::token_strings`].
     pub text: String,
-    /// Its text for people, with what cannot be seen made visible: see [`Tokenizer::token_marks`].
+    /// Its text for display, with invisible characters marked: see [`Tokenizer::token_marks`].
     pub marks: String,
     /// Its probability.
     pub probability: f32,
@@ -29,12 +29,11 @@ impl Tokenizer {
     /// The `k` most probable next tokens for each row of logits, the most probable one first. Of
     /// equally probable ones, the lower id comes first.
     ///
-    /// A row that gives no probabilities, because one of its logits is NaN or infinity, has no most
-    /// probable token: its list is empty. `Plan::find_non_finite` of `burn-align` says where in the model
-    /// that begins.
+    /// A row with a NaN or infinite logit gives no probabilities, so its list is empty.
+    /// `Plan::find_non_finite` of `burn-align` finds where in the model that begins.
     ///
     /// # Shapes
-    /// - logits: `[batch, vocab]`, or with any axes before `vocab`, as `[batch, unit, vocab]`
+    /// - logits: `[batch, vocab]`, or with any axes before `vocab`, such as `[batch, unit, vocab]`
     /// - output: a list for each row: `batch`, or `batch * unit` of them, examples together
     #[doc(alias = "top_vals")]
     #[doc(alias = "test_prompt")]
@@ -55,11 +54,11 @@ impl Tokenizer {
     }
 }
 
-/// The same as [`Tokenizer::top_tokens`] without a tokenizer: ids with their probabilities. A row whose
-/// logits give none has an empty list.
+/// The same as [`Tokenizer::top_tokens`] without a tokenizer: ids with their probabilities. A row
+/// whose logits are not finite has an empty list.
 ///
 /// # Shapes
-/// - logits: `[batch, vocab]`, or with any axes before `vocab`, as `[batch, unit, vocab]`
+/// - logits: `[batch, vocab]`, or with any axes before `vocab`, such as `[batch, unit, vocab]`
 /// - output: a list for each row: `batch`, or `batch * unit` of them, examples together
 pub fn top_tokens<B: Backend, const D: usize>(
     logits: Tensor<B, D>,
@@ -100,7 +99,7 @@ mod tests {
             [0.0, 2.0, 1.0],
             [0.0, f32::NAN, 1.0],
             [0.0, INFINITY, 1.0],
-            // What is ruled out is the least probable one.
+            // Ruled-out tokens come last.
             [0.0, -INFINITY, 1.0],
         ];
         let logits = Tensor::<Flex, 2>::from_floats(rows, &FlexDevice);

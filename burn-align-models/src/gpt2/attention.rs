@@ -59,7 +59,8 @@ impl<B: Backend> Gpt2Attention<B> {
         self.c_proj.forward(merge_heads(mixed))
     }
 
-    /// Queries, keys and values, `[batch, head, pos, d_head]`; queries of the tokens that ask.
+    /// Queries, keys and values, `[batch, head, pos, d_head]`; queries only for the tokens that
+    /// attend.
     fn queries_keys_values(&self, x: Tensor<B, 3>, pass: &CausalPass<B>) -> [Tensor<B, 4>; 3] {
         let heads = self.heads;
         let Some(queries) = pass.queries() else {
@@ -111,8 +112,8 @@ impl<B: Backend> Gpt2Attention<B> {
     }
 }
 
-/// Projections into the residual stream start smaller, so that its variance does not grow with
-/// depth: `1 / √(number of projections)` (Radford et al. 2019, §2.3).
+/// Projections into the residual stream are initialised smaller, so that its variance does not grow
+/// with depth: `1 / √(number of projections)` (Radford et al. 2019, §2.3).
 pub(super) fn residual_scale(config: &Gpt2Config) -> f64 {
     1.0 / ((2 * config.n_layer) as f64).sqrt()
 }

@@ -6,7 +6,7 @@ use super::Gpt2;
 use crate::dims::ModelDims;
 use crate::nn::{Activation, ParamInit};
 
-/// Sizes and choices of a GPT-2, under the names of its Hugging Face `config.json`.
+/// The configuration of a GPT-2, with the names used in its Hugging Face `config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gpt2Config {
     /// Number of tokens.

@@ -122,7 +122,7 @@ impl<B: Backend> Family<B> for Gpt2<B> {
             prefix: "transformer.",
             // The other matrices are `Conv1D`s, which are stored `[d_input, d_output]`.
             is_transposed: |path| path == "lm_head.weight",
-            // Masks that old versions stored with the weights.
+            // Masks that old versions of `transformers` stored with the weights.
             is_ignored: |path| path.ends_with(".attn.bias") || path.ends_with(".attn.masked_bias"),
             tied_head: config.tie_word_embeddings.then_some("wte.weight"),
         }

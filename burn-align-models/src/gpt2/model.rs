@@ -59,7 +59,7 @@ impl<B: Backend> Gpt2<B> {
     }
 
     /// The same model with or without the backend's fused attention, for layers whose attention
-    /// scores and weights nobody taps. Default: without. On the CPU backends it is no faster
+    /// scores and weights are not tapped. Default: without. On the CPU backends it is no faster
     /// (`cargo bench --bench workloads -- --fused`); on GPUs it has not been measured.
     pub fn with_fused_attention(mut self, fused: bool) -> Self {
         self.fused_attention = fused;

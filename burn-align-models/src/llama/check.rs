@@ -1,15 +1,15 @@
-//! Checks of a configuration that was put together by hand.
+//! Checks for a configuration that was built by hand.
 
 use super::LlamaConfig;
 
-/// Why there is no model with a configuration.
+/// Why no model can have this configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LlamaConfigError {
-    /// A window for another number of layers than the model has.
+    /// A window for a different number of layers than the model has.
     #[error(
-        "sliding_window.layers: expected an entry for each of {expected} layers, found {found}; say of \
-         each layer whether the window limits it"
+        "sliding_window.layers: expected an entry for each of {expected} layers, found {found}; \
+         give one flag per layer, whether the window limits it"
     )]
     WindowLayers {
         /// Number of layers.
@@ -17,13 +17,13 @@ pub enum LlamaConfigError {
         /// Number of entries.
         found: usize,
     },
-    /// A window that not even the query itself fits into.
-    #[error("sliding_window.size: expected at least 1, for each position sees itself, found 0")]
+    /// A window too small for the query itself.
+    #[error("sliding_window.size: expected at least 1, since each position sees itself, found 0")]
     EmptyWindow,
-    /// Query heads that do not divide among key-value heads.
+    /// Query heads that cannot be divided evenly among the key-value heads.
     #[error(
-        "dims.kv_heads: expected a divisor of dims.heads, {heads}, so that each is shared by as many \
-         query heads, found {kv_heads}"
+        "dims.kv_heads: expected a divisor of dims.heads = {heads}, so that all are shared by \
+         equally many query heads, found {kv_heads}"
     )]
     Heads {
         /// Number of query heads.
@@ -31,25 +31,25 @@ pub enum LlamaConfigError {
         /// Number of key-value heads.
         kv_heads: usize,
     },
-    /// Rotary tables for heads of another width.
+    /// Rotary tables for heads of a different width.
     #[error(
-        "rotary.d_head: expected dims.d_head, {expected}, an even number, found {found}; pairs of \
-         features are rotated"
+        "rotary.d_head: expected dims.d_head = {expected}, which must be even, found {found}; \
+         features are rotated in pairs"
     )]
     RotaryWidth {
         /// Width of a head.
         expected: usize,
-        /// What the rotary embedding is for.
+        /// Width in the rotary configuration.
         found: usize,
     },
 }
 
 impl LlamaConfig {
-    /// Checks that the parts of the configuration belong together, which
-    /// [`init`](Self::init) takes for granted.
+    /// Checks that the parts of the configuration are consistent, which [`init`](Self::init)
+    /// requires.
     ///
     /// # Errors
-    /// If there is no such model.
+    /// If they are not.
     pub fn check(&self) -> Result<(), LlamaConfigError> {
         let dims = &self.dims;
         if let Some(window) = &self.sliding_window {

@@ -6,7 +6,7 @@ use super::Llama;
 use crate::dims::ModelDims;
 use crate::nn::{Activation, ParamInit, RotaryConfig, RotaryScaling};
 
-/// Sizes and choices of a LLaMA-like model.
+/// The configuration of a LLaMA-like model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LlamaConfig {
     /// The model's sizes.
@@ -36,7 +36,7 @@ pub struct LlamaConfig {
 pub struct SlidingWindow {
     /// Number of positions that a query sees, itself included.
     pub size: usize,
-    /// Which layers are so limited: an entry for each layer.
+    /// Which layers have this limit: an entry for each layer.
     pub layers: Vec<bool>,
 }
 
@@ -153,7 +153,7 @@ impl LlamaConfig {
         .into()
     }
 
-    /// The same model, made for sequences of up to `max_positions`; see [`RotaryConfig::max_positions`].
+    /// The same model for sequences of up to `max_positions`; see [`RotaryConfig::max_positions`].
     pub fn with_max_positions(mut self, max_positions: usize) -> Self {
         self.rotary.max_positions = max_positions;
         self
@@ -162,7 +162,7 @@ impl LlamaConfig {
     /// A model in f32 with random weights drawn from seed 0.
     ///
     /// # Panics
-    /// If the configuration's parts do not belong together, which [`check`](Self::check) tells of.
+    /// If the parts of the configuration are inconsistent; see [`check`](Self::check).
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
         self.init_seeded(0, DType::F32, device)
     }

@@ -14,7 +14,7 @@ use crate::pretrained::{
 };
 use crate::tokens::Tokenizer;
 
-/// Which of the families that share LLaMA's block.
+/// Which of the families with LLaMA's block.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Variant {
     Llama,
@@ -225,14 +225,14 @@ impl<B: Backend> Family<B> for Llama<B> {
         WeightLayout {
             prefix: "model.",
             is_transposed: |path| path.ends_with("_proj.weight") || path == "lm_head.weight",
-            // Tables that old versions stored with the weights.
+            // Tables that old versions of `transformers` stored with the weights.
             is_ignored: |path| path.split('.').any(|part| part == "rotary_emb"),
             tied_head: config.tie_word_embeddings.then_some("embed_tokens.weight"),
         }
     }
 }
 
-/// Reads which layers look through a sliding window, and its size.
+/// Reads which layers use a sliding window, and its size.
 fn read_window(
     fields: &mut Fields,
     variant: Variant,
@@ -279,7 +279,8 @@ fn read_window(
     }
 }
 
-/// Checks that `layer_types`, where it is there, says of every layer what is computed anyway.
+/// Checks that `layer_types`, if present, has the same type for every layer: the one that is
+/// computed.
 fn only_layer_types(fields: &mut Fields, kind: &str) -> Result<(), ConfigError> {
     let types = fields.optional_texts("layer_types")?.unwrap_or_default();
     match types.into_iter().find(|found| found != kind) {
@@ -287,7 +288,7 @@ fn only_layer_types(fields: &mut Fields, kind: &str) -> Result<(), ConfigError> 
         Some(found) => Err(ConfigError::Unsupported {
             key: "layer_types".to_owned(),
             found: format!("`{found}`"),
-            reason: format!("layers of this family of models are all of type `{kind}`"),
+            reason: format!("all layers of this model family are of type `{kind}`"),
         }),
     }
 }

@@ -1,5 +1,5 @@
-//! LLaMA 1, 2 and 3 (arXiv 2302.13971), and the models whose blocks are the same but for biases
-//! and a sliding window: Mistral (arXiv 2310.06825) and Qwen2 (arXiv 2407.10671).
+//! LLaMA 1, 2 and 3 (arXiv 2302.13971), and models whose blocks differ from it only in biases and a
+//! sliding window: Mistral (arXiv 2310.06825) and Qwen2 (arXiv 2407.10671).
 
 mod attention;
 mod block;

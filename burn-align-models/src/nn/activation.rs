@@ -70,14 +70,14 @@ const NAMES: [(&str, Activation); 20] = [
     ("tanh", Activation::Tanh),
 ];
 
-/// A text that names no supported activation function.
+/// A string that names no supported activation function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unsupported activation function `{found}`; expected one of {}",
     NAMES.map(|(name, _)| name).join(", ")
 )]
 pub struct UnknownActivation {
-    /// The text.
+    /// The string.
     pub found: String,
 }
 
@@ -156,7 +156,7 @@ impl Activation {
 
 /// `x (1 + tanh(u)) / 2 = x σ(2u)` with `u = √(2/π) (x + 0.044715 x³)`.
 ///
-/// The same function as `burn::tensor::activation::gelu_approximate`, without its power and its
+/// The same function as `burn::tensor::activation::gelu_approximate`, but without the power and the
 /// hyperbolic tangent, which are slow on the CPU backends.
 fn gelu_tanh<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     // 2 √(2/π) = √2 · 2/√π

@@ -12,26 +12,26 @@ use crate::site::{Component, Site};
 use crate::suffixes::{Prefixes, Queries, SuffixClass, Suffixes};
 use crate::tap::{NoTap, Tap};
 
-/// What the blocks of one pass over sequences of equal length share.
+/// State shared by the blocks of one pass over sequences of equal length.
 #[derive(Clone, Debug)]
 pub struct CausalPass<B: Backend> {
     /// Where queries must not look.
     pub masks: CausalMasks<B>,
-    /// How many positions a query sees, itself included, where that is fewer than there are.
+    /// How many positions a query sees, itself included, if fewer than all.
     pub window: Option<usize>,
     /// Rotary tables, in models with rotary embeddings.
     pub rotary: Option<Rotary<B>>,
-    /// Those of the tokens that ask, where it is not all of them.
+    /// Tables of the tokens with a query, if not all have one.
     pub query_rotary: Option<Rotary<B>>,
-    /// Whether to use the backend's fused attention where nobody taps scores or weights.
+    /// Whether to use the backend's fused attention where scores and weights are not tapped.
     pub fused: bool,
-    /// Which positions of which rows are computed, where it is not all of all.
+    /// Which positions of which rows are computed, if not all.
     pub suffixes: Option<Suffixes<B>>,
 }
 
 impl<B: Backend> CausalPass<B> {
-    /// The pass over sequences of `pos` positions, where each position sees itself and the
-    /// `window - 1` positions before it.
+    /// A pass over sequences of `pos` positions in which each position sees itself and the `window
+    /// - 1` positions before it.
     pub fn new(
         pos: usize,
         window: Option<usize>,
@@ -59,7 +59,7 @@ impl<B: Backend> CausalPass<B> {
         self
     }
 
-    /// The tokens that ask, where it is not all of them.
+    /// The tokens with a query, if not all have one.
     pub(crate) fn queries(&self) -> Option<&Queries<B>> {
         self.suffixes.as_ref()?.queries.as_ref()
     }
@@ -85,7 +85,7 @@ pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B
     head_part(x, heads, 0..heads)
 }
 
-/// Some of the heads that stand side by side.
+/// Some of the heads, which lie side by side.
 ///
 /// # Shapes
 /// - x: `[batch, pos, all * d_head]`
@@ -122,7 +122,7 @@ pub(crate) struct Attend<'a, B: Backend> {
     pub(crate) layer: usize,
     /// Factor on the query-key products.
     pub(crate) scale: f64,
-    /// Whether this layer looks through the sliding window.
+    /// Whether this layer uses the sliding window.
     pub(crate) windowed: bool,
     pub(crate) pass: &'a CausalPass<B>,
 }
@@ -163,7 +163,7 @@ fn attend_rows<B: Backend>(
         let [k, v] = [k, v].map(|x| repeat_kv(x, head));
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
-            // Backends take their fast path only when the scale is left to them.
+            // Backends only take their fast path with the default scale.
             scale: (layer.scale != standard).then_some(layer.scale),
             is_causal: true,
             ..Default::default()
@@ -228,7 +228,7 @@ fn attend_suffixes<B: Backend>(
                             [kept.keys.clone(), kept.values.clone()]
                         }
                     };
-                    attend_behind(q, [own(k), own(v)], before, layer, class)
+                    attend_after(q, [own(k), own(v)], before, layer, class)
                 }
             };
             mixed.push(tokens_of(class_mixed));
@@ -276,13 +276,13 @@ fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &Tensor<B, 1, Int>) -> Tensor<B, 4
 
 /// Attends to a row's own keys, and to those of the prefix before them.
 ///
-/// All suffixes of one prefix meet its keys in one product, and nothing is copied for each.
+/// All suffixes of one prefix meet its keys in a single product, without copies per suffix.
 ///
 /// # Shapes
 /// - q, output: `[row, head, q_pos, d_head]`
 /// - own keys and values: `[row, kv_head, len, d_head]`
 /// - keys and values before: `[prefix, kv_head, start, d_head]`
-fn attend_behind<B: Backend>(
+fn attend_after<B: Backend>(
     q: Tensor<B, 4>,
     own: [Tensor<B, 4>; 2],
     before: [Tensor<B, 4>; 2],
@@ -320,7 +320,7 @@ fn by_prefix<B: Backend>(x: Tensor<B, 4>, prefix: usize) -> Tensor<B, 4> {
         .reshape([prefix, head, n * len, width])
 }
 
-/// The way back from [`by_prefix`].
+/// The inverse of [`by_prefix`].
 fn by_row<B: Backend>(x: Tensor<B, 4>, row: usize) -> Tensor<B, 4> {
     let [prefix, head, tokens, width] = x.dims();
     if row == prefix {
@@ -333,7 +333,7 @@ fn by_row<B: Backend>(x: Tensor<B, 4>, row: usize) -> Tensor<B, 4> {
 }
 
 /// `softmax(scale · scores)` over the keys that a query sees, computed in f32; 0 for the others.
-/// The last query stands at the position of the last key.
+/// The last query is at the position of the last key.
 ///
 /// # Shapes
 /// - scores, output: `[batch, head, q_pos, k_pos]`
@@ -361,8 +361,8 @@ fn masked_softmax<B: Backend>(
     activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 3).cast(dtype)
 }
 
-/// The products of each query head's matrix with that of its key-value head, which is not copied for
-/// each.
+/// The product of each query head's matrix with that of its key-value head, which is not copied per
+/// query head.
 ///
 /// # Shapes
 /// - x: `[batch, head, q_pos, inner]`
@@ -374,7 +374,7 @@ fn by_group<B: Backend>(x: Tensor<B, 4>, y: Tensor<B, 4>) -> Tensor<B, 4> {
     if kv_head == head {
         return x.matmul(y);
     }
-    // Heads of a group stand behind one another, and so do their rows.
+    // The heads of a group are adjacent, and so are their rows.
     x.reshape([batch, kv_head, head / kv_head * q_pos, inner])
         .matmul(y)
         .reshape([batch, head, q_pos, width])

@@ -7,8 +7,8 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use super::projection;
 use super::weight::{Orientation, Weight};
 
-/// A vector for each token, which also turns the residual stream into logits where no head of its
-/// own does.
+/// A vector for each token; also turns the residual stream into logits in models without a separate
+/// head.
 #[derive(Module, Debug)]
 pub struct TokenEmbedding<B: Backend> {
     /// `[vocab, d_model]`.

@@ -1,4 +1,4 @@
-//! Parameters that come into being when they are first read, from a seed of their own.
+//! Parameters that are initialised when they are first read, each from its own seed.
 
 use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
@@ -23,7 +23,7 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         Self {
             device,
             dtype,
-            // Leaves room for the parameters of one model between two seeds.
+            // Keeps the parameters of one model apart from those of the next seed.
             seed: seed << 20,
             std,
         }

@@ -10,31 +10,31 @@ use burn::tensor::ops::Device;
 
 use super::CausalPass;
 
-/// What a pass depends on, beside what never changes of a model.
+/// What a pass depends on, apart from what is fixed for a model.
 #[derive(PartialEq)]
 pub(crate) struct PassKey<D> {
     pub(crate) pos: usize,
     pub(crate) device: D,
-    /// That of rotary tables.
+    /// Dtype of the rotary tables.
     pub(crate) dtype: DType,
     pub(crate) fused: bool,
 }
 
 type Kept<B> = (PassKey<Device<B>>, CausalPass<B>);
 
-/// What the blocks of the last pass shared. The next one over as many positions shares it too, so
-/// that training steps and batches do not build masks and rotary tables again.
+/// The shared state of the last pass. The next pass over equally many positions uses it again, so
+/// that training steps and batches do not rebuild masks and rotary tables.
 ///
-/// A clone begins with none: it may be for another device, or another backend.
+/// A clone starts empty: it may be for another device or backend.
 #[derive(Default)]
 pub(crate) struct LastPass {
-    /// [`Kept`] of the model's backend, which the type does not name: what a module skips must be the
-    /// same on all backends.
+    /// [`Kept`] of the model's backend. The type does not name the backend, because a skipped field
+    /// of a module must have the same type on all backends.
     kept: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl LastPass {
-    /// The last pass if it was like this one, or a new one.
+    /// The last pass if it matches this one, or a new one.
     pub(crate) fn or_begin<B: Backend>(
         &self,
         key: PassKey<Device<B>>,

@@ -1,13 +1,13 @@
-//! Masks of causal attention, made when somebody asks for them.
+//! Masks of causal attention, made on demand.
 
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 
-/// Which keys the queries of one pass must not look at.
+/// Which keys the queries of one pass must not attend to.
 ///
-/// A mask has an entry for each pair of positions, and where attention has a kernel of its own nobody
-/// reads it. So each is made at the first look, and then shared by all layers and all clones.
+/// A mask has an entry for each pair of positions, and is not needed at all where attention has its
+/// own kernel. So each is made at first use, and then shared by all layers and all clones.
 #[derive(Clone, Debug)]
 pub struct CausalMasks<B: Backend> {
     pos: usize,
@@ -42,7 +42,8 @@ impl<B: Backend> CausalMasks<B> {
         self.pos
     }
 
-    /// `true` where a query must not look: at later positions. `[1, 1, q_pos, k_pos]`.
+    /// `true` for keys that a query must not attend to: those at later positions. `[1, 1, q_pos,
+    /// k_pos]`.
     pub fn future(&self) -> Tensor<B, 4, Bool> {
         let make = || {
             let [q_pos, k_pos] = self.positions();
@@ -78,8 +79,8 @@ impl<B: Backend> CausalMasks<B> {
     }
 }
 
-/// Bytes of the masks that a pass over `pos` positions needs: none where attention in `dtype` has a kernel of
-/// its own.
+/// Bytes of the masks that a pass over `pos` positions needs: none if attention in `dtype` has its
+/// own kernel.
 pub(crate) fn mask_bytes<B: Backend>(
     pos: usize,
     window: Option<usize>,

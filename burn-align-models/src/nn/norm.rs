@@ -72,7 +72,7 @@ impl<B: Backend> RmsNorm<B> {
     /// # Shapes
     /// - x, output: `[batch, pos, d_model]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        // As in the reference, the scale is applied in the model's dtype.
+        // As in `transformers`, the scale is applied in the model's dtype.
         let x = in_f32(x, |x| root_mean_square(x, self.epsilon));
         x * self.weight.val().unsqueeze()
     }

@@ -11,11 +11,10 @@ use super::TokenEmbedding;
 use super::weight::{Orientation, Weight};
 use crate::quants::QuantizedMatrix;
 
-/// `x W + b`: all that multiplies activations by a weight of a model of this crate, dense or
-/// quantised.
+/// `x W + b`: every product of activations with a model weight in this crate, dense or quantised.
 ///
-/// Where the backend is Flex, and its feature on, its products are fast, and a row of one comes out
-/// the same, to the bit, whatever it is batched with.
+/// On Flex, with the feature `flex`, products are fast, and a row's result is the same to the bit
+/// whatever it is batched with.
 #[derive(Module, Debug)]
 pub struct Projection<B: Backend> {
     /// `[d_input, d_output]`.
@@ -41,7 +40,7 @@ impl<B: Backend> Projection<B> {
     }
 
     /// `x W + b` as one matrix product over all positions of all rows, so that the weight is read
-    /// once and not once per row.
+    /// once rather than once per row.
     ///
     /// # Shapes
     /// - x: `[batch, pos, d_input]`
@@ -133,7 +132,7 @@ pub(super) fn affine<B: Backend>(
     portable(x, weight, bias)
 }
 
-/// `x Qᵀ + b`. Where there are no kernels for it, by a tensor that is made for the purpose.
+/// `x Qᵀ + b`. Without a kernel for it, the matrix is dequantised first.
 ///
 /// # Shapes
 /// - x: `[row, d_input]`
@@ -154,7 +153,7 @@ pub(super) fn affine_quantized<B: Backend>(
     portable(x, weight, bias)
 }
 
-/// Logits, by a head of its own or else by the token embedding.
+/// Logits, from a separate head if there is one, otherwise from the token embedding.
 ///
 /// # Shapes
 /// - x: `[batch, pos, d_model]`

@@ -13,10 +13,10 @@ pub struct RotaryConfig {
     pub d_head: usize,
     /// Base of the frequencies, `rope_theta`.
     pub theta: f64,
-    /// Longest sequence that the model was made for, `max_position_embeddings`. Not a limit: longer ones
-    /// have their angles, too, but the model has hardly seen them.
+    /// Longest sequence that the model was trained for, `max_position_embeddings`. Not a limit:
+    /// longer sequences have angles too, but the model has hardly seen them.
     pub max_positions: usize,
-    /// Change of the frequencies that lets a model read longer sequences.
+    /// How the frequencies are changed so that the model reads longer sequences.
     pub scaling: RotaryScaling,
 }
 
@@ -93,7 +93,7 @@ impl RotaryConfig {
             RotaryScaling::LongRope(long) => long.attention_factor,
             _ => 1.0,
         };
-        // The reference multiplies in f32; the same here keeps long sequences in step with it.
+        // `transformers` multiplies in f32; doing the same keeps long sequences in agreement.
         let angles = (0..pos).flat_map(|p| frequencies.iter().map(move |f| p as f32 * f));
         let table = |f: fn(f32) -> f32| {
             let values: Vec<f32> = angles.clone().map(|a| f(a) * factor as f32).collect();
@@ -134,8 +134,8 @@ impl RotaryConfig {
                 .into_iter()
                 .map(|f| {
                     let rotations = *original as f64 * f / (2.0 * PI);
-                    // 0 for low frequencies, 1 for high ones. Compared first: the two factors may be
-                    // equal, and then nothing lies between.
+                    // 0 for low frequencies, 1 for high ones. Compared first, because the two
+                    // factors may be equal, which leaves no range in between.
                     let keep = if rotations < *low_freq_factor {
                         0.0
                     } else if rotations > *high_freq_factor {
@@ -171,10 +171,10 @@ impl RotaryConfig {
         frequencies.into_iter().map(|f: f64| f as f32).collect()
     }
 
-    /// Between which frequency indices YaRN goes from keeping to interpolating.
+    /// The frequency indices between which YaRN moves from keeping to interpolating.
     fn yarn_bounds(&self, yarn: &Yarn) -> (f64, f64) {
         let d_head = self.d_head as f64;
-        // The index whose frequency makes that many rotations over the original length.
+        // The index whose frequency makes this many rotations over the original length.
         let index = |rotations: f64| {
             d_head * (yarn.original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
         };
@@ -183,7 +183,7 @@ impl RotaryConfig {
             (low, high) = (low.floor(), high.ceil());
         }
         let (low, high) = (low.max(0.0), high.min(d_head - 1.0));
-        // As in the reference, which avoids a division by zero this way.
+        // As in `transformers`, to avoid a division by zero.
         (low, if low == high { high + 0.001 } else { high })
     }
 }

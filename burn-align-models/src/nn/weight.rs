@@ -1,4 +1,4 @@
-//! The weight of a projection or an embedding: a tensor, or blocks of a GGUF file.
+//! The weight of a projection or an embedding: a tensor, or the blocks of a GGUF file.
 
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -13,8 +13,8 @@ use burn::tensor::{DType, Shape, Tensor};
 use crate::quants::QuantizedMatrix;
 
 /// Whether weights of a model on this backend may stay quantised: [`Flex`](burn::backend) with and
-/// without autodiff, where the feature `flex` has the kernels. On others, a quantised weight is made
-/// a tensor when it is [set](Weight::set_quantized).
+/// without autodiff, with the kernels of the feature `flex`. On others, a quantised weight is
+/// dequantised when it is [set](Weight::set_quantized).
 pub fn keeps_quantized<B: Backend>() -> bool {
     #[cfg(feature = "flex")]
     return super::flex::multiplies_quantized::<B>();
@@ -22,11 +22,11 @@ pub fn keeps_quantized<B: Backend>() -> bool {
     false
 }
 
-/// A matrix that activations are multiplied by, or whose rows are looked up.
+/// A matrix that multiplies activations, or whose rows are looked up.
 ///
-/// To Burn it is one parameter, whichever it is. A quantised one is frozen: mappers, such as those
-/// that turn on gradients, pass it by. Who asks for its values, as when it is saved or recorded, is
-/// given a tensor in f32 that is made for the purpose.
+/// To Burn it is one parameter in either form. A quantised weight is frozen: mappers, such as those
+/// that turn on gradients, skip it. Reading its values, as when it is saved or recorded,
+/// dequantises it into a new f32 tensor.
 #[derive(Clone, Debug)]
 pub struct Weight<B: Backend> {
     values: Values<B>,
@@ -46,7 +46,7 @@ struct Quantized<B: Backend> {
     matrix: QuantizedMatrix,
 }
 
-/// How a quantised matrix lies with respect to the tensor that it stands for.
+/// How a quantised matrix is oriented relative to the tensor that it represents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Orientation {
     /// `[row, col]`, as the tensor.
@@ -55,14 +55,14 @@ pub(super) enum Orientation {
     Transposed,
 }
 
-/// A quantised matrix of another shape than the weight that it is to be.
+/// A quantised matrix whose shape does not match the weight.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model needs a matrix of {expected:?}, found one of {found:?}")]
+#[error("expected a matrix of shape {expected:?}, found {found:?}")]
 #[non_exhaustive]
 pub struct WeightShapeError {
-    /// Rows and columns, as they are stored in a GGUF file.
+    /// Expected rows and columns, as stored in a GGUF file.
     pub expected: [usize; 2],
-    /// Those that there are.
+    /// Rows and columns found.
     pub found: [usize; 2],
 }
 
@@ -74,7 +74,7 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// Rows and columns of the tensor, which is not made for it.
+    /// Rows and columns of the tensor; does not dequantise.
     pub fn dims(&self) -> [usize; 2] {
         match &self.values {
             Values::Dense(param) => param.lazy_shape().dims(),
@@ -82,7 +82,7 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The device that it is on.
+    /// Its device.
     pub fn device(&self) -> B::Device {
         match &self.values {
             Values::Dense(param) => param.lazy_device(),
@@ -98,7 +98,7 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The tensor; of a quantised weight, one in f32 that is made anew each time.
+    /// The tensor; a quantised weight is dequantised to f32 each time.
     pub fn val(&self) -> Tensor<B, 2> {
         match &self.values {
             Values::Dense(param) => param.val(),
@@ -106,7 +106,7 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The blocks, of a weight that has stayed quantised. A projection's are `[d_output, d_input]`.
+    /// The blocks of a weight that has stayed quantised. A projection's are `[d_output, d_input]`.
     pub fn quantized(&self) -> Option<&QuantizedMatrix> {
         match &self.values {
             Values::Dense(_) => None,
@@ -114,22 +114,22 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// Puts a tensor of the same shape in place of the values that there are.
+    /// Replaces the values with a tensor of the same shape.
     ///
     /// # Panics
-    /// If it has another shape.
+    /// If its shape is different.
     pub fn set(&mut self, tensor: Tensor<B, 2>) {
-        assert_eq!(tensor.dims(), self.dims(), "a weight keeps its shape");
+        assert_eq!(tensor.dims(), self.dims(), "the new values must have the weight's shape");
         self.values = Values::Dense(Param::from_tensor(tensor));
     }
 
-    /// Takes a matrix from a GGUF file in place of the values that there are: a projection's
-    /// `[d_output, d_input]`, an embedding's `[vocab, d_model]`. In a model in f32, on a backend that
-    /// [can multiply by it](keeps_quantized), it stays as it is; otherwise it becomes a tensor of this
+    /// Replaces the values with a matrix from a GGUF file: a projection's `[d_output, d_input]`, an
+    /// embedding's `[vocab, d_model]`. In a model in f32, on a backend that [can multiply by
+    /// it](keeps_quantized), it stays quantised; otherwise it becomes a tensor of the model's
     /// dtype. Either way it has no gradient.
     ///
     /// # Errors
-    /// If it has another shape.
+    /// If its shape is different.
     pub fn set_quantized(
         &mut self,
         matrix: QuantizedMatrix,
@@ -201,7 +201,7 @@ impl Orientation {
         }
     }
 
-    /// In the layout that products with a dense weight are fastest in.
+    /// In the layout in which products with a dense weight are fastest.
     fn tensor<B: Backend>(
         self,
         matrix: &QuantizedMatrix,
