@@ -258,6 +258,10 @@ fn unknown_and_wrong_fields_are_refused() {
             &["unknown variant `head`", "`pos`", "`h`", "`h.pos`", "`t`"],
         ),
         (
+            representation("alignable_unit", json!("q_pos")),
+            &["alignable_unit: `q_pos` is of attention_weight and attention_scores"],
+        ),
+        (
             representation("max_number_of_units", json!(0)),
             &["max_number_of_units: expected at least 1, found 0"],
         ),

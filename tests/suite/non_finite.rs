@@ -27,13 +27,12 @@ use crate::support::{fixtures, tokens};
 
 type B = Flex;
 
-const BIG: f64 = 1e5;
-
 fn at(layer: usize, component: Component) -> Site {
     Site::Block(layer, component)
 }
 
-/// A GPT-2 of two layers, in which the second MLP gives numbers of several millions.
+/// A GPT-2 of two layers, in which the second MLP gives numbers of several hundred thousands, of weights and
+/// activations that f16 holds.
 fn loud(dtype: DType) -> Gpt2<B> {
     let config = Gpt2Config {
         vocab_size: 20,
@@ -45,8 +44,8 @@ fn loud(dtype: DType) -> Gpt2<B> {
     };
     let mut model = config.init_seeded::<B>(3, DType::F32, &Default::default());
     let mlp = &mut model.h[1].mlp;
-    for weight in [&mut mlp.c_fc.weight, &mut mlp.c_proj.weight] {
-        weight.set(weight.val() * BIG);
+    for (weight, factor) in [(&mut mlp.c_fc.weight, 250.0), (&mut mlp.c_proj.weight, 3e5)] {
+        weight.set(weight.val() * factor);
     }
     cast(model, dtype)
 }
@@ -105,7 +104,7 @@ fn overflow_in_f16() {
     assert_eq!((found.world, found.example), (0, 0));
     let (magnitude, site) = found.largest.expect("numbers before it");
     assert_eq!(site, at(1, Component::MlpActivation), "{found}");
-    assert!((1e3..65504.0).contains(&magnitude), "{found}");
+    assert!((10.0..1e3).contains(&magnitude), "{found}");
     let said = found.to_string();
     for part in [
         "world 0: values stop being finite at layer 1 mlp_output (example 0, position ",

@@ -392,7 +392,8 @@ fn ids_of_inputs_that_have_been_frozen() {
         .run(&model, &interventions())
         .expect("it runs")
         .get(read);
-    assert_eq!(expected.into_data(), found.into_data());
+    let largest = (expected - found).abs().max().into_scalar();
+    assert!(largest < 1e-4, "{largest}");
     frozen.world(input, []);
     let error = frozen.run(&model, &interventions()).expect_err("refused");
     assert!(

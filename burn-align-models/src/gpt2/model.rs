@@ -113,8 +113,7 @@ impl<B: Backend> AlignableTransformer<B> for Gpt2<B> {
     }
 
     fn pass_bytes(&self, pos: usize) -> u64 {
-        let weight = self.wte.weight.val();
-        mask_bytes::<B>(pos, None, weight.dtype(), &weight.device())
+        mask_bytes::<B>(pos, None, self.wte.weight.dtype(), &self.device())
     }
 
     fn computes_suffixes(&self) -> bool {

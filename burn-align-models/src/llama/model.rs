@@ -112,8 +112,8 @@ impl<B: Backend> AlignableTransformer<B> for Llama<B> {
     }
 
     fn pass_bytes(&self, pos: usize) -> u64 {
-        let weight = self.embed_tokens.weight.val();
-        mask_bytes::<B>(pos, self.window, weight.dtype(), &weight.device())
+        let dtype = self.embed_tokens.weight.dtype();
+        mask_bytes::<B>(pos, self.window, dtype, &self.device())
     }
 
     fn computes_suffixes(&self) -> bool {

@@ -343,12 +343,16 @@ fn non_finite_weight<B: Backend, M: AlignableTransformer<B>>(
         found: Result<Option<String>, PlanError>,
     }
     impl<B: Backend> ModuleVisitor<B> for Weights {
-        fn enter_module(&mut self, name: &str, _container_type: &str) {
-            self.path.push(name.to_owned());
+        fn enter_module(&mut self, name: &str, container_type: &str) {
+            if !is_enum(container_type) {
+                self.path.push(name.to_owned());
+            }
         }
 
-        fn exit_module(&mut self, _name: &str, _container_type: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _name: &str, container_type: &str) {
+            if !is_enum(container_type) {
+                self.path.pop();
+            }
         }
 
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
@@ -361,6 +365,10 @@ fn non_finite_weight<B: Backend, M: AlignableTransformer<B>>(
                 (!is_finite).then(|| self.path.join("."))
             });
         }
+    }
+    // The family of a model is no part of its weights' names.
+    fn is_enum(container_type: &str) -> bool {
+        container_type.starts_with("Enum:")
     }
     let mut weights = Weights {
         path: Vec::new(),

@@ -92,7 +92,7 @@ enum Item {
 
 /// Most objects in a pickle: far more than a state dict of interventions has. Each may be a byte in the
 /// file, and a few dozen in memory.
-const MOST_OBJECTS: usize = 1 << 17;
+const MOST_OBJECTS: usize = 1 << 20;
 
 /// More axes than any parameter has.
 pub(super) const MOST_AXES: usize = 8;
