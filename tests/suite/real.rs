@@ -1,5 +1,6 @@
 //! Real models, from the folder that `BURN_ALIGN_REAL` names; without it these tests are skipped.
 
+mod quantized;
 mod tokens;
 
 use std::path::PathBuf;
