@@ -90,17 +90,20 @@ fn keep_quantized<B: Backend, M: Family<B>>(
     checkpoint: &Checkpoint,
 ) -> Result<(), CheckpointError> {
     for (path, weight) in model.weights_mut() {
-        let matrix = names.get(&path).and_then(|name| checkpoint.quantized(name));
-        let (Some(matrix), Some(tensor)) = (matrix, names.remove(&path)) else {
+        let Some(name) = names.get(&path) else {
+            continue;
+        };
+        let Some(matrix) = checkpoint.quantized(name) else {
             continue;
         };
         weight
             .set_quantized(matrix, DType::F32)
             .map_err(|error| CheckpointError::WrongShape {
-                tensor,
+                tensor: name.clone(),
                 expected: error.expected.to_vec(),
                 found: error.found.to_vec(),
             })?;
+        names.remove(&path);
     }
     Ok(())
 }
