@@ -20,7 +20,9 @@ const MOST_VECTORS: usize = 4;
 const STRIP: usize = 48;
 /// Rows of an embedding in blocks that are widened at a time, so that they stay in the cache.
 const WIDENED: usize = 24;
-/// Rows of the embedding per task.
+/// Multiplications that take about as long as to widen an element.
+const WIDENING: usize = 8;
+/// Rows of the embedding per task, at most.
 const TASK: usize = 5 * STRIP;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
@@ -68,9 +70,10 @@ pub(super) fn affine(
     let packed = pack(arch, x, width);
     // Each task has its part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
-    parts.resize_with(vocab.div_ceil(TASK), || Vec::with_capacity(rows));
+    let of_task = rows_of_a_task(embedding, vocab);
+    parts.resize_with(vocab.div_ceil(of_task), || Vec::with_capacity(rows));
     for row in product.chunks_mut(vocab) {
-        for (part, piece) in parts.iter_mut().zip(row.chunks_mut(TASK)) {
+        for (part, piece) in parts.iter_mut().zip(row.chunks_mut(of_task)) {
             part.push(piece);
         }
     }
@@ -78,20 +81,35 @@ pub(super) fn affine(
         ROOM.with_borrow_mut(|room| {
             arch.dispatch(Task {
                 packed: &packed,
-                embedding: embedding.from(number * TASK * stride),
+                embedding: embedding.from(number * of_task * stride),
                 stride,
                 width,
                 room,
-                bias: bias.map(|bias| &bias[number * TASK..]),
+                bias: bias.map(|bias| &bias[number * of_task..]),
                 part,
             });
         });
     };
-    match rows * width * vocab <= SMALL {
+    let work = match embedding {
+        Elements::F32(_) => rows,
+        _ => rows + WIDENING,
+    };
+    match work * width * vocab <= SMALL {
         true => parts.into_iter().enumerate().for_each(task),
         false => parts.into_par_iter().enumerate().for_each(task),
     }
     product
+}
+
+/// Of an embedding in blocks, as many for each thread: its projections have few rows.
+fn rows_of_a_task(embedding: Elements, vocab: usize) -> usize {
+    match embedding {
+        Elements::F32(_) => TASK,
+        _ => {
+            let tasks = 2 * rayon::current_num_threads();
+            vocab.div_ceil(tasks).next_multiple_of(WIDENED).min(TASK)
+        }
+    }
 }
 
 fn pack(arch: Arch, x: &[f32], width: usize) -> Vec<Packed> {
