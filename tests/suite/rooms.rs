@@ -98,7 +98,6 @@ fn a_pass_reads_nothing_back_from_the_device() {
         // Files.
         ("burn-align/src/saved/format/write.rs", 1),
         ("burn-align/src/training/checkpoint/tensors.rs", 1),
-        ("burn-align-models/src/pretrained/checkpoint.rs", 1),
         // Words for people.
         ("burn-align-models/src/top_tokens.rs", 1),
     ];

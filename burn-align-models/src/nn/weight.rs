@@ -119,7 +119,11 @@ impl<B: Backend> Weight<B> {
     /// # Panics
     /// If its shape is different.
     pub fn set(&mut self, tensor: Tensor<B, 2>) {
-        assert_eq!(tensor.dims(), self.dims(), "the new values must have the weight's shape");
+        assert_eq!(
+            tensor.dims(),
+            self.dims(),
+            "the new values must have the weight's shape"
+        );
         self.values = Values::Dense(Param::from_tensor(tensor));
     }
 
@@ -180,7 +184,7 @@ impl<B: Backend> Weight<B> {
     fn on_device(
         self,
         device: &B::Device,
-        map: fn(Param<Tensor<B, 2>>, &B::Device) -> Param<Tensor<B, 2>>,
+        map: impl FnOnce(Param<Tensor<B, 2>>, &B::Device) -> Param<Tensor<B, 2>>,
     ) -> Self {
         let values = match self.values {
             Values::Dense(param) => Values::Dense(map(param, device)),

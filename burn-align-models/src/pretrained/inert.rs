@@ -227,11 +227,11 @@ pub(super) fn sounds_relevant(key: &str) -> bool {
             .filter(|rest| !rest.is_empty())
             .unwrap_or(part);
         // A short word is a whole part: `q`, but not `quiet`.
-        let begins = |word: &&str| match word.len() {
-            0..=3 => part.trim_end_matches(|c: char| c.is_ascii_digit() || c == 's') == *word,
-            _ => part.starts_with(*word),
+        let begins = |word: &str| match word.len() {
+            0..=3 => part.trim_end_matches(|c: char| c.is_ascii_digit() || c == 's') == word,
+            _ => part.starts_with(word),
         };
-        RELEVANT.iter().any(|word| begins(&word))
+        RELEVANT.iter().any(|word| begins(word))
             || RELEVANT_INSIDE.iter().any(|word| part.contains(word))
     })
 }

@@ -18,7 +18,7 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// What is fetched where there is one: all that decides about tokens.
-const OPTIONAL: [&str; 9] = [
+const OPTIONAL: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -26,6 +26,7 @@ const OPTIONAL: [&str; 9] = [
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
+    "spiece.model",
     "chat_template.jinja",
     "generation_config.json",
 ];
