@@ -235,7 +235,7 @@ fn what_cannot_be_known_is_refused() {
     let llama = r#"{"tokenizer_class": "LlamaTokenizer"}"#;
     let said = read(&|files| files.config = Some(llama.into()));
     assert!(
-        said.contains("it needs tokenizer.model, or tokenizer.json"),
+        said.contains("expected tokenizer.model, or tokenizer.json"),
         "{said}"
     );
     let said = read(&|files| {
