@@ -250,7 +250,7 @@ fn what_cannot_be_known_is_refused() {
         files.config = Some(r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
         files.sentencepiece = Some(Vec::new());
     });
-    assert!(said.contains("tokenizer.model for class"), "{said}");
+    assert!(said.contains("from tokenizer.model: "), "{said}");
     let gpt2 = r#"{"tokenizer_class": "GPT2Tokenizer"}"#;
     for (vocab, merges, expected) in [
         (
