@@ -6,13 +6,13 @@
 //! ```
 //!
 //! Prints a table of all backends: whether this build contains them, whether they work here, on
-//! which device and in which dtypes. Never fails: a backend whose driver is missing is tried in a
-//! process of its own, and its row says why it cannot be used.
+//! which device and in which dtypes. Never fails: a backend whose driver may be missing is tried in
+//! a separate process, and its row says why it cannot be used.
 //!
 //! `--parity` also runs the small checkpoints of the test suite on each backend that works, in each of
-//! its dtypes, and tells the largest differences from what `transformers` computes in f32, beside
-//! those that the tests allow. This does fail, if one is larger. Seconds on the CPU, minutes on a
-//! GPU in software.
+//! its dtypes, and prints the largest differences from what `transformers` computes in f32, next to
+//! those that the tests allow. This fails if one is larger. It takes seconds on the CPU, minutes on
+//! a software GPU.
 
 use std::process::ExitCode;
 
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// What there is to say of a backend; those that can be used are collected.
+/// A backend's row; usable backends are collected.
 fn row(name: &str, usable: &mut Vec<(BackendChoice, DeviceInfo)>) -> [String; 5] {
     let none = || "-".to_owned();
     let Some(backend) = BackendChoice::compiled(name) else {
@@ -117,9 +117,9 @@ fn parity(usable: &[(BackendChoice, DeviceInfo)]) -> Result<()> {
     Ok(())
 }
 
-/// The largest differences, absolute and relative; they may be of different tensors.
+/// The largest absolute and relative differences, which may be from different tensors.
 fn worst(differences: &[Difference]) -> String {
-    // Which of two is larger, where a NaN is the largest.
+    // The larger of two, where NaN counts as the largest.
     let largest = |of: fn(&Difference) -> f32| {
         let values = differences.iter().map(of);
         values.max_by(f32::total_cmp).unwrap_or(f32::NAN)

@@ -2,9 +2,9 @@
 //!
 //! The recipe of the align-transformers README: an interchange intervention (Geiger et al. 2021,
 //! arXiv 2106.02997) swaps one activation of "The capital of Italy is" into a run on "The capital
-//! of Spain is". First a single one, in layer 0; then, in one pass, the residual stream behind
-//! each layer at each position. Where the prediction moves from Madrid to Rome, the swapped
-//! activation carries the country.
+//! of Spain is". First a single one, in layer 0; then, in one pass, the residual stream after each
+//! layer at each position. Where the prediction moves from Madrid to Rome, the swapped activation
+//! carries the country.
 //!
 //! ```sh
 //! cargo run --release --example capital_of_spain                  # the bundled model, seconds
@@ -38,7 +38,7 @@ const MODEL: &str = "bundled:capitals";
 const BASE: &str = "The capital of Spain is";
 const SOURCE: &str = "The capital of Italy is";
 
-/// Swaps activations between two prompts and shows what the model says then.
+/// Swaps activations between two prompts and shows what the model then predicts.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -52,13 +52,13 @@ struct Args {
     /// Layer of the single swap.
     #[arg(long, default_value_t = 0)]
     layer: usize,
-    /// What is swapped there.
+    /// The component to swap.
     #[arg(long, default_value_t = Component::MlpOutput)]
     component: Component,
     /// Token position of the single swap, from 0 [default: the last one of the base].
     #[arg(long)]
     position: Option<usize>,
-    /// Say what the pass of the grid will run, and what sharing saves.
+    /// Show what the grid's pass will run, and what sharing saves.
     #[arg(long)]
     explain: bool,
     /// Draw the grid into this file (SVG or PNG).
@@ -103,7 +103,7 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     let sources = [source.clone()];
     let output = alignable.forward(&base, &sources, position)?;
 
-    // 4. What the model says next.
+    // 4. What the model predicts next.
     let mut plan = Plan::new();
     let next_words = [&base, &source].map(|prompt| {
         let input = plan.tokens(prompt);
@@ -139,8 +139,8 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     }
     out!("{next}")?;
 
-    // 5. The same swap of the residual stream, before and behind every layer, at every position:
-    //    one pass, or one on each device, with a copy of the model.
+    // 5. The same swap of the residual stream, before the first layer and after every layer, at
+    //    every position: one pass, or one on each device, with a copy of the model.
     let [before, answer, _] = columns.map(|mut column| column.remove(0));
     let probability_of_answer = |logits: Tensor<B, 2>| {
         let probability: f64 = probability(logits, answer.id).into_scalar().elem();
@@ -177,11 +177,11 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     )?;
     let swaps = values.len();
     let took = started.elapsed().as_secs_f64() * 1000.0;
-    let behind_layers = (0..layers).map(|layer| format!("layer {layer}"));
+    let after_layers = (0..layers).map(|layer| format!("layer {layer}"));
     let grid = Grid {
         rows: ["embedding".to_owned()]
             .into_iter()
-            .chain(behind_layers)
+            .chain(after_layers)
             .collect(),
         columns: words,
         values: values.chunks(base.pos()).map(<[f64]>::to_vec).collect(),
@@ -201,18 +201,18 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
         heat_map(file, &title, ["token", "residual stream"], &grid)?;
     }
 
-    // What is claimed at the top, of the question that is asked there.
+    // Check the claim made at the top, for its question.
     if (
         args.model.source(MODEL),
         args.base.as_str(),
         args.source.as_str(),
     ) == (MODEL, BASE, SOURCE)
     {
-        ensure!(before.text == "Madrid", "the base says {before}");
-        ensure!(answer.text == "Rome", "the source says {answer}");
+        ensure!(before.text == "Madrid", "the base predicts {before}");
+        ensure!(answer.text == "Rome", "the source predicts {answer}");
         ensure!(
             grid.max().is_some_and(|(_, _, p)| p > 0.5),
-            "no swap makes the model say Rome"
+            "no swap makes the model predict Rome"
         );
     }
     Ok(())

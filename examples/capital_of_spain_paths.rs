@@ -1,11 +1,11 @@
-//! Which node carries the country, and does it tell the logits itself?
+//! Which node carries the country, and does it affect the logits directly?
 //!
 //! The experiment of nano-causal-interventions: every node of the residual graph (embedding,
 //! attention and MLP of each layer) at every position gets its output from "The capital of Italy
-//! is" in a run on "The capital of Spain is". (There, what attention reads at the position is
-//! taken from the other run; here, what it says.) First, all that lies behind the node reacts. Then
-//! the node is heard by the logits alone, on the direct path (path patching, Wang et al. 2022,
-//! arXiv 2211.00593): what is left of the effect is what the node says itself.
+//! is" in a run on "The capital of Spain is". (There, attention's input at the position is taken
+//! from the other run; here, its output.) First, everything after the node reacts. Then only the
+//! logits read the patched node, on the direct path (path patching, Wang et al. 2022, arXiv
+//! 2211.00593): what remains of the effect is the node's own contribution.
 //!
 //! ```sh
 //! cargo run --release --example capital_of_spain_paths                  # seconds
@@ -14,7 +14,7 @@
 //!
 //! Prints P(Rome) for every node and position, both ways. With the default question it checks its
 //! own claim: the country's embedding carries all of it, but not on the direct path, where only
-//! nodes at the last position are heard.
+//! nodes at the last position have an effect.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,7 +35,7 @@ const MODEL: &str = "bundled:capitals";
 const BASE: &str = "The capital of Spain is";
 const SOURCE: &str = "The capital of Italy is";
 
-/// Patches every node at every position, with and without what lies behind it.
+/// Patches every node at every position, through everything after it and directly.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -43,7 +43,7 @@ struct Args {
     /// The prompt that is changed.
     #[arg(long, default_value = BASE)]
     base: String,
-    /// The prompt that nodes are taken from, with as many tokens.
+    /// The prompt that nodes are taken from, with the same number of tokens.
     #[arg(long, default_value = SOURCE)]
     source: String,
     /// The next token whose probability is measured [default: Rome, or ` Rome`].
@@ -79,8 +79,8 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             .or_else(|_| tokenizer.single_token("Rome"))?,
     };
 
-    // 2. A stream for each node and position: the node's output from the source, and either the
-    //    run goes on with it, or the logits alone read it.
+    // 2. A stream for each node and position: the node's output from the source, read either by
+    //    everything after it, or by the logits alone.
     let mut nodes = Node::all(loaded.model.dims());
     nodes.reverse();
     let cells = || {
@@ -108,7 +108,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let cells = values.split_off(2);
     let (of_base, of_source) = (values[0], values[1]);
 
-    // 4. What came of it.
+    // 4. The results.
     let grid = |values: &[f64]| Grid {
         rows: nodes.iter().map(Node::to_string).collect(),
         columns: tokenizer.token_marks(&base.ids()[0]),
@@ -123,7 +123,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         streams.len() - 2
     )?;
     let titles = [
-        "what lies behind the node reacts",
+        "everything after the node reacts",
         "direct path to the logits",
     ]
     .map(|title| format!("P({name}), {title}"));
@@ -135,7 +135,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         heat_maps(file, ["token", "node"], &maps)?;
     }
 
-    // 5. What is claimed at the top, of the question that is asked there.
+    // 5. Check the claim made at the top, for its question.
     if (args.model.source(MODEL), &*args.base, &*args.source) == (MODEL, BASE, SOURCE) {
         let (country, last) = (3, base.pos() - 1);
         let embedding = nodes.len() - 1;
@@ -147,14 +147,14 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             for (position, value) in row.iter().enumerate().filter(|(p, _)| *p != last) {
                 ensure!(
                     (value - of_base).abs() < 1e-6,
-                    "{node} at position {position} is heard by the logits"
+                    "{node} at position {position} reaches the logits directly"
                 );
             }
         }
         let best = direct.max().context("no nodes")?;
         ensure!(
             best.1 == last && best.2 > 2.0 * of_base,
-            "no node tells the logits"
+            "no node affects the logits directly"
         );
     }
     Ok(())

@@ -1,10 +1,10 @@
 //! How much of what a model knows does its induction circuit explain?
 //!
-//! The bundled model `induction-gpt2` reads a queue of names and one of them again, and says who
-//! stands behind it. The example `path_patching` found the heads that do this. Causal scrubbing
-//! (Chan et al. 2022) tests what they are said to do: every part of the model gets another queue
-//! that agrees on the feature that the part is claimed to compute, all other parts get a random
-//! one, and the model should still say the right name.
+//! The bundled model `induction-gpt2` reads a queue of names, then one of them again, and predicts
+//! who comes after it. The example `path_patching` found the heads that do this. Causal scrubbing
+//! (Chan et al. 2022) tests what they are claimed to do: every part of the model gets another queue
+//! that agrees on the feature the part is claimed to compute, all other parts get a random one, and
+//! the model should still predict the right name.
 //!
 //! ```sh
 //! cargo run --release --example causal_scrubbing
@@ -13,18 +13,19 @@
 //!
 //! The induction hypothesis, for each of the four heads of layer 1 at the last position:
 //! - queries: the name that is asked for;
-//! - keys: at each position, what head 0.3 says there: the name before;
+//! - keys: at each position, the output of head 0.3 there: the name before;
 //! - values: at each position, the name there;
 //! - nothing else matters, neither the other heads nor the MLPs.
 //!
-//! The refined one adds that the MLP of layer 0 passes on to the keys what it hears of head 0.3.
-//! Wrong ones let another head of layer 0 tell the names before, or the heads of layer 1 go by the
-//! place in the queue.
+//! The refined hypothesis adds that the MLP of layer 0 passes on the output of head 0.3 to the
+//! keys. In the wrong ones, another head of layer 0 provides the names before, or the heads of
+//! layer 1 go by the place in the queue.
 //!
-//! The loss is how much of the probability is not the answer's. Cross-entropy would not tell
-//! hypotheses apart as well here: a random queue makes the model certain of a wrong name, which costs
-//! so much that whatever makes it less certain recovers a good part. The column KL shows that; it is
-//! almost what cross-entropy gains, because the model is certain of the right name.
+//! The loss is the probability that does not go to the answer. Cross-entropy would not separate
+//! hypotheses as well here: a random queue makes the model certain of a wrong name, which costs so
+//! much that anything that makes it less certain recovers a good part. The column KL shows this; it
+//! is almost equal to the increase in cross-entropy, because the model is certain of the right
+//! name.
 //!
 //! It ends with a check of its own claim: the induction hypothesis recovers at least 0.85 of the
 //! loss, the refined one more, the wrong ones at most 0.4, and no feature can be left out.
@@ -60,10 +61,10 @@ struct Args {
     /// Seed of the queues and of what is drawn for the parts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Most rows that go through a layer together.
+    /// Maximum number of rows that go through a layer together.
     #[arg(long, default_value_t = 4096)]
     max_rows: usize,
-    /// Picture of what is recovered with each head of layer 0 as the teller, .svg or .png.
+    /// Picture of the recovered loss with each head of layer 0 as the sender, .svg or .png.
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     plot: Option<PathBuf>,
     /// Picture of the induction hypothesis as it is run on the first queue, .svg, .png or .dot.
@@ -73,7 +74,7 @@ struct Args {
     backend: BackendArgs,
 }
 
-/// Names in a queue. Token 0 is the end of text, then come the queue and the name asked for.
+/// Names in a queue. Token 0 is the end of text; the queue and the name asked for follow.
 const LENGTH: usize = 8;
 const LAST: usize = LENGTH + 1;
 
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
 }
 
 fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
-    // 1. The model, and queues with a question each.
+    // 1. The model, and queues with one question each.
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
     let loaded = Gpt2::<B>::from_pretrained("bundled:induction", &options, device)?;
     let model = &loaded.model;
@@ -98,7 +99,7 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let prompts = tokenizer.encode_batch(&prompts)?;
     let answers = answers(&queues, tokenizer)?;
 
-    // 2. What is to be tested: each hypothesis becomes a tree with a queue for each of its nodes.
+    // 2. The test: each hypothesis becomes a tree with a queue for each of its nodes.
     let options = ScrubOptions::default()
         .with_seed(args.seed)
         .with_max_rows(args.max_rows);
@@ -133,15 +134,15 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         Ok(scrubbed)
     };
 
-    // 3. Nothing, the place, and each head of layer 0 as the one that tells the names before, alone
-    //    and with what the MLP makes of it.
+    // 3. Nothing, the place, and each head of layer 0 as the sender of the names before, alone and
+    //    through the MLP.
     let nothing = test("nothing matters", &Hypothesis::new())?;
     let by_place = test("the heads of layer 1 go by place", &by_place())?;
     let mut recovered = Vec::new();
     for head in 0..model.dims().heads {
         let alone = test(&format!("0.{head} tells"), &induction(head, false))?;
         let with_mlp = test(
-            &format!("0.{head} tells, also by m0"),
+            &format!("0.{head} sends, also by m0"),
             &induction(head, true),
         )?;
         recovered.push([&alone, &with_mlp].map(Scrubbed::recovered));
@@ -157,15 +158,15 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         rows: (0..recovered.len())
             .map(|head| format!("0.{head}"))
             .collect(),
-        columns: ["tells", "also by m0"].map(str::to_owned).to_vec(),
+        columns: ["sends", "also by m0"].map(str::to_owned).to_vec(),
         values: recovered.iter().map(|row| row.to_vec()).collect(),
     };
     out!(
-        "\nRecovered loss by who tells the name before\n{}",
+        "\nRecovered loss by the head that sends the name before\n{}",
         heat_map_text(&grid)
     )?;
     if let Some(file) = &args.plot {
-        let title = "recovered loss by who tells the name before";
+        let title = "recovered loss by the head that sends the name before";
         heat_map(file, title, ["way", "head"], &grid)?;
     }
     let hypothesis = induction(3, false);
@@ -193,12 +194,12 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             format!("{low:.3} to {high:.3}"),
         ]);
     }
-    out!("\nWhat is lost if a feature is nothing\n{report}")?;
+    out!("\nWhat is lost if a feature is left out\n{report}")?;
     if let Some(file) = &args.graph {
         write_diagram(file, &induction.diagram(0, |queue| prompt(&queues[queue])))?;
     }
 
-    // 5. What is claimed at the top.
+    // 5. Check the claims made at the top.
     ensure!(nothing.recovered() == 0.0, "nothing recovers something");
     let [alone, refined] = recovered[3];
     ensure!(
@@ -219,8 +220,8 @@ fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     Ok(())
 }
 
-/// The heads of layer 1 look for the name asked for among the names that a head of layer 0 tells,
-/// and say the name that they find there. With `mlp`, they hear the head also through the MLP of
+/// The heads of layer 1 look for the name asked for among the names sent by a head of layer 0, and
+/// predict the name that they find there. With `mlp`, they also read the head through the MLP of
 /// layer 0.
 fn induction(teller: usize, mlp: bool) -> Hypothesis<Queue> {
     let head = |layer, head| Node::Head { layer, head };
@@ -257,7 +258,7 @@ fn induction(teller: usize, mlp: bool) -> Hypothesis<Queue> {
     hypothesis
 }
 
-/// The heads of layer 1 say what stands in the place behind the one asked for, whatever the names.
+/// The heads of layer 1 predict the name in the place after the one asked for, whatever the names.
 fn by_place() -> Hypothesis<Queue> {
     let mut hypothesis = Hypothesis::new();
     for head in 0..4 {
@@ -290,7 +291,7 @@ fn prompt(queue: &Queue) -> String {
     format!("{END} {} {asked}", names.join(" "))
 }
 
-/// Who stands behind the names asked for.
+/// Who comes after the names asked for.
 fn answers(queues: &[Queue], tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let names = queues.iter().map(|queue| queue.names[queue.asked[0] + 1]);
     let answers = names.map(|name| tokenizer.single_token(NAMES[name]));

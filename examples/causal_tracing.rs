@@ -10,10 +10,11 @@
 //!     --prompt "The Space Needle is in downtown" --subject "The Space Needle" --answer " Seattle"
 //! ```
 //!
-//! Prints the probability of the answer clean, corrupted, and restored at every layer and
-//! position: of the residual stream, and of windows of MLP and attention outputs.
-//! `--plot trace.svg` (or `.png`) draws the three grids, `--json FILE` writes them as data. With the default question it checks its own claim: the
-//! corrupted model has forgotten, and restoring one residual brings the answer back.
+//! Prints the probability of the answer for the clean and the corrupted run, and when restored at
+//! every layer and position: the residual stream, and windows of MLP and attention outputs. `--plot
+//! trace.svg` (or `.png`) draws the three grids, `--json FILE` writes them as data. With the
+//! default question it checks its own claim: the corrupted model has forgotten, and restoring one
+//! residual brings the answer back.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,7 +35,7 @@ const MODEL: &str = "bundled:capitals";
 struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// What the model reads.
+    /// The prompt.
     #[arg(long, default_value = "The capital of Spain is")]
     prompt: String,
     /// The part of the prompt that is corrupted.
@@ -46,10 +47,10 @@ struct Args {
     /// Noise, in standard deviations of the token embeddings.
     #[arg(long, default_value_t = 3.0)]
     noise: f64,
-    /// Layers restored together, of MLP and attention outputs [default: a fifth of all].
+    /// Layers restored together, for MLP and attention outputs [default: a fifth of all].
     #[arg(long)]
     window: Option<usize>,
-    /// Most rows at a time [default: as memory allows].
+    /// Maximum number of rows at a time [default: as memory allows].
     #[arg(long)]
     max_rows: Option<usize>,
     /// Draw the three grids into this file (SVG or PNG).
@@ -107,7 +108,7 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    // 4. What came back.
+    // 4. What was restored.
     out!(
         "P({}) clean {:.4}, with `{}` corrupted {:.4}",
         args.answer.trim(),
@@ -134,13 +135,13 @@ fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         workbench::files::write(file, serde_json::to_string_pretty(&named)?)?;
     }
 
-    // 5. What is claimed at the top.
+    // 5. Check the claims made at the top.
     if args.model.source(MODEL) == MODEL && args.subject == "Spain" {
         let residual = &traces[0].2;
         let best = residual.restored.max().context("no cells")?;
         ensure!(
             residual.corrupted < 0.5 * residual.clean,
-            "the model still knows"
+            "the corrupted model still gives the answer"
         );
         ensure!(
             best.2 > 0.9 * residual.clean,

@@ -1,23 +1,23 @@
 //! Where in a language model is a variable?
 //!
 //! In the bundled model, "The capital of Spain is" and "The language of Italy is" differ in the
-//! country and in what is asked. At every layer and token a low-rank rotation (distributed
-//! alignment search, Geiger et al. 2023, arXiv 2303.02536) is trained such that swapping its
-//! subspace from the second prompt into the first brings the capital of Italy: the source's
-//! country, the base's question. The map of the accuracies shows the way of the country through
-//! the model, as Wu et al. 2023 (arXiv 2305.08809, figure 3) show it for Alpaca.
+//! country and in the question. At every layer and token a low-rank rotation (distributed alignment
+//! search, Geiger et al. 2023, arXiv 2303.02536) is trained so that swapping its subspace from the
+//! second prompt into the first gives the capital of Italy: the source's country, the base's
+//! question. The map of the accuracies shows the path of the country through the model, as Wu et
+//! al. 2023 (arXiv 2305.08809, figure 3) show it for Alpaca.
 //!
 //! ```sh
 //! cargo run --release --example das_map -- --plot map.svg
 //! ```
 //!
 //! Prints the interchange intervention accuracy on held-out pairs, whose sources name countries
-//! that no source has named in training; then the same of random rotations, and of the whole
-//! vector, which at the last token brings the source's question, too. Two minutes on 2 cores.
+//! that no source names in training; then the same for random rotations, and for the whole vector,
+//! which at the last token also brings the source's question. Two minutes on 2 cores.
 //!
-//! The country is in the embedding of its own token. Behind layer 0 it is at the last token, where
-//! attention has moved it: .79, falling to .63 behind layer 3. Random rotations and the whole vector
-//! give .00 and .29 there. Seeds 1 and 2 differ from this by .04 at most.
+//! The country is in the embedding of its own token. After layer 0 it is at the last token, where
+//! attention has moved it: .79, falling to .63 after layer 3. Random rotations and the whole vector
+//! give .00 and .29 there. Seeds 1 and 2 differ from this by at most .04.
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "train_capitals/facts.rs"]
@@ -65,7 +65,7 @@ struct Args {
     /// Draw the map into this file (SVG or PNG).
     #[arg(long, value_parser = picture_file)]
     plot: Option<PathBuf>,
-    /// Write all that was found into this file (JSON).
+    /// Write all results into this file (JSON).
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -85,7 +85,7 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let data = pairs::split([args.pairs, 1000], loaded.tokenizer()?, &mut rng)?.map(|it| [it]);
     let [training, held_out] = &data;
 
-    // 2. A rotation for each token, before the first layer and behind every layer.
+    // 2. A rotation for each token, before the first layer and after every layer.
     let at = |site| {
         let place = AlignableRepresentationConfig::new(0, site);
         AlignableConfig::new([place.with_low_rank(args.rank)])
@@ -155,21 +155,21 @@ fn conclude(map: &AlignmentMap) -> Result<()> {
             row[..country]
                 .iter()
                 .all(|cell| cell.trained.accuracy < 0.05),
-            "a token before the country knows it"
+            "the country was found at a token before it"
         );
     }
-    let (embedding, behind) = (&map.cells[0], &map.cells[1]);
+    let (embedding, after) = (&map.cells[0], &map.cells[1]);
     ensure!(
         embedding[country].trained.accuracy > 0.9 && embedding[last].trained.accuracy < 0.05,
         "the country was not found in its own embedding"
     );
     ensure!(
-        behind[last].trained.accuracy > 0.7 && behind[country].trained.accuracy < 0.05,
+        after[last].trained.accuracy > 0.7 && after[country].trained.accuracy < 0.05,
         "layer 0 has not moved the country to the last token"
     );
     ensure!(
-        behind[last].random_rotation.accuracy < 0.1 && behind[last].whole_vector.accuracy < 0.5,
-        "a control is as good as the search"
+        after[last].random_rotation.accuracy < 0.1 && after[last].whole_vector.accuracy < 0.5,
+        "a control is as good as the trained rotation"
     );
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! How does one intervene on a recurrent model, at a time step?
 //!
-//! A GRU's steps are the engine's layers: step `t` reads the hidden state of step `t - 1`, so a
-//! state that is changed at step `t` is felt by all later ones. The unit is `t`.
+//! A GRU's steps are the engine's layers: step `t` reads the hidden state of step `t - 1`, so
+//! changing the state at step `t` affects all later ones. The unit is `t`.
 //!
 //! ```sh
 //! cargo run --release --example gru_time_steps
 //! ```
 //!
-//! Swaps the hidden state at each step in from another sequence. The two sequences end alike, so
-//! the swap brings the source's prediction from the step on at which they no longer differ.
+//! Swaps the hidden state at each step in from another sequence. The two sequences have the same
+//! end, so the swap gives the source's prediction from the step on at which they no longer differ.
 
 use std::process::ExitCode;
 
@@ -60,7 +60,7 @@ impl<B: Backend> AlignableTransformer<B> for Gru<B> {
     }
 
     fn block_output_is_stream(&self) -> bool {
-        false // the stream holds the inputs, too
+        false // the stream also holds the inputs
     }
 
     fn input_kinds(&self) -> InputKinds {
@@ -137,7 +137,7 @@ fn swap_states<B: Backend>(device: &B::Device) -> Result<()> {
     };
     let random =
         |steps| Tensor::<B, 3>::random([1, steps, D_INPUT], Distribution::Normal(0.0, 2.0), device);
-    // The sequences differ in their first half only.
+    // The sequences only differ in their first half.
     let end = random(STEPS / 2);
     let base = Tensor::cat(vec![random(STEPS / 2), end.clone()], 1);
     let source = Tensor::cat(vec![random(STEPS / 2), end], 1);
@@ -161,11 +161,11 @@ fn swap_states<B: Backend>(device: &B::Device) -> Result<()> {
     }
     ensure!(
         differences[..STEPS / 2 - 1].iter().all(|d| *d > 1e-4),
-        "they still differ then"
+        "the sequences still differ there"
     );
     ensure!(
         differences[STEPS / 2 - 1..].iter().all(|d| *d < 1e-6),
-        "they end alike"
+        "the sequences end the same"
     );
     Ok(())
 }

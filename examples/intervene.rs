@@ -1,4 +1,4 @@
-//! Interventions for people who work from the shell or in another language.
+//! Interventions from the shell or from another language.
 //!
 //! ```sh
 //! cargo run --release --example intervene -- --output OUTDIR a.json b.json
@@ -22,19 +22,20 @@
 //!   parameters are `VanillaIntervention`, `AdditionIntervention`, `SubtractionIntervention`,
 //!   `ZeroIntervention`, `SkipIntervention` and `CollectIntervention`;
 //! - `interventions`: a folder of trained interventions, absolute or relative to the request file,
-//!   as `AlignableModel::save_interventions` or pyvene's `save` writes it. It has a `config` of its
-//!   own: leave that of the request out, or give one that means the same;
+//!   as written by `AlignableModel::save_interventions` or pyvene's `save`. It has its own
+//!   `config`: leave out that of the request, or give an equivalent one;
 //! - `base` and each of `sources`: `{"text": [...]}` or `{"input_ids": [[...]]}`;
 //! - `unit_locations`: `{"sources->base": [source, base]}`, both sides
 //!   `[representation][batch][unit]`; `null` for whole representations;
 //! - `subspaces`: `[representation][batch][id]`, ids into `subspace_partition` or features.
 //!
 //! The answer to `a.json` is `OUTDIR/a.safetensors` with f32 tensors `[batch, pos, vocab]`:
-//! `logits`, `original_logits` if asked for, and `collected.k`, `[batch, unit, d_site]`, for each
-//! representation that is collected, where k is its index in the configuration, from 0. Shorter examples are padded on the right; what
-//! stands at their padding means nothing. A bad request gets one line on standard error and exit
-//! status 2; nothing is written for it, and the others are served. So does one whose values stop being
-//! finite, as those of some models do in f16: the line says in which layer, and what to do.
+//! `logits`, `original_logits` if requested, and `collected.k`, `[batch, unit, d_site]`, for each
+//! collected representation, where k is its index in the configuration, from 0. Shorter examples
+//! are padded on the right; values at padding are meaningless. A bad request gets one line on
+//! standard error and exit status 2; nothing is written for it, and the others are served. The same
+//! goes for a request whose values stop being finite, as happens with some models in f16: the line
+//! says in which layer, and what to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -111,13 +112,13 @@ fn answer<B: Backend>(
     models: &mut Models<B>,
     device: &B::Device,
 ) -> Result<()> {
-    // A name may have dots of its own.
+    // A name may contain dots.
     let mut name = file.file_stem().context("expected a file name")?.to_owned();
     name.push(".safetensors");
     let output = args.output.join(name);
     ensure!(
         !written.contains(&output),
-        "an earlier request of the same name has written {}; give it another name",
+        "an earlier request with the same name has written {}; rename this one",
         output.display()
     );
     let request = Request::parse(&fs::read_to_string(file)?)?;
@@ -143,7 +144,7 @@ struct Models<B: Backend> {
 impl<B: Backend> Models<B> {
     fn load(&mut self, source: ModelSource, args: &Args, device: &B::Device) -> Result<&Model<B>> {
         if self.last.as_ref().is_none_or(|(last, _)| *last != source) {
-            // Two large models at once may not fit.
+            // Two large models may not fit at once.
             self.last = None;
             let dtype = args.backend.dtype.dtype();
             let model = args.load.load(source.clone(), dtype, device)?;
@@ -172,13 +173,13 @@ fn write<B: Backend>(tensors: &BTreeMap<String, Tensor<B, 3>>, file: &Path) -> R
         .map_err(anyhow::Error::from)
         .and_then(|()| Ok(fs::rename(&unfinished, file)?));
     if written.is_err() {
-        // The first error is the one to tell; there may be no file.
+        // The first error is the one to report; the file may not exist.
         let _ = fs::remove_file(&unfinished);
     }
     written
 }
 
-/// Prints the most probable tokens behind each example.
+/// Prints the most probable tokens after each example.
 fn print_top<B: Backend>(
     args: &Args,
     file: &Path,

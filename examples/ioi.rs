@@ -1,18 +1,18 @@
-//! Which heads of GPT-2 small name the indirect object?
+//! Which heads of GPT-2 small predict the indirect object?
 //!
-//! Figure 3b of Wang et al. 2022 (arXiv 2211.00593) on real weights: behind "When Mary and John
-//! went to the store, John gave a drink to", every head's direct effect on the difference between
-//! the logits of " Mary" and " John", by path patching from prompts with three other names. All
-//! other heads are frozen, MLPs react.
+//! Figure 3b of Wang et al. 2022 (arXiv 2211.00593) on real weights: after "When Mary and John went
+//! to the store, John gave a drink to", every head's direct effect on the difference between the
+//! logits of " Mary" and " John", by path patching from prompts with three other names. All other
+//! heads are frozen, MLPs react.
 //!
 //! ```sh
 //! cargo run --release --example ioi                        # GPT-2 small from the hub
 //! cargo run --release --example ioi -- --model DIR --plot ioi.svg
 //! ```
 //!
-//! Needs GPT-2's weights (500 MB). Prints the heads with the largest effects beside the paper's
+//! Needs GPT-2's weights (500 MB). Prints the heads with the largest effects next to the paper's
 //! figures, and the grid of all. With GPT-2 small it checks its own claim: heads 9.9, 9.6 and 10.0
-//! name the object, 10.7 and 11.10 speak against it.
+//! favour the object, 10.7 and 11.10 oppose it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,7 +42,7 @@ struct Args {
     /// Seed of the prompts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Most rows at a time [default: as memory allows].
+    /// Maximum number of rows at a time [default: as memory allows].
     #[arg(long)]
     max_rows: Option<usize>,
     /// Picture of the effects, .svg or .png.
@@ -81,7 +81,7 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         &run,
     )?;
 
-    // 3. What changes, relative to the difference that there is.
+    // 3. The change, relative to the unpatched difference.
     let changes = effects.relative_changes();
     out!(
         "logit difference {:.2} (in the paper 3.56)\n\nRelative change (layers × heads)\n{}",
@@ -113,7 +113,7 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         )?;
     }
 
-    // 4. What is claimed at the top.
+    // 4. Check the claims made at the top.
     if args.model.source(MODEL) == MODEL {
         for (layer, head) in [(9, 9), (9, 6), (10, 0)] {
             let change = changes.values[layer][head];

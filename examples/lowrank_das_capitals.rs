@@ -1,20 +1,20 @@
 //! How many dimensions does a country take in a language model?
 //!
 //! In the bundled model, prompts such as "The capital of Spain is" and "The language of Italy is"
-//! differ in the country and in what is asked. A low-rank rotation (distributed alignment search,
-//! Geiger et al. 2023, arXiv 2303.02536) is trained at the last position such that swapping its
-//! subspace from the second prompt into the first brings the capital of Italy: the source's
-//! country, the base's question. Ranks from 1 to 64 are tried.
+//! differ in the country and in the question. A low-rank rotation (distributed alignment search,
+//! Geiger et al. 2023, arXiv 2303.02536) is trained at the last position so that swapping its
+//! subspace from the second prompt into the first gives the capital of Italy: the source's country,
+//! the base's question. Ranks from 1 to 64 are tried.
 //!
 //! ```sh
 //! cargo run --release --example lowrank_das_capitals
 //! ```
 //!
 //! Prints the interchange intervention accuracy on pairs whose source names a country that no
-//! source has named in training, how far the right answer's logit comes to stand above that of the
-//! base's own answer, the divergence from the model without a swap, and the accuracy of random
-//! subspaces of the same rank. The whole vector brings the source's question, too, so swapping it
-//! all is wrong. One minute on 2 cores:
+//! source names in training, how far the right answer's logit rises above that of the base's own
+//! answer, the divergence from the model without a swap, and the accuracy of random subspaces of
+//! the same rank. The whole vector also brings the source's question, so swapping all of it is
+//! wrong. One minute on 2 cores:
 //!
 //! | rank | 1 | 2 | 4 | 8 | 16 | 32 | 64 |
 //! | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -56,7 +56,7 @@ struct Args {
     backend: BackendArgs,
     #[command(flatten)]
     devices: DeviceArgs,
-    /// The layer behind which the residual stream is aligned.
+    /// The layer after which the residual stream is aligned.
     #[arg(long, default_value_t = 0)]
     layer: usize,
     /// Ranks to try.
@@ -75,7 +75,8 @@ struct Args {
     /// JSON).
     #[arg(long)]
     history: Option<PathBuf>,
-    /// Keep the state of training in this folder; started again, a run that was cut off goes on.
+    /// Keep the training state in this folder; an interrupted run resumes from it when started
+    /// again.
     #[arg(long)]
     checkpoint: Option<PathBuf>,
 }
@@ -94,7 +95,7 @@ fn search<B: Backend>(args: &Args) -> Result<()> {
     let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let tokenizer = loaded.tokenizer()?;
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    // The last ones are for the progress of training: nothing is chosen by them.
+    // The last ones are for the progress of training; nothing is selected with them.
     let [training, held_out, followed] =
         pairs::split([4000, 2000, 500], tokenizer, &mut rng)?.map(|it| [it]);
 
@@ -180,7 +181,7 @@ fn search<B: Backend>(args: &Args) -> Result<()> {
         ensure!(found.trained.accuracy >= 0.75, "the country was not found");
         ensure!(
             found.random_rotation.accuracy < 0.5 && found.whole_vector.accuracy < 0.5,
-            "a control is as good as the search"
+            "a control is as good as the trained rotation"
         );
     }
     Ok(())

@@ -1,9 +1,9 @@
-//! Which heads look a name up, and what do they tell each other?
+//! Which heads look up a name, and what do they pass to each other?
 //!
-//! The bundled model `induction-gpt2` reads a queue of names and one of them again, and says who
-//! stands behind it. Path patching (Wang et al. 2022, arXiv 2211.00593, §3; Goldowsky-Dill et al.
-//! 2023, arXiv 2304.05969) finds how: between two queues in which the name asked for has changed
-//! places with another one, it patches what one head tells another on the direct path, and
+//! The bundled model `induction-gpt2` reads a queue of names, then one of them again, and predicts
+//! who comes after it. Path patching (Wang et al. 2022, arXiv 2211.00593, §3; Goldowsky-Dill et al.
+//! 2023, arXiv 2304.05969) shows how: between two queues in which the name asked for has swapped
+//! places with another one, it patches what one head passes to another on the direct path, and
 //! nothing else.
 //!
 //! ```sh
@@ -12,13 +12,13 @@
 //! ```
 //!
 //! 1. Every head's direct effect on the difference of the two answers' logits: the heads that
-//!    name the answer.
-//! 2. What these heads' queries, keys and values hear from every earlier head.
+//!    predict the answer.
+//! 2. What these heads' queries, keys and values read from every earlier head.
 //! 3. The paths found, patched together: their share of the whole difference.
 //!
-//! It ends with a check of its own claim: the four heads of layer 1 name the answer (together
+//! It ends with a check of its own claim: the four heads of layer 1 predict the answer (together
 //! more than 85 % of the difference, directly); of all heads, only 0.3 tells them where it is, and
-//! by their keys alone; and the four paths from 0.3 through these keys carry more than 75 %.
+//! only through their keys; and the four paths from 0.3 through these keys carry more than 75 %.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,7 +41,7 @@ use workbench::table::{heat_map_text, table};
 use workbench::words::END;
 use workbench::{BackendArgs, on_backend, out};
 
-/// Finds the heads that look a name up.
+/// Finds the heads that look up a name.
 #[derive(Parser)]
 struct Args {
     /// Number of pairs of queues.
@@ -97,7 +97,7 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
     let namers = at_least(&direct, 0.05);
 
-    // 3. What these heads hear, by each of their inputs.
+    // 3. What these heads read, by each of their inputs.
     let inputs_of = |input: HeadInput| -> Vec<Receiver> {
         let receivers = namers.iter().map(|&(layer, head)| match input {
             HeadInput::Query => ReceiverInput::Query { layer, head },
@@ -167,17 +167,17 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         write_diagram(file, &tree.diagram(&["base", "source"]))?;
     }
 
-    // 5. What is claimed at the top.
+    // 5. Check the claims made at the top.
     ensure!(
         direct.base > 5.0 && direct.source < -5.0,
         "the model does not know the answers"
     );
     let layer_1: Vec<(usize, usize)> = (0..4).map(|head| (1, head)).collect();
-    ensure!(namers == layer_1, "the answer is named by {namers:?}");
-    ensure!(tellers == [(0, 3)], "they hear of it from {tellers:?}");
+    ensure!(namers == layer_1, "the answer is predicted by {namers:?}");
+    ensure!(tellers == [(0, 3)], "their keys read from {tellers:?}");
     for grid in [&heard[0], &heard[2]] {
         let heads = at_least(grid, 0.1);
-        ensure!(heads.is_empty(), "queries or values hear from {heads:?}");
+        ensure!(heads.is_empty(), "queries or values read from {heads:?}");
     }
     let shares = together.shares();
     ensure!(
@@ -204,11 +204,11 @@ fn name_of(&(layer, head): &(usize, usize)) -> String {
     Node::Head { layer, head }.to_string()
 }
 
-/// Pairs of queues with the same question, between which two names have changed places.
+/// Pairs of queues with the same question, between which two names have swapped places.
 struct Pairs {
     base: TokenBatch,
     source: TokenBatch,
-    /// Who stands behind the name asked for in the base, and in the source.
+    /// Who comes after the name asked for in the base, and in the source.
     answers: Vec<u32>,
     others: Vec<u32>,
     /// The first pair, as text.

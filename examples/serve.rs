@@ -1,7 +1,7 @@
 //! Lends a device of this machine to programs elsewhere, over the network.
 //!
-//! Burn's remote backend sends each operation to a server, which runs it. Each of these lends one
-//! device; a program takes as many as it is given addresses of.
+//! Burn's remote backend sends each operation to a server, which runs it. Each server lends one
+//! device; a program uses as many as it is given addresses.
 //!
 //! ```sh
 //! cargo run --release --features remote --example serve -- --port 3000 &
@@ -10,9 +10,9 @@
 //!   --backend remote --device ws://127.0.0.1:3000,ws://127.0.0.1:3001
 //! ```
 //!
-//! Whoever reaches the port may compute here, and what is sent is not encrypted: the server listens
-//! on all of the machine's addresses and knows no password. Use it in a network of your own, or
-//! through a tunnel such as that of `ssh -L`. Ends with Ctrl-C.
+//! Anyone who can reach the port can compute here, and the traffic is not encrypted: the server
+//! listens on all addresses of the machine and has no password. Use it in a private network, or
+//! through a tunnel such as `ssh -L`. Stop it with Ctrl-C.
 
 use std::net::TcpListener;
 use std::process::ExitCode;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         on_backend!(
             args.backend.backend,
             |B, _device| serve::<B>(&args),
-            remote: bail!("a device that is lent already cannot be lent on")
+            remote: bail!("a remote device cannot be lent again")
         )
     })
 }
@@ -53,11 +53,11 @@ fn serve<B: BackendIr>(args: &Args) -> Result<()> {
             devices.len()
         );
     };
-    // Burn's server does not tell when it cannot listen.
+    // Burn's server does not report that it cannot listen.
     let port = args.port;
     drop(TcpListener::bind(("0.0.0.0", port)).with_context(|| format!("port {port}"))?);
     out!(
-        "lending {} on port {port}, to everybody who can reach it",
+        "lending {} on port {port} to anyone who can reach it",
         args.backend.backend
     )?;
     burn::server::start_websocket::<B>(device.clone(), port);

@@ -1,25 +1,25 @@
 //! Can a model be steered, and only where it should be?
 //!
-//! The bundled model, asked for the capital of a country, is made to answer with its language, in
-//! two ways, both at the last token of the prompt, and without touching a weight:
+//! When asked for the capital of a country, the bundled model is made to answer with its language,
+//! in two ways, both at the last token of the prompt, and without changing any weights:
 //! - a *steering vector* is added: the mean difference between prompts that ask for the language
 //!   and prompts that ask for the capital (Rimsky et al. 2023, arXiv 2312.06681);
 //! - *LoReFT* (Wu et al. 2024, arXiv 2404.03592, eq. 2) is trained: `x + (W x + b - R x) Rᵀ`, in a
 //!   subspace of a few dimensions.
 //!
-//! Other questions must be answered as ever. LoReFT sees some of them in training, and the strength
-//! of the vector is the one that serves both best.
+//! Other questions must be answered as before. LoReFT sees some of them in training, and the
+//! strength of the vector is the one that works best for both.
 //!
 //! ```sh
 //! cargo run --release --example steering
 //! ```
 //!
-//! Prints how many prompts about new countries get the answer they should: capitals with the
-//! language; and other questions with what they ask for, as without steering, also in new words,
-//! and two questions that training has never seen. LoReFT is saved, loaded, and the same bit by
-//! bit. 10 seconds on 2 cores.
+//! Prints how many prompts about new countries get the desired answer: the language for capitals;
+//! and for other questions the same answer as without steering, also in new words and for two
+//! questions never seen in training. LoReFT is saved and loaded, identical to the bit. 10 seconds
+//! on 2 cores.
 //!
-//! With seeds 0 to 5, LoReFT steers every capital, leaves every question of training alone, and
+//! With seeds 0 to 5, LoReFT steers every capital and leaves alone every question of training and
 //! .88 to .92 of the new ones; the vector steers .74 to 1.00, and leaves .87 to .99 and .55 to .76
 //! alone.
 
@@ -60,7 +60,7 @@ use workbench::{BackendArgs, on_backend, out, progress};
 struct Args {
     #[command(flatten)]
     backend: BackendArgs,
-    /// The layer behind which the residual stream is changed.
+    /// The layer after which the residual stream is changed.
     #[arg(long, default_value_t = 1)]
     layer: usize,
     /// Dimensions that LoReFT may change.
@@ -77,7 +77,7 @@ struct Args {
     output: Option<PathBuf>,
 }
 
-/// Questions that are left alone: those of training, and those that it never sees.
+/// Questions to leave alone: those in training, and those never seen in training.
 const SEEN: [Relation; 3] = [Relation::Language, Relation::Continent, Relation::Currency];
 const UNSEEN: [Relation; 2] = [Relation::Demonym, Relation::CapitalOf];
 
@@ -88,14 +88,14 @@ enum Phrasings {
     Odd,
 }
 
-/// Which answer is wanted.
+/// The desired answer.
 #[derive(Clone, Copy, PartialEq)]
 enum Wanted {
     Asked,
     Language,
 }
 
-/// The tokens of a prompt, and the answer that is wanted.
+/// The tokens of a prompt, and the desired answer.
 type Example = (Vec<u32>, u32);
 
 fn main() -> ExitCode {
@@ -106,8 +106,7 @@ fn main() -> ExitCode {
 }
 
 fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
-    // 1. The model, and prompts: capitals that shall be answered with languages, and other
-    //    questions.
+    // 1. The model, and prompts: capitals to be answered with languages, and other questions.
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
     let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let tokenizer = loaded.tokenizer()?;
@@ -196,12 +195,12 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let folder = args.output.as_ref().unwrap_or(&temporary);
     let again = saved_and_loaded(&reft, folder, &training[0].inputs);
     if args.output.is_none() {
-        // The folder may not be there; what matters is whether saving went well.
+        // The folder may not exist; what matters is whether saving succeeded.
         let _ = std::fs::remove_dir_all(folder);
     }
     let reft = again?;
 
-    // 5. What becomes of the answers.
+    // 5. The answers.
     let mut report = table([
         "prompts about new countries".to_owned(),
         "count".to_owned(),
@@ -222,7 +221,7 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         accuracies.push(row);
     }
     align_numbers(&mut report);
-    out!("share of the answers that are as they should be\n{report}")?;
+    out!("share of the desired answers\n{report}")?;
     conclude(&accuracies)
 }
 
@@ -232,12 +231,12 @@ fn conclude(accuracies: &[[f64; 3]]) -> Result<()> {
     for [not_steered, vector, reft] in steered {
         ensure!(
             *not_steered < 0.1 && *vector > 0.5 && *reft > 0.9,
-            "steering does not carry over to new countries and words, or is not needed"
+            "steering does not generalise to new countries and words, or is not needed"
         );
     }
     ensure!(
         others[..2].iter().all(|[_, _, reft]| *reft > 0.95),
-        "LoReFT changes answers that it must leave alone"
+        "LoReFT changes answers that it should leave alone"
     );
     let [_, vector, reft] = others[2];
     ensure!(
@@ -305,7 +304,7 @@ fn mean<B: Backend>(
     )?)
 }
 
-/// The same from a folder, where it is the same bit by bit.
+/// The same, saved to a folder and loaded, checked to the bit.
 fn saved_and_loaded<B: Backend, M: AlignableTransformer<B> + Clone>(
     trained: &AlignableModel<B, M>,
     folder: &Path,
@@ -318,7 +317,7 @@ fn saved_and_loaded<B: Backend, M: AlignableTransformer<B> + Clone>(
     };
     ensure!(
         logits(trained)?.as_bytes() == logits(&loaded)?.as_bytes(),
-        "the intervention has changed in its folder"
+        "the intervention changed when saved and loaded"
     );
     Ok(loaded)
 }

@@ -1,18 +1,18 @@
 //! How is the bundled model `induction-gpt2` made?
 //!
-//! A GPT-2 with two layers learns to look up who stands behind whom in a queue of names
-//! (`src/queues.rs`): behind `<eos> Ada Ben Cleo Dan … Ben` it says `Cleo`. Queues are drawn at
-//! random and none is read twice, so the model cannot know the answers by heart. It has to find
-//! the name's first mention and copy what followed it, as induction heads do (Olsson et al. 2022,
-//! arXiv 2209.11895).
+//! A GPT-2 with two layers learns to look up who comes after whom in a queue of names
+//! (`src/queues.rs`): after `<eos> Ada Ben Cleo Dan … Ben` it predicts `Cleo`. Queues are drawn at
+//! random and none is read twice, so the model cannot memorise the answers. It has to find the
+//! name's first mention and copy what followed it, as induction heads do (Olsson et al. 2022, arXiv
+//! 2209.11895).
 //!
 //! ```sh
 //! cargo run --release --example train_induction
 //! ```
 //!
-//! Writes a folder in the Hugging Face layout with the loss curve beside it (`loss.svg`), the
-//! same files each time, and prints how many questions about new queues the model answers. Ends
-//! with an error if that is less than 98 %.
+//! Writes a folder in the Hugging Face layout, including the loss curve (`loss.svg`), with
+//! identical files each time, and prints how many questions about new queues the model answers.
+//! Ends with an error if that is less than 98 %.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -80,7 +80,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     };
     let model: Gpt2<B> = config.init_seeded(args.seed, DType::F32, device);
 
-    // 3. Training: new queues in every step; only the answers are to be predicted.
+    // 3. Training: new queues in every step; only the answers are predicted.
     let fit = Fit {
         steps: args.steps,
         learning_rate: args.learning_rate,
@@ -132,8 +132,8 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     Ok(())
 }
 
-/// Asks one question about each of 500 new queues of this length: how many, and how many the
-/// model gets right.
+/// Asks one question about each of 500 new queues of this length; returns the number of questions
+/// and of right answers.
 fn answered<B: Backend>(
     model: &Gpt2<B>,
     tokenizer: &Tokenizer,

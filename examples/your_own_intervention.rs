@@ -1,14 +1,15 @@
-//! How is an intervention of your own written?
+//! How do you write your own intervention?
 //!
-//! As a Burn module with one method, a pure function of tensors. Here: swap in the source's
-//! activation, but only so far that the base's norm is kept. It has a parameter, the share of the
-//! source, which Burn's optimizers could train.
+//! As a Burn module with one method, a pure function of tensors. Here: blend in the source's
+//! activation, keeping the base's norm. It has a parameter, the share of the source, which Burn's
+//! optimizers could train.
 //!
 //! ```sh
 //! cargo run --release --example your_own_intervention
 //! ```
 //!
-//! Prints what the bundled model says after "The capital of Spain is" as the share of Italy grows.
+//! Prints what the bundled model predicts after "The capital of Spain is" as the share of Italy
+//! grows.
 
 use std::process::ExitCode;
 
@@ -45,7 +46,7 @@ impl<B: Backend> Intervention<B> for NormKeepingBlend<B> {
 
 const MODEL: &str = "bundled:capitals";
 
-/// Runs an intervention of one's own.
+/// Runs a custom intervention.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -101,7 +102,7 @@ fn blend<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     if args.model.source(MODEL) == MODEL {
         ensure!(
             words[0] == "Madrid" && words[4] == "Rome",
-            "the ends are {words:?}"
+            "unexpected predictions at the ends: {words:?}"
         );
     }
     Ok(())

@@ -1,7 +1,7 @@
-//! How is a model of your own made alignable?
+//! How do you make your own model alignable?
 //!
-//! By telling the engine its stages, with a tap at each activation that has a name. Here: a plain
-//! MLP classifier. Features are its input, one position, no tokens.
+//! By describing its stages to the engine, with a tap at each named activation. Here: a plain MLP
+//! classifier, whose input is features, with one position and no tokens.
 //!
 //! ```sh
 //! cargo run --release --example your_own_model
@@ -73,7 +73,7 @@ impl<B: Backend> AlignableTransformer<B> for Mlp<B> {
     }
 }
 
-/// Makes a model of one's own alignable.
+/// Makes a custom model alignable.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
@@ -111,7 +111,7 @@ fn swap_hidden<B: Backend>(device: &B::Device) -> Result<()> {
         let logits = logits.to_data().iter::<f32>().collect::<Vec<f32>>();
         out!("{name:<22} {logits:+.4?}")
     };
-    show("base", whole.original.as_ref().expect("it was asked for"))?;
+    show("base", whole.original.as_ref().expect("requested above"))?;
     show("source", &expected)?;
     for half in [0, 1] {
         let inputs = inputs

@@ -16,7 +16,7 @@ pub enum BackendChoice {
     /// Pure Rust on the CPU, through `ndarray`.
     #[cfg(feature = "ndarray")]
     Ndarray,
-    /// GPU through wgpu, with the shader language that the build allows (WGSL, SPIR-V, MSL).
+    /// GPU through wgpu, with the shader language of this build (WGSL, SPIR-V, MSL).
     #[cfg(feature = "wgpu")]
     Wgpu,
     /// GPU through Vulkan, with SPIR-V shaders.
@@ -65,7 +65,7 @@ macro_rules! on_backend {
             $crate::on_backend!(@run burn::backend::RemoteBackend, $B, $device, $body)
         })
     };
-    // With something else in the place of the remote backend, which cannot do all that others can.
+    // With a substitute for the remote backend, which does not support everything that others do.
     ($choice:expr, |$B:ident, $device:ident| $body:expr, remote: $remote:expr) => {
         match $choice {
             #[cfg(feature = "flex")]
@@ -102,13 +102,13 @@ macro_rules! on_backend {
     };
 }
 
-/// Every backend that there is, compiled in or not, by its name on the command line.
+/// All backends, compiled in or not, by their names on the command line.
 pub const ALL_BACKENDS: [&str; 8] = [
     "flex", "ndarray", "wgpu", "vulkan", "metal", "cuda", "rocm", "remote",
 ];
 
 impl Default for BackendChoice {
-    /// The first one that is compiled in, by the order of the list.
+    /// The first one that is compiled in, in the order of the list.
     fn default() -> Self {
         Self::value_variants()[0]
     }
@@ -151,7 +151,7 @@ pub enum DTypeChoice {
 }
 
 impl DTypeChoice {
-    /// The same in Burn's words.
+    /// The same as Burn's `DType`.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -174,7 +174,7 @@ impl fmt::Display for DTypeChoice {
 /// The choice of backend and dtype, as arguments of every example.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct BackendArgs {
-    /// Where to compute; only backends that this build contains are offered.
+    /// Backend to use; only those in this build are listed.
     #[arg(long, value_enum, default_value_t)]
     pub backend: BackendChoice,
     /// Dtype of the model.
@@ -186,14 +186,14 @@ impl BackendArgs {
     /// Checks that the backend works on this machine and computes in the dtype.
     ///
     /// # Errors
-    /// If it does not, with what it can do and what else there is.
+    /// If it does not, listing what it supports and what else is available.
     pub fn check(&self) -> Result<()> {
         let probe = probe(self.backend);
         let device = match probe {
             Ok(device) => device,
             Err(reason) => bail!(
                 "backend `{}` cannot be used here: {reason}\n\
-                 try one of: {} (`cargo run --release --example backends` tells more)",
+                 try one of: {} (see also `cargo run --release --example backends`)",
                 self.backend,
                 BackendChoice::value_variants()
                     .iter()
@@ -205,7 +205,7 @@ impl BackendArgs {
         };
         if !device.dtypes.contains(&self.dtype.to_string()) {
             bail!(
-                "backend `{}` on {} does not compute in {}; it does in {}",
+                "backend `{}` on {} does not support {}; it supports {}",
                 self.backend,
                 device.name,
                 self.dtype,
@@ -221,19 +221,19 @@ impl BackendArgs {
 pub struct DeviceInfo {
     /// The device's name.
     pub name: String,
-    /// Whether it is a GPU that the CPU plays, such as lavapipe.
+    /// Whether it is a GPU emulated on the CPU, such as lavapipe.
     pub software: bool,
     /// The dtypes it computes in, by their names on the command line.
     pub dtypes: Vec<String>,
 }
 
-/// The environment variable by which a process is asked to probe a backend and end.
+/// The environment variable that tells a process to probe a backend and exit.
 const PROBE_VARIABLE: &str = "BURN_ALIGN_PROBE";
 
-/// Finds out what a backend runs on, by using it.
+/// Determines what a backend runs on, by using it.
 ///
-/// A missing driver makes Burn panic in a worker thread, or end the process. So a backend that
-/// needs a driver is tried in a second process of this program, which [`answer_probe`] serves.
+/// A missing driver makes Burn panic in a worker thread, or ends the process. So a backend that
+/// needs a driver is tried in a second process of this program, handled by [`answer_probe`].
 ///
 /// # Errors
 /// If the backend cannot be used, with the reason.
@@ -245,7 +245,7 @@ pub fn probe(backend: BackendChoice) -> Result<DeviceInfo, String> {
     }
     #[cfg(feature = "remote")]
     if backend == BackendChoice::Remote {
-        // Burn waits forever for a server that is not there.
+        // Burn waits forever for a missing server.
         crate::devices::remote::reach(&remote_address()).map_err(|error| format!("{error:#}"))?;
     }
     let attempt = || -> Result<std::process::Output> {
@@ -265,7 +265,7 @@ pub fn probe(backend: BackendChoice) -> Result<DeviceInfo, String> {
     Err(last_words(&stderr).unwrap_or_else(|| format!("it ended with {}", output.status)))
 }
 
-/// Answers if this process was started to probe a backend. Called first in every program.
+/// Probes a backend and exits, if this process was started for that. Called first in every program.
 pub fn answer_probe() {
     let Ok(name) = std::env::var(PROBE_VARIABLE) else {
         return;
@@ -287,7 +287,7 @@ pub fn answer_probe() {
     std::process::exit(1);
 }
 
-/// Computes something small on the device and says what it is.
+/// Computes something small on the device and describes the device.
 fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceInfo {
     let Device { name, software } = describe(backend);
     let x = Tensor::<B, 2>::ones([8, 8], device);
@@ -337,15 +337,12 @@ fn describe(backend: BackendChoice) -> Device {
         BackendChoice::Rocm => hardware(None, "ROCm device 0"),
         #[cfg(feature = "remote")]
         BackendChoice::Remote => hardware(Some(remote_address()), "a server"),
-        #[allow(
-            unreachable_patterns,
-            reason = "which backends there are is a matter of features"
-        )]
+        #[allow(unreachable_patterns, reason = "the backends depend on features")]
         _ => hardware(cpu_name(), std::env::consts::ARCH),
     }
 }
 
-/// The adapter that wgpu picks. Must be called before the device is used otherwise.
+/// The adapter that wgpu picks. Must be called before any other use of the device.
 #[cfg(feature = "wgpu")]
 fn wgpu_adapter() -> Device {
     use burn::backend::wgpu::{RuntimeOptions, graphics::AutoGraphicsApi, init_setup};
@@ -353,7 +350,7 @@ fn wgpu_adapter() -> Device {
     let info = setup.adapter.get_info();
     Device {
         name: format!("{} ({:?})", info.name, info.backend),
-        // The type of this field is of a crate that Burn does not hand on.
+        // The type of this field is from a crate that Burn does not re-export.
         software: format!("{:?}", info.device_type) == "Cpu",
     }
 }
@@ -369,7 +366,7 @@ fn nvidia_name() -> Option<String> {
     field(&information, "Model")
 }
 
-/// Where Burn looks for a server if it is told nothing else.
+/// Burn's default address of a server.
 #[cfg(feature = "remote")]
 fn remote_address() -> String {
     std::env::var("BURN_REMOTE_ADDRESS").unwrap_or_else(|_| "ws://127.0.0.1:3000".to_owned())
@@ -383,7 +380,7 @@ pub fn cpu_name() -> Option<String> {
     )
 }
 
-/// The value behind `key:` in a text with one entry a line.
+/// The value after `key:` in a text with one entry per line.
 fn field(text: &str, key: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let (found, value) = line.split_once(':')?;
@@ -391,14 +388,14 @@ fn field(text: &str, key: &str) -> Option<String> {
     })
 }
 
-/// The most telling line of what a failed process wrote.
+/// The most informative line of a failed process's output.
 fn last_words(stderr: &str) -> Option<String> {
     let lines: Vec<&str> = stderr
         .lines()
         .map(str::trim)
         .filter(|line| !line.is_empty())
         .collect();
-    // Of a panic, the line behind `panicked at FILE:` is the message.
+    // In a panic, the line after `panicked at FILE:` is the message.
     let panic = lines.iter().position(|line| line.contains("panicked at"));
     let line = match panic {
         Some(index) => lines.get(index + 1),

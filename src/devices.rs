@@ -1,4 +1,4 @@
-//! Devices of a backend, by how they are spelled on the command line.
+//! Devices of a backend, as given on the command line.
 
 use anyhow::{Result, bail};
 use burn::tensor::backend::{Backend, Device as _, DeviceId};
@@ -17,10 +17,10 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Checks the backend, as [`BackendArgs::check`] does, and that devices named are there.
+    /// Checks the backend, like [`BackendArgs::check`], and that the named devices exist.
     ///
     /// # Errors
-    /// If they are not, with what there is.
+    /// If they do not, listing what is available.
     pub fn check(&self, backend: &BackendArgs) -> Result<()> {
         #[cfg(feature = "remote")]
         if backend.backend == BackendChoice::Remote && !self.devices.is_empty() {
@@ -32,10 +32,10 @@ impl DeviceArgs {
         backend.check()
     }
 
-    /// The devices; the default one if none is named. One that is named twice is there twice.
+    /// The devices; the default one if none is named. A device named twice is returned twice.
     ///
     /// # Errors
-    /// If a device is spelled wrong, or the backend has not so many.
+    /// If a device is invalid, or the backend does not have that many.
     pub fn of<B: Backend>(&self, backend: BackendChoice) -> Result<Vec<B::Device>> {
         if self.devices.is_empty() {
             return Ok(vec![B::Device::default()]);
@@ -49,7 +49,7 @@ impl DeviceArgs {
             let Ok(number) = spelling.parse::<u16>() else {
                 bail!("--device: expected a number such as 0, found `{spelling}`");
             };
-            // Those of the first type that there is, of wgpu discrete, integrated or virtual GPUs
+            // Devices of the first available type: for wgpu discrete, integrated or virtual GPUs,
             // or the CPU. Other backends have one type.
             let kind = (0..4).find(|kind| B::device_count(*kind) > 0).unwrap_or(0);
             let count = B::device_count(kind);
@@ -77,23 +77,23 @@ pub(crate) mod remote {
 
     use crate::BackendArgs;
 
-    /// Checks that a server is there and computes in the dtype that is asked for. Burn itself
-    /// panics in a thread of its own if there is none.
+    /// Checks that there is a server and that it supports the requested dtype. If there is none,
+    /// Burn itself panics in another thread.
     pub(super) fn check(address: &str, backend: &BackendArgs) -> Result<()> {
         reach(address)?;
         let dtype = backend.dtype;
         ensure!(
             RemoteBackend::supports_dtype(&RemoteDevice::new(address), dtype.dtype()),
-            "the server at {address} does not compute in {dtype}"
+            "the server at {address} does not support {dtype}"
         );
         Ok(())
     }
 
-    /// Checks that a server is there.
+    /// Checks that there is a server.
     pub(crate) fn reach(address: &str) -> Result<()> {
         TcpStream::connect(host(address)?).with_context(|| {
             format!(
-                "no server at {address}; start one by `cargo run --release --features remote \
+                "no server at {address}; start one with `cargo run --release --features remote \
                  --example serve -- --port PORT`"
             )
         })?;
@@ -106,7 +106,7 @@ pub(crate) mod remote {
         Ok(RemoteDevice::new(address).to_id())
     }
 
-    /// Host and port of an address. Burn takes them only with `ws://` before them.
+    /// Host and port of an address. Burn only accepts them with the prefix `ws://`.
     fn host(address: &str) -> Result<&str> {
         let host = address.strip_prefix("ws://").filter(|it| it.contains(':'));
         host.with_context(|| {

@@ -1,4 +1,4 @@
-//! Training of small language models from nothing.
+//! Training small language models from scratch.
 
 use std::path::Path;
 
@@ -17,18 +17,17 @@ use burn_align_models::{AlignableTransformer, ModelInput, TokenBatch};
 use crate::plot::{Line, line_chart};
 use crate::progress;
 
-/// A sequence of tokens, and what the model is to predict behind which of them.
+/// A sequence of tokens, and what to predict after which of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The tokens. Token 0 stands for no word.
+    /// The tokens. Token 0 means no word.
     pub tokens: Vec<u32>,
-    /// Positions, and the token to predict behind each.
+    /// Positions, and the token to predict after each.
     pub predicted: Vec<(usize, u32)>,
 }
 
 impl Example {
-    /// The tokens at these positions, none of them the first, are to be predicted from those
-    /// before.
+    /// Predicts the tokens at these positions, none of them the first, from those before.
     pub fn within(mut tokens: Vec<u32>, positions: impl IntoIterator<Item = usize>) -> Self {
         let positions = positions.into_iter();
         let predicted = positions.map(|position| (position - 1, tokens[position]));
@@ -37,7 +36,7 @@ impl Example {
         Self { tokens, predicted }
     }
 
-    /// Every token but the first is to be predicted from those before.
+    /// Predicts every token but the first from those before.
     pub fn all(tokens: Vec<u32>) -> Self {
         let positions = 1..tokens.len();
         Self::within(tokens, positions)
@@ -51,19 +50,19 @@ pub struct Fit {
     pub steps: usize,
     /// Highest learning rate: it rises for a twentieth of the steps and falls as a cosine.
     pub learning_rate: f64,
-    /// Decay of the weights.
+    /// Weight decay.
     pub weight_decay: f32,
 }
 
-/// The token that stands for no word.
+/// The token that means no word.
 const NONE: u32 = 0;
 
 impl Fit {
-    /// Trains a model with AdamW, one batch a step, and returns it with the loss of each step:
+    /// Trains a model with AdamW, one batch per step, and returns it with the loss of each step:
     /// the mean cross-entropy of the tokens to predict.
     ///
     /// # Errors
-    /// If a batch is empty, or the schedule cannot be made.
+    /// If a batch is empty, or the schedule is invalid.
     pub fn run<B: AutodiffBackend, M: AlignableTransformer<B> + AutodiffModule<B>>(
         &self,
         mut model: M,
@@ -133,10 +132,10 @@ fn mean_loss<B: Backend, M: AlignableTransformer<B>>(
     Ok(loss.forward(logits.reshape([batch * pos, vocab]), targets))
 }
 
-/// The most probable next token behind each prompt.
+/// The most probable next token after each prompt.
 ///
 /// # Errors
-/// If the prompts are no batch.
+/// If the prompts do not form a batch.
 pub fn next_tokens<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     prompts: &TokenBatch,

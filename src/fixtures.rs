@@ -1,4 +1,4 @@
-//! Small checkpoints in `tests/fixtures`, with what `transformers` computes with them.
+//! Small checkpoints in `tests/fixtures`, with the results of `transformers`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ pub fn fixtures() -> PathBuf {
 /// Every checkpoint among the fixtures, by name.
 ///
 /// # Errors
-/// If the folder cannot be read, as where the checkout is gone.
+/// If the folder cannot be read, for example because the checkout is gone.
 pub fn checkpoints() -> Result<BTreeMap<String, PathBuf>> {
     let folder = fixtures().join("checkpoints");
     let entries = folder
@@ -25,16 +25,16 @@ pub fn checkpoints() -> Result<BTreeMap<String, PathBuf>> {
         .map(|entry| {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str());
-            let name = name.ok_or_else(|| anyhow!("{}: no such name", path.display()))?;
+            let name = name.ok_or_else(|| anyhow!("{}: not a valid name", path.display()))?;
             Ok((name.to_owned(), path))
         })
         .collect()
 }
 
-/// The tensors of a safetensors file whose names are wanted, floats as f32 and integers as i64.
+/// The wanted tensors of a safetensors file, floats as f32 and integers as i64.
 ///
 /// # Errors
-/// If it cannot be read, is no such file, or holds other dtypes than f32 and i64.
+/// If it cannot be read, is not a safetensors file, or contains dtypes other than f32 and i64.
 pub fn read_tensors(
     file: &Path,
     wanted: impl Fn(&str) -> bool,

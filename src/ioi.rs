@@ -1,6 +1,6 @@
 //! Indirect object identification (Wang et al. 2022, arXiv 2211.00593, §2): "When Mary and John
-//! went to the store, John gave a drink to" → " Mary". The sentences here are of the paper's kind,
-//! but not the paper's own.
+//! went to the store, John gave a drink to" → " Mary". The sentences here are similar to the
+//! paper's, but not the same.
 
 use anyhow::{Result, ensure};
 use burn_align_models::{TokenBatch, Tokenizer};
@@ -34,7 +34,7 @@ const OBJECTS: [&str; 8] = [
     "snack",
 ];
 
-/// Each with the first name, the second name, the one who gives, a place and an object.
+/// Each with the first name, the second name, the giver, a place and an object.
 const TEMPLATES: [&str; 8] = [
     "When {1} and {2} went to the {place}, {3} gave a {object} to",
     "After {1} and {2} came back from the {place}, {3} handed a {object} to",
@@ -73,17 +73,17 @@ pub struct Ioi {
     pub prompts: TokenBatch,
     /// The same with three other names, each once: p_ABC.
     pub others: TokenBatch,
-    /// The name that is there once, which is to be said.
+    /// The name that occurs once, which is to be predicted.
     pub indirect_objects: Vec<u32>,
-    /// The name that is there twice.
+    /// The name that occurs twice.
     pub subjects: Vec<u32>,
 }
 
 impl Ioi {
-    /// So many random pairs, one half with the subject first.
+    /// Draws `count` random pairs, half of them with the subject first.
     ///
     /// # Errors
-    /// If the tokenizer has not enough names that are one token.
+    /// If too few names are one token in the tokenizer.
     pub fn draw(tokenizer: &Tokenizer, count: usize, seed: u64) -> Result<Self> {
         let token = |name: &&str| tokenizer.single_token(&format!(" {name}")).is_ok();
         let one_token = |words: &[&'static str]| -> Vec<&'static str> {
@@ -92,7 +92,7 @@ impl Ioi {
         let [names, places, objects] = [&NAMES[..], &PLACES, &OBJECTS].map(one_token);
         ensure!(
             names.len() >= 8 && !places.is_empty() && !objects.is_empty(),
-            "the tokenizer has {} of the names as one token: is it a GPT-2?",
+            "only {} of the names are one token in this tokenizer: is it GPT-2's?",
             names.len()
         );
         let mut rng = StdRng::seed_from_u64(seed);

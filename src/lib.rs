@@ -1,5 +1,5 @@
-//! What the examples, benchmarks and tests of burn-align share: the choice of the backend,
-//! what is printed, tables, pictures, progress bars, fixtures, and the training of small models.
+//! Code shared by the examples, benchmarks and tests of burn-align: choosing the backend, printing,
+//! tables, pictures, progress bars, fixtures, and training small models.
 
 pub mod attempt;
 pub mod backends;

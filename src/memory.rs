@@ -1,32 +1,32 @@
-//! How much memory a backend's device has.
+//! The memory of a backend's device.
 
 use burn_align::engine::RunOptions;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use crate::{BackendArgs, BackendChoice};
 
-/// What a device says about its memory, in bytes.
+/// What a device reports about its memory, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Device {
-    /// All there is; `None` where the backend cannot tell.
+    /// Total memory; `None` if the backend does not report it.
     total: Option<u64>,
-    /// What the backend's allocator holds of it.
+    /// What the backend's allocator holds.
     held: u64,
-    /// What of that is in use.
+    /// How much of that is in use.
     used: u64,
 }
 
 impl BackendChoice {
-    /// What the allocator of a GPU backend holds of the device's memory, in bytes; `None` on the CPU.
+    /// The device memory held by the allocator of a GPU backend, in bytes; `None` on the CPU.
     pub fn held_memory(self) -> Option<u64> {
         self.device_memory().map(|device| device.held)
     }
 
-    /// Bytes that are free for tensors: on the CPU what the system can give, within the limits of
-    /// the process's group; on a GPU all but what its tensors take. `None` where the backend does not
-    /// tell how much there is, as through wgpu.
+    /// Bytes available for tensors: on the CPU what the system can give, within the limits of the
+    /// process's control group; on a GPU everything not used by tensors. `None` if the backend does
+    /// not report its memory, as through wgpu.
     pub fn free_memory(self) -> Option<u64> {
-        // Of another machine nothing is known.
+        // Nothing is known about another machine.
         #[cfg(feature = "remote")]
         if self == Self::Remote {
             return None;
@@ -53,10 +53,7 @@ impl BackendChoice {
             Self::Cuda => cube_memory::<burn::cubecl::cuda::CudaRuntime>(true),
             #[cfg(feature = "rocm")]
             Self::Rocm => cube_memory::<burn::cubecl::hip::HipRuntime>(true),
-            #[allow(
-                unreachable_patterns,
-                reason = "which backends there are is a matter of features"
-            )]
+            #[allow(unreachable_patterns, reason = "the backends depend on features")]
             _ => None,
         }
     }
@@ -76,13 +73,13 @@ fn cube_memory<R: burn::cubecl::Runtime>(of_total: bool) -> Option<Device> {
 }
 
 impl BackendArgs {
-    /// How to run a plan within the memory that is free now: ask when the model is there.
+    /// How to run a plan within the memory that is free now: call this once the model is loaded.
     pub fn run_options(&self) -> RunOptions {
         run_options(self.backend)
     }
 }
 
-/// Runs within three quarters of the memory that a backend says is free.
+/// Runs within three quarters of the memory that the backend reports as free.
 pub fn run_options(backend: BackendChoice) -> RunOptions {
     let options = RunOptions::default();
     match backend.free_memory() {

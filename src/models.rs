@@ -1,4 +1,4 @@
-//! Which model a program works with, and how it is loaded.
+//! Which model a program uses, and how it is loaded.
 
 use anyhow::Result;
 use burn::tensor::DType;
@@ -11,8 +11,9 @@ use crate::{complain, progress};
 /// A model from the command line: flatten it into a program's arguments.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ModelArgs {
-    /// A folder that `save_pretrained` wrote, a GGUF file, a hub id such as gpt2 (with #file.gguf for a
-    /// GGUF file there), or a bundled model such as bundled:capitals [default: a bundled one].
+    /// A folder written by `save_pretrained`, a GGUF file, a hub id such as gpt2 (with #file.gguf
+    /// for a GGUF file there), or a bundled model such as bundled:capitals [default: a bundled
+    /// one].
     #[arg(long)]
     pub model: Option<String>,
     /// How it is loaded.
@@ -20,32 +21,32 @@ pub struct ModelArgs {
     pub options: LoadArgs,
 }
 
-/// How a model is loaded: what [`LoadOptions`] can do, on the command line.
+/// How a model is loaded: [`LoadOptions`] on the command line.
 #[derive(Args, Clone, Debug, Default)]
 pub struct LoadArgs {
     /// Branch, tag or commit of a model on the hub [default: main].
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
-    /// The GGUF file that is meant, in a folder or a repository on the hub.
+    /// The GGUF file to load from a folder or a repository on the hub.
     #[arg(long, value_name = "FILE")]
     pub file: Option<String>,
     /// Use only what the hub cache already holds.
     #[arg(long)]
     pub offline: bool,
-    /// Ask the hub whether a cached model has changed.
+    /// Check the hub for a newer version of a cached model.
     #[arg(long, conflicts_with = "offline")]
     pub update: bool,
     /// Keep the weights of a GGUF file quantised in memory (with the backend flex, in f32).
     #[arg(long)]
     pub keep_quantised: bool,
-    /// A key of config.json that you know not to change the computation, though its name sounds as if it
-    /// might; may be given several times.
+    /// A key of config.json that you know not to affect the computation, although its name suggests
+    /// that it might; may be given several times.
     #[arg(long, value_name = "KEY")]
     pub ignore_config_key: Vec<String>,
 }
 
 impl LoadArgs {
-    /// The options for a model in this dtype.
+    /// The options for loading in this dtype.
     pub fn options(&self, dtype: DType) -> LoadOptions {
         let mut options = LoadOptions::default()
             .with_dtype(dtype)
@@ -64,7 +65,8 @@ impl LoadArgs {
         options
     }
 
-    /// Loads a model with a progress bar, and tells what loading passed over, on standard error.
+    /// Loads a model with a progress bar, and prints notes about what was ignored on standard
+    /// error.
     ///
     /// # Errors
     /// If it can't be loaded.
@@ -84,12 +86,12 @@ impl LoadArgs {
 }
 
 impl ModelArgs {
-    /// The model that is asked for, else this one.
+    /// The requested model, or this one if none was.
     pub fn source<'a>(&'a self, default: &'a str) -> &'a str {
         self.model.as_deref().unwrap_or(default)
     }
 
-    /// Loads the model that is asked for, else the default one; see [`LoadArgs::load`].
+    /// Loads the requested model, or the default one; see [`LoadArgs::load`].
     ///
     /// # Errors
     /// If it can't be loaded.

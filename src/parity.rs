@@ -1,4 +1,5 @@
-//! How far a backend is from `transformers`, in each dtype, on the checkpoints of the test suite.
+//! How far a backend's results are from those of `transformers`, in each dtype, on the checkpoints
+//! of the test suite.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +14,7 @@ use burn_align_models::{
 use crate::backends::DTypeChoice;
 use crate::fixtures::{checkpoints, read_tensors};
 
-/// How far values are from what they should be.
+/// How far values are from the expected ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     /// The checkpoint's name.
@@ -32,7 +33,7 @@ impl Difference {
         self.absolute / self.largest
     }
 
-    /// Whether it is as small as the tests ask for; a NaN is not.
+    /// Whether it is within the tolerance of the tests; a NaN is not.
     pub fn is_within(&self, tolerance: Tolerance) -> bool {
         match tolerance {
             Tolerance::Absolute(most) => self.absolute <= most,
@@ -44,14 +45,15 @@ impl Difference {
 /// How large a [`Difference`] may be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tolerance {
-    /// Of the absolute difference.
+    /// A limit on the absolute difference.
     Absolute(f32),
-    /// Of that relative to the largest value.
+    /// A limit on the difference relative to the largest value.
     Relative(f32),
 }
 
-/// What the tests ask for: of f32 an absolute difference, and of 16 bits so many roundings of the
-/// largest value, for a few dozen follow one another (22.6 were measured, of bf16 on Flex).
+/// The tolerance of the tests: an absolute difference for f32, and a number of roundings of the
+/// largest value for 16 bits, since a few dozen follow one another (22.6 were measured for bf16 on
+/// Flex).
 pub fn tolerance(dtype: DTypeChoice) -> Tolerance {
     const ROUNDINGS: f32 = 32.0;
     match dtype {
@@ -64,14 +66,14 @@ pub fn tolerance(dtype: DTypeChoice) -> Tolerance {
 /// Differences of a backend.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Differences {
-    /// Of the logits of every case of every checkpoint.
+    /// Differences of the logits of every case of every checkpoint.
     pub logits: Vec<Difference>,
-    /// Of each activation, where a checkpoint says what they are.
+    /// Differences of each activation, for checkpoints that include activations.
     pub activations: Vec<Difference>,
 }
 
 /// Runs all checkpoints, loaded in `dtype`, and compares logits and activations with those of
-/// `transformers`, which computes in f32. So the rounding of weights to a smaller dtype counts.
+/// `transformers` in f32. So the rounding of weights to a smaller dtype counts.
 ///
 /// # Errors
 /// If the fixtures cannot be read or loaded, or shapes or sites differ.
@@ -139,7 +141,7 @@ fn measure_checkpoint<B: Backend>(
             differences.activations.push(found);
         }
         if let Some(site) = record.seen.keys().next() {
-            return Err(anyhow!("{site}: nothing is expected there"));
+            return Err(anyhow!("{site}: no expected value"));
         }
     }
     Ok(())

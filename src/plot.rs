@@ -1,7 +1,7 @@
 //! Pictures, as SVG or PNG, by the extension of the file.
 //!
-//! A PNG has a font of its own, with Latin, Greek and Cyrillic letters; others are drawn as boxes.
-//! In an SVG they are left to whoever shows it.
+//! A PNG uses a bundled font with Latin, Greek and Cyrillic letters; others are drawn as boxes. In
+//! an SVG, fonts are left to the viewer.
 
 mod diagram;
 mod heat_map;
@@ -61,7 +61,7 @@ pub fn picture_file(name: &str) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// What a picture is written as.
+/// The format of a picture.
 #[derive(Clone, Copy)]
 enum Format {
     Svg,
@@ -140,24 +140,24 @@ fn drawn<E: std::error::Error + Send + Sync>(
     result.map_err(|error| anyhow!("{error}"))
 }
 
-/// The font of all text. plotters measures text with it, and draws it in bitmaps; an SVG asks its
-/// reader for any sans-serif.
+/// The font of all text. plotters uses it to measure text, and to draw it in bitmaps; an SVG asks
+/// the viewer for any sans-serif.
 const FONT: &str = "sans-serif";
 
-// Sizes, as plotters has them.
+// Sizes as in plotters.
 const MARGIN: u32 = 12;
 const LABEL: u32 = 12;
 const TICK: u32 = 5;
 const LEGEND: u32 = 30;
 const LEGEND_MARGIN: u32 = 10;
 
-/// Gives plotters the font, once in the life of the program.
+/// Registers the font with plotters, once per program.
 fn register_fonts() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let font = epaint_default_fonts::UBUNTU_LIGHT;
         let registered = register_font(FONT, FontStyle::Normal, font);
-        assert!(registered.is_ok(), "the font in the program is a font");
+        assert!(registered.is_ok(), "the bundled font is valid");
     });
 }
 
@@ -188,7 +188,7 @@ impl Picture for LineChart<'_> {
             .configure_mesh()
             .x_desc(x_label)
             .y_desc(y_label)
-            // As short as it can be, without the rounding of steps of a tenth.
+            // As short as possible, without the rounding errors of steps of a tenth.
             .x_label_formatter(&|x| ((x * 1e6).round() / 1e6).to_string())
             .label_style((FONT, LABEL * scale))
             .axis_style(BLACK.stroke_width(scale))

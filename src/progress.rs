@@ -7,12 +7,12 @@ use burn_align::training::TrainingEvent;
 use burn_align_models::pretrained::LoadProgress;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 
-/// A bar that counts steps of long work; hidden where standard error is no terminal.
+/// A bar that counts the steps of a long task; hidden if standard error is not a terminal.
 pub fn bar(steps: u64, what: impl Into<Cow<'static, str>>) -> ProgressBar {
     let bar = ProgressBar::new(steps).with_message(what);
     bar.set_style(
         ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {prefix} [{elapsed}<{eta}]")
-            .expect("the template is right"),
+            .expect("the template is valid"),
     );
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
@@ -56,7 +56,7 @@ pub fn loading() -> impl Fn(LoadProgress<'_>) {
     let bar = ProgressBar::new(0).with_message("loading");
     bar.set_style(
         ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes}")
-            .expect("the template is right"),
+            .expect("the template is valid"),
     );
     move |progress| {
         bar.set_length(progress.bytes_total as u64);

@@ -1,8 +1,8 @@
-//! What `induction-gpt2` reads: who stands behind whom in a queue.
+//! The task of `induction-gpt2`: who comes after whom in a queue?
 //!
-//! A queue is a list of distinct names. Behind it, some of the names are said again, each with
-//! the one that stood behind it: `Ada Ben Cleo Dan | Ben` → `Cleo`. Who follows whom is drawn
-//! anew for every queue, so it can be known from the queue alone.
+//! A queue is a list of distinct names. After it, some of the names are repeated, each followed by
+//! the one that came after it: `Ada Ben Cleo Dan | Ben` → `Cleo`. Who follows whom is drawn anew
+//! for every queue, so it can only be known from the queue.
 
 use std::ops::RangeInclusive;
 
@@ -22,10 +22,10 @@ pub const NAMES: [&str; 40] = [
 /// How many names a queue has.
 pub const LENGTHS: RangeInclusive<usize> = 6..=12;
 
-/// How many of them are said again in training.
+/// How many of them are repeated in training.
 pub const QUESTIONS: usize = 3;
 
-/// A queue, and names of it that are said again.
+/// A queue, and the names from it that are repeated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// The names in the queue, as indices of [`NAMES`].
@@ -36,11 +36,11 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// A random queue with so many questions.
+    /// A random queue with this many questions.
     pub fn draw(questions: usize, rng: &mut impl Rng) -> Self {
         let length = rng.random_range(LENGTHS);
         let names = index::sample(rng, NAMES.len(), length).into_vec();
-        // Pairs of neighbours, some of the names left out between them.
+        // Pairs of neighbours, with some names left out between them.
         let mut gaps = vec![0; questions + 1];
         for _name in 0..length - 2 * questions {
             let gap = rng.random_range(0..gaps.len());
@@ -59,7 +59,7 @@ impl Queue {
         Self { names, asked }
     }
 
-    /// The words: [`END`], the queue, then each name that is asked for with its answer.
+    /// The words: [`END`], the queue, then each name asked for with its answer.
     pub fn words(&self) -> Vec<&'static str> {
         let name = |place: usize| NAMES[self.names[place]];
         let queue = (0..self.names.len()).map(name);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_stand_behind_what_is_asked() {
+    fn answers_come_after_the_names_asked_for() {
         let mut rng = StdRng::seed_from_u64(0);
         for _ in 0..1000 {
             let queue = Queue::draw(QUESTIONS, &mut rng);
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn every_place_is_asked_for() {
         let mut rng = StdRng::seed_from_u64(0);
-        // The places at either end of the longest queues are asked for once in 7 · 2¹⁰ times.
+        // The places at either end of the longest queues are asked for once in 7 · 2¹⁰ draws.
         let draws = (0..100_000).map(|_| Queue::draw(1, &mut rng));
         let asked: HashSet<usize> = draws.map(|queue| queue.asked[0]).collect();
         let all = 0..LENGTHS.end() - 1;

@@ -19,10 +19,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A model that requests are about.
+/// A model used by requests.
 pub type Model<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
 
-/// What a request file says.
+/// The contents of a request file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
@@ -63,9 +63,9 @@ impl Input {
 pub struct Answer<B: Backend> {
     /// The base's tokens.
     pub base: TokenBatch,
-    /// Tensors by name: `logits`, `original_logits` if asked for, and `collected.k` for each
-    /// representation that is collected, where k is its index in the configuration. All are finite, but
-    /// for what stands at padding.
+    /// Tensors by name: `logits`, `original_logits` if requested, and `collected.k` for each
+    /// collected representation, where k is its index in the configuration. All values are finite,
+    /// except at padding.
     pub tensors: BTreeMap<String, Tensor<B, 3>>,
 }
 
@@ -73,12 +73,12 @@ impl Request {
     /// Reads a request.
     ///
     /// # Errors
-    /// If it is no request. The error names the path of what is wrong.
+    /// If it is not a valid request. The error names the path of the wrong value.
     pub fn parse(json: &str) -> Result<Self> {
         from_json(json)
     }
 
-    /// The model that a request in `folder` names: a folder relative to it, or any source.
+    /// The model named in a request in `folder`: a folder relative to it, or any other source.
     pub fn model(&self, folder: &Path) -> ModelSource {
         let beside = folder.join(&self.model);
         match beside.exists() {
@@ -87,7 +87,7 @@ impl Request {
         }
     }
 
-    /// Computes what the request, in `folder`, asks for.
+    /// Computes the answer to the request, in `folder`.
     ///
     /// # Errors
     /// If it does not fit the model, or if values stop being finite.
@@ -112,8 +112,8 @@ impl Request {
                 let difference = config.as_ref().and_then(|config| config.difference(own));
                 ensure!(
                     difference.is_none(),
-                    "config: expected none beside interventions, or what the one in {} means; they \
-                     differ in {}",
+                    "config: expected none together with interventions, or one equivalent to that \
+                     in {}; they differ in {}",
                     saved.display(),
                     difference.map(|it| it.to_string()).unwrap_or_default()
                 );
@@ -208,7 +208,7 @@ fn ensure_none(found: Option<NonFinite>) -> Result<()> {
     }
 }
 
-/// Reads JSON. An error begins with the path of the value that is wrong, such as
+/// Reads JSON. An error begins with the path of the wrong value, such as
 /// `config.alignable_representations[1].alignable_layer`.
 fn from_json<T: DeserializeOwned>(json: &str) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_str(json);

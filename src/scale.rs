@@ -1,16 +1,16 @@
-//! What shade a number has.
+//! The shade of a number.
 
 /// From numbers to shades.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scale {
-    /// Of numbers none of which is below 0: empty for the smallest, strong for the largest.
+    /// For non-negative numbers: empty for the smallest, strong for the largest.
     From {
         /// The smallest.
         low: f64,
         /// The largest.
         high: f64,
     },
-    /// Of numbers of both signs: empty for 0, strong at either end, in shades of two kinds.
+    /// For numbers of both signs: empty for 0, strong at either end, with two kinds of shades.
     Around0 {
         /// The largest magnitude.
         most: f64,
@@ -18,7 +18,7 @@ pub(crate) enum Scale {
 }
 
 impl Scale {
-    /// The scale of numbers between these.
+    /// The scale for numbers between these.
     pub(crate) fn new((low, high): (f64, f64)) -> Self {
         match low < 0.0 {
             true => Self::Around0 {
@@ -28,8 +28,8 @@ impl Scale {
         }
     }
 
-    /// How strong a number's shade is, from 0 to 1; of a negative one, from 0 to -1. Numbers out of the
-    /// scale are at its ends, and a NaN at 0.
+    /// The strength of a number's shade, from 0 to 1, or from 0 to -1 for a negative one. Numbers
+    /// beyond the scale are at its ends, and a NaN is at 0.
     pub(crate) fn shade(self, value: f64) -> f64 {
         let (shade, least) = match self {
             Self::From { low, high } if high > low => ((value - low) / (high - low), 0.0),

@@ -20,8 +20,9 @@ pub fn align_numbers(table: &mut Table) {
     }
 }
 
-/// A grid of numbers as text, darker where the number is larger. Where some are negative, 0 is empty and
-/// both ends are strong, the negative one in strokes: `█` is as far above 0 as `#` is below.
+/// A grid of numbers as text, darker where the number is larger. If some are negative, 0 is empty
+/// and both ends are strong, the negative one in line characters: `█` is as far above 0 as `#` is
+/// below.
 pub fn heat_map_text(grid: &Grid) -> Table {
     let scale = Scale::new(grid.range().unwrap_or_default());
     let shade = |value: f64| {

@@ -1,19 +1,19 @@
-//! Tokenizers whose tokens are whole words, for small models that the examples train.
+//! Tokenizers whose tokens are whole words, for the small models trained by the examples.
 
 use anyhow::Result;
 use burn_align_models::Tokenizer;
 use serde_json::json;
 
-/// The word that stands for any word outside the vocabulary.
+/// Replaces any word outside the vocabulary.
 pub const UNKNOWN: &str = "<unk>";
 
 /// The word that ends, or begins, a sentence.
 pub const END: &str = "<eos>";
 
-/// A tokenizer that knows these words. The first is [`UNKNOWN`], the second [`END`].
+/// A tokenizer with these words. The first is [`UNKNOWN`], the second [`END`].
 ///
 /// # Errors
-/// If the words are no vocabulary.
+/// If the words do not form a vocabulary.
 pub fn tokenizer(words: &[String]) -> Result<Tokenizer> {
     let special = |word: &str, id: usize| {
         json!({
@@ -41,7 +41,7 @@ pub fn tokenizer(words: &[String]) -> Result<Tokenizer> {
 }
 
 /// `tokenizer_config.json`: what Python's `transformers` needs to know about the tokenizer of a
-/// model that reads this many tokens.
+/// model with this maximum length.
 pub fn tokenizer_config(max_length: usize) -> String {
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",

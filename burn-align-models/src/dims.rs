@@ -49,7 +49,8 @@ pub enum SiteWidth {
 }
 
 impl ModelDims {
-    /// The sizes of a model without attention: `layers` layers of width `width`, and its outputs.
+    /// The sizes of a model without attention: `layers` layers of width `width`, and `outputs`
+    /// outputs.
     pub fn features(layers: usize, width: usize, outputs: usize) -> Self {
         Self {
             layers,

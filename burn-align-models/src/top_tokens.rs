@@ -29,7 +29,7 @@ impl Tokenizer {
     /// The `k` most probable next tokens for each row of logits, the most probable one first. Of
     /// equally probable ones, the lower id comes first.
     ///
-    /// A row with a NaN or infinite logit gives no probabilities, so its list is empty.
+    /// A row with a logit that is NaN or +∞ gives no probabilities, so its list is empty.
     /// `Plan::find_non_finite` of `burn-align` finds where in the model that begins.
     ///
     /// # Shapes
@@ -55,7 +55,7 @@ impl Tokenizer {
 }
 
 /// The same as [`Tokenizer::top_tokens`] without a tokenizer: ids with their probabilities. A row
-/// whose logits are not finite has an empty list.
+/// whose logits give no probabilities has an empty list.
 ///
 /// # Shapes
 /// - logits: `[batch, vocab]`, or with any axes before `vocab`, such as `[batch, unit, vocab]`

@@ -15,20 +15,20 @@ use burn_align_models::{TokenBatch, Tokenizer};
 
 use super::task::{AMOUNTS, ANSWERS, Asked, COMPARISONS, POSITIONS, Part, Question};
 
-/// A causal model of the task, and those of its variables that are looked for.
+/// A causal model of the task, and the variables of it to search for.
 pub(crate) struct Hypothesis {
     /// Its name in the paper.
     pub(crate) name: &'static str,
     /// All variables.
     pub(crate) model: CausalModel<i64>,
-    /// The variables that are looked for, each in a subspace of its own.
+    /// The variables to search for, each in its own subspace.
     pub(crate) variables: Vec<Variable>,
 }
 
 /// The four hypotheses of the paper (its figure 2). They agree on every input.
 ///
 /// # Errors
-/// If a model contradicts itself, which none does.
+/// If a model is inconsistent, which none is.
 pub(crate) fn hypotheses() -> Result<Vec<Hypothesis>> {
     let task = || {
         CausalModel::<i64>::builder()
@@ -60,7 +60,7 @@ pub(crate) fn hypotheses() -> Result<Vec<Hypothesis>> {
             left & right
         })
         .build()?;
-    // How far is the price from the middle? Twice the distance, so that it is whole.
+    // How far is the price from the middle? Twice the distance, so that it is an integer.
     let mid_point = task()
         .variable(
             "distance",
@@ -105,8 +105,9 @@ pub(crate) fn hypotheses() -> Result<Vec<Hypothesis>> {
 }
 
 impl Hypothesis {
-    /// Where its variables are looked for, with a label: together at every token but the first,
-    /// which is the same in every prompt; and two, each behind the boundary that it compares with.
+    /// Where to search for its variables, with a label: together at every token but the first,
+    /// which is the same in every prompt; and two variables each at the boundary that it compares
+    /// with.
     pub(crate) fn places(&self) -> Vec<(String, Vec<usize>)> {
         let together = POSITIONS.into_iter().enumerate().skip(1);
         let together =
@@ -119,16 +120,16 @@ impl Hypothesis {
         together.chain(apart).collect()
     }
 
-    /// What is aligned at a place: for each variable a rotation, and how many features to swap.
+    /// What is trained at each place: for each variable a rotation, and how many features to swap.
     pub(crate) fn aligned(&self, site: impl Into<RepresentationSite>) -> AlignableConfig {
         let variable = AlignableRepresentationConfig::new(0, site)
             .with_intervention(InterventionType::BoundlessRotatedSpace);
         AlignableConfig::new(vec![variable; self.variables.len()])
     }
 
-    /// Counterfactuals about questions of a part: of each variable alone and, if there are
-    /// several, of all of them, each from a source of its own. Half of the labels flip. They are
-    /// at no place yet: see [`at`].
+    /// Counterfactuals about the questions of a part: for each variable alone and, if there are
+    /// several, for all of them, each from its own source. Half of the labels flip. They have no
+    /// location yet: see [`at`].
     pub(crate) fn counterfactuals<B: Backend>(
         &self,
         part: Part,
@@ -165,7 +166,7 @@ impl Hypothesis {
         for variable in &self.variables {
             let mut of = examples[0].sources.iter();
             let source = of.position(|it| it.variables.contains(variable));
-            // A variable that is no target is left as it is.
+            // A variable that is not a target is left unchanged.
             moved.push(source.map(|_| 0));
             sources.push(match source {
                 Some(source) => {
@@ -197,7 +198,7 @@ pub(crate) fn at<B: Backend>(positions: &[usize], data: &InterchangeData<B>) -> 
     Locations::each(moved.map(|(moved, position)| moved.then_some(*position))).into()
 }
 
-/// The tokens of no and yes.
+/// The tokens of `no` and `yes`.
 fn answers(tokenizer: &Tokenizer) -> Result<[u32; 2]> {
     let [no, yes] = ANSWERS.map(|answer| tokenizer.single_token(answer));
     Ok([no?, yes?])

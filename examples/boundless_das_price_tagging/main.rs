@@ -1,23 +1,25 @@
 //! How does a model decide whether a price lies within a bracket?
 //!
 //! Boundless distributed alignment search (Wu et al. 2023, "Interpretability at Scale: Identifying
-//! Causal Mechanisms in Alpaca", arXiv 2305.08809), on a small LLaMA that the project trains for
-//! the paper's task (`train_price_tagging`, which says how its prompts differ). Four causal models
-//! agree on every answer (`hypotheses.rs`): the price is compared with the left boundary; with both
-//! boundaries, each comparison a variable; its distance from the middle is compared with the width;
-//! the bracket is recognised, and the price looked up in it. For each of them and at every layer and
-//! token, a rotation of the residual stream is trained together with the number of rotated features
-//! to swap, such that swapping them between two prompts changes the answer as the causal model says.
-//! Where there are two variables, each has a rotation of its own (in the paper: a part of one), and
-//! they are looked for at the same token and, in one more column, each at its own boundary.
-//! Prices and brackets that judge have been seen neither by the model nor in the search.
+//! Causal Mechanisms in Alpaca", arXiv 2305.08809), on a small LLaMA trained for the paper's task
+//! (by `train_price_tagging`, which explains how the prompts differ). Four causal models agree on
+//! every answer (`hypotheses.rs`): the price is compared with the left boundary; with both
+//! boundaries, each comparison being a variable; its distance from the middle is compared with the
+//! width; the bracket is recognised, and the price is looked up in it. For each of them, at every
+//! layer and token, a rotation of the residual stream is trained together with the number of
+//! rotated features to swap, so that swapping them between two prompts changes the answer as the
+//! causal model predicts. If there are two variables, each has its own rotation (in the paper: a
+//! part of one), and they are searched for at the same token and, in one more column, each at its
+//! own boundary. The prices and brackets used for evaluation were seen neither by the model nor in
+//! the search.
 //!
 //! ```sh
 //! cargo run --release --example boundless_das_price_tagging -- --plot maps.svg
 //! ```
 //!
 //! Prints a map of the interchange intervention accuracy for each hypothesis, and the best place of
-//! each with the number of swapped features, beside a random rotation, the whole vector and no swap.
+//! each with the number of swapped features, compared with a random rotation, the whole vector and
+//! no swap.
 //!
 //! The best places with seed 0 (accuracy; features, of 64; random rotation, whole vector, no swap):
 //!
@@ -29,15 +31,15 @@
 //! | bracket identity | embedding | upper | .667 | 12.2 | .525 | .737 | .507 |
 //!
 //! Seeds 1 to 5 give the left boundary .971, .973, .953, .968 and .964 with 9.4 to 17.3 features, their
-//! random rotations .626, .633, .708, .563 and .780. Before layer 0 it is nowhere (.688 at most), and behind layer 1 it is at
-//! the last token, no longer apart from the rest (.687).
+//! random rotations .626, .633, .708, .563 and .780. Before layer 0 it is nowhere (.688 at most),
+//! and after layer 1 it is at the last token, no longer separate from the rest (.687).
 //!
-//! Two things to know. The whole vector behind layer 0 at the token of the lower boundary *is* the
-//! left boundary (.980): the search tells how few of its directions suffice. That depends on what a
-//! feature costs: with a penalty of 1, nearly all are kept, and a random rotation of that width is as
-//! good. And with a penalty of 4, a search gives up where only the whole vector does much: at the
-//! last token, it would serve the mid-point distance up to .834, by carrying the answer. So wrong
-//! hypotheses are compared by the better of both.
+//! Two things to note. The whole vector after layer 0 at the token of the lower boundary *is* the
+//! left boundary (.980): the search shows how few of its directions suffice. That depends on the
+//! cost of a feature: with a penalty of 1, nearly all are kept, and a random rotation of that width
+//! is as good. And with a penalty of 4, a search gives up where only the whole vector has much
+//! effect: at the last token, the whole vector would reach up to .834 for the mid-point distance,
+//! by carrying the answer. So wrong hypotheses are compared by the better of the two.
 
 mod hypotheses;
 #[allow(dead_code, unreachable_pub, reason = "the task of another example")]
@@ -72,7 +74,7 @@ struct Args {
     backend: BackendArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// Only the first so many hypotheses.
+    /// Number of hypotheses to test, the first ones.
     #[arg(long, default_value_t = 4)]
     hypotheses: usize,
     /// Seed of the counterfactuals and the rotations.
@@ -85,13 +87,13 @@ struct Args {
     /// for 4,096 features: this is 50 · 64 / 4096.
     #[arg(long, default_value_t = 0.78)]
     temperature: f64,
-    /// Factor of the boundary in the loss: how much it costs to swap all features.
+    /// Weight of the boundary in the loss: the cost of swapping all features.
     #[arg(long, default_value_t = 4.0)]
     penalty: f64,
     /// Draw the accuracies over layers and tokens into this file (SVG or PNG).
     #[arg(long, value_parser = picture_file)]
     plot: Option<PathBuf>,
-    /// Write all that was found into this file (JSON).
+    /// Write all results into this file (JSON).
     #[arg(long)]
     json: Option<PathBuf>,
 }
@@ -136,7 +138,7 @@ fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         found.push((hypothesis.name, aligned));
     }
 
-    // 3. Its best place, beside the controls.
+    // 3. Its best place, compared with the controls.
     let mut report = table([
         "hypothesis",
         "layer",
@@ -184,7 +186,7 @@ fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     conclude(&found)
 }
 
-/// Looks for the variables of a hypothesis at every layer and token.
+/// Searches for the variables of a hypothesis at every layer and token.
 fn align<B: Backend>(
     args: &Args,
     model: &LanguageModel<Autodiff<B>>,
@@ -237,10 +239,11 @@ fn align<B: Backend>(
     Ok(Found { map, widths })
 }
 
-/// Checks what the maps show. At its best place the whole vector may be the left boundary, and is
-/// shown, not compared; what is swapped of a wrong hypothesis, be it everything, does worse anywhere.
+/// Checks what the maps show. At the best place of the left boundary, the whole vector may be the
+/// left boundary, so it is shown but not compared; for a wrong hypothesis, any swap does worse,
+/// even of the whole vector.
 fn conclude(found: &[(&str, Found)]) -> Result<()> {
-    let (_, left) = found.first().context("no hypothesis to look for")?;
+    let (_, left) = found.first().context("no hypothesis to test")?;
     let (row, column, best) = left.map.best().context("an empty map")?;
     let accuracy = best.trained.accuracy;
     ensure!(accuracy >= 0.90, "the left boundary was not found");
@@ -251,7 +254,7 @@ fn conclude(found: &[(&str, Found)]) -> Result<()> {
     for control in [best.random_rotation, best.no_swap] {
         ensure!(
             control.accuracy < accuracy - 0.15,
-            "a control is as good as the search"
+            "a control is as good as the trained rotation"
         );
     }
     for (name, wrong) in found.iter().skip(2) {

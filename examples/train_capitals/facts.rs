@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 pub use workbench::words::{END, UNKNOWN};
 
-/// A country, and one word for each thing that there is to know about it.
+/// A country, with one word for each fact about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Country {
     /// Its English name.
@@ -207,7 +207,7 @@ impl Template {
         }
     }
 
-    /// What this phrasing says of `country`.
+    /// The sentence with this phrasing about `country`.
     fn fact(&self, country: &Country) -> Fact {
         let subject = self.relation.subject(country);
         Fact {
@@ -244,7 +244,7 @@ const TEMPLATES: &[Template] = &[
     Template::new(Relation::CapitalOf, "The city of", "is in"),
 ];
 
-/// A sentence, split into what the model reads and what it is to say.
+/// A sentence, split into the prompt and the expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fact {
     /// Every word but the last.

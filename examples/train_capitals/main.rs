@@ -8,9 +8,9 @@
 //! cargo run --release --example train_capitals
 //! ```
 //!
-//! Writes a folder in the Hugging Face layout with the loss curve beside it (`loss.svg`), the
-//! same files each time, and prints how many facts of each relation the model knows. Ends with an
-//! error if that is less than 99 %.
+//! Writes a folder in the Hugging Face layout, including the loss curve (`loss.svg`), with
+//! identical files each time, and prints how many facts of each relation the model knows. Ends with
+//! an error if that is less than 99 %.
 
 pub mod facts;
 
@@ -141,7 +141,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     Ok(())
 }
 
-/// For each relation: how many facts there are, and how many the model gets right.
+/// For each relation, the number of facts, and how many the model gets right.
 fn known_facts<B: Backend>(
     model: &Gpt2<B>,
     tokenizer: &Tokenizer,

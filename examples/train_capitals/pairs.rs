@@ -11,10 +11,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::facts::{COUNTRIES, Country};
 
-/// The words of every prompt: the country is at position 3, the answer comes behind position 4.
+/// The words of every prompt: the country is at position 3, the answer comes after position 4.
 pub const WORDS: [&str; 5] = ["The", "(question)", "of", "(country)", "is"];
 
-/// The position behind which the answer comes.
+/// The position after which the answer comes.
 pub const LAST: usize = 4;
 
 /// A question, and its answer for a country.
@@ -58,7 +58,7 @@ pub fn split<B: Backend, const N: usize>(
         };
         parts.push(pairs(count, bases, sources, tokenizer, rng)?);
     }
-    Ok(parts.try_into().expect("as many as there are counts"))
+    Ok(parts.try_into().expect("one part per count"))
 }
 
 fn pairs<B: Backend>(
@@ -76,7 +76,7 @@ fn pairs<B: Backend>(
         };
         let (base_country, (ask, answer)) = draw(bases);
         let (country, (ask_source, _)) = draw(sources);
-        // The answer must tell the countries apart.
+        // The answer must distinguish the countries.
         if answer(&base_country) == answer(&country) {
             continue;
         }

@@ -3,32 +3,32 @@
 //! A LLaMA with three layers learns the task of Wu et al. 2023 ("Interpretability at Scale:
 //! Identifying Causal Mechanisms in Alpaca", arXiv 2305.08809): does a price lie within a bracket?
 //! The paper asks "Please say yes only if it costs between 2.50 and 7.50 dollars, otherwise no.
-//! 3.10". Here the question is `costs 3.10 at-least 2.50 at-most 7.50 both` (`task.rs`), one token a
-//! word, and differs from the paper's in four ways:
+//! 3.10". Here the question is `costs 3.10 at-least 2.50 at-most 7.50 both` (`task.rs`), one token
+//! per word, and differs from the paper's in four ways:
 //!
 //! - The price comes first, so that each boundary can be compared where it is read.
-//! - Beginnings of a question are questions, too: `costs 3.10 at-least 2.50` is answered, and so is
+//! - Beginnings of a question are questions too: `costs 3.10 at-least 2.50` is answered, and so is
 //!   `… at-most 7.50` (by the second comparison alone).
 //! - Either comparison may also be asked alone and the other way round, `at-least 2.50 costs 3.10`.
-//!   That way held-out amounts are read early in a question, too, though never as prices.
-//! - The last word may also be `either`, `just-one` or `just-first`, and the boundaries have nothing
-//!   to do with each other.
+//!   That way held-out amounts also appear early in a question, though never as prices.
+//! - The last word may also be `either`, `just-one` or `just-first`, and the boundaries are
+//!   independent of each other.
 //!
-//! So the model has a reason to keep the two comparisons apart, but no need to use the first answers
-//! for the last one: whether it does is what `boundless_das_price_tagging` asks. Models that saw
-//! nothing but whole questions, the price last, wrote both comparisons at one place along one
-//! direction, and no rotation told them apart.
+//! So the model has a reason to keep the two comparisons separate, but no need to use the first
+//! answers for the last one: whether it does is what `boundless_das_price_tagging` asks. Models
+//! that only saw whole questions, with the price last, stored both comparisons at one place along
+//! one direction, and no rotation could separate them.
 //!
 //! ```sh
 //! cargo run --release --example train_price_tagging
 //! ```
 //!
-//! Writes a folder in the Hugging Face layout with the loss curve beside it (`loss.svg`), the
-//! same files each time. Prices that end in .70 and a tenth of all pairs of boundaries are held
-//! out. Prints the share of right answers, and ends with an error if it is below 95 % for
-//! brackets and prices that are held out: 98.4 % with the default seed, 92 to 98 % with others. The
-//! bundled weights (98.3 %) were made by this program before the library had products of its own,
-//! which round in other places.
+//! Writes a folder in the Hugging Face layout, including the loss curve (`loss.svg`), with
+//! identical files each time. Prices that end in .70 and a tenth of all pairs of boundaries are
+//! held out. Prints the share of right answers, and ends with an error if it is below 95 % for
+//! held-out brackets and prices: 98.4 % with the default seed, 92 to 98 % with others. The bundled
+//! weights (98.3 %) were made by this program before the library had its own matrix products, which
+//! round differently.
 
 pub mod task;
 
@@ -67,7 +67,7 @@ struct Args {
     /// Highest learning rate.
     #[arg(long, default_value_t = 3e-3)]
     learning_rate: f64,
-    /// Decay of the weights. With half of it, prices that are held out are answered worse.
+    /// Weight decay. With half of it, accuracy on held-out prices is worse.
     #[arg(long, default_value_t = 1.0)]
     weight_decay: f32,
     /// Where to compute.
@@ -112,7 +112,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     out!("{} parameters", model.num_params())?;
 
     // 3. Training: new questions in every step, and half as many the other way round; only the
-    // answers are to be predicted.
+    //    answers are predicted.
     let fit = Fit {
         steps: args.steps,
         learning_rate: args.learning_rate,
@@ -181,7 +181,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     Ok(())
 }
 
-/// A prompt, and what is to be answered behind which position.
+/// A prompt, with the answers and the positions after which they come.
 fn example(tokenizer: &Tokenizer, prompt: &str, answers: &[(usize, bool)]) -> Result<Example> {
     let predicted = answers.iter().map(|(position, is_yes)| {
         let answer = tokenizer.single_token(ANSWERS[usize::from(*is_yes)])?;
@@ -196,8 +196,8 @@ fn example(tokenizer: &Tokenizer, prompt: &str, answers: &[(usize, bool)]) -> Re
 /// Draws a question.
 type Draw = fn(Part, &mut ChaCha8Rng) -> Question;
 
-/// The shares of right answers to 5,000 questions of a part: to the two that their beginnings ask,
-/// and to the whole.
+/// The shares of right answers to 5,000 questions of a part: to the two questions at their
+/// beginnings, and to the whole.
 fn right<B: Backend>(
     model: &Llama<B>,
     tokenizer: &Tokenizer,

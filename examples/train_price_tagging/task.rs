@@ -1,4 +1,4 @@
-//! What `price-tagging-llama` is asked: whether a price lies within a bracket.
+//! The task of `price-tagging-llama`: does a price lie within a bracket?
 
 use rand::Rng;
 use workbench::words::{END, UNKNOWN};
@@ -9,12 +9,12 @@ pub const AMOUNTS: i64 = 100;
 /// Narrowest and widest bracket: 2.50 to 7.50 dollars, as in the paper.
 const WIDTHS: std::ops::RangeInclusive<i64> = 25..=75;
 
-/// The tokens of a prompt, by what they say.
+/// The tokens of a prompt, by their meaning.
 pub const POSITIONS: [&str; 7] = [
     "costs", "price", "at-least", "lower", "at-most", "upper", "both",
 ];
 
-/// The positions of the boundaries, behind which the two comparisons are answered.
+/// The positions of the boundaries, after which the two comparisons are answered.
 pub const COMPARISONS: [usize; 2] = [3, 5];
 
 /// The answers: no, yes.
@@ -23,7 +23,7 @@ pub const ANSWERS: [&str; 2] = ["no", "yes"];
 /// The tokens that are the same in every prompt.
 const FIXED: [&str; 3] = ["costs", "at-least", "at-most"];
 
-/// What is asked of the two comparisons at the end.
+/// What is asked about the two comparisons at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
     /// Whether both hold: the task of the paper.
@@ -69,12 +69,12 @@ pub struct Question {
     pub lower: i64,
     /// The upper boundary.
     pub upper: i64,
-    /// What is asked of the two comparisons.
+    /// What is asked about the two comparisons.
     pub asked: Asked,
 }
 
 impl Question {
-    /// What the model reads, such as `costs 3.10 at-least 2.50 at-most 7.50 both`.
+    /// The prompt, such as `costs 3.10 at-least 2.50 at-most 7.50 both`.
     pub fn prompt(&self) -> String {
         let [price, lower, upper] = [self.price, self.lower, self.upper].map(dollars);
         let ([costs, at_least, at_most], asked) = (FIXED, self.asked.word());
@@ -86,8 +86,9 @@ impl Question {
         self.answers()[2].1
     }
 
-    /// All that is asked on the way: behind which position, and whether the answer is yes. The
-    /// first two are the comparisons, the last is what the whole prompt asks.
+    /// All questions along the way: the position after which each is answered, and whether the
+    /// answer is yes. The first two are the comparisons, the last is the question of the whole
+    /// prompt.
     pub fn answers(&self) -> [(usize, bool); 3] {
         let (left, right) = (self.price >= self.lower, self.price <= self.upper);
         let [at_lower, at_upper] = COMPARISONS;
@@ -99,7 +100,7 @@ impl Question {
         ]
     }
 
-    /// One of the comparisons alone, with the boundary first: such as `at-least 2.50 costs 3.10`.
+    /// One of the comparisons alone, with the boundary first, such as `at-least 2.50 costs 3.10`.
     pub fn turned(&self, left: bool) -> (String, (usize, bool)) {
         let [costs, at_least, at_most] = FIXED;
         let (word, boundary, holds) = match left {
@@ -124,11 +125,11 @@ pub fn vocabulary() -> Vec<String> {
     words.chain((0..AMOUNTS).map(dollars)).collect()
 }
 
-/// Which questions are meant. Prices that end in .70, and one pair of boundaries in ten, are never
+/// A part of the questions. Prices that end in .70, and one pair of boundaries in ten, are never
 /// asked about in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Prices and boundaries that are seen.
+    /// Prices and boundaries seen in training.
     Seen,
     /// Prices and boundaries that are both held out.
     HeldOut,
@@ -169,8 +170,8 @@ impl Part {
         }
     }
 
-    /// Any question: anything may be asked in the end, and the boundaries have nothing to do with
-    /// each other. In a fifth of them, the price is close to a boundary.
+    /// Any question: anything may be asked at the end, and the boundaries are independent of each
+    /// other. In a fifth of them, the price is close to a boundary.
     pub fn any_question(self, rng: &mut impl Rng) -> Question {
         loop {
             let [lower, upper] = [0; 2].map(|_| rng.random_range(0..AMOUNTS));

@@ -14,11 +14,11 @@ use rust_sugiyama::from_vertices_and_edges;
 
 use super::{Drawn, FONT, Format, LABEL, MARGIN, Picture, register_fonts, save};
 
-/// Writes a graph, by the extension of the file: as a picture (`.svg`, `.png`), or in the language
-/// of Graphviz (`.dot`).
+/// Writes a graph, by the extension of the file: as a picture (`.svg`, `.png`), or in Graphviz's
+/// language (`.dot`).
 ///
 /// # Errors
-/// If the file has another extension or cannot be written, or there is no node.
+/// If the file has a different extension or cannot be written, or there is no node.
 pub fn write_diagram(file: &Path, diagram: &Diagram) -> Result<()> {
     if is_dot(file) {
         return crate::files::write(file, diagram.to_dot());
@@ -32,7 +32,7 @@ pub fn write_diagram(file: &Path, diagram: &Diagram) -> Result<()> {
 /// `value_parser`.
 ///
 /// # Errors
-/// If it ends with none of `.svg`, `.png` and `.dot`.
+/// If it does not end with `.svg`, `.png` or `.dot`.
 pub fn diagram_file(name: &str) -> Result<PathBuf> {
     let file = PathBuf::from(name);
     if !is_dot(&file) && Format::of(&file).is_err() {
@@ -48,23 +48,23 @@ fn is_dot(file: &Path) -> bool {
 
 /// Height of a line of text.
 const LINE: f64 = 15.0;
-/// Between a text and its outline.
+/// Space between a text and its outline.
 const PADDING: f64 = 7.0;
-/// How much larger an ellipse is than the text in it; √2 would hold a text that fills its
-/// rectangle.
+/// How much larger an ellipse is than its text; √2 would fit text that fills its rectangle.
 const ELLIPSE: f64 = 1.35;
-/// Between nodes one above the other, and between parts that no arrow connects.
+/// Space between nodes one above the other, and between parts that no arrow connects.
 const APART: f64 = 12.0;
-/// Between the two outlines of an output.
+/// Space between the two outlines of an output.
 const OUTLINES: f64 = 4.0;
-/// Least and most space for arrows between two columns.
+/// Minimum and maximum space for arrows between two columns.
 const GAP: (f64, f64) = (56.0, 280.0);
-/// Of an arrow's head.
+/// Size of an arrowhead.
 const HEAD: (f64, f64) = (8.0, 3.5);
 
-/// Where everything is. Nodes stand in columns, as far right as the arrows let them; where arrows
-/// pass a column, they have a place there, as nodes have. The order and the heights are found by
-/// the method of Sugiyama, Tagawa and Toda (1981), with coordinates by Brandes and Köpf (2001).
+/// The positions of everything. Nodes are in columns, as far right as the arrows allow; where
+/// arrows pass a column, they take up a position there, like nodes. The order and the heights are
+/// found by the method of Sugiyama, Tagawa and Toda (1981), with coordinates by Brandes and Köpf
+/// (2001).
 struct Layout<'a> {
     size: (f64, f64),
     nodes: Vec<(&'a DiagramNode, Spot)>,
@@ -101,7 +101,7 @@ struct Way {
 struct Bundle {
     labels: Vec<String>,
     is_bold: bool,
-    /// What it connects, with its places in the columns between; numbers of spots.
+    /// What it connects, with its positions in the columns between, as indices of spots.
     spots: Vec<usize>,
 }
 
@@ -121,7 +121,7 @@ impl<'a> Layout<'a> {
                 columns.push(column);
             }
         }
-        // An arrow that closes a circle is drawn where the others leave its nodes.
+        // An arrow that closes a cycle is drawn where the others leave its nodes.
         let steps = bundles.iter().flat_map(|bundle| bundle.spots.windows(2));
         let steps: Vec<(usize, usize)> = steps
             .map(|step| (step[0], step[1]))
@@ -144,7 +144,7 @@ fn outline(node: &DiagramNode) -> Spot {
     let font = (FONT, LABEL).into_font();
     let lines = lines(&node.label);
     let widths = lines.iter().map(|line| {
-        // A text that cannot be measured cannot be drawn either, which is told there.
+        // Text that cannot be measured cannot be drawn either, which is reported there.
         let (width, _height) = font.box_size(line).unwrap_or_default();
         f64::from(width)
     });
@@ -192,8 +192,8 @@ fn bundles(diagram: &Diagram) -> Vec<Bundle> {
     bundles
 }
 
-/// The column of each node, from the right: the longest way to a node that nothing reads. Arrows
-/// that close a circle do not count; only graphs that cannot be run have any.
+/// The column of each node, from the right: the longest path to a node that nothing reads. Arrows
+/// that close a cycle do not count; only graphs that cannot be run have any.
 fn columns(nodes: usize, arrows: &[(usize, usize)]) -> Vec<usize> {
     let mut readers = vec![Vec::new(); nodes];
     for &(from, to) in arrows {
@@ -207,30 +207,30 @@ fn columns(nodes: usize, arrows: &[(usize, usize)]) -> Vec<usize> {
 #[derive(Clone, Copy)]
 enum Column {
     Unknown,
-    /// On the way that is being followed.
+    /// On the path being followed.
     Open,
     Known(usize),
 }
 
-/// `None` if the node is on the way that is being followed.
+/// `None` if the node is on the path being followed.
 fn column(node: usize, readers: &[Vec<usize>], columns: &mut [Column]) -> Option<usize> {
     match columns[node] {
         Column::Known(column) => Some(column),
         Column::Open => None,
         Column::Unknown => {
             columns[node] = Column::Open;
-            let behind = readers[node].iter();
-            let behind = behind.filter_map(|reader| column(*reader, readers, columns));
-            let own = behind.max().map_or(0, |last| last + 1);
+            let after = readers[node].iter();
+            let after = after.filter_map(|reader| column(*reader, readers, columns));
+            let own = after.max().map_or(0, |last| last + 1);
             columns[node] = Column::Known(own);
             Some(own)
         }
     }
 }
 
-/// Gives spots their y, and says how high all of it is.
+/// Sets the y of all spots, and returns the total height.
 fn place_vertically(spots: &mut [Spot], steps: &[(usize, usize)]) -> f64 {
-    // Columns are rows there.
+    // Columns are rows in that layout.
     let sizes = spots.iter().enumerate();
     let sizes: Vec<(u32, (f64, f64))> = sizes
         .map(|(index, spot)| (index as u32, (spot.height, 1.0)))
@@ -261,7 +261,7 @@ fn place_vertically(spots: &mut [Spot], steps: &[(usize, usize)]) -> f64 {
     top - APART + margin
 }
 
-/// Gives spots their x, and says how wide all of it is, and where each column begins and ends.
+/// Sets the x of all spots, and returns the total width, and where each column begins and ends.
 fn place_horizontally(
     spots: &mut [Spot],
     columns: &[usize],
@@ -272,7 +272,7 @@ fn place_horizontally(
     for (spot, column) in spots.iter().zip(columns) {
         widths[*column] = widths[*column].max(spot.width);
     }
-    // Steep arrows get more space; of each column, to the one on its right.
+    // Steep arrows get more space, from each column to the one on its right.
     let mut gaps = vec![GAP.0; count];
     for &(from, to) in steps {
         let rise = (spots[from].y - spots[to].y).abs();
@@ -293,8 +293,8 @@ fn place_horizontally(
 }
 
 impl Bundle {
-    /// The line from the right end of a node to the left end of its reader: level in columns, and
-    /// curved between them.
+    /// The line from the right end of a node to the left end of its reader: horizontal in columns,
+    /// and curved between them.
     fn way(self, spots: &[Spot], columns: &[usize], edges: &[(f64, f64)]) -> Way {
         let first = spots[self.spots[0]];
         let mut points = vec![(first.right(), first.y)];
@@ -320,7 +320,7 @@ impl Bundle {
     }
 }
 
-/// A cubic curve that is level at both ends.
+/// A cubic curve that is horizontal at both ends.
 fn curve(points: &mut Vec<(f64, f64)>, from: (f64, f64), to: (f64, f64)) {
     const PIECES: u32 = 32;
     if (from.1 - to.1).abs() < 0.5 {
@@ -329,7 +329,7 @@ fn curve(points: &mut Vec<(f64, f64)>, from: (f64, f64), to: (f64, f64)) {
     }
     points.extend((0..=PIECES).map(|piece| {
         let t = f64::from(piece) / f64::from(PIECES);
-        // Control points in the middle of the way across.
+        // Control points halfway across.
         let across = 1.5 * t * (1.0 - t) + t.powi(3);
         let up = t * t * (3.0 - 2.0 * t);
         let between = |from: f64, to: f64, share: f64| from + (to - from) * share;

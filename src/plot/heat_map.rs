@@ -1,4 +1,4 @@
-//! Grids of numbers as maps of shades.
+//! Grids of numbers as heat maps.
 
 use std::path::Path;
 
@@ -12,9 +12,9 @@ use crate::scale::Scale;
 
 use super::{Drawn, FONT, LABEL, MARGIN, Picture, TICK, save};
 
-/// Draws a grid of numbers, darker where the number is larger, the first row on top as in a table. Where
-/// some are negative, 0 is white, and both ends are dark: blue above it, red below.
-/// The numbers stand in their cells, if they fit and are not too many.
+/// Draws a grid of numbers, darker where the number is larger, the first row on top as in a table.
+/// If some are negative, 0 is white, and both ends are dark: blue above it, red below. The numbers
+/// are written in their cells, if they fit and are not too many.
 ///
 /// # Errors
 /// If the file is neither `.svg` nor `.png`, cannot be written, or the grid has no numbers.
@@ -22,7 +22,7 @@ pub fn heat_map(file: &Path, title: &str, labels: [&str; 2], grid: &Grid) -> Res
     heat_maps(file, labels, &[(title, grid)])
 }
 
-/// Draws grids of numbers with their titles side by side, in the shades of one scale.
+/// Draws grids of numbers with their titles side by side, on a shared colour scale.
 ///
 /// # Errors
 /// As [`heat_map`], if any of the grids has no numbers.
@@ -59,7 +59,7 @@ struct HeatMap<'a> {
     grid: &'a Grid,
     /// Smallest and largest value.
     range: (f64, f64),
-    /// That of all maps beside it, too.
+    /// The scale, shared by all maps of a picture.
     scale: Scale,
 }
 
@@ -77,10 +77,10 @@ impl Picture for HeatMaps<'_> {
         let mut rest = area.clone();
         for map in &self.0 {
             let (width, height) = map.size();
-            let (column, behind) = rest.split_horizontally(width * scale);
+            let (column, after) = rest.split_horizontally(width * scale);
             let (column, _below) = column.split_vertically(height * scale);
             map.draw(&column, scale)?;
-            rest = behind;
+            rest = after;
         }
         Ok(())
     }
@@ -88,9 +88,9 @@ impl Picture for HeatMaps<'_> {
 
 impl HeatMap<'_> {
     const CAPTION: u32 = 16;
-    /// Least width and height of a cell.
+    /// Minimum width and height of a cell.
     const CELL: (u32, u32) = (48, 28);
-    /// Height of what stands below the cells.
+    /// Height of the area below the cells.
     const AXIS_HEIGHT: u32 = 40;
 
     fn caption(&self) -> String {
@@ -98,7 +98,7 @@ impl HeatMap<'_> {
         format!("{} ({low} to {high})", self.title)
     }
 
-    /// Width of what stands left of the cells: labels of the rows, beside the name of the axis.
+    /// Width of the area left of the cells: row labels and the name of the axis.
     fn axis_width(&self) -> u32 {
         let labels = self.grid.rows.iter().map(|label| width_of(label, LABEL));
         2 * LABEL + 2 * TICK + labels.max().unwrap_or_default()
@@ -121,7 +121,7 @@ impl HeatMap<'_> {
         RGBColor(channel(0), channel(1), channel(2))
     }
 
-    /// Three decimals, none of them of a negative zero.
+    /// Three decimals, without negative zero.
     fn number(value: f64) -> String {
         let text = format!("{value:.3}");
         let is_zero = text == "-0.000";
@@ -217,7 +217,7 @@ impl Picture for HeatMap<'_> {
     }
 }
 
-/// Width of a text. One that cannot be measured cannot be drawn either, which is told there.
+/// Width of a text. Text that cannot be measured cannot be drawn either, which is reported there.
 fn width_of(text: &str, size: u32) -> u32 {
     let (width, _height) = (FONT, size).into_font().box_size(text).unwrap_or_default();
     width

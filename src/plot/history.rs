@@ -9,11 +9,11 @@ use plotters::prelude::*;
 
 use super::{Drawn, FONT, LABEL, LEGEND, LEGEND_MARGIN, MARGIN, Picture, TICK, save};
 
-/// Writes how training went, by the extension of the file: as a picture (`.svg`, `.png`), with
-/// loss and accuracy over steps, or as numbers (`.csv`, `.json`).
+/// Writes the course of training, in the format of the file's extension: as a picture (`.svg`,
+/// `.png`), with loss and accuracy over steps, or as numbers (`.csv`, `.json`).
 ///
 /// # Errors
-/// If the file has another extension or cannot be written, or no step has been made.
+/// If the file has a different extension or cannot be written, or no step has been made.
 pub fn write_history(file: &Path, title: &str, history: &History) -> Result<()> {
     let extension = file
         .extension()
@@ -26,7 +26,7 @@ pub fn write_history(file: &Path, title: &str, history: &History) -> Result<()> 
     crate::files::write(file, text)
 }
 
-/// Most points of the line of losses; of more steps, neighbours are averaged.
+/// Maximum number of points in the loss curve; with more steps, neighbours are averaged.
 const MOST_POINTS: usize = 240;
 
 /// Loss, with its axis on the left, and accuracy, with its axis on the right.

@@ -290,8 +290,8 @@ fn a_save_that_was_cut_off_can_be_finished() {
         }
         let error = load(folder.path()).expect_err("cut off");
         let expected = format!(
-            "{}: saving interventions here was cut off, config.json is missing; the new files are \
-             whole: rename those that end with .part",
+            "{}: saving interventions here was interrupted, config.json is missing; the new files \
+             are complete: remove .part from the names that end with it",
             folder.path().display()
         );
         assert_eq!(message(&error), expected);

@@ -204,8 +204,8 @@ fn groups_with_gaps() {
         assert_says(
             &error,
             &format!(
-                "group_key: expected none, or on every representation one of 0, 1, … \
-                 without a gap; found {keys:?}"
+                "group_key: expected none, or one of 0, 1, … on every representation, without \
+                 gaps; found {keys:?}"
             ),
         );
     }
@@ -217,7 +217,7 @@ fn groups_in_serial_mode() {
     assert_eq!(error, AlignError::GroupsInSerialMode);
     assert_says(
         &error,
-        "group_key has no meaning in serial mode: representation i belongs to source i",
+        "group_key is not supported in serial mode: representation i belongs to source i",
     );
 }
 
@@ -457,7 +457,7 @@ fn part_of_features_that_the_site_does_not_have() {
             &error,
             &format!(
                 "representation 0: part 3 of subspace_partition: expected features below 16, or a \
-                 range [from, to] up to there, found {part:?}"
+                 range [from, to] within them, found {part:?}"
             ),
         );
         let expected = AlignError::NoSuchFeatures {
@@ -504,8 +504,8 @@ fn linked_representations_with_different_interventions() {
     assert_eq!(error, expected);
     assert_says(
         &error,
-        "representation 2: expected VanillaIntervention, as of representation 1 with the same \
-         intervention_link_key, found ZeroIntervention; give it another key or none",
+        "representation 2: expected VanillaIntervention, as for representation 1 with the same \
+         intervention_link_key, found ZeroIntervention; give it a different key or none",
     );
 }
 
@@ -593,7 +593,7 @@ fn time_steps() {
     assert_eq!(error, AlignError::NoTimeSteps { representation: 0 });
     assert_says(
         &error,
-        "representation 0: the model's layers are no time steps; \
+        "representation 0: unit `t` needs a recurrent model (its layers must be time steps); \
          expected unit `pos`, `h` or `h.pos`, found `t`",
     );
     // Of a model that has them, each location is one, the same in every example.
@@ -719,8 +719,8 @@ fn missing_link() {
         assert_says(
             &error,
             &format!(
-                "unit locations: expected \"sources->base\", or in serial mode a chain of links, \
-                 of which `{key}` is missing"
+                "unit locations: expected \"sources->base\", or in serial mode a chain of links; \
+                 `{key}` is missing"
             ),
         );
         let key = key.to_owned();

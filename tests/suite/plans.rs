@@ -129,8 +129,8 @@ fn a_site_that_is_named_but_not_tapped() {
         let error = plan.run(&model, &interventions()).expect_err("refused");
         assert_eq!(
             message(&error),
-            "the model never hands over the activation at layer 1 mlp_input: call the tap there, or \
-             let AlignableTransformer::site return None for it"
+            "the model never taps the activation at layer 1 mlp_input: call the tap there, or \
+             return None for it from AlignableTransformer::site"
         );
     }
 }
@@ -276,8 +276,8 @@ fn ids_of_another_plan() {
     assert_eq!(error, unknown("world", 3, 1));
     assert_says(
         &error,
-        "world 3 is none of the 1 of this plan; ids are valid only in the plan that gave them, and in \
-         copies of it",
+        "world 3 is not one of the 1 of this plan; ids are only valid in the plan that gave them, \
+         and in copies of it",
     );
 
     let error = refused(|plan| {
@@ -356,7 +356,7 @@ fn ids_of_another_plan_that_are_in_range() {
         let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| results.get(read)));
         let payload = got.expect_err("a mistake in code");
         let said = payload.downcast_ref::<String>().expect("in words");
-        assert!(said.starts_with("read 1 is of another plan"), "{said}");
+        assert!(said.starts_with("read 1 belongs to a different plan"), "{said}");
     }
     // Of some examples, on another device or frozen, it is the same plan.
     let part = plan.examples(&[0]).expect("it has one");
@@ -639,7 +639,8 @@ fn operand_of_another_shape() {
     assert_says(
         &error,
         "layer 0 block_output: the intervention changes [2, 1, 16] [batch, unit, d_site], but its \
-         operand is [2, 2, 16]; choose as many units of the same width, from as many examples",
+         operand is [2, 2, 16]; choose the same number of units of the same width, from the same \
+         number of examples",
     );
     // Another width.
     let error = refused(|plan| {
@@ -697,8 +698,8 @@ fn padding_in_a_tokens_place() {
     assert_says(
         &error,
         "layer 0 query_output: the source's example 0 has 3 tokens, but the intervention takes all \
-         5 positions of the batch, padding too; name the positions, or give source and base the \
-         same lengths",
+         5 positions of the batch, including padding; name the positions, or give source and base \
+         the same lengths",
     );
     // The same where the base's positions are listed.
     let lists = each(&[&[0, 1, 2], &[0, 1, 2]]);

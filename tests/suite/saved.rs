@@ -885,7 +885,7 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
     with(&|json| json["surprise"] = json!(1), "surprise");
     with(
         &|json| json["interventions"][0] = json!({"kind": "vanilla"}),
-        "found also 0.rotation.parameter",
+        "also found 0.rotation.parameter",
     );
     with(
         &|json| {
@@ -948,12 +948,12 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
     with(
         "boundless",
         &class("<class 'pyvene.models.interventions.RotatedSpaceIntervention'>"),
-        "found also",
+        "also found",
     );
     with(
         "rotated",
         &|json| json["representations"][0][0] = json!(1),
-        "file of none",
+        "belongs to none",
     );
     with(
         "rotated",
@@ -1003,7 +1003,7 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
         let error = AlignableModel::<B, _>::load(folder, model.clone()).expect_err("5 of 16");
         let found = message(&error);
         assert!(
-            found.contains("expected interventions on all 16 features"),
+            found.contains("expected an intervention on all 16 features"),
             "{found}"
         );
     }
@@ -1051,7 +1051,7 @@ fn linked_parameters_must_agree<B: Backend>(device: &B::Device) {
     let error = SavedInterventions::<B>::load(folder.path(), device).expect_err("they differ");
     let found = message(&error);
     assert!(
-        found.contains("expected the same parameters as of representation 0"),
+        found.contains("expected the same parameters as for representation 0"),
         "{found}"
     );
 

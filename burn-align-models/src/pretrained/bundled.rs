@@ -1,23 +1,22 @@
-//! The small trained models that are part of this crate, so that examples and tests need no
-//! network.
+//! Small trained models that ship with this crate, so that examples and tests need no network.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::LoadError;
 
-/// A small trained model that is part of this crate.
+/// A small trained model that ships with this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Bundled {
-    /// A GPT-2 that knows capitals, languages, continents, currencies and demonyms of countries:
-    /// `bundled:capitals`. The example `train_capitals` makes it.
+    /// A GPT-2 that knows the capitals, languages, continents, currencies and demonyms of
+    /// countries: `bundled:capitals`. Made by the example `train_capitals`.
     Capitals,
-    /// A GPT-2 of two layers that looks up who stands behind whom in a queue of names, with
-    /// induction heads: `bundled:induction`. The example `train_induction` makes it.
+    /// A two-layer GPT-2 that looks up who comes after whom in a queue of names, with induction
+    /// heads: `bundled:induction`. Made by the example `train_induction`.
     Induction,
-    /// A LLaMA of three layers that says whether a price lies within a bracket:
-    /// `bundled:price-tagging`. The example `train_price_tagging` makes it.
+    /// A three-layer LLaMA that decides whether a price lies within a bracket:
+    /// `bundled:price-tagging`. Made by the example `train_price_tagging`.
     PriceTagging,
 }
 

@@ -1,7 +1,7 @@
-//! The tensors of a checkpoint: which there are, and which file each is read from.
+//! The tensors of a checkpoint, and which file each is read from.
 //!
-//! Where there is an index, it decides: a file may hold superseded copies of tensors that the index looks
-//! for elsewhere. Where there is none, a name that occurs twice is an error.
+//! If there is an index, it decides: a file may hold superseded copies of tensors that the index
+//! maps to another file. Without an index, a name that occurs twice is an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
@@ -26,14 +26,14 @@ pub(super) struct Checkpoint {
     files: Vec<SafetensorsFile>,
     /// Every tensor by name.
     pub(super) tensors: BTreeMap<String, Stored>,
-    /// What was passed over.
+    /// Notes on what was ignored.
     pub(super) notes: Vec<LoadNote>,
 }
 
-/// What a checkpoint says of a tensor without reading it.
+/// What is known of a tensor without reading it.
 pub(super) struct Stored {
     pub(super) shape: Vec<usize>,
-    /// `None` where it is of a type that parameters can't have.
+    /// `None` if it is of a type that parameters can't have.
     pub(super) dtype: Option<DType>,
     pub(super) dtype_name: String,
     pub(super) bytes: usize,
@@ -119,7 +119,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Adds the files that an index names, and of each the tensors that it looks for there.
+    /// Adds the files that an index names, each with the tensors that the index maps to it.
     fn add_indexed(&mut self, folder: &Path, json: &str) -> Result<(), CheckpointError> {
         let index = folder.join(INDEX);
         let map = weight_map(&index, json)?;
@@ -144,7 +144,7 @@ impl Checkpoint {
         {
             return Err(CheckpointError::BadIndex {
                 file: index,
-                reason: format!("it looks for tensor `{tensor}` in {file}, which does not hold it"),
+                reason: format!("it maps tensor `{tensor}` to {file}, which does not contain it"),
             });
         }
         if !passed_over.is_empty() {
@@ -192,7 +192,7 @@ impl Checkpoint {
         })
     }
 
-    /// A matrix as it is stored, where that is in blocks.
+    /// A matrix in its stored form, if that is in blocks.
     pub(super) fn quantized(&self, name: &str) -> Option<QuantizedMatrix> {
         match &self.tensors[name].place {
             Place::File(_) => None,
@@ -214,7 +214,7 @@ impl Checkpoint {
     }
 }
 
-/// The dtype of parameters, where it is one.
+/// The dtype, if parameters can have it.
 fn float(dtype: Dtype) -> Option<DType> {
     Some(match dtype {
         Dtype::F64 => DType::F64,
@@ -253,7 +253,7 @@ fn count_of_shards(name: &str) -> Option<usize> {
     count.parse().ok()
 }
 
-/// Which file an index looks for each tensor in; none of the files is outside of the index's folder.
+/// The file of each tensor according to an index; no file is outside the index's folder.
 fn weight_map(file: &Path, json: &str) -> Result<BTreeMap<String, String>, CheckpointError> {
     let bad = |reason| CheckpointError::BadIndex {
         file: file.to_owned(),

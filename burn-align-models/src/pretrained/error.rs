@@ -23,14 +23,14 @@ pub enum LoadError {
     },
     /// The source is a hub id, but the crate was built without the hub.
     #[error(
-        "`{id}` is no local folder, and this build cannot reach the hub: \
-         enable the feature `hub`, or give a folder"
+        "`{id}` is not a local folder, and this build cannot reach the hub: enable the feature \
+         `hub`, or give a folder"
     )]
     HubDisabled {
         /// The hub id.
         id: String,
     },
-    /// A model or a file could not be had from the hub or from its cache.
+    /// A model or a file could not be obtained from the hub or from its cache.
     #[error(transparent)]
     Hub(Box<HubError>),
     /// A bundled model of this name does not exist.
@@ -76,10 +76,10 @@ pub enum LoadError {
         /// The folder.
         folder: PathBuf,
     },
-    /// A folder in which a program was killed while the files of a model took their places.
+    /// A folder in which saving a model was interrupted.
     #[error(
-        "{}: saving a model here was cut off, config.json is missing; the new files are whole: \
-         rename those that end with .part",
+        "{}: saving a model here was interrupted, config.json is missing; the new files are \
+         complete: remove .part from the names that end with it",
         folder.display()
     )]
     CutOff {
@@ -102,7 +102,7 @@ pub enum LoadError {
         /// The cause.
         cause: TokensError,
     },
-    /// A text was to be read, but the checkpoint has no tokenizer.
+    /// The checkpoint has no tokenizer, but one is needed.
     #[error(
         "the checkpoint has no tokenizer (tokenizer.json, vocab.json with merges.txt, or \
          tokenizer.model): give token ids instead of text, or add the files (for a model of the hub \
@@ -127,7 +127,7 @@ pub enum ConfigError {
     /// Not JSON, or not an object.
     #[error("not a JSON object: {reason}")]
     NotAnObject {
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
     /// A required key is absent.
@@ -136,7 +136,7 @@ pub enum ConfigError {
         /// The key.
         key: String,
     },
-    /// A value of the wrong kind or out of range.
+    /// A value of the wrong type or out of range.
     #[error("`{key}`: expected {expected}, found {found}")]
     Invalid {
         /// The key.
@@ -156,11 +156,11 @@ pub enum ConfigError {
         /// What is supported.
         reason: String,
     },
-    /// Keys that are not known, and whose names say that they may change the computation.
+    /// Unknown keys whose names suggest that they may change the computation.
     #[error(
-        "unknown {}: by name about the computation, and this family of models has no such key, so the \
-         model may be another one than its `model_type` says; expected the configuration that \
-         `save_pretrained` of `transformers` writes for a model of this type",
+        "unknown {}: the names suggest an effect on the computation, but this model family has no \
+         such keys, so the model may differ from its `model_type`; expected the configuration \
+         that `save_pretrained` in `transformers` writes for a model of this type",
         keys.join(", ")
     )]
     Unknown {
@@ -173,11 +173,10 @@ pub enum ConfigError {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The folder holds no safetensors.
+    /// The folder contains no safetensors file.
     #[error(
-        "{}: neither model.safetensors nor model.safetensors.index.json; a checkpoint in another \
-         format can be converted with `save_pretrained(dir, safe_serialization=True)` of \
-         `transformers`",
+        "{}: neither model.safetensors nor model.safetensors.index.json; convert a checkpoint in \
+         another format with `save_pretrained(dir, safe_serialization=True)` in `transformers`",
         folder.display()
     )]
     NoWeights {
@@ -189,7 +188,7 @@ pub enum CheckpointError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// What the parser says.
+        /// The parser's message.
         reason: String,
     },
     /// The index of the shards is damaged.
@@ -201,15 +200,15 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A shard that the index names is absent.
-    #[error("{}: named in model.safetensors.index.json, but not there", file.display())]
+    #[error("{}: named in model.safetensors.index.json, but missing", file.display())]
     MissingShard {
         /// The shard.
         file: PathBuf,
     },
-    /// A tensor in two files, and no index that says which one is meant.
+    /// A tensor in two files, without an index to decide.
     #[error(
-        "tensor `{tensor}` is in {} and in {}, and no model.safetensors.index.json says which one is \
-         meant: remove one, or add the index",
+        "tensor `{tensor}` is in {} and in {}, and there is no model.safetensors.index.json to \
+         decide: remove one, or add the index",
         files[0].display(), files[1].display()
     )]
     StoredTwice {
@@ -218,8 +217,11 @@ pub enum CheckpointError {
         /// The two files.
         files: Vec<PathBuf>,
     },
-    /// Two tensors that are the same parameter.
-    #[error("tensors `{}` and `{}` are the same parameter: expected one of them", tensors[0], tensors[1])]
+    /// Two tensors for the same parameter.
+    #[error(
+        "tensors `{}` and `{}` are for the same parameter: expected one of them",
+        tensors[0], tensors[1]
+    )]
     SameParameter {
         /// Their names.
         tensors: [String; 2],
@@ -239,17 +241,17 @@ pub enum CheckpointError {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// A tensor of another shape than the configuration says.
+    /// A tensor whose shape does not match the configuration.
     #[error("tensor `{tensor}`: expected shape {expected:?} from config.json, found {found:?}")]
     WrongShape {
         /// Its name.
         tensor: String,
-        /// The shape by the configuration.
+        /// The shape according to the configuration.
         expected: Vec<usize>,
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor that does not hold floats.
+    /// A tensor that does not contain floats.
     #[error("tensor `{tensor}`: expected f64, f32, f16 or bf16, found {found}")]
     WrongDType {
         /// Its name.
@@ -274,7 +276,7 @@ pub enum SaveError {
     /// The Hugging Face format has no model with this configuration.
     #[error("no Hugging Face model of this family has this configuration: {reason}")]
     Unrepresentable {
-        /// What would be read back.
+        /// What would differ when read back.
         reason: String,
     },
     /// The weights could not be written.

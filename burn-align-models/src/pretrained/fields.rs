@@ -1,10 +1,11 @@
 //! Reads `config.json` key by key, by value.
 //!
-//! The world of config keys is open: `transformers` writes new ones with every release and fine-tuning
-//! tools add their own, and it ignores what it does not know. So every key falls into one of four groups.
-//! A family *reads* the keys that its computation depends on. [`INERT`] keys never change a forward
-//! pass, and keys of [`OFF`] do not while they have the value listed there. Any other key passes with a
-//! [`LoadNote`], unless its name says that it may be about the computation; then it is refused.
+//! The set of config keys is open: `transformers` adds new ones with every release, fine-tuning
+//! tools add their own, and `transformers` ignores keys that it does not know. So every key falls
+//! into one of four groups. A family *reads* the keys that its computation depends on. [`INERT`]
+//! keys never change a forward pass, and keys of [`OFF`] do not while they have the value listed
+//! there. Any other key is accepted with a [`LoadNote`], unless its name suggests that it may
+//! affect the computation; then it is rejected.
 
 use std::collections::BTreeSet;
 
@@ -19,13 +20,13 @@ const MAX_SIZE: u64 = 1 << 24;
 
 /// The fields of a `config.json`.
 ///
-/// A key that is absent or `null` is `None`, or an error where it is needed. What becomes of keys that
-/// are not read is up to [`finish`](Self::finish).
+/// A key that is absent or `null` is `None`, or an error if it is required. Keys that are not read
+/// are handled by [`finish`](Self::finish).
 #[derive(Debug)]
 pub struct Fields {
     map: Map<String, Value>,
     read: BTreeSet<String>,
-    /// Keys that the caller vouches for.
+    /// Keys that the caller declares harmless.
     ignored: BTreeSet<String>,
     notes: Vec<LoadNote>,
 }
@@ -78,12 +79,12 @@ impl Fields {
         }
     }
 
-    /// Whether `key` is there, even as `null`.
+    /// Whether `key` is present, even as `null`.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    /// A size: a whole number of at least 1, if it is there.
+    /// A size: a whole number of at least 1, if present.
     ///
     /// # Errors
     /// If it is something else.
@@ -115,7 +116,7 @@ impl Fields {
         Ok(layers)
     }
 
-    /// A whole number, if it is there.
+    /// A whole number, if present.
     ///
     /// # Errors
     /// If it is something else.
@@ -125,7 +126,7 @@ impl Fields {
         })
     }
 
-    /// A finite number of at least 0, if it is there.
+    /// A finite number of at least 0, if present.
     ///
     /// # Errors
     /// If it is something else.
@@ -143,7 +144,7 @@ impl Fields {
         self.optional_number(key)?.ok_or_else(|| missing(key))
     }
 
-    /// A finite number above 0, if it is there.
+    /// A finite number above 0, if present.
     ///
     /// # Errors
     /// If it is something else.
@@ -170,7 +171,7 @@ impl Fields {
         Ok(flag.unwrap_or(default))
     }
 
-    /// A text, if it is there.
+    /// A string, if present.
     ///
     /// # Errors
     /// If it is something else.
@@ -178,19 +179,19 @@ impl Fields {
         self.typed(key, "a text", |value| value.as_str().map(str::to_owned))
     }
 
-    /// A list of texts, if it is there.
+    /// A list of strings, if present.
     ///
     /// # Errors
     /// If it is something else.
     pub fn optional_texts(&mut self, key: &str) -> Result<Option<Vec<String>>, ConfigError> {
-        self.typed(key, "a list of texts", |value| {
+        self.typed(key, "a list of strings", |value| {
             let texts = value.as_array()?.iter();
             texts.map(|text| text.as_str().map(str::to_owned)).collect()
         })
     }
 
-    /// The fields of an object under a key, if it is there, named `key.inner`; give them back by
-    /// [`absorb`](Self::absorb) when all that matters has been read.
+    /// The fields of an object under a key, if present, named `key.inner`. Return them with
+    /// [`absorb`](Self::absorb) once all relevant ones have been read.
     ///
     /// # Errors
     /// If it is something else.
@@ -202,19 +203,19 @@ impl Fields {
     /// [Finishes](Self::finish) the fields of a nested object and keeps their notes.
     ///
     /// # Errors
-    /// If one of them may change the computation and was not read.
+    /// If one of them may affect the computation and was not read.
     pub fn absorb(&mut self, nested: Self) -> Result<(), ConfigError> {
         self.notes.extend(nested.finish()?);
         Ok(())
     }
 
-    /// The keys that are there and not `null`, in order.
+    /// The keys that are present and not `null`, in order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         let there = self.map.iter().filter(|(_, value)| !value.is_null());
         there.map(|(key, _)| key.as_str())
     }
 
-    /// A list of numbers, if it is there.
+    /// A list of numbers, if present.
     ///
     /// # Errors
     /// If it is something else.
@@ -226,42 +227,43 @@ impl Fields {
         })
     }
 
-    /// A value of whatever kind, if it is there.
+    /// A value of any type, if present.
     pub(super) fn optional_value(&mut self, key: &str) -> Option<Value> {
         self.get(key).cloned()
     }
 
-    /// Whether somebody has asked for `key`.
+    /// Whether `key` has been read.
     pub(super) fn was_read(&self, key: &str) -> bool {
         self.read.contains(key)
     }
 
-    /// Keeps something that the user of the model should know.
+    /// Adds a note for the user of the model.
     pub fn note(&mut self, note: LoadNote) {
         self.notes.push(note);
     }
 
-    /// A value that may be absent, and is none but one of these: another one would change the
-    /// computation.
+    /// Checks a value that may be absent, and otherwise must be one of these: any other would
+    /// change the computation.
     ///
     /// # Errors
-    /// If it is another one.
+    /// If it is a different one.
     pub fn only(&mut self, key: &str, supported: &[Value]) -> Result<(), ConfigError> {
         match self.get(key) {
             Some(value) if !supported.contains(value) => Err(ConfigError::Unsupported {
                 key: key.to_owned(),
                 found: shortened(value),
-                reason: "this part of the model is not implemented".to_owned(),
+                reason: "this feature is not implemented".to_owned(),
             }),
             _ => Ok(()),
         }
     }
 
-    /// Goes through the keys that nobody has read: those that are known not to change a forward pass
-    /// are passed over, others are notes. Loading calls it for the whole file.
+    /// Goes through the keys that were not read: those known not to change a forward pass are
+    /// ignored, others become notes. Loading calls this for the whole file.
     ///
     /// # Errors
-    /// If a key has a value that would change the computation, or is unknown and named as if it might.
+    /// If a key has a value that would change the computation, or is unknown and its name suggests
+    /// that it might.
     pub fn finish(self) -> Result<Vec<LoadNote>, ConfigError> {
         let Self {
             map,
@@ -281,7 +283,7 @@ impl Fields {
                 return Err(ConfigError::Unsupported {
                     key,
                     found: shortened(&value),
-                    reason: "this part of the model is not implemented".to_owned(),
+                    reason: "this feature is not implemented".to_owned(),
                 });
             }
             if sounds_relevant(&key) && !ignored.contains(&key) {
@@ -298,7 +300,7 @@ impl Fields {
     }
 }
 
-/// A value for a message.
+/// A value, shortened for a message.
 pub(super) fn shortened(value: &Value) -> String {
     const SHOWN: usize = 60;
     let text = value.to_string();

@@ -7,15 +7,15 @@ use crate::quants::{BlockFormat, QuantizedMatrix, dequantize};
 /// A tensor of a GGUF file, in the layout of a Hugging Face checkpoint.
 pub(super) struct GgufWeight {
     tensor: GgufTensor,
-    /// `None` for a type that can't be dequantised.
+    /// `None` if the type can't be dequantised.
     format: Option<BlockFormat>,
     rows: Rows,
     transposed: bool,
 }
 
 impl GgufWeight {
-    /// All tensors of a file that belong to the model, by their Hugging Face names; one that is not
-    /// known keeps its own.
+    /// All tensors of a file that belong to the model, by their Hugging Face names; an unknown one
+    /// keeps its name.
     pub(super) fn all(gguf: &Gguf) -> Result<Vec<(String, Self)>, GgufError> {
         let architecture = Architecture::of(gguf)?;
         let mut all = Vec::new();
@@ -57,7 +57,7 @@ impl GgufWeight {
         Ok(all)
     }
 
-    /// The shape that a Hugging Face checkpoint has.
+    /// The shape in a Hugging Face checkpoint.
     pub(super) fn shape(&self) -> Vec<usize> {
         let mut shape = self.tensor.shape.clone();
         if self.transposed {
@@ -70,8 +70,8 @@ impl GgufWeight {
         self.format.is_some()
     }
 
-    /// The matrix as it is stored, `[d_output, d_input]`, with its rows in the order that Hugging Face
-    /// has; `None` for what is no matrix, or is f32 already.
+    /// The matrix in its stored form, `[d_output, d_input]`, with its rows in Hugging Face's order;
+    /// `None` if it is not a matrix, or already f32.
     pub(super) fn matrix(&self) -> Option<QuantizedMatrix> {
         let format = self.format.filter(|format| *format != BlockFormat::F32)?;
         let [rows, cols] = self.tensor.shape[..] else {
@@ -84,7 +84,7 @@ impl GgufWeight {
         })
     }
 
-    /// The name of its type in the file.
+    /// The name of its storage type.
     pub(super) fn type_name(&self) -> &str {
         self.tensor.ggml_type.name()
     }

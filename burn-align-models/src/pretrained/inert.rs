@@ -1,13 +1,13 @@
 //! Which keys of a `config.json` do not change what a forward pass computes.
 //!
-//! The lists are facts about the configuration classes of `transformers` (releases 2 to 5) and about the
-//! configs of published models; that a name is missing here costs its user a note or an error, never a
+//! The lists are based on the configuration classes of `transformers` (releases 2 to 5) and on
+//! configs of published models. A name missing here costs the user a note or an error, never a
 //! wrong number.
 
 use serde_json::{Value, json};
 
-/// Keys that no forward pass reads: about training, generation, serialisation, labels, how attention is
-/// implemented, or a head other than the language-modelling one.
+/// Keys that no forward pass reads: on training, generation, serialisation, labels, how attention
+/// is implemented, or heads other than the language-modelling one.
 const INERT: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -61,7 +61,7 @@ const INERT: &[&str] = &[
     "output_scores",
     "predict_special_tokens",
     "prefix",
-    // How the same products are cut into slices.
+    // How the same products are split into slices.
     "pretraining_tp",
     "problem_type",
     "remove_invalid_values",
@@ -101,8 +101,8 @@ const INERT: &[&str] = &[
 /// Parts of the names of keys that no forward pass reads.
 const INERT_ENDS: &[&str] = &["_token_id", "_token_ids", "dropout", "_pdrop", "drop_rate"];
 
-/// Words that begin a part of a key's name where it is about the computation: `rope`, `attn`, `norm`
-/// and so on. The parts of a name are separated by `_`, `.` or `-`.
+/// Words at the start of a part of a key's name that suggest an effect on the computation: `rope`,
+/// `attn`, `norm` and so on. The parts of a name are separated by `_`, `.` or `-`.
 const RELEVANT: &[&str] = &[
     "act",
     "activ",
@@ -202,7 +202,7 @@ const RELEVANT: &[&str] = &[
     "yarn",
 ];
 
-/// Words that stand in the middle of a part: `layernorm`, `reattention`, `prenorm`.
+/// Such words inside a part: `layernorm`, `reattention`, `prenorm`.
 const RELEVANT_INSIDE: &[&str] = &[
     "attention",
     "attn",
@@ -217,7 +217,7 @@ pub(super) fn is_inert(key: &str) -> bool {
     INERT.contains(&key) || INERT_ENDS.iter().any(|end| key.ends_with(end))
 }
 
-/// Whether the name of a key says that it may be about the computation.
+/// Whether the name of a key suggests an effect on the computation.
 pub(super) fn sounds_relevant(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let mut parts = key.split(['_', '.', '-']).filter(|part| !part.is_empty());
@@ -226,7 +226,7 @@ pub(super) fn sounds_relevant(key: &str) -> bool {
             .strip_prefix("use")
             .filter(|rest| !rest.is_empty())
             .unwrap_or(part);
-        // A short word is a whole part: `q`, but not `quiet`.
+        // A short word must be a whole part: `q`, but not `quiet`.
         let begins = |word: &str| match word.len() {
             0..=3 => part.trim_end_matches(|c: char| c.is_ascii_digit() || c == 's') == word,
             _ => part.starts_with(word),
@@ -236,13 +236,13 @@ pub(super) fn sounds_relevant(key: &str) -> bool {
     })
 }
 
-/// The values of a key that mean that what it is about is not there; `None` for a key that has none.
+/// The values of a key that turn its feature off; `None` for a key without such values.
 ///
-/// A family that implements one of these reads the key, and this table is not asked.
+/// A family that implements the feature reads the key, and this table is not used.
 pub(super) fn off_values(key: &str) -> Option<Vec<Value>> {
     let name = key.rsplit('.').next().unwrap_or(key);
     Some(match name {
-        // Parts that a decoder may have and ours do not, unless the family reads the key.
+        // Features that a decoder may have and ours do not, unless the family reads the key.
         "add_cross_attention"
         | "is_encoder_decoder"
         | "tie_encoder_decoder"
@@ -301,7 +301,7 @@ pub(super) fn off_values(key: &str) -> Option<Vec<Value>> {
         | "mup_scale" => {
             vec![json!(1), json!(1.0)]
         }
-        // `null` is off; any value is another computation, or weights in another form.
+        // `null` is off; any value means a different computation, or weights in a different form.
         "attn_logit_softcapping"
         | "final_logit_softcapping"
         | "clip_qkv"

@@ -5,8 +5,8 @@
 //! crate (`bundled:capitals`, `bundled:induction`, `bundled:price-tagging`) or, with the feature
 //! `hub`, a model on the Hugging Face hub.
 //!
-//! Loading is strict both ways. A tensor that is missing, not used or of another shape is an
-//! error, and so is a configuration value that would change the computation in a way that is not
+//! Loading is strict in both directions. A tensor that is missing, unused or of the wrong shape is
+//! an error, and so is a configuration value that would change the computation in a way that is not
 //! implemented.
 
 mod bundled;
@@ -46,16 +46,16 @@ use checkpoint::Checkpoint;
 
 const CONFIG: &str = "config.json";
 
-/// A loaded model with what belongs to it.
+/// A loaded model, with its configuration and tokenizer.
 #[derive(Debug)]
 pub struct Pretrained<M, C> {
     /// The model's configuration.
     pub config: C,
-    /// The tokenizer; `None` where the checkpoint has none of the files that hold a vocabulary.
+    /// The tokenizer; `None` if the checkpoint has no file with a vocabulary.
     pub tokenizer: Option<Tokenizer>,
     /// The model.
     pub model: M,
-    /// What loading passed over or decided, for its user to know.
+    /// What loading ignored or decided, for the user to know.
     pub notes: Vec<LoadNote>,
 }
 
@@ -90,11 +90,11 @@ pub struct LoadProgress<'a> {
     pub tensor: &'a str,
     /// Number of tensors read before it.
     pub tensors_done: usize,
-    /// Number of tensors in all.
+    /// Total number of tensors.
     pub tensors_total: usize,
     /// Bytes read before it.
     pub bytes_done: usize,
-    /// Bytes in all.
+    /// Total bytes.
     pub bytes_total: usize,
 }
 
@@ -105,38 +105,39 @@ pub type ProgressCallback = std::rc::Rc<dyn Fn(LoadProgress<'_>)>;
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// Dtype of the loaded parameters, a float, whatever the checkpoint's. Default: f32.
+    /// Dtype of the loaded parameters, a float type, whatever the checkpoint's. Default: f32.
     pub dtype: DType,
-    /// Whether the weights are tracked on a backend that differentiates, to be trained themselves.
-    /// Default: no. Burn's autodiff keeps all that a tracked weight has to do with until a backward
-    /// pass, so that a model which is only run would take more memory with each pass.
+    /// Whether to track gradients of the weights on an autodiff backend, to train the weights
+    /// themselves. Default: no. Burn's autodiff keeps everything that depends on a tracked weight
+    /// until a backward pass, so a model that is only run would use more memory with each pass.
     pub require_grad: bool,
-    /// Whether matrices of GGUF files stay as they are stored, as far as the backend can multiply by them
-    /// ([`keeps_quantized`](crate::nn::keeps_quantized)) and the dtype is f32; otherwise they become
-    /// tensors. They stay in the mapped file, and they are frozen, whatever `require_grad` says.
+    /// Whether matrices of GGUF files stay quantised, if the backend can multiply by them
+    /// ([`keeps_quantized`](crate::nn::keeps_quantized)) and the dtype is f32; otherwise they are
+    /// dequantised. They stay in the mapped file, and are frozen regardless of `require_grad`.
     /// Default: no.
     pub keep_quantised: bool,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,
-    /// Keys of `config.json` that the caller knows not to change the computation, though this crate does
-    /// not know them and their names sound as if they might. Keys that this crate knows are read, or
-    /// refused by their value, all the same.
+    /// Keys of `config.json` that the caller knows not to affect the computation, although they are
+    /// unknown to this crate and their names suggest that they might. Keys known to this crate are
+    /// still read, or rejected by their value.
     pub ignored_config_keys: Vec<String>,
-    /// The GGUF file that is meant, in a folder or a repository on the hub. Default: none, unless a folder
-    /// has no `config.json` and one GGUF file.
+    /// The GGUF file to load from a folder or a repository on the hub. Default: none, unless a
+    /// folder has no `config.json` and one GGUF file.
     pub file: Option<String>,
     /// Branch, tag, commit or pull request (`refs/pr/1`) on the hub. Default: `main`.
     ///
     /// It is resolved to one commit when loading begins. A full commit hash whose files are in the
-    /// cache is loaded without asking the hub.
+    /// cache is loaded without contacting the hub.
     pub revision: String,
-    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` or, where that
-    /// is not set, `TRANSFORMERS_OFFLINE` is `1`, `true`, `yes` or `on`.
+    /// Use only what the hub cache already holds. Default: whether `HF_HUB_OFFLINE` or, if that is
+    /// not set, `TRANSFORMERS_OFFLINE` is `1`, `true`, `yes` or `on`.
     pub offline: bool,
-    /// Ask the hub whether the branch has moved on, and for optional files that the cache lacks, even if
-    /// the cache holds a complete model. Default: no: a complete model is loaded without a request.
+    /// Check the hub for a newer commit of the branch, and for optional files that the cache lacks,
+    /// even if the cache holds a complete model. Default: no; a complete model is loaded without
+    /// any request.
     pub update: bool,
-    /// Address of the hub. Default: `HF_ENDPOINT`, else `https://huggingface.co`.
+    /// Address of the hub. Default: `HF_ENDPOINT`, or `https://huggingface.co` if that is not set.
     pub hub_endpoint: Option<String>,
     /// Folder of the hub cache. Default: the one that Python's `huggingface_hub` uses:
     /// `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `$HF_HOME/hub`, `$XDG_CACHE_HOME/huggingface/hub`
@@ -175,7 +176,7 @@ impl LoadOptions {
         self
     }
 
-    /// Whether matrices of GGUF files stay as they are stored.
+    /// Whether matrices of GGUF files stay quantised.
     pub fn with_keep_quantised(mut self, keep_quantised: bool) -> Self {
         self.keep_quantised = keep_quantised;
         self
@@ -187,7 +188,8 @@ impl LoadOptions {
         self
     }
 
-    /// Vouches for these keys of `config.json`; see [`ignored_config_keys`](Self::ignored_config_keys).
+    /// Accepts these unknown keys of `config.json`; see
+    /// [`ignored_config_keys`](Self::ignored_config_keys).
     pub fn with_ignored_config_keys<T: Into<String>>(
         mut self,
         keys: impl IntoIterator<Item = T>,
@@ -196,7 +198,7 @@ impl LoadOptions {
         self
     }
 
-    /// Loads this GGUF file of a folder or of a repository on the hub.
+    /// Loads this GGUF file from a folder or from a repository on the hub.
     pub fn with_file(mut self, file: impl Into<String>) -> Self {
         self.file = Some(file.into());
         self
@@ -208,25 +210,25 @@ impl LoadOptions {
         self
     }
 
-    /// Uses only what the hub cache already holds, or not only that.
+    /// Whether to use only what the hub cache already holds.
     pub fn with_offline(mut self, offline: bool) -> Self {
         self.offline = offline;
         self
     }
 
-    /// Whether to ask the hub for what is new; see [`update`](Self::update).
+    /// Whether to check the hub for updates; see [`update`](Self::update).
     pub fn with_update(mut self, update: bool) -> Self {
         self.update = update;
         self
     }
 
-    /// Asks the hub at this address.
+    /// Uses the hub at this address.
     pub fn with_hub_endpoint(mut self, address: impl Into<String>) -> Self {
         self.hub_endpoint = Some(address.into());
         self
     }
 
-    /// Keeps files of the hub in this folder.
+    /// Uses this folder as the hub cache.
     pub fn with_hub_cache(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
         self.hub_cache = Some(folder.into());
         self
@@ -251,8 +253,8 @@ pub trait FromPretrained<B: Backend>: Sized {
     /// Loads the model at `source`: a folder, a hub id or a bundled model.
     ///
     /// # Errors
-    /// If the source cannot be read, is of another model family, or is not exactly what its
-    /// configuration says. See [`LoadError`].
+    /// If the source cannot be read, is of a different model family, or does not exactly match its
+    /// configuration. See [`LoadError`].
     fn from_pretrained(
         source: impl Into<ModelSource>,
         options: &LoadOptions,
@@ -264,7 +266,7 @@ pub trait FromPretrained<B: Backend>: Sized {
         Self::from_repository(&repository, config, options, device)
     }
 
-    /// The same from a place whose `config.json` has been read. A [`Family`] does it by
+    /// Loads from a repository whose `config.json` has been read. A [`Family`] implements this with
     /// [`load_family`].
     ///
     /// # Errors
@@ -277,10 +279,10 @@ pub trait FromPretrained<B: Backend>: Sized {
     ) -> Result<Pretrained<Self, Self::Config>, LoadError>;
 }
 
-/// Loads a model of one family: what its [`FromPretrained::from_repository`] calls.
+/// Loads a model of one family, as called by its [`FromPretrained::from_repository`].
 ///
 /// # Errors
-/// If the configuration, the tokenizer or the weights are not exactly what the family says.
+/// If the configuration, the tokenizer or the weights do not exactly match the family.
 pub fn load_family<B: Backend, M: Family<B>>(
     repository: &Repository,
     mut fields: Fields,
@@ -317,7 +319,7 @@ pub fn load_family<B: Backend, M: Family<B>>(
     })
 }
 
-/// The name of a stored head that differs from the embedding that it should be tied to.
+/// The name of a stored head that differs from the embedding it should be tied to.
 fn own_head(
     layout: WeightLayout,
     checkpoint: &Checkpoint,

@@ -1,47 +1,47 @@
-//! What loading a model passed over, for whoever runs it to know.
+//! What loading a model ignored or decided, for the user to know.
 
 use std::fmt;
 
-/// Something about a checkpoint that loading passed over or decided, and that its user should know.
+/// Something about a checkpoint that loading ignored or decided, and that the user should know.
 ///
-/// A note is never about a doubt: what might make the model compute something else than its author meant
-/// is an error.
+/// A note is never about a doubtful case: anything that might make the model compute something
+/// other than its author intended is an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadNote {
-    /// A key of `config.json` that is not known, and does not sound as if it changed the computation.
+    /// An unknown key of `config.json` whose name does not suggest an effect on the computation.
     UnknownConfigKey {
         /// The key.
         key: String,
         /// Its value, shortened.
         value: String,
     },
-    /// A key that has no meaning beside another one.
+    /// A key that has no effect because of another one.
     UnusedConfigKey {
         /// The key.
         key: String,
-        /// Why it has none.
+        /// Why it has no effect.
         reason: String,
     },
-    /// The configuration ties the unembedding to the embedding, but the checkpoint stores another one,
-    /// which is used.
+    /// The configuration ties the unembedding to the embedding, but the checkpoint stores a
+    /// different one, which is used.
     HeadNotTied {
         /// The stored tensor.
         tensor: String,
     },
-    /// Tensors of another head than the language-modelling one, which are not loaded.
+    /// Tensors of heads other than the language-modelling one, which are not loaded.
     OtherHeads {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Tensors in files of the checkpoint that its index does not name, or looks for elsewhere.
+    /// Tensors in files of the checkpoint that its index does not name, or maps to another file.
     NotInIndex {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Text is not turned into tokens as the folder says in every respect.
+    /// Text is not tokenized exactly as the folder describes.
     Tokenizer {
-        /// In what.
+        /// What differs.
         what: String,
     },
 }
@@ -50,30 +50,26 @@ impl fmt::Display for LoadNote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownConfigKey { key, value } => {
-                write!(
-                    f,
-                    "config.json: unknown key `{key}` = {value} was passed over"
-                )
+                write!(f, "config.json: unknown key `{key}` = {value} was ignored")
             }
             Self::UnusedConfigKey { key, reason } => {
                 write!(f, "config.json: `{key}` has no effect: {reason}")
             }
             Self::HeadNotTied { tensor } => write!(
                 f,
-                "config.json ties the unembedding to the embedding, but the checkpoint stores \
-                 another `{tensor}`: the stored one is used"
+                "config.json ties the unembedding to the embedding, but the checkpoint stores a \
+                 different `{tensor}`: the stored one is used"
             ),
             Self::OtherHeads { tensors } => {
                 write!(
                     f,
-                    "tensors of another head were not loaded: {}",
+                    "tensors of other heads were not loaded: {}",
                     listed(tensors)
                 )
             }
             Self::NotInIndex { tensors } => write!(
                 f,
-                "tensors that the index of the checkpoint does not look for in their file were not \
-                 loaded: {}",
+                "tensors that the checkpoint's index does not map to their file were not loaded: {}",
                 listed(tensors)
             ),
             Self::Tokenizer { what } => write!(f, "tokenizer: {what}"),

@@ -1,4 +1,4 @@
-//! Where a model comes from, and the files that belong to it.
+//! Where a model comes from, and its files.
 
 use std::fs;
 use std::io;
@@ -13,8 +13,8 @@ use crate::files::cut_off;
 
 /// Where a model comes from.
 ///
-/// From text: `bundled:NAME`; a GGUF file, `path/to/model.gguf`; a folder if there is one of that name;
-/// else a hub id, with `#file.gguf` for a GGUF file in that repository.
+/// From a string: `bundled:NAME`; a GGUF file, `path/to/model.gguf`; a folder, if one of that name
+/// exists; otherwise a hub id, with `#file.gguf` for a GGUF file in that repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelSource {
@@ -31,7 +31,7 @@ pub enum ModelSource {
         /// The file's name in it.
         file: String,
     },
-    /// A model that is part of this crate.
+    /// A model that ships with this crate.
     Bundled(String),
 }
 
@@ -85,7 +85,7 @@ fn is_gguf(path: &Path) -> bool {
         .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
 }
 
-/// `name` or `owner/name`, of the characters that the hub allows.
+/// Whether the text is `name` or `owner/name`, with the characters that the hub allows.
 fn is_hub_id(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2
@@ -97,7 +97,7 @@ fn is_hub_id(text: &str) -> bool {
         })
 }
 
-/// Whether a file is a part, but not the first one, of a GGUF file that was split.
+/// Whether a file is a part of a split GGUF file, but not the first one.
 fn is_later_part(path: &Path) -> bool {
     let stem = path
         .file_stem()
@@ -113,13 +113,13 @@ fn is_later_part(path: &Path) -> bool {
     number.is_some_and(|number| number > 1)
 }
 
-/// The files of one model: what [`FromPretrained::from_pretrained`](super::FromPretrained) has found.
+/// The files of one model, as found by [`FromPretrained::from_pretrained`](super::FromPretrained).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Repository {
-    /// A folder; files from the hub are in one, too.
+    /// A folder; also used for files from the hub.
     Folder(PathBuf),
-    /// Part of this crate.
+    /// A model that ships with this crate.
     Bundled(Bundled),
     /// A GGUF file, with all its parts.
     Gguf(GgufModel),
@@ -130,7 +130,7 @@ pub enum Repository {
 pub struct GgufModel {
     file: PathBuf,
     gguf: Arc<Gguf>,
-    /// `None` in a file without a vocabulary.
+    /// `None` if the file has no vocabulary.
     tokenizer: Option<Arc<TokenizerTexts>>,
 }
 
@@ -140,7 +140,8 @@ impl GgufModel {
         &self.gguf
     }
 
-    /// What stands in a file of the Hugging Face layout; `None` for one that there is nothing for.
+    /// The contents of a file of the Hugging Face layout; `None` if the GGUF file has nothing for
+    /// it.
     fn text(&self, file: &str) -> Result<Option<String>, LoadError> {
         let tokenizer = self.tokenizer.as_deref();
         Ok(match file {
@@ -185,7 +186,7 @@ impl Repository {
         }
     }
 
-    /// A folder in the Hugging Face layout, or one with a GGUF file.
+    /// Opens a folder in the Hugging Face layout, or one with a GGUF file.
     fn open_folder(folder: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
         if let Some(file) = &options.file {
             return Self::open_gguf(&folder.join(file));

@@ -1,8 +1,8 @@
 //! Rotary embeddings in `config.json`: the keys of every release of `transformers`, read in one place.
 //!
 //! Releases before 5 write `rope_theta`, `rope_scaling` and `partial_rotary_factor` side by side; release
-//! 5 writes one object `rope_parameters`, or one for each kind of layer. What the numbers mean is in
-//! `modeling_rope_utils.py` of `transformers`.
+//! 5 writes one object `rope_parameters`, or one for each kind of layer. The parameters are defined
+//! in `modeling_rope_utils.py` of `transformers`.
 
 use serde_json::{Value, json};
 
@@ -18,7 +18,7 @@ const LAYER_KINDS: [&str; 4] = [
     "linear_attention",
 ];
 
-/// Every key of an object that says how to scale, of whatever type.
+/// Every key of a scaling object, of any type.
 const KEYS: [&str; 13] = [
     "factor",
     "low_freq_factor",
@@ -35,10 +35,10 @@ const KEYS: [&str; 13] = [
     "alpha",
 ];
 
-/// Reads the rotary embedding of a model all of whose layers share it.
+/// Reads the rotary embedding shared by all layers of a model.
 ///
 /// # Errors
-/// If it is of a type that is not implemented, lacks a number, or differs between kinds of layers.
+/// If its type is not implemented, a number is missing, or it differs between kinds of layers.
 pub(crate) fn read_rotary(
     fields: &mut Fields,
     d_head: usize,
@@ -81,7 +81,7 @@ pub(crate) fn read_rotary(
             if own.is_some() && theta.is_some_and(|outer| Some(outer) != own) {
                 fields.note(LoadNote::UnusedConfigKey {
                     key: "rope_theta".to_owned(),
-                    reason: format!("`{key}` has one of its own"),
+                    reason: format!("`{key}` has a separate one"),
                 });
             }
             theta = own.or(theta);
@@ -96,9 +96,9 @@ pub(crate) fn read_rotary(
     })
 }
 
-/// `rope_parameters`, with the key that its fields begin with.
+/// `rope_parameters`, with the prefix of its keys.
 ///
-/// Where it has an entry for each kind of layer, these must say the same.
+/// If it has an entry for each kind of layer, these must agree.
 fn read_parameters(fields: &mut Fields) -> Result<Option<(String, Fields)>, ConfigError> {
     const KEY: &str = "rope_parameters";
     let Some(mut parameters) = fields.optional_object(KEY)? else {
@@ -123,8 +123,8 @@ fn read_parameters(fields: &mut Fields) -> Result<Option<(String, Fields)>, Conf
                 key: (*other).clone(),
                 found: of_other.unwrap_or_default().to_string(),
                 reason: format!(
-                    "this family of models has one rotary embedding for all layers, and `{first}` is \
-                     another one"
+                    "this model family has one rotary embedding for all layers, but `{first}` \
+                     differs"
                 ),
             });
         }
@@ -142,7 +142,7 @@ fn contradiction(key: &str, found: String, other: &str, expected: String) -> Con
     }
 }
 
-/// Reads an object that says how the frequencies are scaled; its keys begin with `key`.
+/// Reads an object that describes the scaling of the frequencies; its keys have the prefix `key`.
 fn read_scaling(
     fields: &mut Fields,
     key: &str,
@@ -151,7 +151,7 @@ fn read_scaling(
     max_positions: usize,
 ) -> Result<RotaryScaling, ConfigError> {
     let name = |inner: &str| format!("{key}.{inner}");
-    // The older name wins, as in `transformers`.
+    // The older name takes precedence, as in `transformers`.
     let old = object.optional_text(&name("type"))?;
     let new = object.optional_text(&name("rope_type"))?;
     let kind = old.or(new).unwrap_or_else(|| "default".to_owned());
@@ -177,7 +177,7 @@ fn read_scaling(
             let original = original(&mut object)?;
             RotaryScaling::Yarn(read_yarn(key, &mut object, original)?)
         }
-        // Phi-3's first name for it.
+        // The original name in Phi-3.
         "longrope" | "su" => {
             let longrope = read_longrope(fields, key, &mut object, d_head, max_positions)?;
             RotaryScaling::LongRope(longrope)
@@ -195,7 +195,7 @@ fn read_scaling(
             object.optional_value(&inner);
             object.note(LoadNote::UnusedConfigKey {
                 key: inner,
-                reason: format!("rotary embeddings of type `{kind}` have no such number"),
+                reason: format!("rotary embeddings of type `{kind}` have no such parameter"),
             });
         }
     }
@@ -238,7 +238,7 @@ fn read_longrope(
     max_positions: usize,
 ) -> Result<LongRope, ConfigError> {
     let name = |inner: &str| format!("{key}.{inner}");
-    // The key beside the object came first, and decides where it is there.
+    // The older key next to the object takes precedence if present.
     let outer = fields.optional_size("original_max_position_embeddings")?;
     let inner = object.optional_size(&name("original_max_position_embeddings"))?;
     let factor = object.optional_positive(&name("factor"))?;
@@ -272,7 +272,8 @@ fn read_longrope(
     })
 }
 
-/// `rope_scaling`, as every release of `transformers` reads it; `None` for plain rotary embeddings.
+/// `rope_scaling` in a form that every release of `transformers` reads; `None` for plain rotary
+/// embeddings.
 pub(crate) fn write_scaling(scaling: &RotaryScaling) -> Option<Value> {
     Some(match scaling {
         RotaryScaling::Default => return None,
@@ -301,7 +302,7 @@ pub(crate) fn write_scaling(scaling: &RotaryScaling) -> Option<Value> {
         }),
         RotaryScaling::LongRope(long) => json!({
             "rope_type": "longrope",
-            // Only read where there is no `attention_factor`.
+            // Only read if there is no `attention_factor`.
             "factor": 1.0,
             "short_factor": long.short,
             "long_factor": long.long,

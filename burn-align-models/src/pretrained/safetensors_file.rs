@@ -1,7 +1,7 @@
-//! One safetensors file: what it says it holds, and its tensors, read one at a time.
+//! One safetensors file: its header, and its tensors, read one at a time.
 //!
-//! A tensor is read straight from its place in the file into the memory that it is given in. Nothing is
-//! mapped, so pages that have been read do not add up to a second copy of the weights.
+//! A tensor is read straight from its place in the file into its final memory. Nothing is mapped,
+//! so pages that have been read do not add up to a second copy of the weights.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,9 +14,9 @@ use super::CheckpointError;
 /// Where the bytes of a safetensors file come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Bytes {
-    /// A file on disk, opened anew for each tensor.
+    /// A file on disk, opened again for each tensor.
     OnDisk,
-    /// Part of this program.
+    /// Bytes in this program.
     Bundled(&'static [u8]),
 }
 
@@ -30,7 +30,7 @@ pub(super) struct SafetensorsFile {
     start: u64,
 }
 
-/// Longest header that is read, as in the `safetensors` crate.
+/// Maximum header length, as in the `safetensors` crate.
 const MAX_HEADER: u64 = 100_000_000;
 /// Bytes of the header's length.
 const LENGTH: u64 = 8;
@@ -67,7 +67,8 @@ impl SafetensorsFile {
         let end = start + header.data_len() as u64;
         if end != length {
             return Err(unreadable(format!(
-                "expected {end} bytes by its header, found {length}: it may have been cut off"
+                "expected {end} bytes according to its header, found {length}: it may have been \
+                 cut off"
             )));
         }
         Ok(Self {
@@ -78,7 +79,7 @@ impl SafetensorsFile {
         })
     }
 
-    /// The names of the tensors with what the header says of them.
+    /// The names of the tensors, with their header entries.
     pub(super) fn tensors(&self) -> impl Iterator<Item = (String, &TensorInfo)> {
         self.header.tensors().into_iter()
     }
@@ -90,7 +91,7 @@ impl SafetensorsFile {
             reason,
         };
         let info = self.header.info(name);
-        let info = info.ok_or_else(|| unreadable(format!("tensor `{name}` has gone")))?;
+        let info = info.ok_or_else(|| unreadable(format!("tensor `{name}` is missing")))?;
         let (from, to) = info.data_offsets;
         read_at(&self.path, self.bytes, self.start + from as u64, to - from)
             .map_err(|error| unreadable(error.to_string()))
@@ -113,7 +114,7 @@ fn read_at(path: &Path, bytes: Bytes, from: u64, length: usize) -> io::Result<Ve
     }
 }
 
-/// How an error names a dtype: as the header does.
+/// A dtype's name in errors, as in the header.
 pub(super) fn dtype_name(dtype: Dtype) -> String {
     format!("{dtype:?}").to_lowercase()
 }

@@ -17,12 +17,14 @@ const WEIGHTS: &str = "model.safetensors";
 
 /// Models that can be saved in the Hugging Face layout.
 pub trait SavePretrained<B: Backend>: FromPretrained<B> {
-    /// Writes `config.json`, `model.safetensors` and, if given, the tokenizer's files into a folder
-    /// that Python's `transformers` loads, too, with the same token ids. The folder is made if it is not there. A model that
-    /// is there is replaced when all is written, and stays as it is if something cannot be.
+    /// Writes `config.json`, `model.safetensors` and, if given, the tokenizer's files into a
+    /// folder, which Python's `transformers` can also load, with the same token ids. The folder is
+    /// created if it does not exist. An existing model is replaced once everything is written, and
+    /// is left unchanged if writing fails.
     ///
     /// # Errors
-    /// If the configuration has no Hugging Face form, or the folder cannot be made or written to.
+    /// If the configuration has no Hugging Face form, or the folder cannot be created or written
+    /// to.
     fn save_pretrained(
         &self,
         config: &Self::Config,
@@ -31,7 +33,7 @@ pub trait SavePretrained<B: Backend>: FromPretrained<B> {
     ) -> Result<(), SaveError>;
 }
 
-/// Saves a model of one family: what its [`SavePretrained::save_pretrained`] calls.
+/// Saves a model of one family, as called by its [`SavePretrained::save_pretrained`].
 ///
 /// # Errors
 /// As there.
@@ -68,13 +70,13 @@ impl From<WriteError> for SaveError {
     }
 }
 
-/// Checks that a configuration reads back as it is.
+/// Checks that a configuration reads back unchanged.
 fn check_config<B: Backend, M: Family<B>>(json: &str, config: &M::Config) -> Result<(), SaveError> {
     let read = Fields::parse(json, &[]).and_then(|mut fields| M::read_config(&mut fields));
     match read {
         Ok(read) if read == *config => Ok(()),
         Ok(_) => Err(SaveError::Unrepresentable {
-            reason: "it would read back as another one".to_owned(),
+            reason: "it would read back as a different one".to_owned(),
         }),
         Err(error) => Err(SaveError::Unrepresentable {
             reason: error.to_string(),

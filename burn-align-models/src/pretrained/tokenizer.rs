@@ -53,7 +53,7 @@ impl Repository {
             merges: self.optional_text(TokenizerFiles::MERGES)?,
             sentencepiece,
             model_config: self.optional_text(CONFIG)?,
-            // A GGUF file has no other rules than those that its tokenizer is made by.
+            // A GGUF file has no rules beyond those its tokenizer is built from.
             tokenizer_decides: matches!(self, Self::Gguf(_)),
             chat_templates: self.chat_templates()?,
         };
@@ -65,7 +65,7 @@ impl Repository {
             let file = match &cause {
                 TokensError::UnknownClass { .. } => TokenizerFiles::CONFIG,
                 TokensError::Tokenizer { .. } if json => TokenizerFiles::TOKENIZER,
-                // The message names the file.
+                // The message contains the file name.
                 _ => "",
             };
             LoadError::Tokenizer {

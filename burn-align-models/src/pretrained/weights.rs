@@ -1,4 +1,4 @@
-//! Fills a model without weights from a checkpoint.
+//! Loads the weights of a checkpoint into a model.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use super::checkpoint::{Checkpoint, Stored};
 use super::{CheckpointError, Family, LoadNote, LoadOptions, LoadProgress, WeightLayout};
 use crate::nn::keeps_quantized;
 
-/// Fills a model without weights from a checkpoint.
+/// Loads the weights of a checkpoint into a model.
 ///
 /// Names, shapes and dtypes are all checked before the first tensor is read; then one tensor is
 /// read, converted and put in place at a time.
@@ -68,8 +68,8 @@ pub(super) fn load<B: Backend, M: Family<B>>(
             ParamId::new(),
         )
     });
-    // `apply` moves the module out and back in; when the backend panics between the two, the module
-    // must not be dropped a second time.
+    // `apply` moves the module out and back in; if the backend panics in between, the module must
+    // not be dropped twice.
     let mut model = ManuallyDrop::new(model);
     let result = model.apply(snapshots.collect(), None, None, false);
     let model = ManuallyDrop::into_inner(model);
@@ -83,7 +83,7 @@ pub(super) fn load<B: Backend, M: Family<B>>(
     Ok((model, notes))
 }
 
-/// Gives the model the matrices that stay as they are stored; they need not be read any more.
+/// Sets the matrices that stay quantised; they need not be read later.
 fn keep_quantized<B: Backend, M: Family<B>>(
     model: &mut M,
     names: &mut BTreeMap<String, String>,
@@ -108,12 +108,12 @@ fn keep_quantized<B: Backend, M: Family<B>>(
     Ok(())
 }
 
-/// What a checkpoint's tensors are to a model.
+/// How the tensors of a checkpoint match a model.
 #[derive(Default)]
 struct Matched {
     /// Path in the module → name in the checkpoint.
     names: BTreeMap<String, String>,
-    /// Of another head than the language-modelling one.
+    /// Tensors of heads other than the language-modelling one.
     other_heads: Vec<String>,
 }
 
@@ -165,7 +165,7 @@ fn match_names(
                 found: stored.shape.clone(),
             });
         }
-        // Only parameters must be floats; masks that old versions stored are never read.
+        // Only parameters must be floats; masks stored by old versions are never read.
         if stored.dtype.is_none() {
             return Err(CheckpointError::WrongDType {
                 tensor: name.clone(),
@@ -176,8 +176,8 @@ fn match_names(
     Ok(matched)
 }
 
-/// Whether a tensor belongs to a head that other classes of `transformers` and training libraries put
-/// beside the language-modelling one: it is computed from the model and changes nothing in it.
+/// Whether a tensor belongs to a head that other classes of `transformers` and training libraries
+/// add next to the language-modelling one: such a head reads from the model without changing it.
 fn is_of_another_head(name: &str) -> bool {
     const HEADS: [&str; 7] = [
         "score.",
@@ -191,7 +191,7 @@ fn is_of_another_head(name: &str) -> bool {
     HEADS.iter().any(|head| name.starts_with(head))
 }
 
-/// Reads tensors one after another, in the layout and dtype that the model wants.
+/// Reads tensors one after another, in the model's layout and dtype.
 struct Reader {
     checkpoint: Checkpoint,
     layout: WeightLayout,
@@ -200,7 +200,7 @@ struct Reader {
     bytes_total: usize,
     tensors_done: Cell<usize>,
     bytes_done: Cell<usize>,
-    /// The first error; `burn-store` passes on only its text.
+    /// The first error; `burn-store` only keeps its text.
     error: RefCell<Option<CheckpointError>>,
 }
 
@@ -231,7 +231,7 @@ impl Reader {
     }
 }
 
-/// Lays a matrix out anew, `[rows, cols]` → `[cols, rows]`.
+/// Transposes a matrix, `[rows, cols]` → `[cols, rows]`.
 pub(super) fn transpose(data: TensorData) -> TensorData {
     let [rows, cols] = data.shape[..] else {
         panic!("only matrices are stored transposed");
@@ -249,7 +249,7 @@ pub(super) fn transpose(data: TensorData) -> TensorData {
     }
 }
 
-/// In tiles, so that both the rows read and the rows written stay in the cache.
+/// Works in tiles, so that both the rows read and the rows written stay in the cache.
 fn transpose_elements<const SIZE: usize>(bytes: &[u8], rows: usize, cols: usize) -> Vec<u8> {
     const TILE: usize = 32;
     let (source, _) = bytes.as_chunks::<SIZE>();

@@ -1,4 +1,4 @@
-//! Elements that are floats themselves: blocks of one.
+//! Elements that are plain floats: blocks of one.
 
 #[inline(always)]
 pub(super) fn f32(block: &[u8; 4], out: &mut [f32; 1]) {
@@ -16,10 +16,10 @@ pub(super) fn bf16(block: &[u8; 2], out: &mut [f32; 1]) {
     *out = [f32::from_bits(upper << 16)];
 }
 
-/// A half-precision number in f32, without branches and without asking the CPU what it can.
+/// A half-precision number in f32, without branches and without checking the CPU's features.
 #[inline(always)]
 pub(super) fn widen_f16(half: u16) -> f32 {
-    /// The exponents' zeros are so far apart: 127 - 15.
+    /// The difference between the exponent biases: 127 - 15.
     const REBASE: f32 = f32::from_bits((127 + 112) << 23);
     /// The exponent of infinities and NaNs.
     const NOT_FINITE: u32 = 0x7c00;

@@ -1,4 +1,4 @@
-//! Elements of 4 bits that number sixteen unevenly spaced values.
+//! Elements of 4 bits that index sixteen unevenly spaced values.
 
 use super::{part, scale};
 
@@ -8,7 +8,7 @@ const VALUES: [f32; 16] = [
     89.0, 113.0,
 ];
 
-/// A scale; byte `i` holds element `i` below and element `i + 16` above.
+/// A scale; byte `i` holds element `i` in its lower half and element `i + 16` in its upper half.
 #[inline(always)]
 pub(super) fn nl(block: &[u8; 18], out: &mut [f32; 32]) {
     values(scale::<0, 18>(block), part::<2, 16, 18>(block), out);

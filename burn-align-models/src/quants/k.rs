@@ -19,8 +19,8 @@ pub(super) fn q2(block: &[u8; 84], out: &mut [f32; 256]) {
     }
 }
 
-/// As [`q2`]; the third bit, which is of value -4 where it is *not* set, is bit `j` of 32 bytes for
-/// the `j`th 32 elements.
+/// As [`q2`]; the third bit, worth -4 where it is *not* set, is bit `j` of 32 bytes for the `j`th
+/// 32 elements.
 #[inline(always)]
 pub(super) fn q3(block: &[u8; 110], out: &mut [f32; 256]) {
     let high = part::<0, 32, 110>(block);
@@ -74,8 +74,9 @@ pub(super) fn q5(block: &[u8; 176], out: &mut [f32; 256]) {
     }
 }
 
-/// Sub-blocks of 16; of each half of the block, 64 bytes hold the lower four bits, elements 0 to 63
-/// below and the others above, and the upper two bits are as in [`q2`].
+/// Sub-blocks of 16; for each half of the block, 64 bytes hold the lower four bits, elements 0 to
+/// 63 in their lower halves and the others in their upper halves, and the upper two bits are as in
+/// [`q2`].
 #[inline(always)]
 pub(super) fn q6(block: &[u8; 210], out: &mut [f32; 256]) {
     let low = part::<0, 128, 210>(block).as_chunks::<64>().0;
@@ -100,8 +101,8 @@ pub(super) fn q6(block: &[u8; 210], out: &mut [f32; 256]) {
     }
 }
 
-/// The pairs of bits of 64 bytes in the order of the elements: of 32 bytes the lowest, the next, and
-/// so on, then of the others.
+/// The pairs of bits of 64 bytes in element order: the lowest pair of each of the first 32 bytes,
+/// then the next pair, and so on, then those of the other 32 bytes.
 #[inline(always)]
 fn two_bits(bytes: &[u8; 64]) -> [u8; 256] {
     let mut q = [0; 256];
@@ -120,8 +121,8 @@ fn two_bits(bytes: &[u8; 64]) -> [u8; 256] {
     q
 }
 
-/// Sixteen scales of 6 bits, less 32: the lower four bits in 8 bytes, eight below and eight above,
-/// the upper two in 4 bytes, four scales at each pair of bits.
+/// Sixteen scales of 6 bits, less 32: the lower four bits in 8 bytes, eight in the lower and eight
+/// in the upper halves, the upper two in 4 bytes, four scales at each pair of bits.
 #[inline(always)]
 fn six_bit_scales(packed: &[u8; 12]) -> [i8; 16] {
     let mut scales = [0; 16];
@@ -133,8 +134,9 @@ fn six_bit_scales(packed: &[u8; 12]) -> [i8; 16] {
     scales
 }
 
-/// Eight scales and eight minima of 6 bits: the first four of each in the lower bits of bytes 0 to 7,
-/// of the others the lower four bits in bytes 8 to 11 and the upper two above the first ones.
+/// Eight scales and eight minima of 6 bits: the first four of each in the lower bits of bytes 0 to
+/// 7; of the others, the lower four bits are in bytes 8 to 11, and the upper two in the upper bits
+/// of bytes 0 to 7.
 #[inline(always)]
 fn scales_and_minima(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minima) = ([0; 8], [0; 8]);

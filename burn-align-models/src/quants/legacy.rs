@@ -1,7 +1,7 @@
 //! Blocks of 32 elements with a scale, and in some formats a minimum, in half precision.
 //!
-//! Of elements in 4 bits, byte `i` holds element `i` below and element `i + 16` above; fifth bits
-//! are in a word of their own, that of element `i` at bit `i`.
+//! Of elements in 4 bits, byte `i` holds element `i` in its lower half and element `i + 16` in its
+//! upper half; fifth bits are in a separate word, that of element `i` at bit `i`.
 
 use super::{apart, part, scale};
 

@@ -1,4 +1,4 @@
-//! A matrix that stays as it is stored.
+//! A matrix that stays in its stored form.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,61 +9,61 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use super::{BlockFormat, widen_part};
 
 /// A matrix in blocks along its rows, or a part of one: a handle to bytes in memory or in a mapped
-/// file, cheap to clone.
+/// file, so cloning is cheap.
 ///
 /// # Shapes
-/// - of a projection's weight in a GGUF file: `[d_output, d_input]`
+/// - a projection's weight in a GGUF file: `[d_output, d_input]`
 /// - of a token embedding: `[vocab, d_model]`
 #[derive(Clone)]
 pub struct QuantizedMatrix {
     format: BlockFormat,
     bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    /// Of the bytes, those of the first row.
+    /// Offset of the first row in the bytes.
     first: usize,
     rows: usize,
-    /// Elements of a row as it is stored.
+    /// Elements per stored row.
     stored: usize,
-    /// Those that belong to this part.
+    /// The columns that belong to this part.
     cols: Range<usize>,
 }
 
-/// Bytes that are not a matrix of the format and the shape that they are said to be.
+/// Bytes that do not match the given format and shape.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantizedMatrixError {
-    /// Rows end within a block.
+    /// Rows that end within a block.
     #[error(
         "rows of {cols} elements are not whole blocks of {format}, of {} elements each; \
          store the matrix in a format with shorter blocks, such as Q8_0",
         format.block_elements()
     )]
     PartialBlock {
-        /// How the elements are said to be stored.
+        /// The format.
         format: BlockFormat,
         /// Elements of a row.
         cols: usize,
     },
     /// Too few bytes, or too many.
-    #[error("a matrix of {rows} × {cols} in {format} has {expected} bytes, found {found}")]
+    #[error("expected {expected} bytes for a matrix of {rows} × {cols} in {format}, found {found}")]
     WrongLength {
-        /// How the elements are said to be stored.
+        /// The format.
         format: BlockFormat,
         /// Rows.
         rows: usize,
         /// Elements of a row.
         cols: usize,
-        /// Bytes of such a matrix.
+        /// Bytes of a matrix of this format and shape.
         expected: u128,
-        /// Bytes that there are.
+        /// Bytes found.
         found: usize,
     },
 }
 
 impl QuantizedMatrix {
-    /// The matrix `[rows, cols]` that these bytes are: a `Vec<u8>`, or a part of a mapped file.
+    /// A matrix `[rows, cols]` from its bytes: a `Vec<u8>`, or a part of a mapped file.
     ///
     /// # Errors
-    /// If rows are not whole blocks, or there are not as many bytes.
+    /// If rows are not whole blocks, or the number of bytes is wrong.
     pub fn new(
         format: BlockFormat,
         [rows, cols]: [usize; 2],
@@ -107,7 +107,7 @@ impl QuantizedMatrix {
     /// Some of the rows, without a copy.
     ///
     /// # Panics
-    /// If there are no such rows.
+    /// If the rows are out of range.
     pub fn rows(&self, rows: Range<usize>) -> Self {
         assert!(
             rows.start <= rows.end && rows.end <= self.rows,
@@ -124,7 +124,7 @@ impl QuantizedMatrix {
     /// Some of the columns, without a copy; they need not begin or end with a block.
     ///
     /// # Panics
-    /// If there are no such columns.
+    /// If the columns are out of range.
     pub fn cols(&self, cols: Range<usize>) -> Self {
         assert!(
             cols.start <= cols.end && cols.end <= self.cols.len(),
@@ -138,8 +138,8 @@ impl QuantizedMatrix {
         }
     }
 
-    /// A copy of rows, as they are stored, in this order: those of LLaMA's queries and keys are in
-    /// another one in GGUF files.
+    /// A copy of rows in this order, in their stored form: GGUF files hold the rows of LLaMA's
+    /// queries and keys in a different order.
     ///
     /// # Panics
     /// If there is no such row.
@@ -182,7 +182,7 @@ impl QuantizedMatrix {
         device: &B::Device,
         dtype: DType,
     ) -> Tensor<B, 2> {
-        /// So many neighbours are written before the next ones, which are far away.
+        /// This many neighbours are written before moving on to the next ones, which are far away.
         const TILE: usize = 16;
         let [rows, cols] = self.dims();
         let mut elements = vec![0.0; cols * rows];
@@ -206,7 +206,7 @@ impl QuantizedMatrix {
     /// Writes the elements of a row, in f32.
     ///
     /// # Panics
-    /// If there is no such row, or `out` does not have as many elements as it.
+    /// If there is no such row, or `out` does not have its number of elements.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols.len(), "elements of a row");
@@ -214,13 +214,13 @@ impl QuantizedMatrix {
         widen_part(self.format, blocks, self.cols.start, out);
     }
 
-    /// From the first row on, whole rows as they are stored.
+    /// Whole stored rows, starting at the first row.
     pub(crate) fn blocks(&self) -> &[u8] {
         let all: &[u8] = (*self.bytes).as_ref();
         &all[self.first..][..self.rows * self.row_bytes()]
     }
 
-    /// Where the first element is, and from a row to the next, counted in elements.
+    /// Offset of the first element, and stride between rows, in elements.
     pub(crate) fn layout(&self) -> (usize, usize) {
         (self.cols.start, self.stored)
     }

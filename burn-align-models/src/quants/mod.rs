@@ -1,4 +1,4 @@
-//! Weights in the block formats of GGUF files, and what they are in f32.
+//! Weights in the block formats of GGUF files, and their conversion to f32.
 //!
 //! A block holds a few consecutive elements of a row: small integers, and the scales that they are
 //! multiplied by. The layouts are those of ggml's `ggml-quants.c`; the values equal, to the bit,
@@ -24,10 +24,10 @@ macro_rules! formats {
     ($($(#[$doc:meta])* $format:ident = $number:literal, $widen:path: $bytes:literal => $elements:literal;)+) => {
         /// How the elements of a matrix are stored.
         ///
-        /// With the names and the numbers of `enum ggml_type` in ggml's `ggml.h`.
+        /// The names and numbers are those of `enum ggml_type` in ggml's `ggml.h`.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
-        #[expect(non_camel_case_types, reason = "the names by which everybody knows them")]
+        #[expect(non_camel_case_types, reason = "the established names")]
         pub enum BlockFormat {
             $($(#[$doc])* $format,)+
         }
@@ -73,7 +73,7 @@ macro_rules! formats {
             }
         }
 
-        /// [`dequantize`], compiled for the vectors of whichever function it is called from.
+        /// [`dequantize`], compiled with the vector width of the calling function.
         #[inline(always)]
         pub(crate) fn widen(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
             match format {
@@ -110,14 +110,14 @@ formats! {
     Q5_K = 13, k::q5: 176 => 256;
     /// 6 bits; 16 scales of 8 bits for each 256.
     Q6_K = 14, k::q6: 210 => 256;
-    /// 4 bits that number unevenly spaced values, and a scale for each 32.
+    /// 4 bits that index unevenly spaced values, and a scale for each 32.
     IQ4_NL = 20, iq4::nl: 18 => 32;
     /// As [`IQ4_NL`](Self::IQ4_NL), with 8 scales of 6 bits for each 256.
     IQ4_XS = 23, iq4::xs: 136 => 256;
 }
 
 impl BlockFormat {
-    /// Bytes of a row of so many elements; `None` where these are not whole blocks, or more than
+    /// Bytes of a row of `elements` elements; `None` if these are not whole blocks, or more than
     /// can be addressed.
     pub fn row_bytes(self, elements: usize) -> Option<usize> {
         if !elements.is_multiple_of(self.block_elements()) {
@@ -148,7 +148,7 @@ pub fn dequantize(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
     widen(format, blocks, out);
 }
 
-/// Writes consecutive elements of a row to `out`, from any one on, up to any one.
+/// Writes consecutive elements of a row to `out`, starting and ending at any element.
 #[inline(always)]
 pub(crate) fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]) {
     let (elements, bytes) = (format.block_elements(), format.block_bytes());
@@ -174,7 +174,7 @@ pub(crate) fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mu
     }
 }
 
-/// Most elements of a block.
+/// Maximum number of elements in a block.
 const LONGEST: usize = 256;
 
 /// Calls `widen` for each block.
@@ -191,7 +191,7 @@ fn each<const BYTES: usize, const ELEMENTS: usize>(
     }
 }
 
-/// Some bytes of a block, the first of which is at `AT`.
+/// Some bytes of a block, starting at `AT`.
 #[inline(always)]
 fn part<const AT: usize, const N: usize, const BYTES: usize>(block: &[u8; BYTES]) -> &[u8; N] {
     const { assert!(AT + N <= BYTES) };
@@ -206,8 +206,8 @@ fn scale<const AT: usize, const BYTES: usize>(block: &[u8; BYTES]) -> f32 {
 
 /// Integers that have been unpacked, before they become floats.
 ///
-/// Without it, both steps are compiled as one, which works on single elements of several blocks
-/// side by side: three times as long for some formats.
+/// Without this, both steps are compiled as one, which works on single elements of several blocks
+/// at once and takes three times as long for some formats.
 #[inline(always)]
 fn apart<T, const N: usize>(q: [T; N]) -> [T; N] {
     hint::black_box(q)

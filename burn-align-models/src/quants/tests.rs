@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{BlockFormat, QuantizedMatrix, QuantizedMatrixError, dequantize, floats};
 
-/// What `tests/fixtures/make_quants.py` wrote: the bytes of a tensor by its name.
+/// The fixture written by `tests/fixtures/make_quants.py`: the bytes of a tensor by its name.
 struct Fixture {
     header: Value,
     data: Vec<u8>,
@@ -76,7 +76,7 @@ fn formats_have_the_numbers_and_sizes_of_ggml() {
             Some(*format)
         );
     }
-    // IQ2_XXS, F64 and numbers that ggml does not know.
+    // IQ2_XXS, F64 and numbers unknown to ggml.
     for number in [16, 28, 4, 1000] {
         assert_eq!(BlockFormat::from_ggml_type(number), None);
     }
@@ -85,7 +85,7 @@ fn formats_have_the_numbers_and_sizes_of_ggml() {
     assert_eq!(BlockFormat::F32.row_bytes(usize::MAX), None);
 }
 
-/// A matrix of different blocks. The bits that are never set keep scales small.
+/// A matrix of different blocks. The bits that are never set keep the scales small.
 pub(crate) fn any_matrix(format: BlockFormat, [rows, cols]: [usize; 2]) -> QuantizedMatrix {
     let length = rows * format.row_bytes(cols).expect("whole blocks");
     let bytes: Vec<u8> = (0..length as u32)

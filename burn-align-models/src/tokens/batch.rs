@@ -29,7 +29,7 @@ impl TokenBatch {
         Ok(Self { ids })
     }
 
-    /// The ids of each example.
+    /// Token ids of each example.
     pub fn ids(&self) -> &[Vec<u32>] {
         &self.ids
     }
@@ -57,7 +57,7 @@ impl TokenBatch {
     /// Some of the examples, in this order; one may be named several times.
     ///
     /// # Errors
-    /// If none is named, or one that is not there.
+    /// If none is named, or one is out of range.
     pub fn select(&self, examples: &[usize]) -> Result<Self, TokensError> {
         let batch = self.batch();
         let ids = examples.iter().map(|example| {

@@ -4,7 +4,7 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokensError {
-    /// The tokenizer cannot be built or fails on a text.
+    /// The tokenizer cannot be built, or fails on a text.
     #[error("tokenizer: {reason}")]
     Tokenizer {
         /// What it says.
@@ -18,10 +18,10 @@ pub enum TokensError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The files say that a tokenizer is of a class whose rules are not implemented.
+    /// The files name a tokenizer class whose rules are not implemented.
     #[error(
         "tokenizer class `{class}` is not supported, so its token ids are unknown: expected one of \
-         {expected}. If tokenizer.json alone decides the ids, write \
+         {expected}. If tokenizer.json alone determines the ids, write \
          \"tokenizer_class\": \"PreTrainedTokenizerFast\" into tokenizer_config.json"
     )]
     UnknownClass {
@@ -30,8 +30,8 @@ pub enum TokensError {
         /// The classes that are supported.
         expected: String,
     },
-    /// Files from which a tokenizer of this class cannot be made.
-    #[error("no tokenizer can be made from {found} for class `{class}`: {reason}")]
+    /// Files from which a tokenizer of this class cannot be built.
+    #[error("cannot build a tokenizer of class `{class}` from {found}: {reason}")]
     CannotConvert {
         /// The files.
         found: String,
@@ -40,25 +40,25 @@ pub enum TokensError {
         /// What is missing, and what to do.
         reason: String,
     },
-    /// A chat was to be rendered, but the tokenizer has no template for it.
+    /// The tokenizer has no chat template, or none of the requested name.
     #[error(
         "the tokenizer has no chat template{}: expected `chat_template` in tokenizer_config.json, \
          or chat_template.jinja",
         named(name)
     )]
     NoChatTemplate {
-        /// The name that was asked for, if any.
+        /// The requested name, if any.
         name: Option<String>,
-        /// The names of the templates that there are.
+        /// The names of the available templates.
         available: Vec<String>,
     },
-    /// A chat template fails, or says that it does not take these messages.
+    /// A chat template fails, or rejects these messages.
     #[error("chat template: {reason}")]
     ChatTemplate {
         /// What it says.
         reason: String,
     },
-    /// Messages, tools or variables of a chat that are not what was expected.
+    /// Invalid messages, tools or variables of a chat.
     #[error("{what}: {reason}")]
     ChatInput {
         /// Which of them.
@@ -98,7 +98,7 @@ pub enum TokensError {
         max_positions: usize,
     },
     /// An example that is not in the batch.
-    #[error("expected an example below {batch}, found {found}")]
+    #[error("expected an example index below {batch}, found {found}")]
     NoSuchExample {
         /// Its index.
         found: usize,
@@ -113,10 +113,10 @@ pub enum TokensError {
         /// The prompt.
         prompt: String,
     },
-    /// A word that occurs in a prompt only inside longer words.
+    /// A word that occurs in a prompt only as part of longer words.
     #[error(
-        "`{word}` occurs in `{prompt}` only as a part of `{within}`: name that word, or give the \
-         position itself"
+        "`{word}` occurs in `{prompt}` only as part of `{within}`: name that word, or give the \
+         position instead"
     )]
     WordInsideWord {
         /// The word.
@@ -127,7 +127,7 @@ pub enum TokensError {
         within: String,
     },
     /// A word that occurs in a prompt more than once.
-    #[error("`{word}` occurs {count} times in `{prompt}`: give the position itself")]
+    #[error("`{word}` occurs {count} times in `{prompt}`: give the position instead")]
     WordAmbiguous {
         /// The word.
         word: String,
@@ -136,7 +136,7 @@ pub enum TokensError {
         /// How often it occurs.
         count: usize,
     },
-    /// A text that was to be one token.
+    /// A text that is not exactly one token.
     #[error("expected `{text}` to be one token, found {found}: {tokens:?}")]
     NotOneToken {
         /// The text.

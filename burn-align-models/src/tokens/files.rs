@@ -1,11 +1,11 @@
-//! The files of a model folder that decide how text becomes token ids.
+//! The files of a model folder that determine how text becomes token ids.
 
 use std::collections::BTreeMap;
 
-/// The contents of a model folder's tokenizer files, each as it is in the file.
+/// The contents of a model folder's tokenizer files, verbatim.
 ///
-/// Which of them matters, and how, is what `AutoTokenizer` of `transformers` does with the same
-/// folder; see [`Tokenizer::from_files`](super::Tokenizer::from_files).
+/// They are interpreted as by `AutoTokenizer` in `transformers`; see
+/// [`Tokenizer::from_files`](super::Tokenizer::from_files).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenizerFiles {
@@ -17,20 +17,20 @@ pub struct TokenizerFiles {
     pub special_tokens_map: Option<String>,
     /// `added_tokens.json`, which older releases of `transformers` wrote.
     pub added_tokens: Option<String>,
-    /// `vocab.json`, of byte-level BPE without a `tokenizer.json`.
+    /// `vocab.json`, for byte-level BPE without a `tokenizer.json`.
     pub vocab: Option<String>,
-    /// `merges.txt`, which belongs to `vocab.json`.
+    /// `merges.txt`, which accompanies `vocab.json`.
     pub merges: Option<String>,
-    /// `tokenizer.model` or `spiece.model`, of SentencePiece.
+    /// SentencePiece's `tokenizer.model` or `spiece.model`.
     pub sentencepiece: Option<Vec<u8>>,
-    /// The model's own `config.json`, which names the tokenizer's class where
-    /// `tokenizer_config.json` does not.
+    /// The model's own `config.json`, which determines the tokenizer's class if
+    /// `tokenizer_config.json` does not name it.
     pub model_config: Option<String>,
-    /// Whether tokenizer.json alone decides the ids: the other files then only name special tokens and
-    /// hold chat templates.
+    /// Whether tokenizer.json alone determines the ids; the other files then only name special
+    /// tokens and hold chat templates.
     pub tokenizer_decides: bool,
-    /// Chat templates by name: `chat_template.jinja` is the one named `default`, and
-    /// `additional_chat_templates/NAME.jinja` the one named `NAME`.
+    /// Chat templates by name: `chat_template.jinja` is named `default`, and
+    /// `additional_chat_templates/NAME.jinja` is named `NAME`.
     pub chat_templates: BTreeMap<String, String>,
 }
 
@@ -47,7 +47,7 @@ impl TokenizerFiles {
         Self::SENTENCEPIECE_OF_T5,
         Self::CHAT_TEMPLATE,
     ];
-    /// The folder of chat templates with names of their own.
+    /// The folder of named chat templates.
     pub const CHAT_TEMPLATES: &str = "additional_chat_templates";
 
     pub(crate) const TOKENIZER: &str = "tokenizer.json";
@@ -60,31 +60,31 @@ impl TokenizerFiles {
     pub(crate) const SENTENCEPIECE_OF_T5: &str = "spiece.model";
     pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
-    /// With this `tokenizer.json`.
+    /// Sets this `tokenizer.json`.
     pub fn with_tokenizer(mut self, json: impl Into<String>) -> Self {
         self.tokenizer = Some(json.into());
         self
     }
 
-    /// With this `tokenizer.json`, which alone decides the ids, whatever other files say.
+    /// Sets this `tokenizer.json`, which alone determines the ids, whatever the other files say.
     pub fn with_deciding_tokenizer(mut self, json: impl Into<String>) -> Self {
         self.tokenizer_decides = true;
         self.with_tokenizer(json)
     }
 
-    /// With this `tokenizer_config.json`.
+    /// Sets this `tokenizer_config.json`.
     pub fn with_config(mut self, json: impl Into<String>) -> Self {
         self.config = Some(json.into());
         self
     }
 
-    /// With this `config.json` of the model.
+    /// Sets this `config.json` of the model.
     pub fn with_model_config(mut self, json: impl Into<String>) -> Self {
         self.model_config = Some(json.into());
         self
     }
 
-    /// With a chat template; the one that is used by default is named `default`.
+    /// Adds a chat template; the default one is named `default`.
     pub fn with_chat_template(
         mut self,
         name: impl Into<String>,
@@ -99,7 +99,7 @@ impl TokenizerFiles {
         self.tokenizer.is_some() || self.vocab.is_some() || self.sentencepiece.is_some()
     }
 
-    /// The names of the files with a vocabulary that are there.
+    /// The names of the available files with a vocabulary.
     pub(super) fn vocabularies(&self) -> String {
         let there = [
             (Self::TOKENIZER, self.tokenizer.is_some()),

@@ -1,13 +1,13 @@
-//! Tokens as people read them: text, and text with what cannot be seen made visible.
+//! Tokens for people to read: text, and text with invisible characters marked.
 
 use super::Tokenizer;
 
 impl Tokenizer {
-    /// The text that each token stands for, including the space before a word.
+    /// The text of each token, including the space before a word.
     ///
     /// With a LLaMA tokenizer `▁Rome` is `" Rome"` and `Rome` is `"Rome"`; with GPT-2's `ĠRome` is
-    /// `" Rome"`. A special token is its own name. A token that holds only a part of a character has
-    /// no text of its own: its bytes become `U+FFFD`. For the text of several tokens, use
+    /// `" Rome"`. A special token gives its own name. A token that is only part of a character has
+    /// no text: its bytes become `U+FFFD`. For the text of several tokens, use
     /// [`decode`](Self::decode); to print tokens, [`token_marks`](Self::token_marks).
     pub fn token_strings(&self, ids: &[u32]) -> Vec<String> {
         let text = |id: &u32| match self.token_bytes(*id) {
@@ -17,8 +17,8 @@ impl Tokenizer {
         ids.iter().map(text).collect()
     }
 
-    /// Each token for a table or the axis of a picture: its text on one line, with what cannot be
-    /// seen made visible.
+    /// Each token for a table or the axis of a picture: its text on one line, with invisible
+    /// characters marked.
     ///
     /// | in the token | shown as |
     /// | --- | --- |
@@ -27,7 +27,7 @@ impl Tokenizer {
     /// | nothing but spaces | `␣` for each |
     /// | other control and invisible characters | `␛`, `<U+00A0>` |
     ///
-    /// The space before a word stays a space. These marks are for people: a program reads
+    /// The space before a word stays a space. These marks are for people; programs should use
     /// [`token_strings`](Self::token_strings).
     ///
     /// ```
@@ -52,7 +52,7 @@ impl Tokenizer {
     }
 }
 
-/// Bytes of a text on one line, with what cannot be seen made visible.
+/// The bytes of a text on one line, with invisible characters marked.
 fn visible(bytes: &[u8]) -> String {
     if !bytes.is_empty() && bytes.iter().all(|byte| *byte == b' ') {
         return "␣".repeat(bytes.len());
@@ -80,7 +80,7 @@ fn mark(sign: char, shown: &mut String) {
         '\r' => shown.push('␍'),
         '\t' => shown.push('⇥'),
         '\u{7F}' => shown.push('␡'),
-        // The pictures of control characters have their order.
+        // The symbols for control characters are in the same order.
         '\0'..='\u{1F}' => shown.extend(char::from_u32(0x2400 + u32::from(sign))),
         sign if invisible => shown.push_str(&format!("<U+{:04X}>", u32::from(sign))),
         sign => shown.push(sign),

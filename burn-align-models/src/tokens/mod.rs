@@ -1,8 +1,8 @@
 //! From text to token ids and back.
 //!
-//! A [`Tokenizer`] is read from the files of a model folder ([`TokenizerFiles`]) and gives the ids
-//! that `AutoTokenizer` of Python's `transformers` gives for the same folder, whichever file
-//! decides them. It also finds words in prompts, shows tokens, and renders chats.
+//! A [`Tokenizer`] is read from the files of a model folder ([`TokenizerFiles`]) and gives the same
+//! ids as `AutoTokenizer` in Python's `transformers` for that folder, whichever file determines
+//! them. It also finds words in prompts, displays tokens, and renders chats.
 
 mod batch;
 mod chat;

@@ -1,19 +1,20 @@
-//! What each token of a vocabulary stands for.
+//! The text of each token of a vocabulary.
 
 use serde_json::Value;
 
-/// How a vocabulary writes text.
+/// How a vocabulary encodes text.
 ///
-/// Decoding a single token does not tell: a decoder drops the space at the beginning of a text.
+/// Decoding a single token does not show this: a decoder drops the space at the beginning of a
+/// text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Pieces {
     /// One character for each byte, as GPT-2 does.
     Bytes,
-    /// A sign for the space, and `<0xNN>` for single bytes.
+    /// A special character for the space, and `<0xNN>` for single bytes.
     Spaces { sign: char, bytes: bool },
-    /// Parts of words with this in front of those that go on.
+    /// Parts of words, with this prefix if they continue a word.
     Continued(String),
-    /// Parts of words with this at their end.
+    /// Parts of words, with this suffix at the end of a word.
     Ended(String),
     /// Text as it is.
     Plain,
@@ -57,7 +58,7 @@ impl Pieces {
         Self::Plain
     }
 
-    /// The bytes of the text that a token of the vocabulary stands for.
+    /// The bytes of the text of a token of the vocabulary.
     pub(super) fn bytes(&self, token: &str, is_added: bool) -> Vec<u8> {
         match self {
             Self::Bytes if !is_added => match token.chars().map(byte).collect() {
@@ -82,7 +83,7 @@ impl Pieces {
     }
 }
 
-/// The steps of a decoder or pre-tokenizer, those inside sequences too.
+/// The steps of a decoder or pre-tokenizer, including those inside sequences.
 fn steps(part: &Value) -> Vec<&Value> {
     for key in ["decoders", "pretokenizers"] {
         if let Some(list) = part[key].as_array() {
@@ -98,9 +99,9 @@ fn single_byte(token: &str) -> Option<u8> {
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// The byte that a character of byte-level BPE stands for: printable ones of Latin-1 for themselves,
-/// and the 68 others, in their order, for the characters from U+0100 on (`bytes_to_unicode` in
-/// GPT-2's `encoder.py`).
+/// The byte that a character of byte-level BPE represents: the printable bytes of Latin-1 are
+/// represented by themselves, and the 68 others, in order, by the characters from U+0100 on
+/// (`bytes_to_unicode` in GPT-2's `encoder.py`).
 fn byte(sign: char) -> Option<u8> {
     let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u32::from(sign) {

@@ -12,24 +12,23 @@ use super::{TokenBatch, TokenizerFiles, TokensError};
 
 /// Which special tokens encoding puts around a text, such as a beginning of sequence (BOS).
 ///
-/// Special tokens that are written out in a text become themselves in any case.
+/// Special tokens that are written out in a text are recognised in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpecialTokens {
-    /// Those that belong to the tokenizer; but where a text already begins with them, they are not
-    /// put there again.
+    /// Those of the tokenizer, unless the text already begins with them.
     #[default]
     Once,
-    /// Those that belong to the tokenizer, as `AutoTokenizer` of `transformers` does: a text that
-    /// begins with `<s>` gets a second one.
+    /// Those of the tokenizer, as with `AutoTokenizer` in `transformers`: a text that begins with
+    /// `<s>` gets a second one.
     Always,
     /// None.
     Never,
 }
 
-/// The class that takes a tokenizer.json as it is.
+/// The class that uses tokenizer.json as it is.
 const PLAIN_CLASS: &str = "PreTrainedTokenizerFast";
 
-/// Splits text into tokens, as the files of a model folder say.
+/// Splits text into tokens, as described by the files of a model folder.
 ///
 /// ```
 /// use burn_align_models::{FromPretrained, Gpt2, LoadOptions};
@@ -55,7 +54,7 @@ struct Parts {
 }
 
 impl Tokenizer {
-    /// Reads the text of a `tokenizer.json`, which alone decides the ids.
+    /// Reads the text of a `tokenizer.json`, which alone determines the ids.
     ///
     /// # Errors
     /// If it is not a tokenizer.
@@ -65,11 +64,11 @@ impl Tokenizer {
 
     /// The tokenizer of a model folder.
     ///
-    /// Its ids are those that `AutoTokenizer.from_pretrained` of `transformers` 4.57 gives for the
-    /// folder. tokenizer.json does not decide them alone: the tokenizer's class may rebuild what
-    /// comes before and after each text (`add_bos_token` and `add_eos_token` of LLaMA's and Gemma's),
-    /// and the other files may add special tokens or change how they are matched. Without a
-    /// tokenizer.json the tokenizer is made from vocab.json and merges.txt (GPT-2, Qwen2) or from
+    /// Its ids are those of `AutoTokenizer.from_pretrained` in `transformers` 4.57 for the folder.
+    /// tokenizer.json does not determine them alone: the tokenizer's class may rebuild what comes
+    /// before and after each text (`add_bos_token` and `add_eos_token` of LLaMA's and Gemma's), and
+    /// the other files may add special tokens or change how they are matched. Without a
+    /// tokenizer.json the tokenizer is built from vocab.json and merges.txt (GPT-2, Qwen2) or from
     /// SentencePiece's tokenizer.model (LLaMA, Gemma, T5).
     ///
     /// ```
@@ -87,8 +86,8 @@ impl Tokenizer {
     /// ```
     ///
     /// # Errors
-    /// If a file cannot be read, there is none to make a tokenizer of this class from, or the class
-    /// is not supported.
+    /// If a file cannot be read, the files needed for a tokenizer of this class are missing, or the
+    /// class is not supported.
     #[doc(alias = "AutoTokenizer")]
     pub fn from_files(files: TokenizerFiles) -> Result<Self, TokensError> {
         let assembled = folder::assemble(&files)?;
@@ -100,7 +99,7 @@ impl Tokenizer {
         })))
     }
 
-    /// The text of a `tokenizer.json` that alone decides the same ids.
+    /// The text of a `tokenizer.json` that by itself gives the same ids.
     ///
     /// # Errors
     /// If the tokenizer cannot be written.
@@ -108,13 +107,13 @@ impl Tokenizer {
         no_panic(|| self.inner().to_string(false))
     }
 
-    /// The files that this was read from. tokenizer_config.json also names the tokenizer's class, and
-    /// holds the chat templates: a folder of these files has the same ids, here and in
-    /// `transformers`, beside any config.json.
+    /// The files that this was read from. tokenizer_config.json also names the tokenizer's class
+    /// and holds the chat templates, so a folder with these files gives the same ids, here and in
+    /// `transformers`, whatever its config.json.
     pub fn files(&self) -> TokenizerFiles {
         let mut files = self.0.files.clone();
         let config = files.config.as_deref().unwrap_or("{}");
-        // It has been read before.
+        // It was parsed before.
         let Ok(Value::Object(mut config)) = serde_json::from_str(config) else {
             return files;
         };
@@ -140,17 +139,17 @@ impl Tokenizer {
         files
     }
 
-    /// Makes a tokenizer_config.json one beside which tokenizer.json decides the ids.
+    /// Changes a tokenizer_config.json so that tokenizer.json determines the ids.
     fn let_tokenizer_decide(&self, config: &mut serde_json::Map<String, Value>) {
         config.insert("tokenizer_class".to_owned(), PLAIN_CLASS.into());
-        // Where the class finds no such key, it takes it as false.
+        // The class treats a missing key as false.
         let pre_tokenizer = self.inner().get_pre_tokenizer().map(serde_json::to_value);
         if let Some(Ok(Value::Object(step))) = pre_tokenizer
             && let Some(prefix_space) = step.get("add_prefix_space")
         {
             config.insert("add_prefix_space".to_owned(), prefix_space.clone());
         }
-        // A special token that is no added token would become one.
+        // A special token that is not an added token would become one.
         let added = self.inner().get_added_tokens_decoder();
         let is_added = |content: &str| added.values().any(|token| token.content == content);
         config.retain(|key, value| match value {
@@ -173,12 +172,12 @@ impl Tokenizer {
         self.0.assembled.class
     }
 
-    /// What a user should know about how the files were read. Usually nothing.
+    /// Notes on how the files were read. Usually none.
     pub fn notes(&self) -> &[String] {
         &self.0.assembled.notes
     }
 
-    /// The special tokens by what they are for, such as `bos_token` and `eos_token`.
+    /// The special tokens by role, such as `bos_token` and `eos_token`.
     pub fn special_tokens(&self) -> impl Iterator<Item = (&str, &str)> {
         let all = self.0.assembled.specials.iter();
         all.map(|(name, token)| (name.as_str(), token.as_str()))
@@ -191,9 +190,9 @@ impl Tokenizer {
 
     /// Token ids of one text, with the special tokens that the tokenizer adds.
     ///
-    /// A text that already begins with its special tokens, as one that a chat template has made, does
-    /// not get them twice: see [`SpecialTokens`]. With a beginning of sequence, the first word of a
-    /// text is at position 1.
+    /// A text that already begins with its special tokens, such as a rendered chat, does not get
+    /// them twice: see [`SpecialTokens`]. With a beginning of sequence, the first word of a text is
+    /// at position 1.
     ///
     /// # Errors
     /// If the tokenizer fails on the text.
@@ -201,7 +200,7 @@ impl Tokenizer {
         self.encode_with(text, SpecialTokens::Once)
     }
 
-    /// Token ids of one text, with special tokens around it or without.
+    /// Token ids of one text, with or without special tokens around it.
     ///
     /// # Errors
     /// If the tokenizer fails on the text.
@@ -221,7 +220,7 @@ impl Tokenizer {
         self.encode_batch_with(texts, SpecialTokens::Once)
     }
 
-    /// Token ids of several texts, with special tokens around each or without.
+    /// Token ids of several texts, with or without special tokens around each.
     ///
     /// # Errors
     /// If there is no text, a text has no token, or the tokenizer fails.
@@ -272,7 +271,7 @@ impl Tokenizer {
             let mask = encoding.get_special_tokens_mask();
             let added = mask.iter().take_while(|it| **it == 1).count();
             let (first, rest) = encoded.ids.split_at(added);
-            // The whole text may be special tokens, which are not told apart then.
+            // The whole text may be special tokens, which cannot be told apart then.
             if added > 0 && rest.starts_with(first) {
                 encoded.ids.drain(..added);
                 encoded.offsets.drain(..added);
@@ -281,7 +280,7 @@ impl Tokenizer {
         Ok(encoded)
     }
 
-    /// The bytes of the text that a token stands for; `None` where there is no such token.
+    /// The bytes of a token's text; `None` if there is no such token.
     pub(super) fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let token = self.inner().id_to_token(id)?;
         let added = self.inner().get_added_vocabulary().simple_id_to_token(id);
@@ -315,7 +314,7 @@ impl From<&Encoding> for Encoded {
 
 /// A tokenizer from the text of tokenizer.json.
 pub(super) fn parse(json: &str) -> Result<tokenizers::Tokenizer, TokensError> {
-    // The `tokenizers` crate panics on some texts that are no JSON, which would be printed.
+    // The `tokenizers` crate panics, and prints that, on some texts that are not JSON.
     serde_json::from_str::<IgnoredAny>(json).map_err(|error| TokensError::Tokenizer {
         reason: format!("not JSON: {error}"),
     })?;
@@ -331,7 +330,7 @@ pub(super) fn no_panic<T>(f: impl FnOnce() -> tokenizers::Result<T>) -> Result<T
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
         Ok(result) => result.map_err(failed),
         Err(_) => Err(TokensError::Tokenizer {
-            reason: "tokenizer.json contradicts itself".to_owned(),
+            reason: "tokenizer.json is inconsistent".to_owned(),
         }),
     }
 }

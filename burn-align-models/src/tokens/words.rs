@@ -1,4 +1,4 @@
-//! Where the words of a prompt are among its tokens.
+//! Finding the words of a prompt among its tokens.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -8,8 +8,8 @@ use regex::Regex;
 use super::tokenizer::Encoded;
 use super::{SpecialTokens, Tokenizer, TokensError};
 
-/// Characters of scripts whose words are not set apart by spaces, or not from what belongs to them
-/// (Korean particles).
+/// Characters of scripts that do not separate words by spaces, or not from attached particles
+/// (Korean).
 static UNSPACED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
         r"^[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{scx=Hang}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmr}\p{scx=Mymr}\p{scx=Tibt}\p{scx=Java}\p{scx=Bali}\p{scx=Tale}\p{scx=Talu}\p{scx=Lana}\p{scx=Tavt}\p{scx=Yiii}\p{scx=Nshu}\p{scx=Tang}]$",
@@ -17,17 +17,17 @@ static UNSPACED: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// Characters that belong to the one before them.
+/// Characters that combine with the one before them.
 static MARK: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[\p{M}\u{200D}]$").ok());
 
 impl Tokenizer {
-    /// The token positions of a word in a prompt, so that nobody needs to count them.
+    /// The token positions of a word in a prompt, found by its text.
     ///
     /// The word may be any part of the prompt. Positions are those of [`encode`](Self::encode), so a
-    /// beginning of sequence counts; all tokens that touch the word belong to it, also those that
-    /// hold a part of one of its characters. A part of a longer word does not count where the script
-    /// writes words apart; in scripts that do not, such as Chinese, Japanese, Korean and Thai, a word
-    /// is found inside running text.
+    /// beginning of sequence counts; all tokens that overlap the word belong to it, including those
+    /// with only part of one of its characters. In scripts with spaces between words, part of a
+    /// longer word does not count; in others, such as Chinese, Japanese, Korean and Thai, a word is
+    /// found inside running text.
     ///
     /// ```
     /// use burn_align_models::{FromPretrained, Gpt2, LoadOptions};
@@ -56,10 +56,10 @@ impl Tokenizer {
         })
     }
 
-    /// The positions of all tokens that touch a part of the text, in bytes.
+    /// The positions of all tokens that overlap a range of the text, in bytes.
     ///
-    /// A normalizer may put a space before a text, which then counts as a part of its first
-    /// character, though it is none.
+    /// A space that a normalizer puts before a text is reported as part of the first character,
+    /// although it is not.
     pub(super) fn touching(
         &self,
         text: &str,
@@ -83,7 +83,7 @@ impl Tokenizer {
     }
 }
 
-/// The only place of the word in the prompt, in bytes.
+/// The only occurrence of the word in the prompt, in bytes.
 fn find(prompt: &str, word: &str) -> Result<Range<usize>, TokensError> {
     let (word, named) = (word.trim(), word);
     let not_found = || TokensError::WordNotFound {
@@ -117,7 +117,7 @@ fn find(prompt: &str, word: &str) -> Result<Range<usize>, TokensError> {
     }
 }
 
-/// Whether the part of the text is not embedded in a longer word.
+/// Whether the range is not embedded in a longer word.
 fn is_whole(text: &str, part: &Range<usize>) -> bool {
     let inside = &text[part.clone()];
     let before = text[..part.start].chars().next_back();
@@ -125,7 +125,7 @@ fn is_whole(text: &str, part: &Range<usize>) -> bool {
     !is_joined(before, inside.chars().next()) && !is_joined(inside.chars().next_back(), after)
 }
 
-/// Whether there is no boundary of words between two characters.
+/// Whether there is no word boundary between two characters.
 fn is_joined(left: Option<char>, right: Option<char>) -> bool {
     let (Some(left), Some(right)) = (left, right) else {
         return false;
@@ -139,7 +139,7 @@ fn is_joined(left: Option<char>, right: Option<char>) -> bool {
     is_spaced(left) && is_spaced(right)
 }
 
-/// The part of the text up to the next boundaries of words.
+/// The text around the range, up to the next word boundaries.
 fn longer(text: &str, part: Range<usize>) -> &str {
     let (mut start, mut end) = (part.start, part.end);
     while let Some(before) = text[..start].chars().next_back()

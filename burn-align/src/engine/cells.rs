@@ -8,7 +8,7 @@ use burn::tensor::{Bool, Int, Tensor, TensorData, backend::Backend};
 use super::{Indices, Units};
 use crate::interventions::Intervention;
 
-/// Cells of one or several worlds, in the order in which an intervention sees them.
+/// Cells of one or several worlds, in the order seen by an intervention.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Cells {
     indices: Vec<i64>,
@@ -73,7 +73,7 @@ pub(super) fn gather<B: Backend>(activation: &Tensor<B, 4>, cells: &Cells) -> Te
     flat.select(0, cells.to_tensor(&device))
 }
 
-/// Puts values into cells of an activation. The values go in as they are, bit by bit.
+/// Puts values into cells of an activation. The values are copied exactly.
 ///
 /// # Shapes
 /// - activation, output: `[row, head, pos, width]`
@@ -89,7 +89,7 @@ pub(super) fn scatter<B: Backend>(
     if cells.are_all(count) {
         return values.reshape(shape);
     }
-    // Each cell comes from its old place, or from the new values after the old ones.
+    // Each cell is taken from its old index, or from the new values, which follow the old ones.
     let mut sources: Vec<i64> = (0..count as i64).collect();
     for (place, source) in cells.indices.iter().zip(count as i64..) {
         sources[*place as usize] = source;
@@ -111,9 +111,9 @@ pub(super) fn feature_count<B: Backend, I: Intervention<B>>(
     count.expect("checked when the plan was validated")
 }
 
-/// Which features are to be changed: `[batch, 1, feature]`.
+/// Which features to change: `[batch, 1, feature]`.
 ///
-/// For several edits under one another, each with its features and its number of examples.
+/// For several stacked edits, each with its features and its number of examples.
 pub(super) fn feature_mask<'a, B: Backend>(
     edits: impl Iterator<Item = (&'a Indices, usize)>,
     count: usize,

@@ -5,8 +5,8 @@ use burn_align_models::{Component, InputKinds, Site, TokensError};
 use super::NonFinite;
 use crate::interventions::{Misfit, counted};
 
-/// Why a plan cannot be run. Found before anything is computed, but for [`Device`](Self::Device),
-/// [`NonFinite`](Self::NonFinite) and [`NeverTapped`](Self::NeverTapped).
+/// Why a plan cannot be run. Detected before anything is computed, except for
+/// [`Device`](Self::Device), [`NonFinite`](Self::NonFinite) and [`NeverTapped`](Self::NeverTapped).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
@@ -18,7 +18,7 @@ pub enum PlanError {
         /// What is wrong.
         cause: TokensError,
     },
-    /// An input of another kind than the model reads.
+    /// An input of a kind that the model does not read.
     #[error("input {input}: the model reads {expected}; found {found}")]
     InputKind {
         /// Index of the input.
@@ -59,9 +59,9 @@ pub enum PlanError {
         /// The site.
         site: Site,
     },
-    /// A position before the first one that is left of a frozen plan.
+    /// A position before the first remaining one of a frozen plan.
     #[error(
-        "{at}: of example {example}, the frozen plan has only the positions from {start} on; add \
+        "{at}: for example {example}, the frozen plan only has the positions from {start} on; add \
          reads and edits before the plan is frozen"
     )]
     NotKept {
@@ -69,7 +69,7 @@ pub enum PlanError {
         at: String,
         /// The example.
         example: usize,
-        /// The first position that is left.
+        /// The first remaining position.
         start: usize,
     },
     /// No device to run on.
@@ -77,8 +77,8 @@ pub enum PlanError {
     NoDevice,
     /// An id that belongs to another plan.
     #[error(
-        "{what} {found} is none of the {count} of this plan; ids are valid only in the plan that gave \
-         them, and in copies of it"
+        "{what} {found} is not one of the {count} of this plan; ids are only valid in the plan \
+         that gave them, and in copies of it"
     )]
     UnknownId {
         /// What it is an id of.
@@ -165,10 +165,11 @@ pub enum PlanError {
         /// The index.
         found: usize,
     },
-    /// An operand of another shape than what is changed.
+    /// An operand whose shape does not match what is changed.
     #[error(
         "{site}: the intervention changes {expected:?} [batch, unit, d_site], but its operand is \
-         {found:?}; choose as many units of the same width, from as many examples"
+         {found:?}; choose the same number of units of the same width, from the same number of \
+         examples"
     )]
     OperandShape {
         /// The edit's site.
@@ -180,9 +181,9 @@ pub enum PlanError {
     },
     /// Padding that would take a token's place.
     #[error(
-        "{site}: the source's example {example} has {found} tokens, but the intervention takes all \
-         {pos} positions of the batch, padding too; name the positions, or give source and base \
-         the same lengths"
+        "{site}: the source's example {example} has {found} tokens, but the intervention takes \
+         all {pos} positions of the batch, including padding; name the positions, or give source \
+         and base the same lengths"
     )]
     PaddingTaken {
         /// The edit's site.
@@ -211,7 +212,7 @@ pub enum PlanError {
         site: Site,
         /// Index of the example.
         example: usize,
-        /// Number of features: of a unit, or of what the intervention makes of it.
+        /// Number of features of a unit, or of the intervention's coordinates of it.
         features: usize,
         /// The feature.
         found: usize,
@@ -240,7 +241,7 @@ pub enum PlanError {
         /// Whether the intervention takes a source.
         needed: bool,
     },
-    /// A row budget that not even one world fits into.
+    /// A row budget too small for a single world.
     #[error(
         "max_rows: expected at least {needed}, for one world with its sources at a time, found \
          {max_rows}; raise it, or give fewer examples at a time"
@@ -251,19 +252,19 @@ pub enum PlanError {
         /// The budget.
         max_rows: usize,
     },
-    /// A memory budget that not even one world fits into.
+    /// A memory budget too small for a single world.
     #[error(
         "memory_budget: expected at least {needed} bytes, for one world with its sources at a time \
-         and for all that is read, found {budget}; raise it, give fewer examples at a time, or read \
-         fewer positions"
+         and for everything that is read, found {budget}; raise it, give fewer examples at a \
+         time, or read fewer positions"
     )]
     MemoryBudget {
-        /// Bytes that the first world takes that does not fit.
+        /// Bytes needed by the first world that does not fit.
         needed: u64,
         /// The budget.
         budget: u64,
     },
-    /// A device that could not compute what was asked for. GPUs say so when numbers are read.
+    /// A device failure. GPUs report it when numbers are read.
     #[error(
         "the device failed: {reason}; if its memory ran out, give RunOptions a memory_budget or lower \
          max_rows, give fewer examples at a time, or load the model in bf16"
@@ -272,7 +273,7 @@ pub enum PlanError {
         /// What the backend said.
         reason: String,
     },
-    /// Results that are not finite. Found when they are read.
+    /// Results that are not finite. Detected when they are read.
     #[error("{0}")]
     NonFinite(Box<NonFinite>),
     /// Edits that wait for one another.
@@ -281,10 +282,10 @@ pub enum PlanError {
         /// The edit's site.
         site: Site,
     },
-    /// A model does not tap a site that it says it has.
+    /// A model that does not tap a site that it declares.
     #[error(
-        "the model never hands over the activation at {site}: call the tap there, or let \
-         AlignableTransformer::site return None for it"
+        "the model never taps the activation at {site}: call the tap there, or return None for it \
+         from AlignableTransformer::site"
     )]
     NeverTapped {
         /// The site.

@@ -17,11 +17,11 @@ use super::validate::validate;
 use super::{PlanError, Units};
 use crate::interventions::Intervention;
 
-/// What a plan's reads gave.
+/// The values of a plan's reads.
 #[derive(Clone, Debug)]
 pub struct Results<B: Backend> {
     pub(super) values: Vec<Tensor<B, 3>>,
-    /// Those of the reads.
+    /// The marks of the reads.
     pub(super) marks: Vec<Mark>,
 }
 
@@ -38,13 +38,13 @@ impl<B: Backend> Results<B> {
         let ReadId(index, mark) = read;
         assert!(
             self.marks.get(index) == Some(&mark),
-            "read {index} is of another plan than the one with these results: ask with the ids that \
-             this plan gave"
+            "read {index} belongs to a different plan than these results: use the ids given by \
+             this plan"
         );
         self.values[index].clone()
     }
 
-    /// The values of all reads, in the order in which they were asked for.
+    /// The values of all reads, in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor<B, 3>> {
         self.values.iter()
     }
@@ -54,13 +54,13 @@ impl<B: Backend> Results<B> {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RunOptions {
-    /// Most rows (examples of worlds) that go through a layer together. A plan with more is cut
-    /// into parts, which still share their sources. Default: no limit.
+    /// Maximum number of rows (examples of worlds) that go through a layer together. A plan with
+    /// more is split into parts, which still share their sources. Default: no limit.
     pub max_rows: Option<usize>,
     /// Bytes available for activations at a time, as estimated by [`explain`](Plan::explain)
     /// ([`Explanation::peak_bytes`](super::Explanation::peak_bytes)): without the model's weights,
-    /// and without activations kept for gradients. A plan that needs more is cut into parts as by
-    /// [`max_rows`](Self::max_rows). Default: no limit.
+    /// and without activations kept for gradients. A plan that needs more is split into parts as
+    /// with [`max_rows`](Self::max_rows). Default: no limit.
     pub memory_budget: Option<u64>,
 }
 
@@ -82,8 +82,8 @@ impl<B: Backend> Plan<B> {
     /// Runs all worlds in lockstep.
     ///
     /// # Errors
-    /// If the plan does not fit the model or the interventions; nothing is computed then. If the model
-    /// turns out not to tap a site that it says it has.
+    /// If the plan does not fit the model or the interventions; nothing is computed then. Also if
+    /// the model turns out not to tap a site that it declares.
     pub fn run<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &M,
@@ -130,7 +130,7 @@ impl<B: Backend> Plan<B> {
     }
 }
 
-/// Worlds' activations that edits elsewhere will take.
+/// Activations of worlds that edits elsewhere will use.
 type Kept<B> = HashMap<OperandKey, Tensor<B, 3>>;
 
 /// A plan being run.
@@ -140,7 +140,7 @@ pub(super) struct Run<'a, B: Backend, I> {
     pub(super) whole: &'a Schedule,
     /// Whether there are several parts.
     pub(super) in_parts: bool,
-    /// The part that is run now.
+    /// The part being run.
     pub(super) schedule: &'a Schedule,
     pub(super) interventions: &'a [I],
     device: B::Device,
@@ -160,7 +160,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         };
         let pos = first.layout.pos;
         let shared = model.begin(pos, &self.device);
-        // The layout of the last block that was given suffixes, and what belongs to it.
+        // The layout of the last block that ran on suffixes, and what belongs to it.
         let mut suffixes: Option<(&StageGroups, M::Pass)> = None;
         let halves = model.halves();
         let mut x = None;
@@ -228,7 +228,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                         Part::BlockOutput => tap.stream(at(Component::BlockOutput), stream),
                     }
                 }
-                // Nothing but logits is left to read: only their positions are normalised.
+                // Only logits remain to be read: only their positions are normalised.
                 Stage::FinalNorm if tap.is_idle() => stream,
                 Stage::FinalNorm => {
                     normed = true;
@@ -286,8 +286,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let mut start: usize = 0;
         for (index, [batch, units]) in wanted {
             let count = batch * units;
-            // A part of a tensor of the right shape is a view, where a part that takes another shape
-            // would be copied.
+            // Slicing a tensor of the right shape gives a view; slicing while reshaping would copy.
             let divides = all.is_multiple_of(units) && start.is_multiple_of(units);
             let logits = logits.clone();
             self.values[index] = Some(match divides {
@@ -303,7 +302,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
     }
 }
 
-/// Gives the groups of the next stage their rows, as copies of their parents' rows.
+/// Makes the rows of the next stage's groups, as copies of their parents' rows.
 fn fork<B: Backend>(x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Tensor<B, 3> {
     let parents: Vec<usize> = next.groups.iter().map(|group| group.parent).collect();
     rearrange(x, before, &next.layout, &parents)
@@ -363,7 +362,7 @@ fn rearrange<B: Backend>(
     x.reshape([rows, pos, d_model])
 }
 
-/// The inputs of all groups under one another, padded on the right.
+/// The stacked inputs of all groups, padded on the right.
 fn stack<B: Backend>(
     plan: &Plan<B>,
     stage: &StageGroups,
@@ -382,7 +381,7 @@ fn stack<B: Backend>(
     )
 }
 
-/// The residuals that all groups start from, under one another, padded on the right.
+/// The stacked residuals that all groups start from, padded on the right.
 fn stack_residuals<B: Backend>(plan: &Plan<B>, stage: &StageGroups, pos: usize) -> Tensor<B, 3> {
     let residuals = stage
         .groups
@@ -404,7 +403,7 @@ fn padded<B: Backend>(x: &Tensor<B, 3>, pos: usize) -> Tensor<B, 3> {
     Tensor::cat(vec![x.clone(), padding], 1)
 }
 
-/// Inputs under one another, padded on the right to `pos` positions.
+/// Stacked inputs, padded on the right to `pos` positions.
 pub(super) fn stack_inputs<'a, B: Backend>(
     inputs: impl Iterator<Item = &'a WorldInput<B>>,
     pos: usize,

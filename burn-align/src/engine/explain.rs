@@ -56,10 +56,10 @@ pub struct StageExplanation {
     pub worlds: usize,
     /// Number of rows in it.
     pub rows: usize,
-    /// Number of positions that are computed in all rows together: in some, only those from the
-    /// first edited one on.
+    /// Number of computed positions, over all rows: in some rows, only those from the first edited
+    /// one on.
     pub positions: usize,
-    /// Number of groups of worlds that part from others here.
+    /// Number of groups of worlds that fork off here.
     pub forks: usize,
     /// Number of edits made here, by groups of worlds.
     pub edits: usize,
@@ -68,10 +68,10 @@ pub struct StageExplanation {
 }
 
 impl<B: Backend> Plan<B> {
-    /// Says what [`run`](Self::run) will do.
+    /// Describes what [`run`](Self::run) will do.
     ///
     /// # Errors
-    /// As [`run`](Self::run), but for what depends on the interventions.
+    /// As [`run`](Self::run), except for what depends on the interventions.
     pub fn explain<M: AlignableTransformer<B>>(&self, model: &M) -> Result<Explanation, PlanError> {
         let schedule = validate_without_interventions(self, model)?;
         let dims = model.dims();
@@ -173,7 +173,7 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
             reads: reads.count(),
         }
     });
-    // Between blocks and their halves nothing happens most of the time.
+    // Most of the time nothing happens between blocks and their halves.
     let computes = |stage: &StageGroups| match stage.stage {
         Stage::Layer(_, part) => matches!(part, Part::Block | Part::Attention | Part::Mlp),
         _ => true,
@@ -253,7 +253,7 @@ impl fmt::Display for Explanation {
         )?;
         write!(
             f,
-            "activations: {:.1} MiB at the fullest moment",
+            "activations: {:.1} MiB at peak",
             self.peak_bytes as f64 / f64::from(1 << 20)
         )
     }

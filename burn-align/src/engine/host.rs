@@ -1,11 +1,11 @@
-//! Bringing numbers to the host.
+//! Copying numbers to the host.
 
 use burn::tensor::{BasicOps, Tensor, TensorData, backend::Backend};
 
 use super::PlanError;
 
-/// The elements of a tensor, row by row. Waits for the device, and so is where it is learned that
-/// something went wrong there.
+/// The elements of a tensor, row by row. Waits for the device, so this is where its failures are
+/// detected.
 pub(crate) fn read_numbers<B: Backend, const D: usize, K: BasicOps<B>>(
     tensor: Tensor<B, D, K>,
 ) -> Result<Vec<f64>, PlanError> {
@@ -21,7 +21,7 @@ pub(super) fn read_data<B: Backend, const D: usize, K: BasicOps<B>>(
     })
 }
 
-/// What stands before the backtraces that some backends put into their errors.
+/// The text before the backtraces that some backends include in their errors.
 fn first_words(error: &str) -> String {
     let end = error
         .to_lowercase()

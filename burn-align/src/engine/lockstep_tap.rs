@@ -24,7 +24,7 @@ struct SiteWork<'p> {
     reads: Vec<(usize, WorldId, &'p Units)>,
 }
 
-/// What edits have in common that are made by one call of an intervention.
+/// What edits made by one call of an intervention have in common.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Call {
     intervention: usize,
@@ -70,7 +70,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         self.work.is_empty()
     }
 
-    /// Checks that the stage has tapped all that it was to tap.
+    /// Checks that the stage has tapped everything it should.
     pub(super) fn finish(self) -> Result<(), PlanError> {
         match self.work.into_keys().next() {
             None => Ok(()),
@@ -93,14 +93,15 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
     fn collect_keeps(&mut self, stage: Stage) {
         let (plan, schedule) = (self.run.plan, self.run.schedule);
         for taker in plan.world_ids() {
-            // Also of worlds that run in another part.
+            // Including worlds that run in another part.
             for edit in self.run.whole.edits(plan, taker) {
                 let Operand::Activation { world, site, units } = &edit.operand else {
                     continue;
                 };
                 let here = self.run.schedule.stages.of(*site) == stage
                     && self.group_of.contains_key(world);
-                // A world that takes at once in this part may be run again in a later one.
+                // A world whose operand is available at once in this part may run again in a later
+                // one.
                 let taken_at_once = !self.run.in_parts
                     && *site == edit.site
                     && schedule.pass_of[taker.0] == Some(self.pass);
@@ -126,8 +127,8 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
 
     /// Makes the edits of all groups at one site.
     ///
-    /// In each round every group may make its next edit, unless the edit takes the result of an
-    /// edit that is still to come. Edits with the same intervention are made in one call.
+    /// In each round every group may make its next edit, unless it uses the result of an edit that
+    /// has not been made yet. Edits with the same intervention are made in one call.
     fn make_edits(
         &self,
         site: Site,
@@ -143,7 +144,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                     let waits = self
                         .source_here(site, edit)
                         .is_some_and(|source| busy.contains(&source));
-                    // After the first edit that has to wait, the group's others wait as well.
+                    // After the first edit that has to wait, the group's other edits wait as well.
                     moved.insert(*group) && !waits
                 });
             waiting = later;
@@ -165,7 +166,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         activation
     }
 
-    /// The group whose rows of this activation an edit takes its operand from.
+    /// The group whose rows of this activation are the operand of an edit.
     fn source_here(&self, site: Site, edit: &Edit) -> Option<usize> {
         match &edit.operand {
             Operand::Activation {
@@ -195,7 +196,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         ]
     }
 
-    /// The width of a world's cells: without key positions that only longer inputs have.
+    /// The width of a world's cells, without key positions that only longer inputs have.
     fn own_width(&self, site: Site, world: WorldId, activation: &Tensor<B, 4>) -> usize {
         let [_row, _heads, _pos, width] = activation.dims();
         match site.is_attention_pattern() {
@@ -204,7 +205,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         }
     }
 
-    /// Some world of a group.
+    /// One world of a group.
     fn world_of(&self, group: usize) -> WorldId {
         self.worlds[group]
     }
@@ -251,7 +252,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         scatter(activation, &cells, changed)
     }
 
-    /// The operands of several edits, under one another, `[batch, unit, d_site]`.
+    /// The stacked operands of several edits, `[batch, unit, d_site]`.
     fn sources(
         &self,
         site: Site,
@@ -262,7 +263,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         let [_row, heads, _pos, _width] = activation.dims();
         let own_width = self.own_width(site, self.world_of(edits[0].0), activation);
         let mut parts: Vec<Tensor<B, 3>> = Vec::new();
-        // Neighbours that take from this very activation are taken together.
+        // Adjacent edits that use this same activation are handled together.
         let mut here = Cells::default();
         let take = |cells: &mut Cells, parts: &mut Vec<Tensor<B, 3>>| {
             if !cells.is_empty() {

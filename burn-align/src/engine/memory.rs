@@ -1,4 +1,4 @@
-//! How much memory a run takes.
+//! Estimating the memory of a run.
 
 use std::collections::HashSet;
 
@@ -13,14 +13,14 @@ use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Schedule, StageGroups};
 use super::stages::{Part, Stage};
 
-/// What the memory of a run is counted with.
+/// What the memory estimate of a run depends on.
 pub(super) struct Memory<'a, B: Backend, M> {
     plan: &'a Plan<B>,
     model: &'a M,
     /// Bytes of a number.
     element: u64,
-    /// Numbers that are there from some time on until the end: what is read, and what one world
-    /// takes from another.
+    /// Numbers that stay until the end once computed: what is read, and what one world uses from
+    /// another.
     kept: u64,
 }
 
@@ -46,9 +46,8 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         memory
     }
 
-    /// Bytes of activations at the fullest moment of a run, kept ones among them; without the model's
-    /// weights and without what a backend keeps for itself. Without gradients: with them, nothing
-    /// is let go of.
+    /// Peak bytes of activations in a run, including kept ones, but not the model's weights or what
+    /// a backend keeps for itself. This is without gradients: with them, nothing is freed.
     pub(super) fn peak(&self, schedule: &Schedule) -> u64 {
         let stages = schedule.passes.iter().flat_map(|pass| &pass.stages);
         let largest = stages.map(|stage| self.of_stage(stage)).max().unwrap_or(0);
@@ -85,7 +84,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         (input.batch() * count * width) as u64
     }
 
-    /// Numbers that are there at the same time in a stage.
+    /// Numbers that exist at the same time in a stage.
     fn of_stage(&self, stage: &StageGroups) -> u64 {
         let dims = self.model.dims();
         let asking = stage.given().work();
@@ -102,7 +101,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
             }
         });
         let logits = match stage.stage {
-            // All of them, before they are dealt to the reads, which have been counted.
+            // All of them, before they are divided among the reads, which are already counted.
             Stage::Unembed => self.plan.open_reads().map(|(_, read)| match read {
                 Read::Logits { world, .. } if stage.has(*world) => self.of_read(read),
                 _ => 0,
@@ -138,9 +137,10 @@ fn of_mlp(dims: &ModelDims, tokens: usize) -> usize {
     tokens * (3 * dims.d_model + hidden * dims.d_mlp)
 }
 
-/// Bytes of a number in the largest of the model's tensors, which is how it computes.
+/// Bytes per number in the model's largest tensor, which is the dtype it computes in.
 ///
-/// Of those that are there, if any: weights that stay quantised would be made for it.
+/// Only among existing tensors, if there are any: weights that stay quantised would be dequantised
+/// for this.
 fn element_bytes<B: Backend, M: AlignableTransformer<B>>(model: &M) -> u64 {
     struct Largest {
         lazy: bool,

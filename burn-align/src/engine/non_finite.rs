@@ -1,8 +1,8 @@
 //! Where the values of a run stop being finite.
 //!
 //! A number that overflows turns everything that depends on it into NaN, and the model's output
-//! shows no more than that. So when a result is not finite, the plan is run once more, one world
-//! after another, with a tap at every site. Runs with finite results pay nothing for it.
+//! shows nothing else. So when a result is not finite, the plan is run once more, one world after
+//! another, with a tap at every site. Runs with finite results cost nothing extra.
 
 mod watch;
 
@@ -70,7 +70,7 @@ pub enum NonFiniteValue {
 }
 
 impl NonFiniteValue {
-    /// `None` of a finite number.
+    /// `None` for a finite number.
     pub(super) fn of(value: f64) -> Option<Self> {
         match value {
             value if value.is_finite() => None,
@@ -102,17 +102,17 @@ pub enum NonFiniteCause {
         /// The weight's path in the model, such as `layers.3.mlp.down_proj.weight`.
         name: String,
     },
-    /// An intervention made it of finite values.
+    /// An intervention produced it from finite values.
     Intervention {
-        /// Which of those given to the run.
+        /// Its index among those given to the run.
         index: usize,
     },
-    /// What an intervention was given as its source was not finite.
+    /// The source given to an intervention was not finite.
     Source {
-        /// Which of the interventions given to the run.
+        /// Its index among the interventions given to the run.
         index: usize,
     },
-    /// The vectors that the model was given were not finite.
+    /// The input vectors were not finite.
     Input,
     /// The run that the plan resumes was not finite when the plan was frozen.
     Frozen,
@@ -152,16 +152,16 @@ impl fmt::Display for NonFinite {
             ),
             NonFiniteCause::Intervention { index } => write!(
                 f,
-                "intervention {index} made it of finite values; check its parameters and its source, \
-                 or {}",
+                "intervention {index} produced it from finite values; check its parameters and \
+                 its source, or {}",
                 match self.dtype {
-                    DType::F16 => "load the model in bf16 or f32, for f16 ends at 65504",
+                    DType::F16 => "load the model in bf16 or f32, since f16 ends at 65504",
                     _ => "intervene with smaller values",
                 }
             ),
             NonFiniteCause::Source { index } => write!(
                 f,
-                "the source that intervention {index} was given is not finite; give finite values"
+                "the source given to intervention {index} is not finite; give finite values"
             ),
             NonFiniteCause::Input => write!(
                 f,
@@ -169,7 +169,8 @@ impl fmt::Display for NonFinite {
             ),
             NonFiniteCause::Frozen => write!(
                 f,
-                "they were so when the plan was frozen; look for it in the plan before"
+                "they were already not finite when the plan was frozen; check the plan before \
+                 freezing"
             ),
         }
     }
@@ -180,27 +181,26 @@ fn overflow(dtype: DType) -> &'static str {
     match dtype {
         DType::F16 => "f16 ends at 65504; load the model in bf16 or f32",
         DType::BF16 => {
-            "the weights are finite, and bf16 reaches as far as f32, so this is no matter of the \
-             type; check that weights and configuration belong together"
+            "the weights are finite, and bf16 reaches as far as f32, so the type is not the \
+             cause; check that weights and configuration match"
         }
         _ => {
-            "the weights are finite; check that weights and configuration belong together, and the \
-             backend with the example `backends`"
+            "the weights are finite; check that weights and configuration match, and the backend \
+             with the example `backends`"
         }
     }
 }
 
 impl<B: Backend> Plan<B> {
-    /// Says where the values of a run stop being finite: at the first site, in the order of
-    /// computation, of the first world that has one, with what led to it. `None` if everything that the
-    /// plan reads is finite, or if what is not finite stands at padding.
+    /// Finds where the values of a run stop being finite: the first such site, in the order of
+    /// computation, of the first world that has one, with the cause. `None` if everything that the
+    /// plan reads is finite, or only values at padding are not.
     ///
     /// Runs the plan once, and then, if something is wrong, some worlds alone with a tap at every
-    /// site, sources before what takes from them. Ask when a result turned out not to be finite, not
-    /// before.
+    /// site, sources first. Call this only after a result turned out not to be finite.
     ///
-    /// Attention scores count where they make a weight that is not finite: scores that are masked may
-    /// be anything, and an intervention may well set some to negative infinity.
+    /// Attention scores count if they lead to a weight that is not finite: masked scores may be
+    /// anything, and an intervention may well set some to negative infinity.
     ///
     /// # Errors
     /// As [`run_with`](Self::run_with).
@@ -238,10 +238,10 @@ impl<B: Backend> Plan<B> {
         Ok(None)
     }
 
-    /// Checks numbers that were computed from the plan's results, such as a metric of logits, which costs
-    /// nothing but a look at them. If some are not finite because the run is not, the error says where
-    /// that begins, as [`find_non_finite`](Self::find_non_finite) does; what a metric made of finite
-    /// results is its own affair.
+    /// Checks numbers computed from the plan's results, such as a metric of logits, at the cost of
+    /// reading them. If some are not finite because the run is not, the error says where that
+    /// begins, as [`find_non_finite`](Self::find_non_finite) does; a metric that is not finite
+    /// although the results are is not an error here.
     ///
     /// # Errors
     /// [`PlanError::NonFinite`], or as [`run_with`](Self::run_with).
@@ -281,7 +281,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Search<'_, B, M
                 }
                 continue;
             }
-            // Of a world that has been frozen, nothing is left to run.
+            // Nothing of a frozen world is left to run.
             if !self.seen.insert(world) || self.plan.worlds[world.0].frozen {
                 continue;
             }
@@ -328,7 +328,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Search<'_, B, M
     }
 }
 
-/// Whether all elements are finite, as the host sees them: GPUs may compute as if nothing else existed.
+/// Whether all elements are finite, checked on the host: GPUs may compute as if all numbers were
+/// finite.
 fn is_finite<B: Backend>(x: &Tensor<B, 3>) -> Result<bool, PlanError> {
     let data = super::host::read_data(x.clone())?;
     Ok(data.iter::<f64>().all(f64::is_finite))

@@ -1,4 +1,4 @@
-//! Checks of a plan before anything is computed.
+//! Checking a plan before anything is computed.
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{
@@ -35,7 +35,7 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B
     })
 }
 
-/// As [`validate`], but for what depends on the interventions.
+/// As [`validate`], except for what depends on the interventions.
 pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
@@ -51,7 +51,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
 ) -> Result<Schedule, PlanError> {
     check_inputs(plan, model.dims(), model.input_kinds())?;
-    // First of all, for an edit may take from a world that comes later.
+    // Done first, because an edit may use a world that comes later.
     for world in &plan.worlds {
         check_id("input", world.input.0, world.input.1, &plan.marks.inputs)?;
     }
@@ -166,7 +166,7 @@ fn check_inputs<B: Backend>(
     Ok(())
 }
 
-/// Checks the sizes of vectors as those of token ids are checked.
+/// Checks the sizes of vectors, as for token ids.
 fn check_features_input(
     [batch, pos, _feature]: [usize; 3],
     dims: &ModelDims,
@@ -228,7 +228,7 @@ fn check_features(edit: &Edit, batch: usize, count: Option<usize>) -> Result<(),
     Ok(())
 }
 
-/// Checks that an id is of this plan.
+/// Checks that an id belongs to this plan.
 fn check_id(what: &'static str, found: usize, mark: Mark, marks: &[Mark]) -> Result<(), PlanError> {
     match marks.get(found) {
         Some(own) if *own == mark => Ok(()),
@@ -240,7 +240,7 @@ fn check_id(what: &'static str, found: usize, mark: Mark, marks: &[Mark]) -> Res
     }
 }
 
-/// Checks that a world is there, and has not been frozen.
+/// Checks that a world exists and has not been frozen.
 fn check_world<B: Backend>(plan: &Plan<B>, world: WorldId) -> Result<(), PlanError> {
     check_id("world", world.0, world.1, &plan.marks.worlds)?;
     match plan.worlds[world.0].frozen {
@@ -249,7 +249,7 @@ fn check_world<B: Backend>(plan: &Plan<B>, world: WorldId) -> Result<(), PlanErr
     }
 }
 
-/// Axes of size 1 stand for any number of batch entries and units.
+/// Axes of size 1 match any number of batch entries and units.
 fn broadcast(found: [usize; 3], expected: [usize; 3]) -> [usize; 3] {
     let stretch = |axis: usize| match found[axis] {
         1 => expected[axis],
@@ -265,7 +265,7 @@ struct Checker<'a, B: Backend, M> {
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
-    /// What an intervention sees of these units: `[batch, unit, d_site]`.
+    /// What an intervention gets of these units: `[batch, unit, d_site]`.
     fn shape(&self, world: WorldId, site: Site, units: &Units) -> Result<[usize; 3], PlanError> {
         let dims = self.model.dims();
         let SiteDims { heads, width } = self.model.site(site).ok_or(PlanError::NoSuchSite {
@@ -347,7 +347,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         Ok(positions.count(input.pos()))
     }
 
-    /// Checks that no padding goes into a token's place, where all positions are taken.
+    /// Checks that no padding replaces a token, if all positions are taken.
     fn lengths(
         &self,
         world: WorldId,
@@ -380,7 +380,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
     }
 }
 
-/// Checks the indices of every example: as many as of the first, none twice, each allowed.
+/// Checks the indices of every example: as many as in the first, none twice, all in range.
 fn check_lists(
     indices: &Indices,
     batch: usize,

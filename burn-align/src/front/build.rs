@@ -1,4 +1,4 @@
-//! From the words of a configuration to interventions.
+//! Building the interventions of a configuration.
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, SiteDims, SiteWidth};
@@ -14,8 +14,8 @@ use crate::interventions::{
 };
 
 impl AlignableRepresentationConfig {
-    /// Features of what an intervention with parameters takes as one vector. `None` at attention
-    /// scores and weights, whose width is that of the input.
+    /// Width of the vectors that an intervention with parameters acts on. `None` at attention
+    /// scores and weights, whose width depends on the input.
     pub(super) fn vector_width(&self, SiteDims { heads, width }: SiteDims) -> Option<usize> {
         let SiteWidth::Features(width) = width else {
             return None;
@@ -29,8 +29,7 @@ impl AlignableRepresentationConfig {
         })
     }
 
-    /// Features of what pyvene takes as one vector; `None` as of
-    /// [`vector_width`](Self::vector_width).
+    /// Width of the vectors in pyvene; `None` as in [`vector_width`](Self::vector_width).
     pub(crate) fn stored_width(&self, SiteDims { heads, width }: SiteDims) -> Option<usize> {
         let SiteWidth::Features(width) = width else {
             return None;
@@ -42,7 +41,7 @@ impl AlignableRepresentationConfig {
         Some((width * heads).saturating_mul(self.max_number_of_units))
     }
 
-    /// Number of features that a partition divides, of vectors of this width.
+    /// Number of features that a partition divides, for vectors of this width.
     pub(super) fn partitioned_features(&self, width: usize) -> usize {
         match self.intervention {
             InterventionType::LowRankRotatedSpace
@@ -70,8 +69,7 @@ impl InterventionType {
     }
 }
 
-/// The intervention of a representation, with parameters as they are before training; `None` if
-/// nothing is changed.
+/// The intervention of a representation, with untrained parameters; `None` if nothing is changed.
 pub(super) fn build<B: Backend, M: AlignableTransformer<B>>(
     index: usize,
     representation: &AlignableRepresentationConfig,

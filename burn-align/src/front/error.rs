@@ -6,7 +6,7 @@ use super::{Mode, Unit};
 use crate::engine::PlanError;
 use crate::interventions::{OrthonormalError, counted};
 
-/// Why interventions could not be run. Found before anything is computed.
+/// Why interventions could not be run. Detected before anything is computed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AlignError {
@@ -42,8 +42,8 @@ pub enum AlignError {
     },
     /// Time steps of a model that is not recurrent.
     #[error(
-        "representation {representation}: the model's layers are no time steps; expected unit \
-         `pos`, `h` or `h.pos`, found `t`"
+        "representation {representation}: unit `t` needs a recurrent model (its layers must be \
+         time steps); expected unit `pos`, `h` or `h.pos`, found `t`"
     )]
     NoTimeSteps {
         /// Index of the representation.
@@ -51,39 +51,39 @@ pub enum AlignError {
     },
     /// Group keys on some representations, or keys that are not 0, 1, ….
     #[error(
-        "group_key: expected none, or on every representation one of 0, 1, … without a gap; \
-         found {found:?}"
+        "group_key: expected none, or one of 0, 1, … on every representation, without gaps; found \
+         {found:?}"
     )]
     BadGroups {
         /// The keys.
         found: Vec<Option<usize>>,
     },
     /// Groups in serial mode, where every representation has its own source.
-    #[error("group_key has no meaning in serial mode: representation i belongs to source i")]
+    #[error("group_key is not supported in serial mode: representation i belongs to source i")]
     GroupsInSerialMode,
-    /// Another number of interventions than the configuration calls for.
+    /// A number of interventions that does not match the configuration.
     #[error(
         "expected {}, one for each representation or link key, found {found}",
         counted(*expected, "intervention")
     )]
     WrongInterventionCount {
-        /// What the configuration calls for.
+        /// The number that the configuration requires.
         expected: usize,
-        /// What was given.
+        /// The number given.
         found: usize,
     },
-    /// Another number of sources than the configuration calls for.
+    /// A number of sources that does not match the configuration.
     #[error(
         "expected {}{}, found {found}",
         counted(*expected, "source"),
         if *one_allowed && *expected != 1 { " (or one for all)" } else { "" }
     )]
     WrongSourceCount {
-        /// What the configuration calls for.
+        /// The number that the configuration requires.
         expected: usize,
-        /// Whether a single source would do.
+        /// Whether a single source is allowed.
         one_allowed: bool,
-        /// What was given.
+        /// The number given.
         found: usize,
     },
     /// A group without a source, though an intervention takes one.
@@ -94,7 +94,7 @@ pub enum AlignError {
         /// Index of the representation.
         representation: usize,
     },
-    /// A component whose own input is no site.
+    /// A component whose own input is not a site.
     #[error(
         "representation {representation}: {site} cannot be skipped; expected block_output, \
          attention_output or mlp_output"
@@ -114,7 +114,7 @@ pub enum AlignError {
     /// A part of a partition with features that the representation does not have.
     #[error(
         "representation {representation}: part {part} of subspace_partition: expected features \
-         below {features}, or a range [from, to] up to there, found {found:?}"
+         below {features}, or a range [from, to] within them, found {found:?}"
     )]
     NoSuchFeatures {
         /// Index of the representation.
@@ -126,10 +126,10 @@ pub enum AlignError {
         /// The part.
         found: Vec<usize>,
     },
-    /// Representations that are to share an intervention, but name different ones.
+    /// Representations that share an intervention, but name different ones.
     #[error(
-        "representation {representation}: expected {expected}, as of representation {first} with \
-         the same intervention_link_key, found {found}; give it another key or none"
+        "representation {representation}: expected {expected}, as for representation {first} with \
+         the same intervention_link_key, found {found}; give it a different key or none"
     )]
     LinkedTypes {
         /// Index of the representation.
@@ -141,7 +141,7 @@ pub enum AlignError {
         /// The intervention.
         found: &'static str,
     },
-    /// Subspaces for another number of representations or examples.
+    /// Subspaces for the wrong number of representations or examples.
     #[error("subspaces: expected entries for {expected} {what}, found {found}")]
     SubspaceCount {
         /// What they are entries for.
@@ -164,13 +164,13 @@ pub enum AlignError {
         /// The index.
         found: usize,
     },
-    /// JSON that is no subspaces.
+    /// JSON that does not describe subspaces.
     #[error("subspaces: expected null, one id, or [representation][batch][id]; found {found}")]
     MalformedSubspaces {
         /// The value.
         found: String,
     },
-    /// A source with another number of examples than the base.
+    /// A source whose number of examples differs from the base's.
     #[error(
         "source {source_index} has {}; expected {expected}, as many as the base",
         counted(*found, "example")
@@ -183,7 +183,7 @@ pub enum AlignError {
         /// Number of examples of the source.
         found: usize,
     },
-    /// Locations for another number of representations.
+    /// Locations for the wrong number of representations.
     #[error("unit locations: expected entries for {expected} representations, found {found}")]
     LocationCount {
         /// Number of representations.
@@ -212,15 +212,15 @@ pub enum AlignError {
         /// The side that is given.
         given: &'static str,
     },
-    /// Locations of a chain in parallel mode, or a chain of another length.
+    /// Locations of a chain in parallel mode, or a chain of the wrong length.
     #[error("unit locations: expected {expected}, found a chain of {found} links")]
     WrongChain {
-        /// What the mode calls for.
+        /// What the mode requires.
         expected: String,
         /// Number of links.
         found: usize,
     },
-    /// JSON that is no unit locations.
+    /// JSON that does not describe unit locations.
     #[error(
         "{key}: expected null or {{\"sources->base\": [source, base]}} with sides \
          [representation][batch][unit] (serial: \"source_0->source_1\", …, \"source_n->base\"), \
@@ -234,17 +234,17 @@ pub enum AlignError {
     },
     /// A link of a serial chain without locations.
     #[error(
-        "unit locations: expected \"sources->base\", or in serial mode a chain of links, of which \
-         `{key}` is missing"
+        "unit locations: expected \"sources->base\", or in serial mode a chain of links; `{key}` \
+         is missing"
     )]
     MissingLink {
         /// The key.
         key: String,
     },
-    /// The plan that the configuration and the inputs make cannot be run.
+    /// The plan built from the configuration and the inputs cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanError),
-    /// A dimension that the intervention needs.
+    /// A missing dimension that the intervention needs.
     #[error("representation {representation}: {kind} needs {what}, a number above 0")]
     NoDimension {
         /// Index of the representation.
@@ -254,7 +254,7 @@ pub enum AlignError {
         /// The intervention.
         kind: &'static str,
     },
-    /// A rotation that cannot be made.
+    /// A rotation that cannot be built.
     #[error("representation {representation}: {cause}")]
     Orthonormal {
         /// Index of the representation.
@@ -273,7 +273,7 @@ pub enum AlignError {
         /// The intervention.
         kind: &'static str,
     },
-    /// Parameters for vectors whose length is that of the input.
+    /// Parameters for vectors whose width depends on the input.
     #[error(
         "representation {representation}: {kind} needs vectors of a fixed width, which attention \
          scores and weights are not"

@@ -9,11 +9,11 @@ use burn::tensor::{Tensor, backend::Backend};
 pub enum Source<B: Backend> {
     /// A run of the model on these examples, as many as the base has.
     Run(WorldInput<B>),
-    /// Given values, `[batch, unit, d_site]`; batch and unit may be 1, for the same everywhere.
-    /// They need no location of their own.
+    /// Given values, `[batch, unit, d_site]`; batch and unit may be 1, for the same values
+    /// everywhere. They need no source location.
     #[doc(alias = "source_representations")]
     Values(Tensor<B, 3>),
-    /// Nowhere: no intervention of the group takes a source.
+    /// No source: no intervention of the group takes one.
     Absent,
 }
 
@@ -23,22 +23,22 @@ impl<B: Backend, T: Into<WorldInput<B>>> From<T> for Source<B> {
     }
 }
 
-/// What one forward pass under interventions reads.
+/// The inputs of one forward pass under interventions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AlignableInputs<B: Backend> {
     /// The examples that are changed.
     pub base: WorldInput<B>,
     /// One source for each group of representations (without group keys, for each
-    /// representation), or one for all, or none if no intervention takes one.
+    /// representation), or one for all, or none if no intervention uses one.
     pub sources: Vec<Source<B>>,
-    /// Which units of the sources go where in the base.
+    /// Which units of the sources replace which units of the base.
     pub locations: UnitLocations,
     /// Which subspaces are changed.
     pub subspaces: Subspaces,
-    /// Whether to run the base without interventions, too.
+    /// Whether to also run the base without interventions.
     pub output_original_output: bool,
-    /// Where logits are wanted. Elsewhere, none are computed.
+    /// Positions at which logits are computed.
     pub logits: LogitPositions,
 }
 
@@ -55,7 +55,7 @@ impl<B: Backend> AlignableInputs<B> {
         }
     }
 
-    /// The same with these sources.
+    /// Sets the sources.
     pub fn with_sources<S: Into<Source<B>>>(
         mut self,
         sources: impl IntoIterator<Item = S>,
@@ -64,25 +64,25 @@ impl<B: Backend> AlignableInputs<B> {
         self
     }
 
-    /// The same at these locations.
+    /// Sets the unit locations.
     pub fn with_locations(mut self, locations: impl Into<UnitLocations>) -> Self {
         self.locations = locations.into();
         self
     }
 
-    /// The same in these subspaces.
+    /// Sets the subspaces.
     pub fn with_subspaces(mut self, subspaces: Subspaces) -> Self {
         self.subspaces = subspaces;
         self
     }
 
-    /// The same, and the base without interventions beside it.
+    /// Also runs the base without interventions.
     pub fn with_original_output(mut self) -> Self {
         self.output_original_output = true;
         self
     }
 
-    /// The same with logits at these positions only.
+    /// Restricts the logits to these positions.
     pub fn with_logits(mut self, positions: LogitPositions) -> Self {
         self.logits = positions;
         self

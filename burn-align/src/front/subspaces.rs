@@ -1,4 +1,4 @@
-//! Subspaces by the parts of a representation that they consist of.
+//! Subspaces, given by the parts of a representation.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use crate::engine::Indices;
 /// Which subspaces of each representation are changed.
 ///
 /// An id is an index into the representation's `subspace_partition`, or, without one, a feature.
-/// Every example has subspaces of its own, as many as it likes; one that is named several times is
+/// Every example has its own subspaces, any number of them; one that is named several times is
 /// changed once, as in pyvene.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Subspaces {
@@ -24,7 +24,7 @@ pub enum Subspaces {
 impl Subspaces {
     /// The features of one representation, each once.
     ///
-    /// - `most`: a number of features that it has no more of
+    /// - `most`: an upper bound on the number of its features
     pub(super) fn features(
         &self,
         index: usize,
@@ -57,8 +57,9 @@ impl Subspaces {
     }
 }
 
-/// The features that the ids of one example stand for, each once and in order. Of those that the
-/// representation does not have, one is enough to be refused when the plan is checked.
+/// The features that the ids of one example refer to, each once and in order. Of features that the
+/// representation does not have, one is kept, which is enough for the plan's validation to reject
+/// it.
 fn expand(
     ids: &[usize],
     index: usize,
@@ -69,7 +70,7 @@ fn expand(
         return Ok(once(ids.to_vec()));
     };
     let mut features = Vec::new();
-    // A few numbers may name a part again and again, and each time all of its features.
+    // A short list may name the same large part many times.
     for id in once(ids.to_vec()) {
         // Parts may overlap.
         if features.len() > 2 * most {
@@ -90,7 +91,7 @@ fn expand(
     Ok(once(features))
 }
 
-/// The same numbers in order, each once.
+/// The same numbers, sorted and without duplicates.
 fn once(mut numbers: Vec<usize>) -> Vec<usize> {
     numbers.sort_unstable();
     numbers.dedup();

@@ -56,7 +56,7 @@ impl Stream {
             let node = change.node;
             node.check(dims)?;
             if let Some(reader) = reader.filter(|reader| reader.depth() <= node.depth()) {
-                return Err(PathError::NotBehind {
+                return Err(PathError::NotAfter {
                     sender: node,
                     receiver: reader.to_string(),
                 });

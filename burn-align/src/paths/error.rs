@@ -35,7 +35,7 @@ pub enum PathError {
         "{receiver} does not come after {sender}: expected a node that reads the residual stream \
          after {sender} has added to it"
     )]
-    NotBehind {
+    NotAfter {
         /// The node that adds.
         sender: Node,
         /// The node that should read.

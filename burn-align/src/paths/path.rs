@@ -83,7 +83,7 @@ impl Path {
         for hop in &self.hops {
             hop.node().check(dims)?;
             if hop.node().depth() <= sender.depth() {
-                return Err(PathError::NotBehind {
+                return Err(PathError::NotAfter {
                     sender,
                     receiver: hop.to_string(),
                 });

@@ -12,17 +12,17 @@ use crate::interventions::counted;
 pub enum LoadInterventionsError {
     /// A folder without `config.json`.
     #[error(
-        "{}: no config.json; expected a folder as save_interventions or pyvene's save writes it",
+        "{}: no config.json; expected a folder written by save_interventions or by pyvene's save",
         folder.display()
     )]
     NoConfig {
         /// The folder.
         folder: PathBuf,
     },
-    /// A folder in which a program was killed while the files took their places.
+    /// A folder in which saving was interrupted.
     #[error(
-        "{}: saving interventions here was cut off, config.json is missing; the new files are \
-         whole: rename those that end with .part",
+        "{}: saving interventions here was interrupted, config.json is missing; the new files are \
+         complete: remove .part from the names that end with it",
         folder.display()
     )]
     CutOff {
@@ -45,7 +45,7 @@ pub enum LoadInterventionsError {
         /// What is wrong, what was expected and what was found.
         reason: String,
     },
-    /// A class that there is no intervention for.
+    /// A class without a corresponding intervention.
     #[error(
         "{}: representation {representation}: no intervention for `{class}`; {reason}",
         file.display()
@@ -60,7 +60,7 @@ pub enum LoadInterventionsError {
         /// What is expected.
         reason: String,
     },
-    /// Something that would not compute the same here.
+    /// Something that would compute a different result here.
     #[error(
         "{}: representation {representation}: {what}: found {found}, which is not supported; \
          {remedy}",
@@ -78,10 +78,10 @@ pub enum LoadInterventionsError {
         /// What is expected, or what to do.
         remedy: &'static str,
     },
-    /// A representation whose parameters are in no file.
+    /// A representation without a file of parameters.
     #[error(
         "{}: representation {representation}: expected its parameters in {}, found no such file; \
-         save the interventions again, or name the representation as its file does",
+         save the interventions again, or rename the representation to match its file",
         folder.display(),
         expected.join(" or ")
     )]
@@ -93,10 +93,10 @@ pub enum LoadInterventionsError {
         /// The names that the file may have.
         expected: Vec<String>,
     },
-    /// A file with parameters of no representation.
+    /// A file that belongs to no representation.
     #[error(
-        "{}: expected parameters of a representation of config.json, found a file of none of \
-         them; remove it, or add the representation",
+        "{}: expected the parameters of a representation in config.json, but it belongs to none \
+         of them; remove it, or add the representation",
         file.display()
     )]
     UnusedFile {
@@ -105,7 +105,7 @@ pub enum LoadInterventionsError {
     },
     /// Weights of the model, which pyvene saves with `include_model=True`.
     #[error(
-        "{}: expected interventions only, found weights of the model, too; they may have been \
+        "{}: expected only interventions, also found weights of the model; they may have been \
          trained, and are not loaded here: save that model with transformers' save_pretrained, \
          load it from there, and remove this file",
         file.display()
@@ -124,8 +124,8 @@ pub enum LoadInterventionsError {
     },
     /// A pickle that would run code.
     #[error(
-        "{}: refused: expected a pickle of tensors only, found one that calls `{global}`, which \
-         may run any code; do not load it anywhere",
+        "{}: refused: expected a pickle with only tensors, found one that calls `{global}`, which \
+         could run arbitrary code; do not load it anywhere",
         file.display()
     )]
     ForbiddenGlobal {
@@ -144,8 +144,8 @@ pub enum LoadInterventionsError {
     },
     /// Tensors without a parameter.
     #[error(
-        "{}: expected only the parameters that config.json calls for, found also {}; is the \
-         configuration that of these tensors?",
+        "{}: expected only the parameters required by config.json, also found {}; does the \
+         configuration belong to these tensors?",
         file.display(),
         tensors.join(", ")
     )]
@@ -155,7 +155,7 @@ pub enum LoadInterventionsError {
         /// Their names.
         tensors: Vec<String>,
     },
-    /// A tensor of a shape that does not fit the others or the configuration.
+    /// A tensor whose shape does not fit the others or the configuration.
     #[error("{}: tensor `{tensor}`: expected shape {expected}, found {found:?}", file.display())]
     WrongShape {
         /// The file.
@@ -167,22 +167,22 @@ pub enum LoadInterventionsError {
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor of another type.
+    /// A tensor of an unsupported type.
     #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", file.display())]
     WrongDType {
         /// The file.
         file: PathBuf,
         /// Its name.
         tensor: String,
-        /// The types that are read.
+        /// The supported types.
         expected: &'static str,
         /// The type in the file.
         found: String,
     },
     /// Linked representations with different parameters.
     #[error(
-        "{}: expected the same parameters as of representation {first}, with which \
-         representation {representation} shares its intervention_link_key, found others",
+        "{}: expected the same parameters as for representation {first}, which has the same \
+         intervention_link_key as representation {representation}, found different ones",
         file.display()
     )]
     LinkedDiffer {
@@ -193,10 +193,10 @@ pub enum LoadInterventionsError {
         /// Index of the first one with the key.
         first: usize,
     },
-    /// An intervention that changes part of the features only, by the saved width.
+    /// An intervention that changes only some of the features, according to the saved width.
     #[error(
-        "representation {representation}: expected interventions on all {expected} features of \
-         the model's representation, found one on {found} of them; name them as a subspace instead"
+        "representation {representation}: expected an intervention on all {expected} features of \
+         the model's representation, found one on {found} of them; use a subspace instead"
     )]
     Width {
         /// Index of the representation.
@@ -206,7 +206,7 @@ pub enum LoadInterventionsError {
         /// Number of features.
         found: usize,
     },
-    /// The interventions do not fit the model, or not the configuration.
+    /// The interventions do not fit the model or the configuration.
     #[error(transparent)]
     Align(#[from] AlignError),
 }
@@ -223,18 +223,18 @@ pub enum SaveInterventionsError {
         /// The cause.
         cause: io::Error,
     },
-    /// The configuration and the interventions do not belong together.
+    /// The configuration and the interventions do not match.
     #[error(
         "expected {}, one for each representation or link key, found {found}",
         counted(*expected, "intervention")
     )]
     WrongInterventionCount {
-        /// What the configuration calls for.
+        /// The number that the configuration requires.
         expected: usize,
-        /// What was given.
+        /// The number given.
         found: usize,
     },
-    /// A configuration that would read back as another one.
+    /// A configuration that would read back as a different one.
     #[error("the configuration cannot be saved: {reason}")]
     Config {
         /// Why.
@@ -242,14 +242,14 @@ pub enum SaveInterventionsError {
     },
     /// A closure among the interventions.
     #[error(
-        "intervention {intervention} is a closure, which cannot be saved; give it again when the \
-         others are loaded, or write it as a type of your own"
+        "intervention {intervention} is a closure, which cannot be saved; add it again after \
+         loading the others, or implement it as your own type"
     )]
     Closure {
         /// Index of the intervention.
         intervention: usize,
     },
-    /// A tensor that f32 does not hold exactly, or that cannot be read.
+    /// A tensor that f32 cannot represent exactly, or that cannot be read.
     #[error("tensor `{tensor}`: expected f32, f16 or bf16, found {found}")]
     Tensor {
         /// Its name.

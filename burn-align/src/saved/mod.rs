@@ -1,4 +1,4 @@
-//! Interventions in a folder, to be trained once and used often.
+//! Interventions in a folder: train once, use often.
 //!
 //! ```
 //! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
@@ -22,29 +22,30 @@
 //! ```
 //!
 //! # Format
-//! `config.json` is that of an [`AlignableConfig`] with one more field, `interventions`: what each
-//! of them is apart from its tensors. `interventions.safetensors` holds these, in f32, as
-//! `INDEX.PARAMETER`, for instance `0.rotation.parameter`. What is loaded computes the same, bit by
-//! bit. Linked representations share an intervention, which is stored once. What began as a folder
-//! of pyvene has a field `changed_features`, too, if only a model can tell whether they are all.
+//! `config.json` is that of an [`AlignableConfig`] with one more field, `interventions`: the
+//! description of each of them, apart from its tensors. `interventions.safetensors` holds the
+//! tensors, in f32, as `INDEX.PARAMETER`, for instance `0.rotation.parameter`. Loaded interventions
+//! compute the same results, to the bit. Linked representations share an intervention, which is
+//! stored once. Interventions that came from a pyvene folder also have a field `changed_features`,
+//! if only a model can tell whether these are all features.
 //!
-//! Interventions of your own are not [`BuiltinIntervention`]s and cannot be saved so: save them as
-//! what they are, Burn modules, and put them into a model with
-//! [`AlignableModel::with_interventions`].
+//! Your own interventions are not [`BuiltinIntervention`]s and cannot be saved this way: save them
+//! as Burn modules, and put them into a model with [`AlignableModel::with_interventions`].
 //!
 //! # Folders by pyvene and pyreft
-//! [`load`](SavedInterventions::load) reads them, too, of all releases (`config.json` and
-//! `intkey_*.bin`). Their pickles are read, not run: one that names anything but tensors is
-//! refused. What would not compute the same here is an error, with these exceptions:
+//! [`load`](SavedInterventions::load) also reads these, from all releases (`config.json` and
+//! `intkey_*.bin`). Their pickles are parsed, not run: one that names anything but tensors is
+//! rejected. Anything that would compute a different result here is an error, with these
+//! exceptions:
 //! - an autoencoder whose `interchange_dim` is the default, `embed_dim`, swaps all of its hidden
 //!   features: pyvene swaps one, or the first `embed_dim`;
-//! - pyreft does not save which function follows the learned map: it is taken to be the identity;
+//! - pyreft does not save which function follows the learned map: the identity is assumed;
 //! - parameters in bf16 and f16 become f32; nothing is rounded.
 //!
-//! Weights of the model beside them (`pytorch_model.bin`, of pyvene's `include_model=True`) are an
-//! error: they are not loaded, and the interventions may be meant for them.
+//! Weights of the model next to them (`pytorch_model.bin`, from pyvene's `include_model=True`) are
+//! an error: they are not loaded, and the interventions may depend on them.
 //!
-//! Noise and principal components are in no file that pyvene writes, and so cannot be loaded.
+//! pyvene does not save noise and principal components, so they cannot be loaded.
 
 mod error;
 mod format;
@@ -77,17 +78,17 @@ pub struct SavedInterventions<B: Backend> {
     /// Which representations they are for.
     pub config: AlignableConfig,
     /// One for each representation that is not collected, and one for all representations with
-    /// the same link key. Put them into a model by [`with_model`](Self::with_model), which checks
-    /// what a folder of pyvene says beside them.
+    /// the same link key. Put them into a model with [`with_model`](Self::with_model), which also
+    /// checks the widths given by a pyvene folder.
     pub interventions: Vec<BuiltinIntervention<B>>,
-    /// How many features of each representation are changed, where a folder of pyvene says so and
-    /// only a model can tell whether these are all. It is saved, and
-    /// [`with_model`](Self::with_model) checks it.
+    /// How many features of each representation are changed, if a pyvene folder gives the number
+    /// and only a model can tell whether these are all. Saved with the interventions, and checked
+    /// by [`with_model`](Self::with_model).
     widths: Vec<Option<usize>>,
 }
 
 impl<B: Backend> SavedInterventions<B> {
-    /// Interventions to be saved.
+    /// Interventions to save.
     pub fn new(config: AlignableConfig, interventions: Vec<BuiltinIntervention<B>>) -> Self {
         Self {
             widths: vec![None; config.representations.len()],
@@ -96,12 +97,12 @@ impl<B: Backend> SavedInterventions<B> {
         }
     }
 
-    /// Writes `config.json` and `interventions.safetensors` into a folder, which is made if it is
-    /// not there. Interventions that are there are replaced when all is written, and stay as they
-    /// are if something cannot be; a program that is killed never leaves files of two saves.
+    /// Writes `config.json` and `interventions.safetensors` into a folder, which is created if it
+    /// does not exist. Existing interventions are replaced once everything is written, and left
+    /// unchanged if writing fails; a killed program never leaves files of two saves.
     ///
     /// # Errors
-    /// If configuration and interventions do not belong together, or the files cannot be written.
+    /// If the configuration and the interventions do not match, or the files cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<(), SaveInterventionsError> {
         format::save(
             folder.as_ref(),
@@ -111,10 +112,10 @@ impl<B: Backend> SavedInterventions<B> {
         )
     }
 
-    /// Reads a folder as [`save`](Self::save) writes it, or pyvene.
+    /// Reads a folder written by [`save`](Self::save) or by pyvene.
     ///
     /// # Errors
-    /// If the folder cannot be read, or cannot be used exactly as it is.
+    /// If the folder cannot be read, or its contents cannot be reproduced exactly.
     pub fn load(
         folder: impl AsRef<Path>,
         device: &B::Device,
@@ -147,7 +148,7 @@ impl<B: Backend> SavedInterventions<B> {
             pyvene::load(folder, &file, fields, device)
         } else {
             Err(bad(
-                "expected alignable_representations, or of pyvene's folders representations or \
+                "expected alignable_representations, or in pyvene's folders representations or \
                  intervenable_representations, found none of them"
                     .to_owned(),
             ))
@@ -191,15 +192,15 @@ impl<B: Backend, M: AlignableTransformer<B>> AlignableModel<B, M> {
         &self,
         folder: impl AsRef<Path>,
     ) -> Result<(), SaveInterventionsError> {
-        // The model has been asked: all interventions are on all features.
+        // Checked with the model: all interventions are on all features.
         format::save(folder.as_ref(), self.config(), self.interventions(), &[])
     }
 
-    /// Puts the interventions of a folder into a model; the folder is as
-    /// [`save_interventions`](Self::save_interventions) writes it, or pyvene.
+    /// Puts the interventions of a folder into a model; the folder was written by
+    /// [`save_interventions`](Self::save_interventions) or by pyvene.
     ///
     /// # Errors
-    /// If the folder cannot be read, or what is in it does not fit the model.
+    /// If the folder cannot be read, or its contents do not fit the model.
     pub fn load(folder: impl AsRef<Path>, model: M) -> Result<Self, LoadInterventionsError> {
         SavedInterventions::load(folder, &model.device())?.with_model(model)
     }

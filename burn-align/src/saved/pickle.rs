@@ -1,5 +1,5 @@
-//! Pickles of state dicts, read and not run: of what a pickle can name, only tensors and ordered
-//! dictionaries are known, and anything else is refused at its first mention.
+//! Pickles of state dicts, parsed but not run: of everything a pickle can name, only tensors and
+//! ordered dictionaries are known, and anything else is rejected immediately.
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -7,9 +7,9 @@ use std::rc::Rc;
 /// Why a pickle cannot be read.
 #[derive(Debug)]
 pub(super) enum PickleError {
-    /// It names something else than tensors.
+    /// It names something other than tensors.
     Forbidden(String),
-    /// It is damaged, or no state dict.
+    /// It is damaged, or not a state dict.
     Malformed(String),
 }
 
@@ -73,8 +73,8 @@ impl Global {
     }
 }
 
-/// What stands on the stack. Values that hold others refer to them by index, so that no pickle can
-/// nest them too deep to be dropped.
+/// An item on the stack. Containers refer to their values by index, so that no pickle can nest them
+/// too deeply to be dropped.
 #[derive(Clone, Debug)]
 enum Item {
     Mark,
@@ -90,8 +90,8 @@ enum Item {
     Tensor(Rc<PickledTensor>),
 }
 
-/// Most objects in a pickle: far more than a state dict of interventions has. Each may be a byte in the
-/// file, and a few dozen in memory.
+/// Maximum number of objects in a pickle: far more than a state dict of interventions has. Each may
+/// be a byte in the file, and a few dozen in memory.
 const MOST_OBJECTS: usize = 1 << 20;
 
 /// More axes than any parameter has.
@@ -223,7 +223,7 @@ impl Machine<'_> {
                     self.set_items(items)?;
                 }
                 b'b' => {
-                    // BUILD: the attributes of a dictionary, of which none is a tensor's.
+                    // BUILD: the attributes of a dictionary, none of which is needed for tensors.
                     self.pop()?;
                     let Some(Item::Dict(_)) = self.stack.last() else {
                         return malformed("expected attributes of a dictionary only");
@@ -251,7 +251,7 @@ impl Machine<'_> {
                 return malformed("expected tensors by name, found something else");
             };
             if !names.insert(name.clone()) {
-                return malformed(format!("tensor `{name}` is there twice"));
+                return malformed(format!("tensor `{name}` occurs twice"));
             }
             tensors.push((name.to_string(), tensor));
         }
@@ -340,7 +340,7 @@ impl Machine<'_> {
 
     fn recall(&mut self, index: u32) -> Result<(), PickleError> {
         let Some(item) = self.memo.get(&index) else {
-            return malformed("it refers to an object that is not there");
+            return malformed("it refers to a missing object");
         };
         self.stack.push(item.clone());
         Ok(())
@@ -367,7 +367,7 @@ impl Machine<'_> {
         }
     }
 
-    /// A shape or strides. One tuple may be those of many tensors, so it is looked at before it is
+    /// A shape or strides. Many tensors may share one tuple, so its length is checked before it is
     /// copied.
     fn sizes(&self, item: &Item) -> Result<Vec<usize>, PickleError> {
         let sizes = self.tuple(item)?;
@@ -436,7 +436,7 @@ impl Machine<'_> {
                 let tensor = tensor.clone();
                 self.stack.push(Item::Tensor(tensor));
             }
-            (function, _) => return malformed(format!("a call of {function:?} that is not known")),
+            (function, _) => return malformed(format!("an unknown call of {function:?}")),
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Folders as pyvene and pyreft write them.
+//! Folders written by pyvene and pyreft.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +31,7 @@ pub(super) fn load<B: Backend>(
 ) -> Result<SavedInterventions<B>, LoadInterventionsError> {
     let PyveneConfig { config, saved } = pyvene_config::read(config_file, fields)?;
     let weights = folder.join("pytorch_model.bin");
-    // Of a model that is frozen, pyvene writes none of the weights into it.
+    // pyvene writes no weights of a frozen model into it.
     if weights.exists() && !torch::is_empty(&weights) {
         return Err(LoadInterventionsError::ModelWeights { file: weights });
     }
@@ -67,7 +67,7 @@ pub(super) fn load<B: Backend>(
     })
 }
 
-/// The file of each representation that has one. Every file is of some representation.
+/// The file of each representation that has one. Every file must belong to a representation.
 fn files(
     folder: &Path,
     saved: &[SavedRepresentation],
@@ -135,7 +135,7 @@ fn check_same(
 /// Which coordinates are exchanged.
 enum Exchanged {
     All,
-    /// A number other than that of all features.
+    /// This many features, but not all.
     Number(usize),
     Listed(Vec<usize>),
 }
@@ -157,8 +157,8 @@ struct Reader<'a, B: Backend> {
 type Built<B> = Result<BuiltinIntervention<B>, LoadInterventionsError>;
 
 impl<B: Backend> Reader<'_, B> {
-    /// The intervention, if there is one, and the number of features it changes, if the model is
-    /// to be asked whether these are all.
+    /// The intervention, if there is one, and the number of features it changes, if only the model
+    /// can tell whether these are all.
     fn read(
         &self,
         state: Option<Tensors>,
@@ -172,13 +172,13 @@ impl<B: Backend> Reader<'_, B> {
             (_, Type::Noise) => Err(self.unsupported(
                 "class",
                 kind.name().to_owned(),
-                "its noise is in no file; give it as the source of an AdditionIntervention \
-                 (Source::Values), or use NoiseIntervention, whose numbers are others",
+                "its noise is not saved; give it as the source of an AdditionIntervention \
+                 (Source::Values), or use NoiseIntervention, which draws different numbers",
             )),
             (_, Type::PcaRotatedSpace) => Err(self.unsupported(
                 "class",
                 kind.name().to_owned(),
-                "its components are in no file; compute them with PcaIntervention::fit",
+                "its components are not saved; compute them with PcaIntervention::fit",
             )),
             (Some(mut state), _) if has_parameters || constant => {
                 let intervention = self.parameters(&mut state)?;
@@ -199,7 +199,7 @@ impl<B: Backend> Reader<'_, B> {
                         return Err(self.unsupported(
                             "interchange_dim",
                             format!("{list:?}"),
-                            "name these features as a subspace instead",
+                            "use a subspace for these features instead",
                         ));
                     }
                 };
@@ -256,7 +256,7 @@ impl<B: Backend> Reader<'_, B> {
             Type::LowRankRotatedSpace => {
                 let rotation = self.rotation(state, rank)?;
                 let [d, _rank] = rotation.dims();
-                // It exchanges all of its directions whatever this says.
+                // It exchanges all of its directions, whatever this value is.
                 self.exchanged(state, d)?;
                 Ok(RotatedSpaceIntervention::new(rotation, tokens).into())
             }
@@ -310,7 +310,7 @@ impl<B: Backend> Reader<'_, B> {
     fn constant(&self, state: &mut Tensors, operation: SourceOperation) -> Built<B> {
         let source = state.take("source_representation", [None], self.device)?;
         let [d] = source.dims();
-        // It is of one unit and goes to each, however many there are.
+        // It has one unit and applies to each, however many there are.
         let embed = d.saturating_mul(self.representation.max_number_of_units);
         let width = match state.integer("embed_dim") {
             Some(found) if found == embed as i64 => embed,
@@ -343,7 +343,7 @@ impl<B: Backend> Reader<'_, B> {
         );
         let swapped = match self.exchanged(state, d)? {
             Exchanged::All => return Ok(it.into()),
-            // Here a number is one latent.
+            // Here a number is a single latent.
             Exchanged::Number(one) => vec![one],
             Exchanged::Listed(list) => list,
         };
@@ -377,7 +377,7 @@ impl<B: Backend> Reader<'_, B> {
     fn reft(&self, state: &mut Tensors, kind: ReftKind) -> Built<B> {
         let rank = self.representation.low_rank_dimension;
         let device = self.device;
-        // A linear layer has its weight the other way round.
+        // A linear layer stores its weight transposed.
         let linear = |state: &mut Tensors, name: &str, [d, rank]: [usize; 2]| {
             let weight = state.take::<B, 2>(name, [Some(rank), Some(d)], device);
             weight.map(Tensor::transpose)
@@ -398,7 +398,7 @@ impl<B: Backend> Reader<'_, B> {
                 projection = Some(weight.transpose());
                 if state.has("proj_layer.bias") {
                     let bias = state.take("proj_layer.bias", [Some(rank)], device)?;
-                    // Of NodiReFT it does nothing.
+                    // It has no effect in NodiReFT.
                     projection_bias = (kind == ReftKind::NoReft).then_some(bias);
                 }
                 [d, rank]
@@ -429,7 +429,7 @@ impl<B: Backend> Reader<'_, B> {
         Ok(ReftIntervention::from_parts(kind, parts).into())
     }
 
-    /// The rotation of a class that has a square one.
+    /// The rotation of a class with a square one.
     fn square(&self, state: &mut Tensors) -> Result<Orthonormal<B>, LoadInterventionsError> {
         let rotation = self.rotation(state, None)?;
         let [d, rank] = rotation.dims();
@@ -456,7 +456,7 @@ impl<B: Backend> Reader<'_, B> {
         state.orthonormal(ROTATION, [None, rank], map, self.device)
     }
 
-    /// Which coordinates are exchanged, by the file or else by the configuration.
+    /// Which coordinates are exchanged, from the file or otherwise from the configuration.
     fn exchanged(
         &self,
         state: &mut Tensors,
@@ -504,7 +504,7 @@ impl<B: Backend> Reader<'_, B> {
             "interchange_dim",
             format!("{found:?}"),
             "expected all features, the first few of a rotation, or hidden features of an \
-             autoencoder; name them as a subspace instead",
+             autoencoder; use a subspace instead",
         )
     }
 

@@ -1,4 +1,4 @@
-//! The `config.json` of pyvene, of all releases.
+//! pyvene's `config.json`, for all releases.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,17 +12,17 @@ use crate::front::{
     Unit,
 };
 
-/// What a configuration says.
+/// The contents of a configuration.
 pub(super) struct PyveneConfig {
     pub(super) config: AlignableConfig,
     pub(super) saved: Vec<SavedRepresentation>,
 }
 
-/// What is said of a representation beside its configuration.
+/// What the file says about a representation in addition to its configuration.
 pub(super) struct SavedRepresentation {
     /// The names its file may have, the newest first.
     pub(super) files: Vec<String>,
-    /// Whether it has a constant source of its own.
+    /// Whether it has its own constant source.
     pub(super) constant: bool,
     /// `interchange_dim`.
     pub(super) dimension: Dimension,
@@ -106,7 +106,7 @@ pub(super) fn read(
         .find(|(key, value)| !IGNORED.contains(&key.as_str()) && !value.is_null());
     if let Some((key, value)) = unknown {
         return Err(bad(format!(
-            "`{key}`: expected no such field, found {}: it may change what is computed",
+            "`{key}`: unknown field, found {}: it may change the computation",
             shown(Some(value))
         )));
     }
@@ -181,7 +181,7 @@ fn class_kind(
     let Value::String(name) = class else {
         return Err(unknown("expected the name of a class".to_owned()));
     };
-    // A class of the user's own may have the name of one of these.
+    // A user's own class may have the same name as one of these.
     let module = name.trim_start_matches("<class '");
     let known = ["pyvene.", "pyreft.", "models.interventions."];
     if module.contains('.') && !known.iter().any(|known| module.starts_with(known)) {
@@ -194,7 +194,7 @@ fn class_kind(
     name.parse().map_err(unknown)
 }
 
-/// `layer_0_comp_block_output_unit_pos_nunit_1#0` and what earlier releases wrote.
+/// `layer_0_comp_block_output_unit_pos_nunit_1#0` and the forms of earlier releases.
 fn file_names(stem: &str, number: usize) -> Vec<String> {
     let underscored = stem.replace('.', "_");
     let mut names = vec![
@@ -225,7 +225,7 @@ impl Row<'_> {
         let Value::Array(fields) = &self.row else {
             return Err(self.bad("expected a list of 8, 13 or 14 fields", &self.row));
         };
-        // Where the partition and the keys stand.
+        // Where the partition and the keys are.
         let partition = match fields.len() {
             8 => 5,
             13 | 14 => 7,
@@ -259,8 +259,8 @@ impl Row<'_> {
                     return Err(self.unsupported(
                         "component",
                         &fields[1],
-                        "expected a component by its name, such as block_output, or the path of a \
-                         module of GPT-2 or LLaMA that has one",
+                        "expected a component by name, such as block_output, or the path of a \
+                         module of GPT-2 or LLaMA that corresponds to one",
                     ));
                 };
                 let stem = format!("comp.{component}.unit.{unit_name}.nunit.{units}");
@@ -310,7 +310,7 @@ impl Row<'_> {
         })
     }
 
-    /// The type may be said here, too.
+    /// The type may also be given here.
     fn check_type(
         &self,
         field: &Value,
@@ -329,7 +329,7 @@ impl Row<'_> {
         if value.is_null() {
             return Ok(None);
         }
-        // Sizes beyond that are no model's, and their products could overflow.
+        // No model has larger sizes, and their products could overflow.
         let number = value.as_u64().filter(|number| *number <= 1 << 24);
         match number {
             Some(number) => Ok(Some(number as usize)),

@@ -18,11 +18,11 @@ pub(super) struct Stored {
 /// Its values, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Values {
-    /// Floats, which f32 holds exactly.
+    /// Floats that f32 represents exactly.
     F32(Vec<f32>),
     /// Integers.
     I64(Vec<i64>),
-    /// Of a type that no parameter has.
+    /// A type that no parameter has.
     Other(String),
 }
 
@@ -77,7 +77,7 @@ impl Tensors {
         }
     }
 
-    /// One integer, if there is one of this name. It is not taken.
+    /// One integer, if there is one with this name. It is not removed.
     pub(super) fn integer(&self, name: &str) -> Option<i64> {
         match &self.tensors.get(name)?.values {
             Values::I64(values) if values.len() == 1 => Some(values[0]),

@@ -32,7 +32,8 @@ pub(super) fn read(file: &Path) -> Result<Tensors, LoadInterventionsError> {
     Ok(Tensors::new(file, tensors))
 }
 
-/// Whether a state dict has no tensors; these are not read. Where nothing can be told, it has some.
+/// Whether a state dict has no tensors, without reading them. If this cannot be determined, it is
+/// assumed to have some.
 pub(super) fn is_empty(file: &Path) -> bool {
     let tensors = File::open(file).ok().and_then(|file| {
         let mut archive = open(BufReader::new(file)).ok()?;
@@ -44,7 +45,7 @@ pub(super) fn is_empty(file: &Path) -> bool {
 fn open<R: Read + Seek>(file: R) -> Result<ZipArchive<R>, PickleError> {
     ZipArchive::new(file).map_err(|error| {
         PickleError::Malformed(format!(
-            "expected a zip archive, as torch.save writes since 1.6: {error}"
+            "expected a zip archive, as written by torch.save since PyTorch 1.6: {error}"
         ))
     })
 }
@@ -86,7 +87,7 @@ fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
     let (folder, tensors) = pickled(&mut archive)?;
     let mut storages = BTreeMap::new();
     let mut read = BTreeMap::new();
-    // Tensors may share numbers, but not without end.
+    // Tensors may share numbers, but only up to a limit.
     let mut budget = bytes.len().saturating_mul(4);
     for (name, tensor) in tensors {
         let key = tensor.storage.key.to_string();
@@ -97,7 +98,7 @@ fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
         let size: usize = storages[&key].len();
         let Some(left) = budget.checked_sub(size) else {
             return Err(PickleError::Malformed(
-                "expected tensors with numbers of their own, found too many that share".to_owned(),
+                "expected tensors with separate numbers, found too many that share them".to_owned(),
             ));
         };
         budget = left;
@@ -171,7 +172,7 @@ fn collect<T, const SIZE: usize>(
         let element = at.and_then(|at| elements.get(at));
         let Some(element) = element else {
             return Err(format!(
-                "shape {shape:?} with strides {stride:?} leads out of its storage"
+                "shape {shape:?} with strides {stride:?} exceeds its storage"
             ));
         };
         values.push(read(*element));

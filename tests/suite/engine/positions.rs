@@ -139,7 +139,7 @@ fn positions_that_a_frozen_plan_has_left_behind() {
         refused(&|plan| {
             plan.read_logits(world, LogitPositions::All);
         }),
-        "logits: of example 0, the frozen plan has only the positions from 3 on; add reads and \
+        "logits: for example 0, the frozen plan only has the positions from 3 on; add reads and \
          edits before the plan is frozen"
     );
     let weights = Site::Block(1, Component::AttentionWeights);
@@ -147,14 +147,14 @@ fn positions_that_a_frozen_plan_has_left_behind() {
         refused(&|plan| {
             plan.read(world, weights, Units::position(4));
         }),
-        "layer 1 attention_weight: of example 0, the frozen plan has only the positions from 3 \
+        "layer 1 attention_weight: for example 0, the frozen plan only has the positions from 3 \
          on; add reads and edits before the plan is frozen"
     );
     assert_eq!(
         refused(&|plan| {
             plan.read(world, output, Units::position(1));
         }),
-        "layer 0 block_output: of example 0, the frozen plan has only the positions from 3 on; \
+        "layer 0 block_output: for example 0, the frozen plan only has the positions from 3 on; \
          add reads and edits before the plan is frozen"
     );
 }

@@ -236,13 +236,13 @@ fn values_that_do_not_fit() {
             "qwen2_window",
             json!({"layer_types": [1, 2, 3]}),
             "layer_types",
-            "a list of texts",
+            "a list of strings",
         ),
         (
             "qwen2_window",
             json!({"layer_types": "sliding_attention"}),
             "layer_types",
-            "a list of texts",
+            "a list of strings",
         ),
     ] {
         let error = config_error(fixture, changes.clone());

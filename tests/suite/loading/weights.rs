@@ -328,7 +328,7 @@ fn a_missing_shard() {
     assert_refused!(
         scratch,
         LoadError::Checkpoint(CheckpointError::MissingShard { .. }),
-        "model-00003-of-00004.safetensors: named in model.safetensors.index.json, but not there",
+        "model-00003-of-00004.safetensors: named in model.safetensors.index.json, but missing",
     );
 }
 
@@ -500,7 +500,7 @@ fn a_parameter_under_two_names() {
     assert_refused!(
         scratch,
         LoadError::Checkpoint(CheckpointError::SameParameter { .. }),
-        "`ln_f.bias` and `transformer.ln_f.bias` are the same parameter",
+        "`ln_f.bias` and `transformer.ln_f.bias` are for the same parameter",
     );
 }
 

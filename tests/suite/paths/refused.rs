@@ -113,11 +113,11 @@ fn key_value_heads_are_fewer() {
 }
 
 #[test]
-fn receivers_that_do_not_lie_behind() {
+fn receivers_that_do_not_come_after() {
     let query = ReceiverInput::Query { layer: 1, head: 0 };
     for sender in [head(1, 1), Node::Mlp { layer: 1 }] {
         let error = patches("gpt2_plain", &[PathPatch::new(sender, query)]);
-        let expected = PathError::NotBehind {
+        let expected = PathError::NotAfter {
             sender,
             receiver: "1.0.q".to_owned(),
         };
@@ -135,16 +135,16 @@ fn receivers_that_do_not_lie_behind() {
     };
     assert!(matches!(
         patches("gpt2_plain", &[several]),
-        PathError::NotBehind { .. }
+        PathError::NotAfter { .. }
     ));
     let back = Path::new(head(1, 0)).through(hop(0, 0, HeadInput::Query));
-    assert!(matches!(paths(vec![back]), PathError::NotBehind { .. }));
+    assert!(matches!(paths(vec![back]), PathError::NotAfter { .. }));
     let beside = Path::new(head(1, 0)).through(hop(1, 1, HeadInput::Query));
-    assert!(matches!(paths(vec![beside]), PathError::NotBehind { .. }));
+    assert!(matches!(paths(vec![beside]), PathError::NotAfter { .. }));
     let late = Stream::clean(0).with(Node::Mlp { layer: 1 }, Indices::All, Value::Clean(1));
     let value = Value::Mlp(Box::new(late));
     let error = stream(Stream::clean(0).with(Node::Mlp { layer: 0 }, Indices::All, value));
-    assert!(matches!(error, PathError::NotBehind { .. }));
+    assert!(matches!(error, PathError::NotAfter { .. }));
 }
 
 #[test]

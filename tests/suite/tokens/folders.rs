@@ -235,7 +235,7 @@ fn what_cannot_be_known_is_refused() {
     let llama = r#"{"tokenizer_class": "LlamaTokenizer"}"#;
     let said = read(&|files| files.config = Some(llama.into()));
     assert!(
-        said.contains("it needs tokenizer.model, or tokenizer.json"),
+        said.contains("expected tokenizer.model, or tokenizer.json"),
         "{said}"
     );
     let said = read(&|files| {
@@ -250,7 +250,7 @@ fn what_cannot_be_known_is_refused() {
         files.config = Some(r#"{"tokenizer_class": "PreTrainedTokenizerFast"}"#.into());
         files.sentencepiece = Some(Vec::new());
     });
-    assert!(said.contains("tokenizer.model for class"), "{said}");
+    assert!(said.contains("from tokenizer.model: "), "{said}");
     let gpt2 = r#"{"tokenizer_class": "GPT2Tokenizer"}"#;
     for (vocab, merges, expected) in [
         (

@@ -1,4 +1,5 @@
-//! The fast paths under autodiff: the same kernels forwards, and kernels for their gradients.
+//! The fast paths under autodiff: the same kernels for the forward pass, and kernels for their
+//! gradients.
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
@@ -12,30 +13,30 @@ use burn_flex::{Flex, FlexTensor};
 use super::{cast, kernels, product, strided};
 use crate::quants::QuantizedMatrix;
 
-/// A tensor of the backend that differentiates on Flex.
+/// A tensor of the autodiff backend on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
 /// Multiplies a gradient by the derivative of a function of each element, given its argument.
 pub(super) type Gradient = fn(&mut [f32], &[f32]);
 
-/// What the gradient of a function of one tensor needs of the forward pass.
+/// What the gradient of a function of one tensor needs from the forward pass.
 #[derive(Clone, Debug)]
 pub(super) enum Saved {
     /// The argument of a function of each element.
     Argument(FlexTensor, Gradient),
-    /// What a softmax has given, and the factor on its scores.
+    /// The result of a softmax, and the factor on its scores.
     Softmax(FlexTensor, f32),
     /// The argument of a norm without parameters, and its ε.
     RootMeanSquare(FlexTensor, f32),
-    /// Cosines and sines by which pairs have been rotated.
+    /// Cosines and sines of the rotation.
     Rotation(FlexTensor, FlexTensor),
     /// The number of heads that have been merged.
     Merged(usize),
-    /// Among how many heads the part was, and at which it began.
+    /// The total number of heads, and the first head of the part.
     HeadPart(usize, usize),
-    /// Tokens have become rows.
+    /// Tokens were turned into rows.
     Rows,
-    /// So many rows have become tokens.
+    /// This many rows were turned into tokens.
     Tokens(usize),
 }
 
@@ -94,8 +95,8 @@ impl Backward<Flex, 1> for OfOne {
     }
 }
 
-/// Applies `forward`; `Err` with the tensor unless it is an f32 tensor of the backend that
-/// differentiates on Flex.
+/// Applies `forward`; `Err` with the tensor unless it is an f32 tensor of the autodiff backend on
+/// Flex.
 ///
 /// - `save`: from argument and result, what the gradient needs
 pub(super) fn apply<B: Backend, const D: usize, const E: usize>(
@@ -223,7 +224,7 @@ pub(super) fn layer_norm<B: Backend>(
     Ok(generic(result))
 }
 
-/// The tensor, if it is an f32 tensor of the backend that differentiates on Flex.
+/// The tensor, if it is an f32 tensor of the autodiff backend on Flex.
 pub(super) fn recognise<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tracked, Tensor<B, D>> {
@@ -233,13 +234,13 @@ pub(super) fn recognise<B: Backend, const D: usize>(
     }
 }
 
-/// As [`recognise`], of any dtype.
+/// Like [`recognise`], for any dtype.
 fn recognise_any<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tracked, Tensor<B, D>> {
     cast::<_, Tracked>(x.into_primitive().tensor())
         .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
 }
 
-/// The way back from [`recognise`].
+/// The inverse of [`recognise`].
 fn generic<B: Backend, const D: usize>(x: Tracked) -> Tensor<B, D> {
     let x = cast(x).unwrap_or_else(|_| unreachable!("the backend has been recognised"));
     Tensor::from_primitive(TensorPrimitive::Float(x))

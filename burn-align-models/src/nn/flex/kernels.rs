@@ -8,7 +8,7 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
-/// Elements that one task handles: enough to outweigh its start, and no more than fit into the
+/// Elements per task: enough to outweigh the cost of starting it, and no more than fit into the
 /// second-level cache.
 const TASK: usize = 16 * 1024;
 
@@ -69,7 +69,7 @@ pub(super) fn silu_gradient(gradient: &mut [f32], x: &[f32]) {
 }
 
 /// `softmax(scale · scores)` of each row of `k_pos` scores, over the keys that its query sees;
-/// 0 for the others. Query `i` of `q_pos` stands at position `k_pos - q_pos + i`.
+/// 0 for the others. Query `i` of `q_pos` is at position `k_pos - q_pos + i`.
 pub(super) fn causal_softmax(
     scores: &mut [f32],
     q_pos: usize,
@@ -86,7 +86,7 @@ pub(super) fn causal_softmax(
     });
 }
 
-/// From the gradient of what a softmax gave to that of its scores: `scale · w (g - Σ g w)`, in each
+/// From the gradient of a softmax's result to that of its scores: `scale · w (g - Σ g w)`, in each
 /// row of `width` elements. Keys that are not seen have no weight, and so no gradient.
 pub(super) fn softmax_gradient(gradient: &mut [f32], weights: &[f32], width: usize, scale: f32) {
     per_row_with(gradient, weights, width, move |gradient, weights| {
@@ -97,8 +97,8 @@ pub(super) fn softmax_gradient(gradient: &mut [f32], weights: &[f32], width: usi
     });
 }
 
-/// From the gradient of what [`root_mean_square`] gave to that of its argument:
-/// `(g - y mean(g y)) / r`, where `y = x / r`.
+/// From the gradient of the result of [`root_mean_square`] to that of its argument: `(g - y mean(g
+/// y)) / r`, where `y = x / r`.
 pub(super) fn root_mean_square_gradient(
     gradient: &mut [f32],
     x: &[f32],
@@ -146,9 +146,9 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
     });
 }
 
-/// `f` of every element.
-/// Rotates pairs of the first and the second half of each row by the angles of its position, or by
-/// `sign` times them; positions follow one another, and begin anew behind the last one.
+/// Applies `f` to every element. Rotates pairs of the first and the second half of each row by the
+/// angles of its position, or by `sign` times them; positions are consecutive, and start over after
+/// the last one.
 ///
 /// - cos, sin: a row of half as many elements for each position
 pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], half: usize, sign: f32) {
@@ -172,7 +172,7 @@ fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
     });
 }
 
-/// `f` of every element and the other slice's.
+/// Applies `f` to every element and the corresponding one of the other slice.
 fn map_with(x: &mut [f32], other: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync) {
     per_row_with(x, other, TASK, move |row, other| {
         for (x, other) in row.iter_mut().zip(other) {
@@ -241,7 +241,7 @@ fn softmax(row: &mut [f32], seen: Range<usize>, scale: f32) {
     }
 }
 
-/// Folds the elements in several lanes, and then the lanes.
+/// Folds the elements in several lanes, then folds the lanes.
 #[inline(always)]
 fn fold(
     row: &[f32],
@@ -263,7 +263,7 @@ fn fold(
     lanes.into_iter().fold(start, join)
 }
 
-/// Folds pairs of elements in several lanes, and then adds up the lanes.
+/// Folds pairs of elements in several lanes, then adds up the lanes.
 #[inline(always)]
 fn fold_with(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
     const LANES: usize = 32;
@@ -304,7 +304,7 @@ fn logistic(x: f32) -> f32 {
 fn exp(x: f32) -> f32 {
     const LEAST: f32 = -87.336_54;
     const MOST: f32 = 88.0;
-    // Adding it rounds to a whole number, which then stands in the lowest bits.
+    // Adding it rounds to a whole number, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;

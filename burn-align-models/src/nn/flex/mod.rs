@@ -1,8 +1,8 @@
-//! Fast paths for the CPU backend [`Flex`], taken where a generic backend turns out to be it.
+//! Fast paths for the CPU backend [`Flex`], taken when a generic backend turns out to be Flex.
 //!
-//! They are taken under autodiff on Flex, too, in f32; products of weights in bf16 and f16 as well. On
-//! other backends and for other dtypes, every function here gives its argument back, and the caller
-//! goes the portable way.
+//! They are also taken under autodiff on Flex, in f32; products of weights in bf16 and f16 as well.
+//! On other backends and for other dtypes, every function here returns its argument, and the caller
+//! takes the portable path.
 
 mod autodiff;
 mod kernels;
@@ -23,7 +23,7 @@ use super::Activation;
 use crate::quants::QuantizedMatrix;
 use autodiff::{Gradient, Saved};
 
-/// Applies `activation` to every element, where there is a kernel for it.
+/// Applies `activation` to every element, if there is a kernel for it.
 pub(super) fn activate<B: Backend, const D: usize>(
     activation: Activation,
     x: Tensor<B, D>,
@@ -118,7 +118,7 @@ pub(super) fn affine<B: Backend>(
     autodiff::affine(x, weight, bias)
 }
 
-/// Whether [`affine_quantized`] multiplies for this backend.
+/// Whether [`affine_quantized`] supports this backend.
 pub(super) fn multiplies_quantized<B: Backend>() -> bool {
     let primitive = TypeId::of::<FloatTensor<B>>();
     primitive == TypeId::of::<FlexTensor>()
@@ -155,8 +155,8 @@ pub(super) fn affine_quantized<B: Backend>(
     autodiff::affine_quantized(x, matrix, bias)
 }
 
-/// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without, Flex has
-/// its own.
+/// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without autodiff,
+/// Flex has its own.
 pub(super) fn layer_norm<B: Backend>(
     x: Tensor<B, 3>,
     weight: &Tensor<B, 1>,
@@ -167,7 +167,7 @@ pub(super) fn layer_norm<B: Backend>(
 }
 
 /// Some heads of `[batch, pos, all * d_head]`: `[batch, head, pos, d_head]`, under autodiff.
-/// Without, they are a view anyway.
+/// Without autodiff they are a view anyway.
 pub(super) fn head_part<B: Backend>(
     x: Tensor<B, 3>,
     all: usize,
@@ -206,7 +206,7 @@ pub(super) fn rows_of<B: Backend>(
     }
 }
 
-/// The way back from [`rows_of`], a copy.
+/// The inverse of [`rows_of`], a copy.
 pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
     let [rows, _head, _len, _d_head] = x.dims();
     match recognise_view(x) {
@@ -215,8 +215,8 @@ pub(super) fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Ten
     }
 }
 
-/// Runs `kernel` on the elements of `x` in row-major order; it changes them in place if nobody
-/// else holds the tensor, and a copy if somebody does.
+/// Runs `kernel` on the elements of `x` in row-major order; in place if the tensor is not shared,
+/// otherwise on a copy.
 ///
 /// - `save`: from argument and result, what the gradient needs
 fn in_place<B: Backend, const D: usize>(
@@ -252,7 +252,7 @@ fn constant<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> 
     Some(strided::contiguous(x.primitive))
 }
 
-/// As [`recognise`], with the elements wherever they are.
+/// Like [`recognise`], with any strides.
 fn recognise_view<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
     match x.dtype() {
         DType::F32 => recognise_any(x),
@@ -260,13 +260,13 @@ fn recognise_view<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTen
     }
 }
 
-/// As [`recognise_view`], of any dtype.
+/// Like [`recognise_view`], for any dtype.
 fn recognise_any<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<FlexTensor, Tensor<B, D>> {
     cast::<_, FlexTensor>(x.into_primitive().tensor())
         .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
 }
 
-/// The way back from [`recognise`].
+/// The inverse of [`recognise`].
 fn generic<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
     let x = cast(x).unwrap_or_else(|_| unreachable!("the backend has been recognised"));
     Tensor::from_primitive(TensorPrimitive::Float(x))
@@ -276,7 +276,7 @@ fn generic<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
 fn cast<S: 'static, T: 'static>(x: S) -> Result<T, S> {
     let mut x = Some(x);
     match (&mut x as &mut dyn Any).downcast_mut::<Option<T>>() {
-        Some(found) => Ok(found.take().expect("it was put there above")),
-        None => Err(x.expect("it was put there above")),
+        Some(found) => Ok(found.take().expect("set above")),
+        None => Err(x.expect("set above")),
     }
 }

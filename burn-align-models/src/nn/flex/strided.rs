@@ -1,12 +1,12 @@
-//! Heads taken apart and put together: views where they are enough, and copies vector by vector.
+//! Splitting and merging heads: views where possible, otherwise copies vector by vector.
 
 use burn::tensor::{TensorData, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
 
 use super::kernels::in_tasks;
 
-/// The tensor in row-major order, its storage as long as it has elements. Where it is not so
-/// already, it is copied, on all cores.
+/// The tensor in row-major order, with no more storage than elements. If it is not so already, it
+/// is copied, on all cores.
 pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
     let shape = x.shape();
     let sizes: Vec<usize> = shape.iter().copied().collect();
@@ -37,7 +37,7 @@ pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(copy, sizes))
 }
 
-/// Where the vector with this number begins, in row-major order of the axes before the last one.
+/// The offset of the vector with this index, in row-major order of the axes before the last one.
 fn first_of(x: &FlexTensor, outer: &[usize], mut index: usize) -> usize {
     let layout = x.layout();
     let mut first = layout.start_offset() as isize;
@@ -65,7 +65,7 @@ pub(super) fn rows_of(x: FlexTensor, rows: usize) -> FlexTensor {
     x.with_layout(view)
 }
 
-/// The way back from [`rows_of`], copied so that heads are beside one another.
+/// The inverse of [`rows_of`], copied so that heads are adjacent.
 pub(super) fn tokens_of(x: FlexTensor) -> FlexTensor {
     let [rows, head, len, d_head] = x.shape().dims();
     contiguous(x.transpose(1, 2))

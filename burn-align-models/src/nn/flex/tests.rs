@@ -1,4 +1,4 @@
-//! The fast paths agree with the portable way, forwards and backwards.
+//! The fast paths agree with the portable path, forwards and backwards.
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -99,7 +99,7 @@ fn heads() {
     }
 }
 
-/// Both ways of a function of some tensors of these shapes.
+/// Both paths of a function of some tensors of these shapes.
 macro_rules! assert_differentiates {
     ($shapes:expr, $x:ident => $function:expr) => {{
         let device = Default::default();
@@ -112,8 +112,8 @@ macro_rules! assert_differentiates {
     }};
 }
 
-/// Rows, inputs and outputs: odd numbers, one task or several, few rows or more, more than a kernel's
-/// block.
+/// Rows, inputs and outputs: odd numbers, one task or several, few rows or many, more than a
+/// kernel's block.
 const PRODUCTS: [[usize; 3]; 12] = [
     [1, 3, 2],
     [4, 1, 1],
@@ -158,7 +158,7 @@ fn products() {
     }
 }
 
-/// To the bit: what runs in lockstep equals what runs alone.
+/// To the bit: a row run in lockstep equals the row run alone.
 #[test]
 fn a_row_of_a_product_does_not_depend_on_its_batch() {
     let (inputs, outputs) = (520, 803);
@@ -256,7 +256,7 @@ fn attention<B: Backend>(
     attend(q, k, v, &how, &mut NoTap)
 }
 
-/// The gradients of a weighted sum of what a function of some tensors gives.
+/// The gradients of a weighted sum of the results of a function of some tensors.
 fn gradients<A: AutodiffBackend, const N: usize, const D: usize>(
     arguments: [Tensor<A, 3>; N],
     function: impl Fn([Tensor<A, 3>; N]) -> Tensor<A, D>,
@@ -268,7 +268,7 @@ fn gradients<A: AutodiffBackend, const N: usize, const D: usize>(
     arguments.map(|argument| argument.grad(&gradients).expect("it is a leaf"))
 }
 
-/// Asserts that both ways give the same gradients, to 1e-6 of the largest one.
+/// Asserts that both paths give the same gradients, to 1e-6 of the largest one.
 fn assert_same_gradients<const N: usize>(
     fast: [Tensor<Flex, 3>; N],
     portable: [Tensor<Fast, 3>; N],

@@ -22,7 +22,7 @@ fn matrix() -> QuantizedMatrix {
     any_matrix(BlockFormat::Q4_1, [OUTPUTS, INPUTS])
 }
 
-/// The same projection with a quantised weight, and with the tensor that it stands for.
+/// The same projection with a quantised weight, and with the tensor that it represents.
 fn both<B: Backend>() -> [Projection<B>; 2] {
     let device = B::Device::default();
     let empty = || Param::from_tensor(Tensor::<B, 2>::zeros([INPUTS, OUTPUTS], &device));
@@ -42,7 +42,7 @@ fn activations<B: Backend>(width: usize) -> Tensor<B, 3> {
     Tensor::from_data(values, &B::Device::default())
 }
 
-/// All that a projection computes.
+/// Everything that a projection computes.
 fn products<B: Backend>(projection: &Projection<B>, x: &Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
     [
         projection.forward(x.clone()),
@@ -148,7 +148,7 @@ fn to_burn_it_is_the_same_parameter() {
     assert!(loaded.weight.quantized().is_none());
     assert_eq!(parameters(&loaded), parameters(&dense));
 
-    // Whatever else happens to a module, the blocks stay.
+    // The blocks survive everything else that can happen to a module.
     struct Anything;
     impl ModuleMapper<Flex> for Anything {
         fn map_float<const D: usize>(
@@ -181,7 +181,7 @@ fn where_there_are_no_kernels_it_becomes_a_tensor() {
         let expected = matrix().to_tensor::<Flex>(&device, dtype).transpose();
         assert_eq!(projection.weight.val().into_data(), expected.into_data());
     }
-    // Products with blocks that get there all the same are right, though slow.
+    // Products with blocks that end up there anyway are correct, though slow.
     let x = Tensor::<Other, 2>::random([3, INPUTS], Distribution::Default, &Default::default());
     let product = crate::nn::projection::affine_quantized(x.clone(), &matrix(), None);
     let weight = matrix().to_tensor(&x.device(), DType::F32).transpose();
@@ -191,7 +191,7 @@ fn where_there_are_no_kernels_it_becomes_a_tensor() {
     assert!(difference < 1e-5 * largest, "{difference} of {largest}");
 }
 
-/// Activations have the dtype of the model, and a quantised weight is of one in f32.
+/// Activations have the model's dtype, and a quantised weight belongs to a model in f32.
 #[test]
 fn in_a_model_in_half_precision_it_becomes_a_tensor() {
     let [mut projection, _] = both::<Flex>();
@@ -208,6 +208,6 @@ fn matrices_of_another_shape_are_refused() {
     let refused = projection.weight.set_quantized(transposed, DType::F32);
     assert_eq!(
         refused.expect_err("rows are outputs").to_string(),
-        "the model needs a matrix of [40, 64], found one of [64, 40]"
+        "expected a matrix of shape [40, 64], found [64, 40]"
     );
 }

@@ -1,4 +1,4 @@
-//! Bytes that stay in the file.
+//! Bytes that remain in the file.
 
 use std::fmt;
 use std::fs;
@@ -10,10 +10,10 @@ use mmap_io::{MemoryMappedFile, MmapIoError};
 
 use super::GgufError;
 
-/// A part of a mapped file: cheap to clone, and to hand to other threads. The file stays mapped as
-/// long as one of them is there.
+/// A part of a mapped file: cheap to clone and to send to other threads. The file stays mapped as
+/// long as any of them exists.
 ///
-/// Whoever shortens the file meanwhile ends the process that reads it, as with all mapped files.
+/// As with all mapped files, truncating the file meanwhile kills the process that reads it.
 #[derive(Clone)]
 pub struct TensorBytes {
     source: Arc<dyn AsRef<[u8]> + Send + Sync>,
@@ -24,7 +24,7 @@ impl TensorBytes {
     /// Maps a file.
     pub(super) fn map(file: &Path) -> Result<Self, GgufError> {
         let io = |cause| GgufError::Io { cause };
-        // A folder cannot be mapped; the system's own words for that say something else.
+        // A folder cannot be mapped; the system's own error for that is misleading.
         if fs::metadata(file).map_err(io)?.is_dir() {
             return Err(io(std::io::ErrorKind::IsADirectory.into()));
         }
@@ -35,7 +35,7 @@ impl TensorBytes {
         Ok(Self::new(Mapped(mapped)))
     }
 
-    /// Of something that owns bytes.
+    /// From something that owns bytes.
     fn new(source: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
         let range = 0..source.as_ref().len();
         Self {
@@ -44,7 +44,7 @@ impl TensorBytes {
         }
     }
 
-    /// A part of it, which must lie within.
+    /// A part of these bytes, which must be in range.
     pub(super) fn slice(&self, range: Range<usize>) -> Option<Self> {
         let start = self.range.start.checked_add(range.start)?;
         let end = self.range.start.checked_add(range.end)?;
@@ -63,7 +63,7 @@ impl AsRef<[u8]> for TensorBytes {
 }
 
 impl From<Vec<u8>> for TensorBytes {
-    /// Bytes in memory.
+    /// From bytes in memory.
     fn from(bytes: Vec<u8>) -> Self {
         Self::new(bytes)
     }
@@ -81,7 +81,7 @@ struct Mapped(MemoryMappedFile);
 
 impl AsRef<[u8]> for Mapped {
     fn as_ref(&self) -> &[u8] {
-        // A read-only mapping of the whole file never refuses.
+        // A read-only mapping of the whole file never fails here.
         self.0.as_slice_bytes(0, self.0.len()).unwrap_or_default()
     }
 }

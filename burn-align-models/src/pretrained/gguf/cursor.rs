@@ -2,8 +2,8 @@
 
 use super::GgufError;
 
-/// A place in the bytes of a file. Nothing is read past their end, and nothing is allocated for more
-/// elements than they can hold.
+/// A position in the bytes of a file. Nothing is read past the end, and nothing is allocated for
+/// more elements than the bytes can hold.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -54,7 +54,7 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// Its length, and then UTF-8.
+    /// A length, followed by UTF-8.
     pub(super) fn text(&mut self, what: &'static str) -> Result<&'a str, GgufError> {
         let length = self.u64(what)?;
         let at = self.at;
@@ -65,7 +65,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// A number of things that follow, each of which takes at least `smallest` bytes.
+    /// The number of items that follow, each of which takes at least `smallest` bytes.
     pub(super) fn count(
         &mut self,
         what: &'static str,

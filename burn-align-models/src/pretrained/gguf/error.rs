@@ -16,10 +16,10 @@ pub enum GgufError {
     /// Another kind of file.
     #[error("not a GGUF file: expected the bytes `GGUF` at its start, found {found}")]
     NotGguf {
-        /// What is there.
+        /// What was found.
         found: String,
     },
-    /// A version of the format that is not read.
+    /// An unsupported version of the format.
     #[error(
         "GGUF version {found}: expected 2 or 3; convert the model again with llama.cpp's \
          convert_hf_to_gguf.py"
@@ -28,7 +28,7 @@ pub enum GgufError {
         /// The version.
         found: u32,
     },
-    /// A file for machines that store the high byte first.
+    /// A big-endian file.
     #[error(
         "a big-endian GGUF file: expected little-endian; convert the model again with \
          convert_hf_to_gguf.py, without --bigendian"
@@ -42,42 +42,42 @@ pub enum GgufError {
     CutOff {
         /// What was to be read.
         what: &'static str,
-        /// Where in the file, in bytes.
+        /// The offset in the file, in bytes.
         at: usize,
-        /// Bytes that it takes.
+        /// Bytes needed.
         expected: u64,
-        /// Bytes that are left.
+        /// Bytes left.
         found: u64,
     },
-    /// Something that no GGUF file says.
+    /// Contents that are not valid in a GGUF file.
     #[error("damaged: {what}: expected {expected}, found {found}; fetch the file again")]
     Damaged {
         /// What was read.
         what: String,
         /// What was expected.
         expected: String,
-        /// What is there.
+        /// What was found.
         found: String,
     },
-    /// A metadata key that stands in the file twice.
+    /// A metadata key that occurs twice.
     #[error("metadata key `{key}`: expected once, found twice; the file is damaged")]
     DuplicateKey {
         /// The key.
         key: String,
     },
-    /// An array of arrays, which llama.cpp does not read either.
+    /// An array of arrays, which llama.cpp does not support either.
     #[error("metadata key `{key}`: expected an array of plain values, found an array of arrays")]
     NestedArray {
         /// The key.
         key: String,
     },
-    /// A metadata key that is needed and absent.
+    /// A required metadata key that is absent.
     #[error("metadata key `{key}` is missing; convert the model again with a newer llama.cpp")]
     MissingKey {
         /// The key.
         key: String,
     },
-    /// A metadata value of the wrong kind or out of range.
+    /// A metadata value of the wrong type or out of range.
     #[error("metadata key `{key}`: expected {expected}, found {found}")]
     WrongValue {
         /// The key.
@@ -87,7 +87,7 @@ pub enum GgufError {
         /// The value.
         found: String,
     },
-    /// A tensor of a type that has no number in ggml, or no longer.
+    /// A tensor of a type that ggml does not have, or no longer has.
     #[error(
         "tensor `{tensor}`: expected a storage type of ggml, found {found}; quantise the model \
          again, to Q4_K_M or Q8_0 for example"
@@ -98,13 +98,13 @@ pub enum GgufError {
         /// The type, by name if ggml ever had it, or by number.
         found: String,
     },
-    /// Two tensors of one name.
+    /// Two tensors with the same name.
     #[error("tensor `{tensor}`: expected once, found twice")]
     DuplicateTensor {
         /// The tensor.
         tensor: String,
     },
-    /// A vocabulary that no tokenizer is made of.
+    /// A vocabulary that no tokenizer can be built from.
     #[error(
         "metadata key `{key}`: expected {expected}, found `{found}`; load the folder that the file \
          was converted from, with its tokenizer.json"
@@ -114,7 +114,7 @@ pub enum GgufError {
         key: &'static str,
         /// Its value.
         found: String,
-        /// What is known.
+        /// What is supported.
         expected: &'static str,
     },
     /// One of several parts is absent.
@@ -125,10 +125,10 @@ pub enum GgufError {
         /// Number of parts.
         count: usize,
     },
-    /// A file that is one of several parts, by another name.
+    /// One of several parts, with an unexpected name.
     #[error(
-        "one of {count} parts: expected a name such as {expected}, found {found}; name the parts \
-         as they were published"
+        "one of {count} parts: expected a name such as {expected}, found {found}; give the parts \
+         their published names"
     )]
     PartName {
         /// Number of parts.
@@ -138,7 +138,7 @@ pub enum GgufError {
         /// The name.
         found: String,
     },
-    /// A tensor that is not what the model of this architecture has under its name.
+    /// A tensor that does not fit the model of this architecture.
     #[error("tensor `{tensor}`: expected {expected}, found {found}")]
     WrongTensor {
         /// Its name.
@@ -148,7 +148,7 @@ pub enum GgufError {
         /// What was found.
         found: String,
     },
-    /// Another part than the first that was opened cannot be used.
+    /// A part other than the one that was opened cannot be used.
     #[error("part {}: {cause}", file.display())]
     Part {
         /// The part.
@@ -159,7 +159,7 @@ pub enum GgufError {
 }
 
 impl GgufError {
-    /// A count, a size or an offset that cannot be.
+    /// The error for an impossible count, size or offset.
     pub(super) fn damaged(
         what: impl Into<String>,
         expected: impl Into<String>,

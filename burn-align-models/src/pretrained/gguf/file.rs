@@ -19,8 +19,8 @@ pub struct Gguf {
 }
 
 impl Gguf {
-    /// Opens a file. Of a model in several parts, such as `name-00001-of-00003.gguf`, any one may be
-    /// named; all are opened.
+    /// Opens a file. If the model is in several parts, such as `name-00001-of-00003.gguf`, any one
+    /// may be named; all are opened.
     ///
     /// # Errors
     /// If the file, or one of the parts, is missing, damaged or not GGUF. See [`GgufError`].
@@ -62,7 +62,7 @@ impl Gguf {
             files: Vec::new(),
         };
         for (file, part) in parts {
-            // Later parts have metadata about themselves alone.
+            // Later parts only have metadata about themselves.
             if all.files.is_empty() {
                 all.metadata = part.metadata;
             }
@@ -87,7 +87,7 @@ impl Gguf {
         }
     }
 
-    /// The metadata; of several parts, that of the first.
+    /// The metadata; for several parts, those of the first.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -111,7 +111,7 @@ impl Gguf {
 const SPLIT_COUNT: &str = "split.count";
 const SPLIT_NUMBER: &str = "split.no";
 const SPLIT_TENSORS: &str = "split.tensors.count";
-/// As many as five digits can name.
+/// The maximum for five digits.
 const MAX_PARTS: u64 = 99_999;
 
 fn part_count(metadata: &Metadata) -> Result<usize, GgufError> {

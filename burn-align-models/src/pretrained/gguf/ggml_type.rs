@@ -11,8 +11,8 @@ macro_rules! ggml_types {
         /// take [`block_bytes`](Self::block_bytes) bytes. Plain types have blocks of one element.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
-        #[allow(non_camel_case_types, reason = "the names that people know the types by")]
-        #[expect(missing_docs, reason = "the names say it")]
+        #[allow(non_camel_case_types, reason = "the established names of the types")]
+        #[expect(missing_docs, reason = "the names are self-explanatory")]
         pub enum GgmlType {
             $($name,)*
         }
@@ -21,8 +21,8 @@ macro_rules! ggml_types {
             /// All of them.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The type with this number in a file; `None` for one that ggml does not have, or no
-            /// longer.
+            /// The type with this number in a file; `None` if ggml does not have it, or no longer
+            /// has it.
             pub fn from_id(id: u32) -> Option<Self> {
                 match id {
                     $($id => Some(Self::$name),)*
@@ -100,7 +100,7 @@ ggml_types! {
 }
 
 impl GgmlType {
-    /// Whether the elements are integers, which no weight of a model is.
+    /// Whether the elements are integers, which weights never are.
     pub fn is_integer(self) -> bool {
         matches!(self, Self::I8 | Self::I16 | Self::I32 | Self::I64)
     }

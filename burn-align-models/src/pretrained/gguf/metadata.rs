@@ -25,7 +25,7 @@ pub enum MetadataValue {
     Array(MetadataArray),
 }
 
-/// An array of the metadata: its elements are of one type.
+/// A metadata array: its elements are of one type.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names are those of GGUF's value types")]
 pub enum MetadataArray {
@@ -45,9 +45,9 @@ pub enum MetadataArray {
 
 /// The metadata of a GGUF file: values by key.
 ///
-/// The typed lookups return `None` for a key that is absent and an error for a value of another
-/// kind. Integers of any width and sign are taken where they have the value, as llama.cpp's
-/// converters write them in different widths.
+/// The typed lookups return `None` for a missing key and an error for a value of another type.
+/// Integers of any width and sign are accepted if the value fits, since llama.cpp's converters
+/// write them in different widths.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     values: BTreeMap<String, MetadataValue>,
@@ -73,7 +73,7 @@ impl Metadata {
         self.values.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// A text.
+    /// A string.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -87,14 +87,14 @@ impl Metadata {
     /// A size, a count or an id.
     ///
     /// # Errors
-    /// If the value is not an integer, or below 0.
+    /// If the value is not an integer, or is below 0.
     pub fn unsigned(&self, key: &str) -> Result<Option<u64>, GgufError> {
         self.typed(key, "an integer that is not negative", |value| {
             integer(value)?.try_into().ok()
         })
     }
 
-    /// A float, or an integer as a float.
+    /// A float, or an integer converted to a float.
     ///
     /// # Errors
     /// If the value is not a number.
@@ -106,7 +106,7 @@ impl Metadata {
         })
     }
 
-    /// Yes or no.
+    /// True or false.
     ///
     /// # Errors
     /// If the value is not a bool.
@@ -117,7 +117,7 @@ impl Metadata {
         })
     }
 
-    /// An array of texts.
+    /// An array of strings.
     ///
     /// # Errors
     /// If the value is of another type.
@@ -225,11 +225,11 @@ fn integer(value: &MetadataValue) -> Option<i128> {
 }
 
 const VALUE: &str = "a metadata value";
-/// The number of the type of arrays.
+/// The type number of arrays.
 const ARRAY: u32 = 9;
 
 impl MetadataValue {
-    /// For messages: short, whatever the value.
+    /// A short form of the value, for messages.
     pub(super) fn shown(&self) -> String {
         let shown = match self {
             Self::Array(_) => return "an array".to_owned(),

@@ -6,7 +6,7 @@ use super::cursor::Cursor;
 use super::ggml_type::retired;
 use super::{GgmlType, GgufError, Metadata, TensorBytes};
 
-/// What a GGUF file says of a tensor, and its bytes.
+/// The header entry of a tensor, and its bytes.
 #[derive(Clone, Debug)]
 pub struct GgufTensor {
     /// Its name, such as `blk.0.attn_q.weight`.
@@ -26,13 +26,13 @@ pub(super) struct Part {
     pub(super) tensors: Vec<GgufTensor>,
 }
 
-/// Axes that a tensor of ggml has at most.
+/// Maximum number of axes of a ggml tensor.
 const MAX_AXES: u32 = 4;
-/// Where nothing else is said.
+/// The default.
 const ALIGNMENT: u64 = 32;
 const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// What the header says of a tensor.
+/// The header entry of a tensor.
 struct Entry {
     name: String,
     shape: Vec<usize>,
@@ -116,7 +116,7 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<(), GgufError> {
     }
     match cursor.u32("the version")? {
         2 | 3 => Ok(()),
-        // 1, 2 or 3 with the high byte first.
+        // 1, 2 or 3 in big-endian order.
         version if version & 0xffff == 0 && version != 0 => Err(GgufError::BigEndian),
         found => Err(GgufError::Version { found }),
     }
@@ -177,7 +177,7 @@ fn read_entry(cursor: &mut Cursor<'_>, alignment: u64) -> Result<Entry, GgufErro
     })
 }
 
-/// No byte belongs to two tensors: a small file cannot hold many large ones.
+/// Checks that no byte belongs to two tensors, so that a small file cannot claim many large ones.
 fn check_overlaps(entries: &[Entry]) -> Result<(), GgufError> {
     let mut sorted: Vec<&Entry> = entries.iter().collect();
     sorted.sort_by_key(|entry| entry.offset);

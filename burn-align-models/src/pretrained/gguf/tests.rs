@@ -1,4 +1,4 @@
-//! Headers that say what they should, and many that do not.
+//! Valid headers, and many invalid ones.
 
 use super::bytes::TensorBytes;
 use super::part::Part;
@@ -9,7 +9,7 @@ use super::{GgmlType, GgufError, MetadataArray, MetadataValue};
 struct Writer(Vec<u8>);
 
 impl Writer {
-    /// The magic bytes, version 3, and how many tensors and keys follow.
+    /// The magic bytes, version 3, and the numbers of tensors and keys that follow.
     fn header(tensors: u64, keys: u64) -> Self {
         Self(b"GGUF".to_vec()).u32(3).u64(tensors).u64(keys)
     }
@@ -252,7 +252,7 @@ fn tensors_that_cannot_be_are_refused() {
         .refused("bytes of tensor `a`");
 }
 
-/// However short a file is cut, it is refused.
+/// A file is rejected wherever it is cut off.
 #[test]
 fn files_that_are_cut_off_are_refused() {
     let whole = two_tensors().pad(32).bytes(&[0; 50]).0;

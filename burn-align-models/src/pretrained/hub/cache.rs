@@ -1,4 +1,4 @@
-//! The layout of the cache: one folder a model, as Python's `huggingface_hub` keeps it.
+//! The layout of the cache: one folder per model, as in Python's `huggingface_hub`.
 //!
 //! ```text
 //! models--owner--name/
@@ -18,12 +18,12 @@ use std::path::{Component, Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-/// The name of a commit, which is a folder's name, too.
+/// The hash of a commit, which is also a folder's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commit(String);
 
 impl Commit {
-    /// From what a hub or the cache calls a commit.
+    /// From the hash given by a hub or the cache.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let fits = (1..=64).contains(&text.len());
@@ -31,7 +31,7 @@ impl Commit {
         fits.then(|| Self(text.to_owned()))
     }
 
-    /// From a revision that can be nothing but a commit.
+    /// From a revision that can only be a commit.
     pub(super) fn from_revision(revision: &str) -> Option<Self> {
         let fits = revision.len() == 40 && revision.chars().all(is_lower_hex);
         fits.then(|| Self(revision.to_owned()))
@@ -46,7 +46,7 @@ fn is_lower_hex(c: char) -> bool {
     matches!(c, '0'..='9' | 'a'..='f')
 }
 
-/// What the cache knows of a file of a commit.
+/// What the cache knows about a file of a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Held {
     /// Its path.
@@ -65,7 +65,7 @@ pub(super) struct Store {
     symlinks: bool,
 }
 
-/// The listing that version 2 of `huggingface_hub` keeps.
+/// The listing kept by version 2 of `huggingface_hub`.
 #[derive(Deserialize)]
 struct Tree {
     format_version: u32,
@@ -90,8 +90,8 @@ impl Store {
         self.folder.join("snapshots").join(commit.as_str())
     }
 
-    /// The commit that a branch or a tag was when it was last asked for; for a commit's
-    /// abbreviation, the only snapshot that begins so, too.
+    /// The commit that a branch or a tag pointed to when it was last resolved; for an abbreviated
+    /// commit, the only snapshot with that prefix.
     pub(super) fn commit_of(&self, revision: &str) -> Option<Commit> {
         if let Ok(text) = fs::read_to_string(self.reference(revision)) {
             return Commit::parse(&text);
@@ -110,7 +110,7 @@ impl Store {
         self.folder.join("refs").join(revision)
     }
 
-    /// Remembers what a revision is. A cache that cannot be written to is no reason to fail.
+    /// Remembers the commit of a revision. A read-only cache is not an error here.
     pub(super) fn remember(&self, revision: &str, commit: &Commit) {
         let file = self.reference(revision);
         if fs::read_to_string(&file).is_ok_and(|text| text == commit.as_str()) {
@@ -153,8 +153,7 @@ impl Store {
         (tree.format_version == 1).then_some(tree)
     }
 
-    /// Remembers that a commit has no such file. A cache that cannot be written to is no reason to
-    /// fail.
+    /// Remembers that a commit has no such file. A read-only cache is not an error here.
     pub(super) fn mark_absent(&self, commit: &Commit, file: &str) {
         let marker = self.marker(commit, file);
         let _ = parent(&marker)
@@ -183,7 +182,7 @@ impl Store {
         }
     }
 
-    /// Puts a blob into a snapshot; `new` says that no other snapshot can link to it yet.
+    /// Puts a blob into a snapshot; `new` means that no other snapshot can link to it yet.
     pub(super) fn link(
         &self,
         etag: &str,
@@ -228,7 +227,7 @@ fn symlink(target: &Path, link: &Path) -> io::Result<()> {
 
 #[cfg(windows)]
 fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    // Links of Windows do not lead over forward slashes.
+    // Links on Windows do not work with forward slashes.
     let target: PathBuf = target.components().collect();
     std::os::windows::fs::symlink_file(target, link)
 }
@@ -238,7 +237,7 @@ fn symlink(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Whether a path leads nowhere but downwards.
+/// Whether a path only leads downwards.
 pub(super) fn stays_inside(path: &str) -> bool {
     let plain = Path::new(path)
         .components()

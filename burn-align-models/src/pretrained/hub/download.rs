@@ -1,4 +1,4 @@
-//! Files that come from the hub: continued where an earlier attempt ended, and checked.
+//! Downloads from the hub: resumed where an earlier attempt ended, and verified.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -12,7 +12,7 @@ use super::error::HubProblem;
 use super::remote::{Entry, Remote, bad_answer, unreachable_for};
 
 impl Remote<'_> {
-    /// Fetches a file of a commit, going on where `part` ends.
+    /// Fetches a file of a commit, resuming where `part` ends.
     pub(super) fn download(
         &self,
         commit: &Commit,
@@ -29,7 +29,7 @@ impl Remote<'_> {
             self.append(commit, file, entry, part, there)?;
         }
         match check(file, entry, part) {
-            // What was there before was perhaps another program's, and bad.
+            // The earlier part may be from another program, and damaged.
             Err(DownloadError::Hub(HubProblem::Damaged { .. })) if there > 0 => {
                 self.append(commit, file, entry, part, 0)?;
                 check(file, entry, part)
@@ -53,7 +53,7 @@ impl Remote<'_> {
         }
         let response = match request.call() {
             Ok(response) => response,
-            // It cannot go on there.
+            // It cannot be resumed.
             Err(ureq::Error::Status(416, _)) if there > 0 => {
                 return self.append(commit, file, entry, part, 0);
             }
@@ -85,7 +85,7 @@ impl Remote<'_> {
     }
 }
 
-/// Writes what comes, and no more than was announced.
+/// Writes the body, but no more than was announced.
 fn receive(
     response: Response,
     part: File,
@@ -116,7 +116,8 @@ fn receive(
     Ok(())
 }
 
-/// A body whose failure is its end, so that what came before is kept and told from a full disk.
+/// A body that ends where it fails, so that the bytes before are kept, and the failure is
+/// distinguished from a full disk.
 struct Counted<R> {
     inner: R,
     failed: Option<io::Error>,
@@ -154,9 +155,9 @@ impl From<io::Error> for DownloadError {
     }
 }
 
-/// Compares a file with its size and, where the etag is one, its SHA-256 (of files in LFS).
+/// Compares a file with its size and, if the etag is one, its SHA-256 (for files in LFS).
 ///
-/// What differs is removed.
+/// A file that differs is removed.
 fn check(file: &str, entry: &Entry, part: &Path) -> Result<(), DownloadError> {
     let size = fs::metadata(part)?.len();
     let (expected, found) = if size != entry.size {

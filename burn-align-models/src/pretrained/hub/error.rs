@@ -3,14 +3,14 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Why a model or a file could not be had from the hub or from its cache.
+/// Why a model or a file could not be obtained from the hub or from its cache.
 #[derive(Debug, thiserror::Error)]
 #[error("hub: {id} ({revision}): {problem}")]
 #[non_exhaustive]
 pub struct HubError {
     /// The hub id.
     pub id: String,
-    /// Branch, tag or commit, as it was asked for.
+    /// Branch, tag or commit, as requested.
     pub revision: String,
     /// What went wrong.
     pub problem: HubProblem,
@@ -20,31 +20,32 @@ pub struct HubError {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubProblem {
-    /// The id, the revision or the file's name can be none.
-    #[error("`{found}` cannot be {what}: expected {expected}")]
+    /// The id, the revision or the file name is invalid.
+    #[error("`{found}` is not {what}: expected {expected}")]
     BadName {
-        /// What it was to be.
+        /// What it should be.
         what: &'static str,
         /// The name.
         found: String,
-        /// What such a name is like.
+        /// The form of such a name.
         expected: &'static str,
     },
-    /// The hub has no such model, or does not show it.
+    /// The hub has no such model, or does not reveal it.
     #[error(
-        "{file}: no such model, or a private one: check the name (a local folder of that name is not \
-         there); for a private model, give a token that can read it (HF_TOKEN); token: {token}"
+        "{file}: no such model, or a private one: check the name (there is no local folder of \
+         that name either); for a private model, give a token that can read it (HF_TOKEN); token: \
+         {token}"
     )]
     NoSuchModel {
-        /// The file that was asked for.
+        /// The requested file.
         file: String,
-        /// Where the token is from, or was looked for.
+        /// Where the token came from, or was looked for.
         token: String,
     },
     /// The model has no such branch, tag or commit.
     #[error("{file}: the model has no such branch, tag or commit: see {url}")]
     NoSuchRevision {
-        /// The file that was asked for.
+        /// The requested file.
         file: String,
         /// Where the model's commits are listed.
         url: String,
@@ -59,35 +60,35 @@ pub enum HubProblem {
         /// What else can be done.
         hint: &'static str,
     },
-    /// The owner of the model grants access.
+    /// Access requires the consent of the model's owner.
     #[error(
         "{file}: access to this model is restricted: accept its terms at {url} and give your \
          account's token (HF_TOKEN, or `hf auth login`); token: {token}"
     )]
     Gated {
-        /// The file that was asked for.
+        /// The requested file.
         file: String,
         /// The model's page.
         url: String,
-        /// Where the token is from, or was looked for.
+        /// Where the token came from, or was looked for.
         token: String,
     },
-    /// The token is not valid, or does not allow to read this model.
+    /// The token is invalid, or not allowed to read this model.
     #[error(
-        "{file}: access refused ({status}: {message}): give a token that is valid and can read \
-         this model (HF_TOKEN); token: {token}"
+        "{file}: access refused ({status}: {message}): give a valid token that can read this \
+         model (HF_TOKEN); token: {token}"
     )]
     Refused {
-        /// The file that was asked for.
+        /// The requested file.
         file: String,
-        /// Status of the answer.
+        /// The response's status.
         status: u16,
-        /// What the hub says.
+        /// The hub's message.
         message: String,
-        /// Where the token is from, or was looked for.
+        /// Where the token came from, or was looked for.
         token: String,
     },
-    /// Files are not in the cache, and nothing may be asked.
+    /// Files are not in the cache, and the hub must not be contacted.
     #[error(
         "{}: not in the cache, and offline: load once without HF_HUB_OFFLINE, or copy the files \
          to {}",
@@ -112,50 +113,49 @@ pub enum HubProblem {
         files: Vec<String>,
         /// The model's folder in the cache.
         folder: PathBuf,
-        /// What the connection says.
+        /// The cause.
         cause: String,
     },
-    /// The hub answers, but not as it should.
+    /// An unexpected response from the hub.
     #[error(
-        "{file}: unexpected answer from {url}: {reason}; try again later, or check HF_ENDPOINT"
+        "{file}: unexpected response from {url}: {reason}; try again later, or check HF_ENDPOINT"
     )]
     BadAnswer {
-        /// The file that was asked for.
+        /// The requested file.
         file: String,
-        /// What was asked.
+        /// The URL.
         url: String,
-        /// What the answer was.
+        /// What was unexpected.
         reason: String,
     },
-    /// A download ended before the file did.
+    /// A download that ended early.
     #[error(
         "{file}: the download broke off after {received} of {expected} bytes ({cause}): load \
-         again to continue it"
+         again to resume it"
     )]
     BrokenOff {
         /// The file.
         file: String,
-        /// Bytes that are there.
+        /// Bytes received so far.
         received: u64,
         /// The file's size.
         expected: u64,
-        /// What the connection says.
+        /// The cause.
         cause: String,
     },
-    /// A download is not what the hub has announced; it is not kept.
-    #[error("{file}: damaged on the way: expected {expected}, found {found}; load again")]
+    /// A download that does not match what the hub announced; it is not kept.
+    #[error("{file}: damaged in transit: expected {expected}, found {found}; load again")]
     Damaged {
         /// The file.
         file: String,
         /// Size or hash, as announced.
         expected: String,
-        /// Size or hash of what came.
+        /// Size or hash of the download.
         found: String,
     },
-    /// The cache cannot be written to.
+    /// The cache is not writable.
     #[error(
-        "{file}: cannot be kept in the cache {}: {cause}; set HF_HUB_CACHE to a folder that can \
-         be written to",
+        "{file}: cannot be stored in the cache {}: {cause}; set HF_HUB_CACHE to a writable folder",
         folder.display()
     )]
     Io {

@@ -1,4 +1,4 @@
-//! Which files a model needs, and of which commit.
+//! Which files a model needs, and from which commit.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ use crate::pretrained::{CONFIG, LoadError, LoadOptions};
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What is fetched where there is one: all that decides about tokens.
+/// Fetched if they exist: the files that determine tokens.
 const OPTIONAL: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,31 +31,31 @@ const OPTIONAL: [&str; 10] = [
     "generation_config.json",
 ];
 
-/// Brings a model's files into the cache and returns their folder there.
+/// Fetches a model's files into the cache and returns their folder there.
 ///
-/// Files that the cache holds are not fetched again. A branch or a tag is asked for once, to see
-/// whether it has moved; where the hub cannot be reached, what the cache holds is used.
+/// Files that the cache holds are not fetched again. A branch or a tag is looked up once, to see
+/// whether it has moved; if the hub cannot be reached, the cached files are used.
 pub(crate) fn fetch(id: &str, options: &LoadOptions) -> Result<PathBuf, LoadError> {
     let session = Session::new(id, options)?;
     session.fetch().map_err(|problem| session.failed(problem))
 }
 
-/// Brings one file of a model on the hub into the cache and returns its path there.
+/// Fetches one file of a model on the hub into the cache and returns its path there.
 ///
-/// Of a file in several parts (`NAME-00001-of-00003.gguf`), all parts are fetched, into the same
-/// folder. The revision, the cache and the hub are those of the options.
+/// If the file is in several parts (`NAME-00001-of-00003.gguf`), all of them are fetched into the
+/// same folder. The options give the revision, the cache and the hub.
 ///
 /// # Errors
 /// [`LoadError::Hub`] if the file's name leads out of the repository, if there is no such model,
 /// revision or file, if access is refused, or if the file is not in the cache and the hub cannot be
-/// asked.
+/// reached.
 pub fn fetch_file(id: &str, file: &str, options: &LoadOptions) -> Result<PathBuf, LoadError> {
     let session = Session::new(id, options)?;
     let fetched = session.fetch_file(file);
     fetched.map_err(|problem| session.failed(problem))
 }
 
-/// Why files could not be had: because of the hub, or because of what is in them.
+/// Why files could not be obtained: because of the hub, or because of their contents.
 enum Failure {
     Hub(HubProblem),
     Load(LoadError),
@@ -72,7 +72,7 @@ pub(super) struct Session<'a> {
     pub(super) id: &'a str,
     pub(super) revision: &'a str,
     offline: bool,
-    /// Whether to ask the hub even for what the cache holds completely.
+    /// Whether to contact the hub even if the cache holds everything.
     update: bool,
     pub(super) settings: Settings,
     pub(super) store: Store,
@@ -123,21 +123,21 @@ impl<'a> Session<'a> {
     fn fetch(&self) -> Result<PathBuf, Failure> {
         let pinned = self.pin(CONFIG, &|commit| is_complete_model(&self.store, commit))?;
         let mut missing = Vec::new();
-        let hint = "; a GGUF file is asked for by its name";
+        let hint = "; to load a GGUF file, give its name";
         pinned.need(CONFIG, hint, &mut missing)?;
-        // The hub is not asked about a commit that is complete, not even for optional files.
+        // The hub is not contacted about a complete commit, not even for optional files.
         if !pinned.cached || self.update {
             for file in OPTIONAL {
                 pinned.want(file)?;
             }
         }
         if !pinned.cached && pinned.want(WEIGHTS)?.is_none() {
-            let hint = ", nor model.safetensors; a checkpoint in another format can be converted \
-                        with `save_pretrained` of `transformers`";
+            let hint = ", nor model.safetensors; convert a checkpoint in another format with \
+                        `save_pretrained` in `transformers`";
             match pinned.need(INDEX, hint, &mut missing)? {
                 Some(index) => {
                     for shard in shards(&index).map_err(Failure::Load)? {
-                        pinned.need(&shard, "; the index names it", &mut missing)?;
+                        pinned.need(&shard, "; it is named in the index", &mut missing)?;
                     }
                 }
                 None => {
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
             return Err(Failure::Hub(HubProblem::BadName {
                 what: "the name of a file",
                 found: file.to_owned(),
-                expected: "a path inside of the repository",
+                expected: "a path inside the repository",
             }));
         }
         let parts = parts_of(file);
@@ -171,8 +171,8 @@ impl<'a> Session<'a> {
         Ok(self.store.snapshot(&pinned.commit).join(file))
     }
 
-    /// Resolves the revision, once. `probe` is the file to ask for, and `complete` says whether the
-    /// cache has all that is needed of a commit.
+    /// Resolves the revision, once. `probe` is the file to ask for, and `complete` tells whether
+    /// the cache has everything needed of a commit.
     fn pin(
         &self,
         probe: &str,
@@ -206,14 +206,14 @@ impl<'a> Session<'a> {
         };
         match self.resolve(&remote, probe, patience) {
             Ok(commit) => {
-                // What can be loaded is not given up before there is something newer.
+                // A loadable commit is not given up before a newer one is complete.
                 if !cached {
                     self.store.remember(self.revision, &commit);
                 }
                 let moved = by_cache.as_ref() != Some(&commit);
                 Ok(pinned(commit, Some(remote), true, None, moved))
             }
-            // A revision that was deleted is not loaded from the cache either.
+            // A deleted revision is not loaded from the cache either.
             Err(problem @ HubProblem::NoSuchRevision { .. }) => Err(problem),
             Err(problem) => match by_cache {
                 Some(commit) => Ok(pinned(commit, Some(remote), false, Some(problem), false)),
@@ -222,7 +222,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Asks which commit the revision is.
+    /// Asks the hub for the commit of the revision.
     fn resolve(
         &self,
         remote: &Remote<'_>,
@@ -233,7 +233,7 @@ impl<'a> Session<'a> {
             Answer::File(Entry { commit, .. }) => commit.ok_or_else(|| HubProblem::BadAnswer {
                 file: probe.to_owned(),
                 url: remote.page(""),
-                reason: "no X-Repo-Commit, so it is no hub".to_owned(),
+                reason: "no X-Repo-Commit, so this is not a hub".to_owned(),
             }),
             Answer::NoFile(commit) => commit.ok_or_else(|| HubProblem::NoSuchModel {
                 file: probe.to_owned(),
@@ -247,7 +247,7 @@ impl<'a> Session<'a> {
         HubProblem::Offline { files, folder }
     }
 
-    /// Says where and which files are missing where the hub cannot be reached.
+    /// Adds which files are missing, and where, if the hub cannot be reached.
     pub(super) fn located(&self, problem: HubProblem, missing: Option<Vec<String>>) -> HubProblem {
         match problem {
             HubProblem::Unreachable { files, cause, .. } => HubProblem::Unreachable {
@@ -281,7 +281,7 @@ fn shards(index: &Path) -> Result<BTreeSet<String>, LoadError> {
     Ok(shard_names(index, &json)?)
 }
 
-/// All parts of a file of which this is one, `NAME-00002-of-00003.gguf`; else the file itself.
+/// All parts of a file in parts, such as `NAME-00002-of-00003.gguf`; otherwise the file itself.
 fn parts_of(file: &str) -> Vec<String> {
     let numbered = || {
         let (name, total) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;

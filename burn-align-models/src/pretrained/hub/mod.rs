@@ -1,9 +1,9 @@
-//! Models on the Hugging Face hub, in the cache that Python's `huggingface_hub` uses, too.
+//! Models on the Hugging Face hub, in the cache shared with Python's `huggingface_hub`.
 //!
-//! A revision is resolved to one commit when loading begins, and every file is of that commit. What
-//! a branch was when it was last loaded completely stays loadable until all files of its next commit
-//! are there. Layout, variables and requests are those of `huggingface_hub` 0.36, whose releases 1
-//! and 2 read and write the same.
+//! A revision is resolved to one commit when loading begins, and every file is from that commit.
+//! The last completely loaded commit of a branch stays loadable until all files of the next one are
+//! there. Layout, variables and requests are those of `huggingface_hub` 0.36; releases 1 and 2 are
+//! compatible.
 
 #[cfg(feature = "hub")]
 mod cache;
@@ -18,7 +18,7 @@ mod pinned;
 mod remote;
 #[cfg(all(test, feature = "hub"))]
 mod tests;
-// Without the hub, only `offline` is asked for.
+// Without the hub, only `offline` is used.
 #[cfg_attr(not(feature = "hub"), allow(dead_code))]
 mod variables;
 
@@ -28,7 +28,7 @@ pub(super) use files::fetch;
 #[cfg(feature = "hub")]
 pub use files::fetch_file;
 
-/// Whether the environment says that the hub is not to be asked.
+/// Whether the environment forbids contacting the hub.
 pub(super) fn offline() -> bool {
     variables::offline(&variables::of_process)
 }

@@ -1,4 +1,4 @@
-//! One commit of a model: what the cache has of it, and what is fetched.
+//! One commit of a model: which files are cached, and which are fetched.
 
 use std::cell::{Cell, RefCell};
 use std::fs;
@@ -15,21 +15,21 @@ use super::remote::{Answer, Entry, Remote};
 pub(super) struct Pinned<'a> {
     pub(super) session: &'a Session<'a>,
     pub(super) commit: Commit,
-    /// Whether the cache has all that is needed.
+    /// Whether the cache has everything needed.
     pub(super) cached: bool,
-    /// How long to wait for the first answer.
+    /// How long to wait for the first response.
     pub(super) patience: Duration,
     pub(super) remote: Option<Remote<'a>>,
-    /// Whether the hub has said something useful.
+    /// Whether the hub has responded usefully.
     pub(super) answered: Cell<bool>,
-    /// Why it is not asked any more.
+    /// Why the hub is no longer contacted.
     pub(super) refusal: RefCell<Option<HubProblem>>,
-    /// Whether the revision was another commit before.
+    /// Whether the revision pointed to another commit before.
     pub(super) moved: bool,
 }
 
 impl Pinned<'_> {
-    /// A file; `None` if the commit has none, or if there is nobody to ask.
+    /// A file; `None` if the commit has none, or if the hub cannot be contacted.
     pub(super) fn want(&self, file: &str) -> Result<Option<PathBuf>, HubProblem> {
         let session = self.session;
         match session.store.look(&self.commit, file) {
@@ -55,7 +55,7 @@ impl Pinned<'_> {
                 self.bring(remote, file, &entry).map(Some)
             }
             Ok(Answer::NoFile(commit)) => {
-                // Only a hub's word counts, not that of a server that does not know it.
+                // Only a hub's response counts, not that of another kind of server.
                 if commit.is_some() {
                     self.check_commit(remote, file, commit.as_ref())?;
                     session.store.mark_absent(&self.commit, file);
@@ -64,7 +64,7 @@ impl Pinned<'_> {
                 Ok(None)
             }
             Err(problem) if self.answered.get() => Err(session.located(problem, None)),
-            // Perhaps the cache has all that is needed.
+            // The cache may have everything needed.
             Err(problem) => {
                 self.refusal.replace(Some(problem));
                 Ok(None)
@@ -88,11 +88,11 @@ impl Pinned<'_> {
         Err(HubProblem::BadAnswer {
             file: file.to_owned(),
             url: remote.page(""),
-            reason: format!("asked for commit {asked}, answered with commit {answered}"),
+            reason: format!("asked for commit {asked}, got commit {answered}"),
         })
     }
 
-    /// Fetches a file, unless another one has brought its content.
+    /// Fetches a file, unless its content is already there.
     fn bring(&self, remote: &Remote<'_>, file: &str, entry: &Entry) -> Result<PathBuf, HubProblem> {
         let store = &self.session.store;
         let brought = || {
@@ -120,7 +120,7 @@ impl Pinned<'_> {
         })
     }
 
-    /// A file without which there is no model. What cannot be asked for is added to `missing`.
+    /// A required file. If the hub cannot be contacted for it, it is added to `missing`.
     pub(super) fn need(
         &self,
         file: &str,
@@ -148,7 +148,7 @@ impl Pinned<'_> {
         Ok(found)
     }
 
-    /// Says what is missing, or that the revision is this commit from now on.
+    /// Reports what is missing, or records that the revision is now this commit.
     pub(super) fn finish(&self, missing: Vec<String>) -> Result<(), HubProblem> {
         if missing.is_empty() {
             if self.moved {

@@ -15,24 +15,24 @@ use super::variables::Settings;
 pub(super) struct Remote<'a> {
     id: &'a str,
     settings: &'a Settings,
-    /// Asks for what is known of files; leaves redirects to us.
+    /// Requests metadata of files; redirects are handled here.
     questions: Agent,
-    /// Fetches files, wherever the hub has them.
+    /// Fetches files, following redirects.
     pub(super) downloads: Agent,
 }
 
-/// What a hub says about a file.
+/// A hub's response about a file.
 pub(super) enum Answer {
-    /// There is one.
+    /// It exists.
     File(Entry),
-    /// There is none in this commit.
+    /// This commit has no such file.
     NoFile(Option<Commit>),
 }
 
 /// A file on a hub.
 pub(super) struct Entry {
     pub(super) commit: Option<Commit>,
-    /// Names the content.
+    /// Identifies the content.
     pub(super) etag: String,
     pub(super) size: u64,
 }
@@ -69,13 +69,13 @@ impl<'a> Remote<'a> {
         format!("{endpoint}/{id}/resolve/{revision}/{file}")
     }
 
-    /// The page of the model, or of something that belongs to it.
+    /// The URL of the model's page, or of a page below it.
     pub(super) fn page(&self, rest: &str) -> String {
         format!("{}/{}{rest}", self.settings.endpoint, self.id)
     }
 
     pub(super) fn request(&self, agent: &Agent, method: &str, url: &str) -> ureq::Request {
-        // Of a compressed body, the size would be another.
+        // A compressed body would have a different size.
         let request = agent
             .request(method, url)
             .set("Accept-Encoding", "identity");
@@ -85,7 +85,7 @@ impl<'a> Remote<'a> {
         }
     }
 
-    /// Asks what a file is, without fetching it.
+    /// Requests a file's metadata, without fetching it.
     pub(super) fn ask(
         &self,
         revision: &str,
@@ -94,7 +94,7 @@ impl<'a> Remote<'a> {
     ) -> Result<Answer, HubProblem> {
         let mut url = self.url(revision, file);
         let mut commit = None;
-        // A model that has another name today, and files that the hub keeps elsewhere itself.
+        // A renamed model, or a file that the hub itself stores elsewhere.
         for _ in 0..5 {
             let request = self.request(&self.questions, "HEAD", &url).timeout(timeout);
             let response = match request.call() {
@@ -110,7 +110,7 @@ impl<'a> Remote<'a> {
                 None => return entry(file, &url, &response, commit).map(Answer::File),
             }
         }
-        Err(bad_answer(file, &url, "it redirects without end"))
+        Err(bad_answer(file, &url, "too many redirects"))
     }
 
     fn redirect_on_the_hub(&self, response: &Response) -> Option<String> {
@@ -131,7 +131,7 @@ impl<'a> Remote<'a> {
         }
     }
 
-    /// What it means that the hub does not answer with a file.
+    /// The meaning of a response other than a file.
     pub(super) fn refusal(
         &self,
         file: &str,
@@ -157,7 +157,7 @@ impl<'a> Remote<'a> {
             (Some("RepoNotFound"), _) => Err(HubProblem::NoSuchModel { file, token }),
             (None, 404) if commit.is_some() => Ok(Answer::NoFile(commit)),
             (None, 404) => Ok(Answer::NoFile(None)),
-            // The public hub's answer for models that do not exist, and for private ones.
+            // The public hub's response for models that do not exist, and for private ones.
             (None, 401) if message != "Invalid credentials in Authorization header" => {
                 Err(HubProblem::NoSuchModel { file, token })
             }
@@ -193,7 +193,7 @@ fn entry(
     let etag = header(&["X-Linked-Etag", "ETag"])?;
     let etag = etag.trim_start_matches("W/").trim_matches('"');
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    // The name of a file of ours.
+    // Used as a local file name.
     if etag.is_empty() || etag.len() > 200 || !etag.chars().all(plain) {
         return Err(bad_answer(file, url, &format!("the ETag `{etag}`")));
     }
@@ -225,16 +225,22 @@ fn quote(text: &str, safe: &str) -> String {
     quoted
 }
 
-/// Looks addresses up for no longer than this: the system's own patience is half a minute.
+/// Resolves addresses with this timeout: the system's own is half a minute.
 fn resolve(host: &str, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
     let (sender, receiver) = mpsc::channel();
     let host = host.to_owned();
     std::thread::spawn(move || {
         let addresses = host.to_socket_addrs().map(Iterator::collect);
-        // Nobody waits any more.
+        // The receiver has given up.
         let _ = sender.send(addresses);
     });
-    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer about the address");
+    let late = |_| {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the address could not be resolved in \
+                                                            time",
+        )
+    };
     receiver.recv_timeout(timeout).map_err(late)?
 }
 

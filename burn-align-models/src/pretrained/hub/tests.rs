@@ -1,4 +1,4 @@
-//! What the variables mean and what the cache says, without a hub.
+//! The environment variables and the cache, without a hub.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,7 +30,7 @@ fn cache_of(variables: &[(&str, &str)]) -> PathBuf {
 #[test]
 fn where_the_cache_is() {
     let mut variables = vec![(HOME, "/home/ada")];
-    // From the last resort to what comes first.
+    // From the last resort to the first choice.
     for (name, value, expected) in [
         ("HOME_ALONE", "", "/home/ada/.cache/huggingface/hub"),
         ("XDG_CACHE_HOME", "/xdg", "/xdg/huggingface/hub"),
@@ -86,7 +86,7 @@ fn when_the_hub_is_not_asked() {
         (Some("2"), None, false),
         (None, Some("1"), true),
         (Some(""), Some("1"), true),
-        // The newer variable decides where it says anything.
+        // The newer variable takes precedence if it is set.
         (Some("0"), Some("1"), false),
     ] {
         let mut variables = Vec::new();
@@ -111,7 +111,7 @@ fn whose_token_is_sent() {
     for (name, value, expected) in [
         ("HF_TOKEN", "", Some("hf_file")),
         ("HF_TOKEN_PATH", other, Some("hf_other")),
-        // A blank one hides the older variable, as it does in Python.
+        // A blank one hides the older variable, as in Python.
         ("HF_TOKEN", " \n", Some("hf_other")),
         ("HUGGING_FACE_HUB_TOKEN", "hf_old", Some("hf_other")),
         ("HF_TOKEN", "", Some("hf_old")),

@@ -1,7 +1,7 @@
-//! The environment variables of `huggingface_hub`, with the meaning that they have there.
+//! The environment variables of `huggingface_hub`, with the same meaning.
 //!
-//! Source: `huggingface_hub/constants.py` and `utils/_auth.py`, release 0.36. A variable that is
-//! set to nothing counts as not set.
+//! Source: `huggingface_hub/constants.py` and `utils/_auth.py`, release 0.36. An empty variable
+//! counts as not set.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -12,12 +12,12 @@ use std::time::Duration;
 use crate::pretrained::LoadOptions;
 
 const PUBLIC_HUB: &str = "https://huggingface.co";
-/// How long to wait for the hub, where no variable says otherwise.
+/// How long to wait for the hub, unless a variable sets it.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The same where the cache has an answer already.
+/// The same if the cache already has a file.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Looks a variable up; tests give their own.
+/// Looks up a variable; tests substitute their own.
 pub(super) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 /// The variables of this process.
@@ -31,7 +31,7 @@ pub(super) fn of_process(name: &str) -> Option<OsString> {
 
 const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
 
-/// Where the cache and the hub are, and how they are to be used.
+/// Where the cache and the hub are, and how to use them.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// Folder of the cache.
@@ -39,13 +39,13 @@ pub(super) struct Settings {
     /// Address of the hub, without a slash at its end.
     pub(super) endpoint: String,
     pub(super) token: Token,
-    /// How long to wait for an answer about a file, where the user has said so.
+    /// How long to wait for a file's metadata, if set by the user.
     metadata_timeout: Option<Duration>,
     /// How long to wait for the next bytes of a file.
     pub(super) download_timeout: Duration,
     /// Whether snapshots may link to blobs.
     pub(super) symlinks: bool,
-    /// Whether the endpoint is to be reached without the proxy that other variables name.
+    /// Whether to bypass the proxy set in other variables.
     pub(super) no_proxy: bool,
 }
 
@@ -72,14 +72,14 @@ impl Settings {
         }
     }
 
-    /// How long to wait for an answer about a file; less where the cache can stand in.
+    /// How long to wait for a file's metadata; less if the cache can be used instead.
     pub(super) fn patience(&self, cached: bool) -> Duration {
         let usual = if cached { SHORT_TIMEOUT } else { TIMEOUT };
         self.metadata_timeout.unwrap_or(usual)
     }
 }
 
-/// Whether nothing is to be asked of the hub.
+/// Whether the hub must not be contacted.
 pub(super) fn offline(variables: Lookup<'_>) -> bool {
     is_true(text(variables, "HF_HUB_OFFLINE").or_else(|| text(variables, "TRANSFORMERS_OFFLINE")))
 }
@@ -91,7 +91,7 @@ fn cache(variables: Lookup<'_>) -> PathBuf {
         .unwrap_or_else(|| home(variables).join("hub"))
 }
 
-/// The folder of everything that Hugging Face's programs keep.
+/// The data folder of Hugging Face's libraries.
 fn home(variables: Lookup<'_>) -> PathBuf {
     path(variables, "HF_HOME").unwrap_or_else(|| {
         let cache = path(variables, "XDG_CACHE_HOME");
@@ -100,10 +100,10 @@ fn home(variables: Lookup<'_>) -> PathBuf {
     })
 }
 
-/// What proves who is asking, and where it was looked for.
+/// The access token, and where it was looked for.
 pub(super) struct Token {
     pub(super) secret: Option<String>,
-    /// Where the secret is from, or, without one, why there is none.
+    /// Where the secret came from, or why there is none.
     pub(super) place: String,
 }
 
@@ -140,7 +140,7 @@ impl Token {
     }
 }
 
-/// Without the secret.
+/// Omits the secret.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token")
@@ -149,7 +149,7 @@ impl fmt::Debug for Token {
     }
 }
 
-/// A token as it is pasted, without the space around it.
+/// A pasted token, without surrounding whitespace.
 fn clean(token: &str) -> Option<String> {
     let token: String = token.chars().filter(|c| !"\r\n".contains(*c)).collect();
     Some(token.trim().to_owned()).filter(|token| !token.is_empty())
@@ -163,7 +163,7 @@ fn text(variables: Lookup<'_>, name: &str) -> Option<String> {
     set(variables, name)?.into_string().ok()
 }
 
-/// `1`, `on`, `yes` and `true`, in any case; everything else is no.
+/// True for `1`, `on`, `yes` and `true`, in any case; false for everything else.
 fn is_true(value: Option<String>) -> bool {
     value.is_some_and(|it| ["1", "ON", "YES", "TRUE"].contains(&it.to_uppercase().as_str()))
 }
@@ -181,7 +181,8 @@ fn path(variables: Lookup<'_>, name: &str) -> Option<PathBuf> {
     })
 }
 
-/// `~` at the beginning is the home folder, and `$NAME` and `${NAME}` are variables if they are set.
+/// Replaces `~` at the beginning by the home folder, and `$NAME` and `${NAME}` by variables if they
+/// are set.
 fn expand(text: &str, variables: Lookup<'_>) -> PathBuf {
     let is_separator = |c: char| c == '/' || (cfg!(windows) && c == '\\');
     let mut expanded = String::new();

@@ -1,9 +1,10 @@
-//! JSON as Python's `json.dumps` writes it, which templates rely on: that of minijinja is for HTML.
+//! JSON as Python's `json.dumps` writes it, which templates rely on: minijinja's own is meant for
+//! HTML.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
-/// What `json.dumps` of Python writes.
+/// Writes like Python's `json.dumps`.
 pub(super) struct Json {
     pub(super) indent: Option<usize>,
     /// Between items, and after a key.
@@ -20,7 +21,7 @@ impl Json {
     }
 
     fn append(&self, value: &Value, depth: usize, written: &mut String) -> Result<(), Error> {
-        // Values of templates are at most this deep; it bounds the stack.
+        // Values in templates are never deeper than this; it bounds the stack.
         const DEEPEST: usize = 100;
         let invalid = |reason: String| Error::new(ErrorKind::InvalidOperation, reason);
         if depth > DEEPEST {
@@ -55,7 +56,11 @@ impl Json {
                     },
                 )?;
             }
-            other => return Err(invalid(format!("tojson: {other} has no JSON"))),
+            other => {
+                return Err(invalid(format!(
+                    "tojson: {other} cannot be written as JSON"
+                )));
+            }
         }
         Ok(())
     }

@@ -11,18 +11,18 @@ use minijinja::value::Serde;
 
 use super::{SpecialTokens, Tokenizer, TokensError};
 
-/// A message of a chat.
+/// A chat message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatMessage {
-    /// Who speaks: usually `system`, `user`, `assistant` or `tool`.
+    /// The speaker: usually `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What is said; `None` where there are only other fields, such as tool calls.
+    /// The text; `None` if there are only other fields, such as tool calls.
     pub content: Option<String>,
     fields: Vec<(String, Value)>,
 }
 
 impl ChatMessage {
-    /// A message of any role.
+    /// A message with any role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
             role: role.into(),
@@ -31,23 +31,23 @@ impl ChatMessage {
         }
     }
 
-    /// What the model is told about its task.
+    /// A `system` message.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new("system", content)
     }
 
-    /// What the user says.
+    /// A `user` message.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)
     }
 
-    /// What the model says.
+    /// An `assistant` message.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new("assistant", content)
     }
 
-    /// Messages from JSON, a list of objects with `role`, `content` as text, and whatever else the
-    /// template reads, such as `tool_calls`.
+    /// Messages from JSON: a list of objects with `role`, `content` as text, and any other fields
+    /// that the template reads, such as `tool_calls`.
     ///
     /// # Errors
     /// If it is not such a list.
@@ -86,7 +86,7 @@ impl ChatMessage {
         messages.into_iter().enumerate().map(read).collect()
     }
 
-    /// With another field that the template reads, such as `name`.
+    /// Adds another field that the template reads, such as `name`.
     pub fn with_field(mut self, name: impl Into<String>, value: impl serde::Serialize) -> Self {
         self.fields.push((name.into(), Value::from(Serde(value))));
         self
@@ -97,19 +97,19 @@ impl ChatMessage {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ChatOptions {
-    /// Whether the beginning of the model's answer is added at the end. Default: no.
+    /// Whether the start of the assistant's answer is appended. Default: no.
     pub generation_prompt: bool,
-    /// The name of the template. Default: `tool_use` where there are tools and it exists, else
+    /// The name of the template. Default: `tool_use` if there are tools and it exists, otherwise
     /// `default`.
     pub template: Option<String>,
-    /// The date and time that a template may ask for, such as `2024-07-26` or
-    /// `2024-07-26T12:30:00`. Default: now, so that the ids of such a template change with the day.
+    /// The date and time for templates that use one, such as `2024-07-26` or `2024-07-26T12:30:00`.
+    /// Default: now, so the ids of such a template change from day to day.
     pub now: Option<String>,
     variables: Vec<(String, Value)>,
 }
 
 impl ChatOptions {
-    /// Adds the beginning of the model's answer at the end, or does not.
+    /// Whether to append the start of the assistant's answer.
     #[doc(alias = "add_generation_prompt")]
     pub fn with_generation_prompt(mut self, generation_prompt: bool) -> Self {
         self.generation_prompt = generation_prompt;
@@ -122,20 +122,20 @@ impl ChatOptions {
         self
     }
 
-    /// What a template that asks for the date gets.
+    /// Sets the date and time for templates that use one.
     pub fn with_now(mut self, now: impl Into<String>) -> Self {
         self.now = Some(now.into());
         self
     }
 
-    /// A variable that the template reads, such as `enable_thinking`.
+    /// Sets a variable that the template reads, such as `enable_thinking`.
     pub fn with_variable(mut self, name: impl Into<String>, value: impl serde::Serialize) -> Self {
         self.variables
             .push((name.into(), Value::from(Serde(value))));
         self
     }
 
-    /// The tools that the model may call: a list of JSON schemas, in the order of their keys.
+    /// The tools that the model may call: a JSON list of schemas, whose keys keep their order.
     ///
     /// # Errors
     /// If it is not a JSON list.
@@ -153,26 +153,27 @@ impl ChatOptions {
 /// A rendered chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chat {
-    /// The text, which begins with its own BOS where the template writes one.
+    /// The text; begins with a BOS if the template writes one.
     pub text: String,
-    /// Its token ids, without special tokens around it.
+    /// Its token ids, without added special tokens.
     pub ids: Vec<u32>,
-    /// Each message, and where it is.
+    /// The messages and their positions.
     pub turns: Vec<ChatTurn>,
 }
 
-/// Where a message of a chat is among its tokens.
+/// The position of a message among the tokens of a chat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatTurn {
-    /// Who speaks.
+    /// The speaker.
     pub role: String,
-    /// The token positions of what is said, without the template's own words and without spaces at
-    /// either end. `None` where the message has no content, or the template does not show it as it is.
+    /// The token positions of the content, without the template's own text and without spaces at
+    /// either end. `None` if the message has no content, or the template does not reproduce it
+    /// verbatim.
     pub content: Option<Range<usize>>,
 }
 
 impl Chat {
-    /// The token positions of all that a role says.
+    /// The token positions of everything that a role says.
     pub fn positions_of_role(&self, role: &str) -> Vec<usize> {
         let turns = self.turns.iter().filter(|turn| turn.role == role);
         turns
@@ -183,10 +184,10 @@ impl Chat {
 }
 
 impl Tokenizer {
-    /// Renders messages by the chat template and gives the token ids, with the positions of each
-    /// message's content.
+    /// Renders messages with the chat template and returns the token ids, with the positions of
+    /// each message's content.
     ///
-    /// The text is that of `apply_chat_template` of `transformers`. It is encoded without special
+    /// The text is that of `apply_chat_template` in `transformers`. It is encoded without special
     /// tokens, since a template writes its own.
     ///
     /// ```
@@ -215,7 +216,7 @@ impl Tokenizer {
     /// ```
     ///
     /// # Errors
-    /// If there is no such template, it does not take these messages, or it fails.
+    /// If there is no such template, or it rejects these messages or fails.
     #[doc(alias = "apply_chat_template")]
     pub fn chat(
         &self,
@@ -237,7 +238,7 @@ impl Tokenizer {
         })
     }
 
-    /// The names of the chat templates; that of a single one is `default`.
+    /// The names of the chat templates; a single one is named `default`.
     pub fn chat_templates(&self) -> impl Iterator<Item = &str> {
         let templates = self.assembled().templates.iter();
         templates.map(|(name, _)| name.as_str())

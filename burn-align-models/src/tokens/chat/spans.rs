@@ -1,7 +1,7 @@
-//! Where the contents of messages are in a rendered chat.
+//! Finding the contents of messages in a rendered chat.
 //!
-//! A template may put them anywhere, merge or trim them. So it renders the chat again with signs
-//! around each content; where the rest of the text stays as it was, the signs tell the places.
+//! A template may put them anywhere, merge or trim them. So the chat is rendered again with markers
+//! around each content; if the rest of the text is unchanged, the markers give the positions.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::super::folder::Assembled;
 use super::template::{self, Environment};
 use super::{ChatMessage, ChatOptions};
 
-/// Signs are taken from here: a private-use area.
+/// Markers are taken from this private-use area.
 const SIGNS: Range<u32> = 0xF_0000..0xF_FFFD;
 
 pub(super) struct Rendered {
@@ -62,7 +62,7 @@ pub(super) fn render(
             content.is_some_and(|content| !content.trim().is_empty())
         })
         .collect();
-    // In the order of the messages, as all templates have them; else one at a time.
+    // In the order of the messages, which most templates keep; otherwise one at a time.
     let all = render(&marked(&|index| shown.contains(&index)));
     let places = all.ok().and_then(|it| places(&it, &text, open, close));
     let in_order = |places: &Vec<Range<usize>>| {
@@ -88,7 +88,7 @@ pub(super) fn render(
     Ok(Rendered { text, contents })
 }
 
-/// The content with signs around it, but not around the spaces at its ends, which templates trim.
+/// The content with markers around it, inside the spaces at its ends, which templates trim.
 fn mark(content: &str, open: char, close: char) -> String {
     let inner = content.trim();
     let start = content.len() - content.trim_start().len();
@@ -96,7 +96,7 @@ fn mark(content: &str, open: char, close: char) -> String {
     format!("{before}{open}{inner}{close}{after}")
 }
 
-/// The places between signs, if the text without them is this one.
+/// The ranges between markers, if the text without them is `text`.
 fn places(marked: &str, text: &str, open: char, close: char) -> Option<Vec<Range<usize>>> {
     let mut plain = String::new();
     let (mut places, mut start) = (Vec::new(), None);
@@ -119,7 +119,7 @@ fn places_of_one(marked: &str, text: &str, open: char, close: char) -> Option<Ra
     }
 }
 
-/// Where the content occurs, if it does so once.
+/// Where the content occurs, if it occurs exactly once.
 fn only_place(text: &str, content: &str) -> Option<Range<usize>> {
     let start = text.find(content)?;
     (text.rfind(content) == Some(start)).then(|| start..start + content.len())

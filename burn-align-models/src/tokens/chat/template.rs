@@ -1,4 +1,4 @@
-//! Chat templates: Jinja, in the environment that `transformers` gives them
+//! Chat templates: Jinja, in the environment that `transformers` provides
 //! (`utils/chat_template_utils.py`).
 
 use std::str::FromStr;
@@ -14,7 +14,7 @@ use super::super::folder::Assembled;
 use super::json::Json;
 use super::{ChatMessage, ChatOptions};
 
-/// No template of a model comes near this number of steps; one that does not end is stopped.
+/// No real template comes near this number of steps; one that does not terminate is stopped.
 const STEPS: u64 = 50_000_000;
 
 const NAME: &str = "chat template";
@@ -58,10 +58,10 @@ impl Environment {
     }
 }
 
-/// The function that stands for `{% generation %}` blocks, which mark what the model says.
+/// The function that replaces `{% generation %}` blocks, which mark what the model says.
 const GENERATION: &str = "generation_block";
 
-/// Writes `{% generation %}` blocks, which only `transformers` knows, as calls.
+/// Rewrites `{% generation %}` blocks, an extension of `transformers`, as calls.
 fn with_generation_blocks(source: &str) -> String {
     let mut written = String::new();
     let mut rest = source;
@@ -119,7 +119,7 @@ pub(super) fn render(
     rendered.map_err(|error| failed(&error))
 }
 
-/// Methods of Python's text that templates use, beyond those that `minijinja-contrib` has.
+/// Python string methods that templates use, beyond those in `minijinja-contrib`.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if value.kind() == ValueKind::String
         && let Some(text) = value.as_str()
@@ -150,7 +150,7 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         None => [", ".to_owned(), ": ".to_owned()],
         Some([items, keys]) => [items.clone(), keys.clone()],
         Some(_) => {
-            let reason = "tojson: separators are two texts";
+            let reason = "tojson: expected two strings as separators";
             return Err(Error::new(ErrorKind::InvalidOperation, reason));
         }
     };

@@ -1,5 +1,5 @@
-//! Byte-level BPE from vocab.json and merges.txt, as `GPT2Converter` and `Qwen2Converter` of
-//! `transformers` (`convert_slow_tokenizer.py`) make it.
+//! Byte-level BPE from vocab.json and merges.txt, built like `GPT2Converter` and `Qwen2Converter`
+//! in `transformers` (`convert_slow_tokenizer.py`).
 
 use std::collections::{HashMap, HashSet};
 
@@ -63,7 +63,7 @@ pub(super) fn convert(
     });
     let bos = settings.special("bos_token").map(Special::content);
     if let (Source::Gpt2, true, Some(bos)) = (source, settings.flag("add_bos_token", false), bos) {
-        // One that is not there yet is added after all others.
+        // A missing one is added after all others.
         let others = settings.converted().values().map(|token| &token.content);
         let others = others.filter(|content| !vocab.contains_key(*content));
         let next = vocab.len() + others.collect::<HashSet<_>>().len();
@@ -92,7 +92,7 @@ pub(super) fn convert(
     }))
 }
 
-/// The merges in their order; a line that does not hold two tokens is an error.
+/// The merges in order; a line that does not hold two tokens is an error.
 fn read_merges(source: Source, text: &str) -> Result<Vec<(String, String)>, String> {
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     let mut lines: Vec<&str> = text.split('\n').collect();

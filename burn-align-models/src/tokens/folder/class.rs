@@ -1,16 +1,16 @@
-//! What the tokenizer classes of `transformers` add to the files that they read.
+//! The rules that tokenizer classes of `transformers` apply on top of the files.
 //!
 //! From `tokenization_*_fast.py` of version 4.57.6, and `tokenization_utils_tokenizers.py` of
-//! version 5 for the class that only it has.
+//! version 5 for the class that exists only there.
 
 use super::super::TokensError;
 
-/// A tokenizer class, by its rules.
+/// The rules of a tokenizer class.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Class {
     /// Its name, without `Fast`.
     pub(super) name: &'static str,
-    /// What its special tokens are where no file names them.
+    /// Its special tokens where no file names them.
     pub(super) bos: Option<&'static str>,
     pub(super) eos: Option<&'static str>,
     pub(super) unk: Option<&'static str>,
@@ -29,28 +29,28 @@ pub(super) struct Class {
 /// What comes before and after each text.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ends {
-    /// What tokenizer.json says.
+    /// As in tokenizer.json.
     AsInFile,
-    /// The beginning and the end of a sequence, as `add_bos_token` and `add_eos_token` say, whatever
-    /// tokenizer.json says; with these defaults. Not in a folder that version 5 wrote, which has put it
-    /// all into tokenizer.json.
+    /// Beginning and end of sequence according to `add_bos_token` and `add_eos_token`, with these
+    /// defaults, whatever tokenizer.json says. Does not apply to folders written by version 5,
+    /// which puts everything into tokenizer.json.
     Rebuilt { bos: bool, eos: bool },
 }
 
-/// What `add_prefix_space` does.
+/// The effect of `add_prefix_space`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PrefixSpace {
-    /// It decides for a byte-level pre-tokenizer, and is false where it is not named.
+    /// It determines the setting of a byte-level pre-tokenizer, and is false if absent.
     OutermostFalse,
-    /// The same, and true also reaches pre-tokenizers inside a sequence.
+    /// The same, and true also applies to pre-tokenizers inside a sequence.
     Everywhere,
-    /// Where it is named, the tokenizer is made from tokenizer.model, not from tokenizer.json.
+    /// If present, the tokenizer is built from tokenizer.model rather than from tokenizer.json.
     FromSentencePiece,
-    /// Nothing: tokenizer.json decides.
+    /// None: tokenizer.json determines the setting.
     Ignored,
 }
 
-/// What a tokenizer without a tokenizer.json is made from.
+/// What a tokenizer without a tokenizer.json is built from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Source {
     Nothing,
@@ -103,7 +103,7 @@ const LLAMA: Class = Class {
 
 const CLASSES: [Class; 11] = [
     BASE,
-    // What transformers 5 writes for a tokenizer without a class of its own.
+    // What transformers 5 writes for a tokenizer without a specific class.
     Class {
         name: "TokenizersBackend",
         adds_all_specials: true,
@@ -173,7 +173,7 @@ const CLASSES: [Class; 11] = [
 ];
 
 impl Class {
-    /// The class of this name, as tokenizer_config.json or config.json gives it.
+    /// The class with this name in tokenizer_config.json or config.json.
     pub(super) fn named(name: &str) -> Result<&'static Self, TokensError> {
         let short = name.strip_suffix("Fast").unwrap_or(name);
         let class = CLASSES.iter().find(|class| class.name == short);
@@ -183,7 +183,7 @@ impl Class {
         })
     }
 
-    /// The class that is used where no file names one, for a model of this type.
+    /// The default class for a model of this type, if no file names one.
     pub(super) fn of_model(model_type: &str) -> Option<&'static Self> {
         let name = match model_type {
             "gpt2" | "gpt_bigcode" | "gpt_neo" | "gptj" | "opt" | "starcoder2" | "olmo3"
@@ -207,7 +207,7 @@ impl Class {
         CLASSES.iter().find(|class| class.name == name)
     }
 
-    /// The class of a tokenizer.json on its own.
+    /// The class of a tokenizer.json without other files.
     pub(super) fn base() -> &'static Self {
         &CLASSES[0]
     }

@@ -1,10 +1,10 @@
-//! Which token ids a model folder means.
+//! Building the tokenizer that a model folder describes.
 //!
-//! `AutoTokenizer` of `transformers` does not take them from tokenizer.json alone. The tokenizer's
-//! class, which tokenizer_config.json or config.json names, rebuilds parts of it, and tokens of
-//! tokenizer_config.json, special_tokens_map.json and added_tokens.json come on top. This follows
-//! what version 4.57.6 does (`PreTrainedTokenizerBase._from_pretrained` and
-//! `PreTrainedTokenizerFast.__init__`), and version 5 for the class that only it knows.
+//! `AutoTokenizer` in `transformers` does not rely on tokenizer.json alone. The tokenizer's class,
+//! named in tokenizer_config.json or config.json, rebuilds parts of it, and tokens from
+//! tokenizer_config.json, special_tokens_map.json and added_tokens.json are added. This follows
+//! version 4.57.6 (`PreTrainedTokenizerBase._from_pretrained` and
+//! `PreTrainedTokenizerFast.__init__`), and version 5 for the class that exists only there.
 
 mod bpe;
 mod class;
@@ -22,19 +22,19 @@ use self::special::{Added, Special};
 use super::tokenizer::{no_panic, parse};
 use super::{TokenizerFiles, TokensError};
 
-/// A tokenizer with what else its files say.
+/// A tokenizer, with everything else that its files describe.
 #[derive(Debug)]
 pub(super) struct Assembled {
     pub(super) inner: tokenizers::Tokenizer,
     /// The name of its class.
     pub(super) class: &'static str,
-    /// Special tokens by what they are for, such as `bos_token`.
+    /// Special tokens by role, such as `bos_token`.
     pub(super) specials: Vec<(String, String)>,
-    /// Additional special tokens, which have no name.
+    /// Additional special tokens, which have no role.
     pub(super) additional: Vec<String>,
     /// Chat templates by name.
     pub(super) templates: Vec<(String, String)>,
-    /// What a user should know.
+    /// Notes for the user.
     pub(super) notes: Vec<String>,
 }
 
@@ -48,11 +48,11 @@ pub(super) fn assemble(files: &TokenizerFiles) -> Result<Assembled, TokensError>
         && settings.value("add_prefix_space").is_some();
     let (mut inner, converted) = match json {
         Some(json) if !from_model => (parse(json)?, false),
-        // Here `AutoTokenizer` stops with an error.
+        // `AutoTokenizer` fails here.
         Some(json) if files.sentencepiece.is_none() => {
             notes.push(format!(
-                "add_prefix_space in tokenizer_config.json asks for tokenizer.model, which is not \
-                 there; the tokens are those of tokenizer.json ({})",
+                "add_prefix_space in tokenizer_config.json requires tokenizer.model, which is \
+                 missing; tokenizer.json is used instead ({})",
                 class.name
             ));
             (parse(json)?, false)
@@ -61,8 +61,8 @@ pub(super) fn assemble(files: &TokenizerFiles) -> Result<Assembled, TokensError>
     };
     if class.adds_all_specials && settings.describes_tokens() {
         notes.push(format!(
-            "{} is of transformers 5, which does not describe added tokens in other files than \
-             tokenizer.json; where both describe a token, it may be matched differently",
+            "{} is of transformers 5, which describes added tokens only in tokenizer.json; tokens \
+             that other files describe too may be matched differently",
             class.name
         ));
     }
@@ -111,20 +111,20 @@ fn convert(
         Source::Gpt2 | Source::Qwen2 => match (&files.vocab, &files.merges) {
             (Some(vocab), Some(merges)) => bpe::convert(class.source, vocab, merges, settings),
             _ => Err(cannot(
-                "it needs vocab.json and merges.txt, or tokenizer.json",
+                "expected vocab.json and merges.txt, or tokenizer.json",
             )),
         },
         Source::Llama | Source::CodeLlama | Source::Gemma | Source::T5 => {
             match &files.sentencepiece {
                 Some(bytes) => sentencepiece::convert(class.source, bytes, settings),
-                None => Err(cannot("it needs tokenizer.model, or tokenizer.json")),
+                None => Err(cannot("expected tokenizer.model, or tokenizer.json")),
             }
         }
         Source::Nothing => Err(cannot(REMEDY)),
     }
 }
 
-/// Adds what the other files say to the added tokens of tokenizer.json, or instead of them.
+/// Adds the tokens of the other files to the added tokens of tokenizer.json, or replaces those.
 fn add_tokens(
     inner: &mut tokenizers::Tokenizer,
     settings: &Settings,
@@ -185,7 +185,7 @@ fn set_prefix_space(
     let wanted = match settings.value(KEY) {
         Some(Value::Bool(wanted)) => *wanted,
         Some(_) => return Ok(()),
-        // Only where the key is there and null is nothing changed.
+        // Nothing changes only if the key is present and null.
         None if settings.is_null(KEY) => return Ok(()),
         None if class.prefix_space == PrefixSpace::FromSentencePiece => return Ok(()),
         None => false,
@@ -234,7 +234,7 @@ fn set_ends(
 ) -> Result<(), TokensError> {
     let (bos, eos) = match class.ends {
         Ends::AsInFile => return Ok(()),
-        // What only version 5 writes.
+        // Written only by version 5.
         Ends::Rebuilt { .. }
             if settings.names("backend") && inner.get_post_processor().is_some() =>
         {
@@ -257,7 +257,7 @@ fn set_ends(
             .map(|special| special.content().to_owned())
         else {
             notes.push(format!(
-                "{flag} holds for {}, but there is no {name}: none is added",
+                "{flag} is set for {}, but there is no {name}: none is added",
                 class.name
             ));
             continue;

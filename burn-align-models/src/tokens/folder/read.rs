@@ -1,4 +1,4 @@
-//! The files beside the vocabulary, as `_from_pretrained` of `transformers` reads them.
+//! Reads the files that accompany the vocabulary, like `_from_pretrained` in `transformers`.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ const EXTRA: &str = "extra_special_tokens";
 #[derive(Debug, Default)]
 pub(super) struct AddedTokens {
     pub(super) by_id: BTreeMap<i64, Added>,
-    /// What the names of special tokens stand for.
+    /// The tokens that special tokens refer to by their text.
     pub(super) by_content: BTreeMap<String, Added>,
 }
 
@@ -41,8 +41,7 @@ pub(super) fn class(
         if !only {
             return Err(bad_key(
                 "fast_tokenizer_files",
-                "no other files than tokenizer.json: which one holds depends on the version of \
-                 `transformers`",
+                "only tokenizer.json: which value applies depends on the version of `transformers`",
             ));
         }
     }
@@ -61,15 +60,15 @@ pub(super) fn class(
     }
     if let Some(model_type) = model_type {
         notes.push(format!(
-            "no file names the tokenizer's class, and that of `{model_type}` models is not known: \
-             the tokens are those of tokenizer.json"
+            "no file names the tokenizer's class, and the class for `{model_type}` models is \
+             unknown: tokenizer.json is used as it is"
         ));
     }
     Ok(Class::base())
 }
 
-/// Special tokens of special_tokens_map.json, which come before those of tokenizer_config.json. Returns
-/// the last additional one.
+/// Special tokens of special_tokens_map.json, which take precedence over those of
+/// tokenizer_config.json. Returns the last additional one.
 pub(super) fn merge_map(keys: &mut Map<String, Value>, map: Map<String, Value>) -> Option<String> {
     let mut last = None;
     for (key, mut value) in map {
@@ -137,15 +136,15 @@ pub(super) fn read_decoder(value: &Value, added: &mut AddedTokens) -> Result<(),
     Ok(())
 }
 
-/// Added tokens where tokenizer_config.json does not list them.
+/// Added tokens if tokenizer_config.json does not list them.
 pub(super) fn read_added(
     files: &TokenizerFiles,
     keys: &Map<String, Value>,
     last_additional: Option<&str>,
     added: &mut AddedTokens,
 ) -> Result<(), TokensError> {
-    // Only of tokens that tokenizer_config.json gives as text, and of those of special_tokens_map.json,
-    // is it known here that they are special.
+    // Only tokens that tokenizer_config.json gives as text, and those of special_tokens_map.json,
+    // are known to be special here.
     let is_special = |content: &str| {
         let is_it = |value: &Value| match value {
             Value::String(text) => text == content,
@@ -165,14 +164,14 @@ pub(super) fn read_added(
         let special = is_special(&content);
         let mut token = Added::new(&content).with_normalized(!special);
         token.special = special;
-        // `AutoTokenizer` keeps it under another name than its own (`_from_pretrained`, "legacy"), so
-        // that other special tokens are not replaced by it.
+        // `AutoTokenizer` stores it under a different name (`_from_pretrained`, "legacy"), so that
+        // it does not replace other special tokens.
         if let Some(name) = last_additional {
             added.by_content.insert(name.to_owned(), token.clone());
         }
         added.by_id.insert(id, token);
     }
-    /// What is read of tokenizer.json here.
+    /// The parts of tokenizer.json that are read here.
     #[derive(Deserialize)]
     struct Tokens {
         #[serde(default)]
@@ -180,7 +179,7 @@ pub(super) fn read_added(
     }
 
     let json = files.tokenizer.as_deref().unwrap_or("{}");
-    // One that is no tokenizer is refused later.
+    // An invalid tokenizer.json is rejected later.
     let tokens: Option<Tokens> = serde_json::from_str(json).ok();
     for token in tokens.into_iter().flat_map(|tokens| tokens.added_tokens) {
         let id = token.get("id").and_then(Value::as_i64);
@@ -205,7 +204,7 @@ pub(super) fn list(keys: &Map<String, Value>, key: &str) -> Result<Vec<Special>,
     }
 }
 
-/// `extra_special_tokens`: by name, or, from `transformers` 5 on, a list.
+/// `extra_special_tokens`: by name, or a list since `transformers` 5.
 pub(super) fn extra(keys: &Map<String, Value>) -> Result<Vec<(String, Special)>, TokensError> {
     let Some(Value::Object(map)) = keys.get(EXTRA) else {
         let all = list(keys, EXTRA)?;

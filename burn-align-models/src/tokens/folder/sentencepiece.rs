@@ -1,5 +1,5 @@
-//! A tokenizer from SentencePiece's tokenizer.model, as `LlamaConverter`, `GemmaConverter` and
-//! `T5Converter` of `transformers` (`convert_slow_tokenizer.py`) make it.
+//! A tokenizer from SentencePiece's tokenizer.model, built like `LlamaConverter`, `GemmaConverter`
+//! and `T5Converter` in `transformers` (`convert_slow_tokenizer.py`).
 
 use std::collections::HashMap;
 
@@ -15,10 +15,10 @@ use super::class::Source;
 use super::settings::Settings;
 use super::special::Special;
 
-/// What stands for a space.
+/// Replacement for a space.
 const SPACE: &str = "▁";
 
-/// `sentencepiece.ModelProto`, as far as it decides tokens (`sentencepiece_model.proto`).
+/// The fields of `sentencepiece.ModelProto` that affect tokens (`sentencepiece_model.proto`).
 #[derive(Clone, PartialEq, Message)]
 struct Model {
     #[prost(message, repeated, tag = "1")]
@@ -71,8 +71,8 @@ pub(super) fn convert(
     };
     let other = |reason: String| {
         bad(format!(
-            "not a SentencePiece model ({reason}); one of another kind can be converted by saving the \
-             folder with `AutoTokenizer.from_pretrained(…).save_pretrained(…)` of `transformers`"
+            "not a SentencePiece model ({reason}); to convert another format, save the folder \
+             with `AutoTokenizer.from_pretrained(…).save_pretrained(…)` in `transformers`"
         ))
     };
     let model = Model::decode(bytes).map_err(|error| other(error.to_string()))?;
@@ -142,7 +142,7 @@ pub(super) fn convert(
     Ok(inner)
 }
 
-/// The pieces with their scores, with the special tokens that the class gives other names.
+/// The pieces with their scores, including the special tokens that the class renames.
 fn vocabulary(source: Source, model: &Model, settings: &Settings) -> Option<Vec<(String, f64)>> {
     let scored = |piece: &Piece| (piece.text().to_owned(), f64::from(piece.score()));
     let mut vocab: Vec<(String, f64)> = model.pieces.iter().map(scored).collect();
@@ -152,7 +152,7 @@ fn vocabulary(source: Source, model: &Model, settings: &Settings) -> Option<Vec<
                 let token = settings.special(name).map_or("", Special::content);
                 *vocab.get_mut(slot)? = (token.to_owned(), 0.0);
             }
-            // Older models lack the tab, for which its byte then stands.
+            // Older models lack the tab; its byte is used instead.
             if !vocab.iter().any(|(text, _)| text == "\t") {
                 let byte = vocab.iter_mut().find(|(text, _)| text == "<0x09>");
                 if let Some(byte) = byte {
@@ -178,7 +178,7 @@ fn vocabulary(source: Source, model: &Model, settings: &Settings) -> Option<Vec<
     Some(vocab)
 }
 
-/// The merges that the pieces' scores mean, best first.
+/// The merges implied by the scores of the pieces, best first.
 fn merges(model: &Model, source: Source, vocab: &[(String, f64)]) -> Vec<(String, String)> {
     let mut ids: HashMap<&str, usize> = HashMap::new();
     for (id, piece) in model.pieces.iter().enumerate() {
@@ -190,7 +190,7 @@ fn merges(model: &Model, source: Source, vocab: &[(String, f64)]) -> Vec<(String
     {
         ids.insert("\t", byte);
     }
-    // Of pieces that occur twice, the last score holds, at the first one's place.
+    // A piece that occurs twice keeps its first position and its last score.
     let mut places: HashMap<&str, usize> = HashMap::new();
     let mut scores: Vec<(&str, f64)> = Vec::new();
     for (text, score) in vocab {
@@ -225,7 +225,7 @@ fn merges(model: &Model, source: Source, vocab: &[(String, f64)]) -> Vec<(String
         .collect()
 }
 
-/// What happens to a text before and after the model.
+/// Sets the steps before and after the model.
 fn set_steps(
     inner: &mut tokenizers::Tokenizer,
     source: Source,
@@ -313,7 +313,7 @@ fn set_steps(
     Ok(())
 }
 
-/// A part of a tokenizer from its JSON; null is none.
+/// A part of a tokenizer from its JSON; null means none.
 fn part<T: serde::de::DeserializeOwned>(value: Value) -> Result<Option<T>, TokensError> {
     serde_json::from_value(value).map_err(|error| failed(error.into()))
 }

@@ -1,4 +1,4 @@
-//! What the files beside the vocabulary say.
+//! Settings from the files that accompany the vocabulary.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +20,14 @@ pub(super) const SPECIALS: [&str; 7] = [
     "mask_token",
 ];
 pub(super) const ADDITIONAL: &str = "additional_special_tokens";
-/// What Code Llama's class adds to the additional special tokens, where they have no other names.
+/// Additional special tokens of Code Llama's class, unless they are renamed.
 const INFILLING: [(&str, &str); 4] = [
     ("prefix_token", "▁<PRE>"),
     ("middle_token", "▁<MID>"),
     ("suffix_token", "▁<SUF>"),
     ("eot_token", "▁<EOT>"),
 ];
-/// Number of `<extra_id_…>` of T5's class.
+/// Number of `<extra_id_…>` tokens of T5's class.
 const EXTRA_IDS: usize = 100;
 
 /// The settings of a tokenizer.
@@ -36,16 +36,16 @@ pub(super) struct Settings {
     keys: Map<String, Value>,
     specials: BTreeMap<&'static str, Special>,
     additional: Vec<Special>,
-    /// Special tokens with names of their own.
+    /// Special tokens with other roles, from `extra_special_tokens`.
     extra: Vec<(String, Special)>,
-    /// Added tokens by their ids in the files, which order them.
+    /// Added tokens by their ids in the files, which determine their order.
     pub(super) added: BTreeMap<i64, Added>,
     /// Whether there is a tokenizer.json.
     has_json: bool,
 }
 
 impl Settings {
-    /// Reads them, and says of which class the tokenizer is.
+    /// Reads them, and returns the tokenizer's class.
     pub(super) fn read(
         files: &TokenizerFiles,
         notes: &mut Vec<String>,
@@ -77,7 +77,7 @@ impl Settings {
             read::read_keys(&keys, &mut specials)?;
             read::read_added(files, &keys, last.as_deref(), &mut added)?;
         }
-        // Tokens that the files describe are those that the names stand for.
+        // Names refer to the tokens that the files describe.
         for (name, special) in &mut specials {
             let is_named = keys.get(*name).is_some_and(|value| !value.is_null());
             let described = added.by_content.get(special.content());
@@ -126,7 +126,7 @@ impl Settings {
         }
     }
 
-    /// What the special tokens become when a tokenizer is converted.
+    /// Adjusts the special tokens when a tokenizer is converted.
     pub(super) fn specials_of_source(&mut self, source: Source) {
         for (name, special) in &mut self.specials {
             let token = |text: &str| match source {
@@ -151,7 +151,7 @@ impl Settings {
         }
     }
 
-    /// Whether the files describe added tokens in the way of `transformers` 4.
+    /// Whether the files describe added tokens as `transformers` 4 does.
     pub(super) fn describes_tokens(&self) -> bool {
         let named = SPECIALS.iter().filter_map(|name| self.keys.get(*name));
         self.names("added_tokens_decoder") || named.into_iter().any(Value::is_object)
@@ -170,7 +170,7 @@ impl Settings {
         self.keys.contains_key(key)
     }
 
-    /// A key as Python's `if` takes it.
+    /// Whether the value of a key is true to Python's `if`.
     pub(super) fn flag(&self, key: &str, default: bool) -> bool {
         match self.keys.get(key) {
             None => default,
@@ -198,7 +198,7 @@ impl Settings {
 
     pub(super) fn extra_ids(&self) -> usize {
         let ids = self.keys.get("extra_ids").and_then(Value::as_u64);
-        // More than any model has.
+        // More than any model needs.
         ids.map_or(EXTRA_IDS, |ids| ids.min(100_000) as usize)
     }
 
@@ -215,7 +215,7 @@ impl Settings {
                 all.push(special.clone());
             }
         }
-        // A list may name a token twice.
+        // A list may contain a token twice.
         let additional = self.additional.iter();
         let additional: Vec<_> = additional.filter(|it| is_new(&all, it)).cloned().collect();
         all.extend(additional);
@@ -227,20 +227,20 @@ impl Settings {
         all
     }
 
-    /// The added tokens that a tokenizer is converted with: none where tokenizer.json is there, too.
+    /// The added tokens for a converted tokenizer: none if there is also a tokenizer.json.
     pub(super) fn converted(&self) -> &BTreeMap<i64, Added> {
         static NONE: BTreeMap<i64, Added> = BTreeMap::new();
         if self.has_json { &NONE } else { &self.added }
     }
 
-    /// The id of a token that a tokenizer is converted with, where the files list it.
+    /// The id of an added token of a converted tokenizer, if the files list it.
     pub(super) fn added_id(&self, content: &str) -> Option<u32> {
         let mut all = self.converted().iter().rev();
         let (id, _) = all.find(|(_, token)| token.content == content)?;
         u32::try_from(*id).ok()
     }
 
-    /// Special tokens by their names.
+    /// Special tokens by role.
     pub(super) fn named_specials(&self) -> Vec<(String, String)> {
         let named = SPECIALS
             .iter()
@@ -256,7 +256,7 @@ impl Settings {
         contents.map(str::to_owned).collect()
     }
 
-    /// Chat templates by name; files come before tokenizer_config.json.
+    /// Chat templates by name; files take precedence over tokenizer_config.json.
     pub(super) fn templates(
         &self,
         files: &TokenizerFiles,

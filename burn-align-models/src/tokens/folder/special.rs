@@ -1,11 +1,11 @@
-//! Special and added tokens, as Python's `AddedToken` and the files that hold them.
+//! Special and added tokens, like Python's `AddedToken`, and their forms in files.
 
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
-/// A token that is matched in a text before the text is split.
+/// A token that is matched before the text is split.
 ///
-/// `normalized` follows `special` until it is given, as in Python.
+/// As in Python, `normalized` follows `special` unless it is given.
 #[derive(Clone, Debug)]
 pub(super) struct Added {
     pub(super) content: String,
@@ -40,7 +40,7 @@ impl Added {
         self
     }
 
-    /// From the object that the files hold.
+    /// From its JSON object.
     fn read(fields: &Map<String, Value>) -> Option<Self> {
         let flag = |key| fields.get(key).and_then(Value::as_bool);
         Some(Self {
@@ -64,7 +64,7 @@ impl Added {
         }
     }
 
-    /// With `normalized` as it is now, whatever `special` becomes: what a copy does in Python.
+    /// Fixes `normalized` at its current value, as copying does in Python.
     pub(super) fn copied(mut self) -> Self {
         self.normalized = Some(self.token().normalized);
         self
@@ -84,7 +84,7 @@ impl From<AddedToken> for Added {
     }
 }
 
-/// A special token as a file gives it: its text alone, or with how it is matched.
+/// A special token in a file: only its text, or also how it is matched.
 #[derive(Clone, Debug)]
 pub(super) enum Special {
     Text(String),
@@ -92,7 +92,7 @@ pub(super) enum Special {
 }
 
 impl Special {
-    /// `Err` with what was found where it is no token, `None` where it is null.
+    /// `Err` with the value if it is not a token, `None` if it is null.
     pub(super) fn read(value: &Value) -> Result<Option<Self>, String> {
         match value {
             Value::Null => Ok(None),
@@ -112,7 +112,7 @@ impl Special {
         }
     }
 
-    /// The token; `token` makes it of text alone.
+    /// The token; `token` makes one from plain text.
     pub(super) fn into_token(self, token: impl FnOnce(&str) -> Added) -> Added {
         match self {
             Self::Text(text) => token(&text),
@@ -120,7 +120,7 @@ impl Special {
         }
     }
 
-    /// What a copy of it is in Python.
+    /// The same token copied as in Python.
     pub(super) fn copied(self) -> Self {
         match self {
             Self::Token(token) => Self::Token(token.copied()),

@@ -1,4 +1,4 @@
-//! A tap that looks at everything that one world computes.
+//! A tap that checks everything computed by one world.
 
 use std::collections::HashMap;
 
@@ -11,7 +11,7 @@ use crate::engine::PlanError;
 use crate::engine::host::read_data;
 use crate::engine::plan::{Operand, Plan, WorldId};
 
-/// What has been seen of a world.
+/// What has been found in a world.
 pub(in crate::engine) struct Watch {
     world: WorldId,
     /// Number of positions of each example, without padding.
@@ -19,7 +19,7 @@ pub(in crate::engine) struct Watch {
     /// The last site that the world is run to; `None` for the logits.
     until: Option<Site>,
     largest: Option<(f64, Site)>,
-    /// Attention scores that are not finite, by example, head and query: they count when a weight is
+    /// Attention scores that are not finite, by example, head and query: they count if a weight is
     /// not finite because of them.
     scores: HashMap<[usize; 3], NonFinite>,
     found: Option<NonFinite>,
@@ -39,12 +39,12 @@ impl Watch {
         }
     }
 
-    /// The last site that is looked at; `None` for the logits.
+    /// The last site that is checked; `None` for the logits.
     pub(in crate::engine) fn until(&self) -> Option<Site> {
         self.until
     }
 
-    /// Whether nothing more need be looked at.
+    /// Whether nothing more needs to be checked.
     pub(in crate::engine) fn is_done(&self) -> bool {
         self.found.is_some() || self.failed.is_some()
     }
@@ -53,7 +53,7 @@ impl Watch {
         !self.is_done() && self.until.is_none_or(|until| site <= until)
     }
 
-    /// Looks at what the model starts from, `[batch, pos, width]`.
+    /// Checks the model's starting point, `[batch, pos, width]`.
     pub(super) fn given<B: Backend>(
         &mut self,
         site: Site,
@@ -65,12 +65,12 @@ impl Watch {
         self.failed.take().map_or(Ok(()), Err)
     }
 
-    /// Looks at an activation as the model computed it.
+    /// Checks an activation as the model computed it.
     pub(in crate::engine) fn computed<B: Backend>(&mut self, site: Site, x: &Tensor<B, 4>) {
         self.look(site, x, NonFiniteCause::Computed);
     }
 
-    /// Looks at an activation that an edit has changed.
+    /// Checks an activation that an edit has changed.
     ///
     /// - source: what the edit was given
     pub(in crate::engine) fn edited<B: Backend>(
@@ -111,7 +111,7 @@ impl Watch {
             Site::Block(_, component) => Some(component),
             Site::Embedding | Site::FinalNorm => None,
         };
-        // Masked scores are of no account, unless they are what is read.
+        // Masked scores do not matter, unless they are read.
         let waits = component == Some(Component::AttentionScores) && self.until != Some(site);
         if waits {
             self.scores.clear();
@@ -171,10 +171,10 @@ impl Watch {
         }
     }
 
-    /// What was found, in the logits at last.
+    /// What was found, checking the logits last.
     ///
     /// # Shapes
-    /// - logits: `[batch, pos, vocab]`, if the world is run as far
+    /// - logits: `[batch, pos, vocab]`, if the world is run that far
     pub(super) fn finish<B: Backend>(
         mut self,
         logits: Option<Tensor<B, 3>>,

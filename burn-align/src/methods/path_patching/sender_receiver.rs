@@ -193,7 +193,7 @@ impl PathPatch {
         let receivers = self.receivers.iter().map(|receiver| (first, receiver));
         for (sender, receiver) in senders.chain(receivers) {
             if !reaches(sender.node, receiver.input, dims) {
-                return Err(PathError::NotBehind {
+                return Err(PathError::NotAfter {
                     sender: sender.node,
                     receiver: receiver.input.to_string(),
                 });

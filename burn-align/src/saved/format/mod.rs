@@ -1,4 +1,4 @@
-//! Our own format: what an intervention is, as JSON, beside a file of its tensors.
+//! This crate's own format: a JSON description of each intervention, next to a file of tensors.
 
 mod read;
 mod write;
@@ -14,7 +14,7 @@ const TENSORS: &str = "interventions.safetensors";
 const INTERVENTIONS: &str = "interventions";
 const WIDTHS: &str = "changed_features";
 
-/// What an intervention is apart from its tensors.
+/// The description of an intervention, apart from its tensors.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 enum Description {
@@ -66,7 +66,7 @@ enum Description {
     },
     Reft {
         member: Member,
-        /// Of the members with orthonormal directions.
+        /// For members with orthonormal directions.
         map: Option<MapName>,
         /// Whether there is a bias after the projection.
         projection_bias: bool,
@@ -114,7 +114,7 @@ impl From<Number> for f64 {
     }
 }
 
-/// The same names as those of a type, in snake case, both ways.
+/// Conversions between a type and the same names in snake case.
 macro_rules! names {
     ($name:ident = $type:ty { $($variant:ident,)* }) => {
         #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

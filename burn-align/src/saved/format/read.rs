@@ -1,4 +1,4 @@
-//! Reading our own format.
+//! Reading this crate's own format.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,8 +36,8 @@ pub(in crate::saved) fn load<B: Backend>(
     };
     let Some(descriptions) = fields.remove(INTERVENTIONS) else {
         return Err(bad(
-            "expected `interventions`, which says what was saved, found none: this is a \
-             configuration without interventions; make them with AlignableModel::new"
+            "expected `interventions`, which describes what was saved, found none: this is a \
+             configuration without interventions; create them with AlignableModel::new"
                 .to_owned(),
         ));
     };
@@ -348,7 +348,7 @@ fn grouping(tokens: Tokens) -> Result<TokenGrouping, BuildError> {
     }
 }
 
-/// Checks that there are such hidden features.
+/// Checks that the hidden features exist.
 fn hidden(swapped: Option<Vec<usize>>, latent: usize) -> Result<Option<Vec<usize>>, BuildError> {
     match swapped.iter().flatten().find(|feature| **feature >= latent) {
         Some(found) => Err(BuildError::Description(format!(

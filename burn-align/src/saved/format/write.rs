@@ -1,4 +1,4 @@
-//! Writing our own format.
+//! Writing this crate's own format.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::front::{AlignableConfig, distinct_interventions};
 use crate::interventions::{BuiltinIntervention, Orthonormal};
 use crate::saved::{CONFIG, SaveInterventionsError};
 
-/// Writes a folder. Of the widths, `None` at the end may be left out.
+/// Writes a folder. Trailing `None`s of the widths may be left out.
 pub(in crate::saved) fn save<B: Backend>(
     folder: &Path,
     config: &AlignableConfig,
@@ -61,12 +61,17 @@ fn config_json(
     widths: &[Option<usize>],
 ) -> Result<String, SaveInterventionsError> {
     let failed = |reason: String| SaveInterventionsError::Config { reason };
-    let mut json =
-        serde_json::to_value(config).map_err(|error| failed(format!("no JSON: {error}")))?;
+    let mut json = serde_json::to_value(config).map_err(|error| {
+        failed(format!(
+            "cannot be written as JSON: \
+                                                                     {error}"
+        ))
+    })?;
     let read = AlignableConfig::deserialize(&json);
     if !read.is_ok_and(|read| read == *config) {
         return Err(failed(
-            "expected one that reads back as it is; it would be read as another one, or not at all"
+            "expected one that reads back unchanged; it would read back as a different one, or \
+             not at all"
                 .to_owned(),
         ));
     }

@@ -3,7 +3,7 @@
 /// Bytes of a cache line, and of the widest vector of a CPU.
 const LINE: usize = 64;
 
-/// Elements that begin at a cache line, so that no vector of them lies in two: without, products take
+/// Elements that begin at a cache line, so that no vector straddles two: otherwise products take
 /// about a tenth longer.
 #[derive(Default)]
 pub(super) struct Aligned {
@@ -28,7 +28,7 @@ impl Aligned {
         aligned
     }
 
-    /// What was in it before is of no use any more.
+    /// The previous contents are lost.
     pub(super) fn resize(&mut self, length: usize) {
         let spare = LINE / size_of::<f32>();
         if self.elements.len() < length + spare {

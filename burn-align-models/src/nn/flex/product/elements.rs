@@ -1,4 +1,4 @@
-//! Matrices in their own dtype or blocks, of which products are computed in f32.
+//! Matrices in their own dtype or in blocks, whose products are computed in f32.
 
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
@@ -25,7 +25,7 @@ pub(super) struct Blocks<'a> {
 }
 
 impl<'a> Elements<'a> {
-    /// Those of a tensor's storage, from one on.
+    /// The elements of a tensor's storage, starting at `first`.
     ///
     /// # Panics
     /// Unless [`Self::are`].
@@ -37,12 +37,12 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// Whether there are elements of this dtype.
+    /// Whether this dtype is supported.
     pub(super) fn are(dtype: DType) -> bool {
         matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
     }
 
-    /// From another one on.
+    /// The same elements, starting at a later one.
     #[inline(always)]
     pub(super) fn from(self, first: usize) -> Self {
         match self {
@@ -56,7 +56,8 @@ impl<'a> Elements<'a> {
         }
     }
 
-    /// The first of them in f32, as many as there is `room` for: as they lie, or copied there.
+    /// The first elements in f32, as many as fit into `room`: borrowed as they are, or widened into
+    /// it.
     #[inline(always)]
     pub(super) fn widened<'r, S: Simd>(self, simd: S, room: &'r mut [f32]) -> &'r [f32]
     where
@@ -80,7 +81,7 @@ impl<'a> Elements<'a> {
     }
 }
 
-/// Fills `room`: a function of its own, as all formats together are long.
+/// Fills `room`: a separate function, because all formats together are long.
 struct Widen<'a, 'r> {
     blocks: Blocks<'a>,
     room: &'r mut [f32],

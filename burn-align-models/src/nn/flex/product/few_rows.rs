@@ -1,30 +1,30 @@
-//! Products of a few rows with a weight, which wait for the memory that the weight comes from.
+//! Products of a few rows with a weight, which are limited by memory bandwidth.
 //!
-//! The weight is read once, as it lies, and never packed. A sum runs over the features in their order,
-//! so that a row depends neither on what it is batched with nor on the number of threads.
+//! The weight is read once, in its own layout, and never packed. A sum runs over the features in
+//! order, so that a row depends neither on what it is batched with nor on the number of threads.
 
 use std::array;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-/// Most rows that there may be.
+/// Maximum number of rows.
 const MOST_ROWS: usize = 7;
-/// Most rows that are faster here with a weight whose rows are shorter than a page: of those, the CPU
-/// does not foresee what is read next, and the more rows there are, the longer it waits.
+/// Maximum number of rows that are faster here with a weight whose rows are shorter than a page:
+/// the CPU cannot prefetch those, and the more rows there are, the longer it waits.
 const MOST_ROWS_NARROW: usize = 5;
 /// Elements of a page of memory.
 const PAGE: usize = 1024;
-/// Rows of the weight that are read side by side.
+/// Rows of the weight that are read together.
 const DEPTH: usize = 8;
-/// Columns of a task, at most: so many sums of all rows stay in the first cache.
+/// Maximum number of columns per task: this many sums of all rows stay in the first-level cache.
 const MOST_COLUMNS: usize = 512;
-/// Elements of a weight that are not worth another thread.
+/// Weight elements that are not worth another thread.
 const SMALL: usize = 1 << 15;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
 
-/// Most rows that are faster here than where the weight is packed.
+/// Maximum number of rows that are faster here than with a packed weight.
 pub(super) fn most_rows(d_output: usize) -> usize {
     match d_output < PAGE {
         true => MOST_ROWS_NARROW,
@@ -36,7 +36,7 @@ pub(super) fn most_rows(d_output: usize) -> usize {
 ///
 /// # Shapes
 /// - x: `[row, d_input]`, no more than [`most_rows`]
-/// - weight: `[d_input, d_output]`, of which a row begins every `stride` elements
+/// - weight: `[d_input, d_output]`, whose rows are `stride` elements apart
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
 pub(super) fn affine(
@@ -54,7 +54,7 @@ pub(super) fn affine(
         }
     }
     let columns = columns_of_a_task(d_input, d_output);
-    // Each task has its part of every row.
+    // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(d_output.div_ceil(columns), Vec::new);
     for row in product.chunks_mut(d_output) {
@@ -89,7 +89,7 @@ pub(super) fn affine(
     product
 }
 
-/// As many tasks for each thread, of whole vectors.
+/// The same number of tasks for each thread, in whole vectors.
 fn columns_of_a_task(d_input: usize, d_output: usize) -> usize {
     let threads = match d_input * d_output <= SMALL {
         true => 1,
@@ -107,7 +107,7 @@ fn array_of<const R: usize>(rows: Vec<&mut [f32]>) -> [&mut [f32]; R] {
 struct Task<'a, const R: usize> {
     x: &'a [f32],
     d_input: usize,
-    /// From the first of the columns on.
+    /// Starts at the first of the columns.
     weight: &'a [f32],
     stride: usize,
     sums: [&'a mut [f32]; R],
@@ -129,7 +129,7 @@ impl<const R: usize> WithSimd for Task<'_, R> {
 }
 
 impl<const R: usize> Task<'_, R> {
-    /// Adds the products of `D` features, from the first one on.
+    /// Adds the products of `D` features, starting at the first one.
     // Plain loops: a closure would not be compiled for the vectors of `S`.
     #[inline(always)]
     fn step<S: Simd, const D: usize>(&mut self, simd: S, first: usize) {

@@ -1,12 +1,12 @@
 //! Products of many rows with a weight.
 //!
 //! Blocked as in K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, 2008:
-//! a tile of sums stays in registers, the rows that it is made of in the first cache, and a part of
-//! the weight, packed so that it is read in order, in the second.
+//! a tile of sums stays in registers, the rows that it is computed from in the first-level cache,
+//! and a part of the weight, packed so that it is read in order, in the second-level cache.
 //!
-//! A sum begins with the bias and runs over the features in their order. So a row comes out as
-//! [`few_rows`](super::few_rows) makes it, to the bit, whatever it is batched with and however many
-//! threads there are.
+//! A sum begins with the bias and runs over the features in order. So a row's result equals that of
+//! [`few_rows`](super::few_rows) to the bit, whatever it is batched with and however many threads
+//! there are.
 
 use std::array;
 use std::cell::{Cell, RefCell};
@@ -22,18 +22,20 @@ use super::elements::Elements;
 const VECTORS: usize = 2;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
-/// Most elements of a row of a tile.
+/// Maximum number of elements in a row of a tile.
 const MOST_WIDTH: usize = VECTORS * MOST_LANES;
-/// Features of a packed part of the weight: so many of a tile's rows stay in the first cache.
+/// Features of a packed part of the weight: this many of a tile's rows stay in the first-level
+/// cache.
 const DEPTH: usize = 256;
-/// Columns of a task, at most: so many of [`DEPTH`] features stay in the second cache.
+/// Maximum number of columns per task: this many of [`DEPTH`] features stay in the second-level
+/// cache.
 const MOST_COLUMNS: usize = 384;
-/// Rows and columns of what is transposed at a time.
+/// Rows and columns of the square that is transposed at a time.
 const SQUARE: usize = 8;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
 
-/// Most elements of packed rows whose memory is kept.
+/// Maximum number of elements of packed rows whose memory is kept.
 const MOST_KEPT: usize = 1 << 22;
 
 /// Calls something whose `const` parameter is the number of rows of a block.
@@ -52,25 +54,25 @@ macro_rules! with_rows {
     };
 }
 
-// To ask for new memory each time would cost as much as to fill it, and stop all threads for a while.
+// Allocating each time would cost as much as filling the memory, and would stall all threads.
 thread_local! {
-    /// The rows of the product that this thread has asked for.
+    /// The rows of the product that this thread started.
     static ROWS: Cell<Aligned> = const { Cell::new(Aligned::empty()) };
-    /// The part of the weight that this thread works on.
+    /// The part of the weight that this thread is working on.
     static PACKED: RefCell<Aligned> = const { RefCell::new(Aligned::empty()) };
 }
 
 /// A matrix that is only read, whose rows or columns are contiguous.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<E> {
-    /// From its first element on.
+    /// Starts at its first element.
     pub(super) elements: E,
-    /// From a row to the next, and from a column to the next; one of them is 1.
+    /// Strides between rows and between columns; one of them is 1.
     pub(super) strides: [usize; 2],
 }
 
 impl<E> Matrix<E> {
-    /// Where an element is.
+    /// The index of an element.
     fn place(&self, row: usize, column: usize) -> usize {
         let [by_row, by_column] = self.strides;
         row * by_row + column * by_column
@@ -78,7 +80,7 @@ impl<E> Matrix<E> {
 }
 
 impl Matrix<&[f32]> {
-    /// From another element on.
+    /// The same matrix, starting at another element.
     fn from(&self, row: usize, column: usize) -> Self {
         Self {
             elements: &self.elements[self.place(row, column)..],
@@ -88,7 +90,7 @@ impl Matrix<&[f32]> {
 }
 
 impl<'a> Matrix<Elements<'a>> {
-    /// From another element on.
+    /// The same matrix, starting at another element.
     #[inline(always)]
     fn from(&self, row: usize, column: usize) -> Self {
         Self {
@@ -121,7 +123,7 @@ pub(super) fn affine(
         false => rayon::current_num_threads(),
     };
     let tile = arch.dispatch(TileShape);
-    // Taken, as this thread may help with another product until this one is done.
+    // Taken out, because this thread may help with another product before this one is done.
     let mut packed = ROWS.take();
     packed.resize(rows * d_input);
     let blocks = Blocks {
@@ -130,7 +132,7 @@ pub(super) fn affine(
     };
     pack_rows(x, d_input, blocks, packed.elements_mut(), threads > 1);
     let columns = columns_of_a_task(d_output, tile.width, threads);
-    // Each task has its part of every row.
+    // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(d_output.div_ceil(columns), || Vec::with_capacity(rows));
     for row in product.chunks_mut(d_output) {
@@ -162,7 +164,7 @@ pub(super) fn affine(
     product
 }
 
-/// As many tasks for each thread, of whole tiles.
+/// The same number of tasks for each thread, in whole tiles.
 fn columns_of_a_task(d_output: usize, width: usize, threads: usize) -> usize {
     let tasks = threads * d_output.div_ceil(threads * MOST_COLUMNS);
     d_output.div_ceil(width).div_ceil(tasks) * width
@@ -174,7 +176,7 @@ struct Tiles {
     width: usize,
 }
 
-/// As many sums as registers can hold beside what is read.
+/// As many sums as fit into the registers together with what is read.
 struct TileShape;
 
 impl WithSimd for TileShape {
@@ -193,7 +195,7 @@ impl WithSimd for TileShape {
     }
 }
 
-/// All rows, in blocks of about as many.
+/// All rows, in blocks of about equal size.
 #[derive(Clone, Copy)]
 struct Blocks {
     rows: usize,
@@ -262,11 +264,11 @@ fn pack_block<const R: usize>(x: Matrix<&[f32]>, d_input: usize, packed: &mut [f
 
 /// All rows with some columns of the weight.
 struct Task<'a> {
-    /// As [`pack_rows`] lays them out.
+    /// In the layout of [`pack_rows`].
     x: &'a [f32],
     blocks: Blocks,
     d_input: usize,
-    /// From the first of the columns on.
+    /// Starts at the first of the columns.
     weight: Matrix<Elements<'a>>,
     bias: Option<&'a [f32]>,
     packed: &'a mut [f32],
@@ -280,7 +282,7 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let columns = self.sums[0].len();
         let width = VECTORS * S::F32_LANES;
-        // Once even where there is nothing to multiply: the bias.
+        // At least once, for the bias, even if there is nothing to multiply.
         for first in (0..self.d_input.max(1)).step_by(DEPTH) {
             let depth = DEPTH.min(self.d_input - first);
             simd.vectorize(Pack {
@@ -316,8 +318,8 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Lays out some features of some columns as `[panel, feature, width of a tile]`. The last panel's
-/// other columns keep what they have: nobody reads their sums.
+/// Lays out some features of some columns as `[panel, feature, width of a tile]`. The unused
+/// columns of the last panel keep their contents: their sums are never read.
 struct Pack<'a, S> {
     simd: S,
     weight: Matrix<Elements<'a>>,
@@ -339,7 +341,7 @@ impl<S: Simd> NullaryFnOnce for Pack<'_, S> {
 }
 
 impl<S: Simd> Pack<'_, S> {
-    /// Of a weight whose rows are contiguous: vector by vector.
+    /// For a weight whose rows are contiguous: vector by vector.
     #[inline(always)]
     fn rows(self) {
         let width = VECTORS * S::F32_LANES;
@@ -364,7 +366,7 @@ impl<S: Simd> Pack<'_, S> {
         }
     }
 
-    /// Of a weight whose columns are contiguous: square by square.
+    /// For a weight whose columns are contiguous: square by square.
     #[inline(always)]
     fn columns(self) {
         let width = VECTORS * S::F32_LANES;
@@ -409,9 +411,9 @@ impl<S: Simd> Pack<'_, S> {
     }
 }
 
-/// What a tile begins with.
+/// The initial values of a tile.
 enum Start<'a> {
-    /// What is there need not be read: fresh memory would be mapped twice.
+    /// The memory need not be read: fresh memory would be mapped twice.
     Zero,
     Bias(&'a [f32]),
     Sums,
@@ -425,7 +427,7 @@ struct Tile<'a, 'b, S, const R: usize> {
     /// `[feature, width of a tile]`
     weight: &'a [f32],
     sums: &'a mut [&'b mut [f32]],
-    /// The first of the panel.
+    /// The panel's first column.
     column: usize,
     start: Start<'a>,
 }

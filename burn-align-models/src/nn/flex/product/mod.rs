@@ -1,9 +1,10 @@
-//! Matrix products of weights, which are most of what a forward pass computes.
+//! Matrix products with weights, which take most of the time of a forward pass.
 //!
-//! Few rows wait for the memory that the weight comes from: [`few_rows`] and, for transposed weights,
-//! [`transposed`] read it once, as it lies. Many rows wait for the arithmetic: [`many_rows`] copies
-//! the weight part by part into the order in which it is needed. All three add the features in their
-//! order to the bias, so a row comes out the same, to the bit, whatever it is batched with.
+//! With few rows, products are limited by memory: [`few_rows`] and, for transposed weights,
+//! [`transposed`] read the weight once, in its own layout. With many rows, they are limited by
+//! arithmetic: [`many_rows`] copies the weight part by part into the order in which it is needed.
+//! All three add the features in order to the bias, so a row's result is the same to the bit
+//! whatever it is batched with.
 
 mod aligned;
 mod elements;
@@ -99,7 +100,7 @@ fn affine_of(
     })
 }
 
-/// Whether there are products of matrices of this dtype.
+/// Whether matrices of this dtype can be multiplied.
 pub(super) fn multiplies(dtype: DType) -> bool {
     Elements::are(dtype)
 }
@@ -112,7 +113,7 @@ fn widened(x: &FlexTensor) -> FlexTensor {
     }
 }
 
-/// The tensor itself where its rows or its columns are contiguous, otherwise a copy.
+/// The tensor itself if its rows or its columns are contiguous, otherwise a copy.
 fn by_rows_or_columns(x: &FlexTensor) -> FlexTensor {
     match x.layout().strides() {
         [stride, 1] | [1, stride] if *stride > 0 => x.clone(),
@@ -128,12 +129,12 @@ fn in_order(x: FlexTensor) -> FlexTensor {
     }
 }
 
-/// Those of a tensor whose rows or columns are contiguous.
+/// The strides of a tensor whose rows or columns are contiguous.
 fn strides(x: &FlexTensor) -> [usize; 2] {
     [0, 1].map(|axis| x.layout().strides()[axis] as usize)
 }
 
-/// What the gradients need: `x`, if the weight has one, and the weight, if `x` has one.
+/// What the gradients need: `x`, if the weight has a gradient, and the weight, if `x` has one.
 type Factors = [Option<FlexTensor>; 2];
 
 #[derive(Debug)]
@@ -176,7 +177,7 @@ pub(super) fn affine_tracked(x: Tracked, weight: Tracked, bias: Option<Tracked>)
         &weight.primitive,
         bias.as_ref().map(|bias| &bias.primitive),
     );
-    // A product without a bias has one that nobody asks about.
+    // A product without a bias gets one whose gradient is never used.
     let bias = bias.unwrap_or_else(|| Tracked::new(product.clone()));
     match OfAffine
         .prepare::<NoCheckpointing>([x.node, weight.node, bias.node])

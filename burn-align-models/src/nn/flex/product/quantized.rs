@@ -1,7 +1,7 @@
 //! Products with weights that stay in the blocks of a GGUF file, and their gradients.
 //!
-//! Blocks are widened to f32 as they are needed, and what is added up is the same, in the same order,
-//! as with the widened weight: the products are equal to the bit.
+//! Blocks are widened to f32 as they are needed, and the same values are added in the same order as
+//! with the widened weight: the products are equal to the bit.
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
@@ -61,7 +61,7 @@ pub(super) fn gradient_of_x(arch: Arch, y: &FlexTensor, matrix: &QuantizedMatrix
     affine_of(arch, y, weight, d_input, None)
 }
 
-/// Row by row, and from one row to the next.
+/// The elements, row by row, and the stride between rows.
 fn elements(matrix: &QuantizedMatrix) -> (Elements<'_>, usize) {
     let (first, stride) = matrix.layout();
     let blocks = Blocks {
@@ -104,7 +104,7 @@ pub(in super::super) fn affine_quantized_tracked(
 ) -> Tracked {
     let of_bias = bias.as_ref().map(|bias| &bias.primitive);
     let product = affine_quantized(&x.primitive, matrix, of_bias);
-    // A product without a bias has one that nobody asks about.
+    // A product without a bias gets one whose gradient is never used.
     let bias = bias.unwrap_or_else(|| Tracked::new(product.clone()));
     match OfQuantized
         .prepare::<NoCheckpointing>([x.node, bias.node])

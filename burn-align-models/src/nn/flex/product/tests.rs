@@ -7,7 +7,7 @@ use super::*;
 use crate::quants::BlockFormat;
 use crate::quants::tests::any_matrix;
 
-/// All that this CPU has: with the widest vectors alone, others would go untested.
+/// All vector widths of this CPU: with the widest alone, the others would go untested.
 fn architectures() -> Vec<Arch> {
     let mut all = vec![Arch::Scalar, Arch::new()];
     #[cfg(target_arch = "x86_64")]
@@ -118,7 +118,7 @@ fn assert_same(found: &FlexTensor, expected: &FlexTensor, context: &str) {
     assert!(bits(found) == bits(expected), "{context}");
 }
 
-/// Few rows or many, more than a strip, more than a task.
+/// Few rows and many, more than a strip, more than a task.
 const QUANTIZED: [[usize; 3]; 7] = [
     [1, 256, 1],
     [3, 512, 7],
@@ -171,7 +171,7 @@ fn quantized_products_of_nothing() {
     assert_eq!(product.shape().dims(), [2, 0]);
 }
 
-/// The shortest of many runs, which is what others on the machine disturb least.
+/// The shortest of many runs, which other load on the machine affects least.
 fn shortest(mut run: impl FnMut()) -> f64 {
     let began = Instant::now();
     let mut shortest = Duration::MAX;
@@ -185,11 +185,11 @@ fn shortest(mut run: impl FnMut()) -> f64 {
     shortest.as_secs_f64() * 1e3
 }
 
-/// Of the projections of SmolLM2 135M, and of its unembedding.
+/// The shapes of the projections of SmolLM2 135M, and of its unembedding.
 const SHAPES: [[usize; 2]; 4] = [[576, 576], [576, 1536], [1536, 576], [576, 49152]];
 
-/// Products with weights in blocks beside those with the same weights in f32:
-/// `cargo test --release -p burn-align-models --features flex --lib timings -- --ignored --nocapture`
+/// Times products with weights in blocks against those with the same weights in f32: `cargo test
+/// --release -p burn-align-models --features flex --lib timings -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 #[expect(clippy::print_stdout, reason = "its result")]
@@ -202,7 +202,7 @@ fn timings() {
             }
             let x = tensor([rows, d_input]);
             let y = tensor([rows, d_output]);
-            // As models keep it: an embedding is transposed where it unembeds.
+            // As models keep it: an embedding is transposed for the unembedding.
             let dense = match d_output > 10_000 {
                 true => tensor([d_output, d_input]).transpose(0, 1),
                 false => tensor([d_input, d_output]),

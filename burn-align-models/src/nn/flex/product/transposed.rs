@@ -1,8 +1,8 @@
-//! Products of some rows with a transposed weight, such as that of every row of an embedding.
+//! Products of some rows with a transposed weight, such as a token embedding used as the head.
 //!
-//! The weight, here the `embedding` that is transposed, is the larger side: it is read once, in
-//! order, and never copied; of one in blocks, a few rows at a time are widened. A sum runs over the
-//! features in their order, so that a row does not depend on what it is batched with.
+//! The weight, here the transposed `embedding`, is the larger side: it is read once, in order, and
+//! never copied; a weight in blocks is widened a few rows at a time. A sum runs over the features
+//! in order, so that a row does not depend on what it is batched with.
 
 use std::cell::RefCell;
 
@@ -12,11 +12,11 @@ use rayon::prelude::*;
 use super::aligned::Aligned;
 use super::elements::Elements;
 
-/// Most rows that are faster here than where the weight is copied.
+/// Maximum number of rows that are faster here than with a copied weight.
 pub(super) const MOST_ROWS: usize = 160;
-/// Most vectors of rows of `x` whose sums are kept in registers.
+/// Maximum number of vectors of rows of `x` whose sums are kept in registers.
 const MOST_VECTORS: usize = 4;
-/// Rows of the embedding whose sums are kept until they are put in place.
+/// Rows of the embedding whose sums are collected before they are stored.
 const STRIP: usize = 48;
 /// Rows of an embedding in blocks that are widened at a time, so that they stay in the cache.
 const WIDENED: usize = 24;
@@ -47,7 +47,7 @@ struct Packed {
 ///
 /// # Shapes
 /// - x: `[row, width]`
-/// - embedding: `[vocab, width]`, of which a row begins every `stride` elements
+/// - embedding: `[vocab, width]`, whose rows are `stride` elements apart
 /// - bias: `[vocab]`
 /// - output: `[row, vocab]`
 pub(super) fn affine(
@@ -68,7 +68,7 @@ pub(super) fn affine(
         return product;
     }
     let packed = pack(arch, x, width);
-    // Each task has its part of every row.
+    // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     let of_task = rows_of_a_task(embedding, vocab);
     parts.resize_with(vocab.div_ceil(of_task), || Vec::with_capacity(rows));
@@ -150,13 +150,13 @@ impl WithSimd for Lanes {
 /// All rows of `x` with some of the embedding.
 struct Task<'a> {
     packed: &'a [Packed],
-    /// From the first of the rows on.
+    /// Starts at the first of the rows.
     embedding: Elements<'a>,
     stride: usize,
     width: usize,
     room: &'a mut Aligned,
     bias: Option<&'a [f32]>,
-    /// Of each row of `x`: the products with these rows of the embedding.
+    /// For each row of `x`, the products with these rows of the embedding.
     part: Vec<&'a mut [f32]>,
 }
 
@@ -197,7 +197,7 @@ impl WithSimd for Task<'_> {
             };
             for block in self.packed {
                 let x = S::as_simd_f32s(block.elements.elements()).0;
-                // As many sums as registers can hold beside what is read.
+                // As many sums as fit into the registers together with what is read.
                 let wide = S::F32_LANES == MOST_LANES;
                 match (block.vectors, wide) {
                     (1, _) => strip_sums::<S, 1, 8>(simd, x, &strip, &mut sums),
@@ -224,7 +224,7 @@ impl WithSimd for Task<'_> {
 struct Strip<'a> {
     rows: &'a [f32],
     stride: usize,
-    /// What the sums of each row begin with.
+    /// Initial values of the sums of each row.
     start: &'a [f32],
 }
 
@@ -251,7 +251,7 @@ fn strip_sums<S: Simd, const V: usize, const R: usize>(
     }
 }
 
-/// [`strip_sums`] of `R` rows of the embedding, from the first one on.
+/// [`strip_sums`] of `R` rows of the embedding, starting at the first one.
 #[inline(always)]
 fn tile<S: Simd, const V: usize, const R: usize>(
     simd: S,

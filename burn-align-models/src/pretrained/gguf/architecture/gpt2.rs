@@ -45,7 +45,7 @@ fn role(name: &str) -> Option<Role> {
                 "ffn_down" => ("mlp.c_proj", true),
                 _ => return None,
             };
-            // Hugging Face's `Conv1D` has its inputs first.
+            // Hugging Face's `Conv1D` stores its inputs first.
             let transposed = is_matrix && kind == "weight";
             (format!("transformer.h.{layer}.{module}.{kind}"), transposed)
         }

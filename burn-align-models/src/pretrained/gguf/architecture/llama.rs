@@ -1,4 +1,5 @@
-//! LLaMA, and what llama.cpp stores as such (SmolLM2, TinyLlama, Mistral, Yi); Qwen2.
+//! LLaMA, and models that llama.cpp stores under that name (SmolLM2, TinyLlama, Mistral, Yi);
+//! Qwen2.
 
 use serde_json::{Value, json};
 
@@ -8,7 +9,7 @@ use super::{Architecture, Reader, Role, Rows, module_and_kind, of_block, rotary}
 pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
     config: llama_config,
-    // llama.cpp rotates neighbouring features of this architecture.
+    // For this architecture, llama.cpp rotates neighbouring features.
     tensor: |reader, name| role(reader, name, true),
 };
 

@@ -1,8 +1,8 @@
 //! Which model a GGUF file holds: its metadata as a Hugging Face `config.json`, and the names of its
 //! tensors as those of a Hugging Face checkpoint.
 //!
-//! Loading then goes the way of every other checkpoint. A family adds a file with two tables: what the
-//! metadata is in `config.json`, and what each tensor is called there.
+//! From there on, loading is the same as for any other checkpoint. Each family adds a file with two
+//! tables: how the metadata map to `config.json`, and how the tensors map to Hugging Face names.
 
 mod gpt2;
 mod llama;
@@ -12,22 +12,22 @@ use serde_json::Value;
 
 use super::{Gguf, GgufError};
 
-/// What a GGUF file says of a model, in the words of Hugging Face.
+/// How a GGUF architecture maps to the Hugging Face format.
 pub(in crate::pretrained) struct Architecture {
     /// The name in `general.architecture`.
     name: &'static str,
     /// The configuration, as a `config.json`.
     config: fn(&Reader<'_>) -> Result<Value, GgufError>,
-    /// What a tensor is in a Hugging Face checkpoint; `None` for one that is not known.
+    /// What a tensor corresponds to in a Hugging Face checkpoint; `None` if it is unknown.
     tensor: fn(&Reader<'_>, &str) -> Result<Option<Role>, GgufError>,
 }
 
 const ALL: [&Architecture; 3] = [&llama::LLAMA, &llama::QWEN2, &gpt2::GPT2];
 
-/// What a tensor of a GGUF file is in a Hugging Face checkpoint.
+/// What a tensor of a GGUF file corresponds to in a Hugging Face checkpoint.
 #[derive(Debug, PartialEq)]
 pub(in crate::pretrained) enum Role {
-    /// A tensor of that name.
+    /// A tensor with this name.
     Tensor {
         name: String,
         /// The order of its rows.
@@ -39,18 +39,19 @@ pub(in crate::pretrained) enum Role {
     Configuration,
 }
 
-/// How the rows of a weight lie in the file.
+/// The order of the rows of a weight in the file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::pretrained) enum Rows {
-    /// As Hugging Face has them.
+    /// As in Hugging Face checkpoints.
     AsTheyAre,
-    /// The two features of each rotated pair are neighbours, in each of so many heads; Hugging Face has
-    /// the first features of all pairs of a head first.
+    /// The two features of each rotated pair are adjacent, in each of `heads` heads; Hugging Face
+    /// puts the first features of all pairs of a head first.
     Paired { heads: usize },
 }
 
 impl Rows {
-    /// Which row of the file is each row of a Hugging Face checkpoint; `None` if all are.
+    /// The row of the file for each row of a Hugging Face checkpoint; `None` if the order is the
+    /// same.
     ///
     /// `rows` must be a multiple of twice the number of heads.
     pub(in crate::pretrained) fn order(self, rows: usize) -> Option<Vec<usize>> {
@@ -67,10 +68,10 @@ impl Rows {
 }
 
 impl Architecture {
-    /// That of a file.
+    /// The architecture of a file.
     ///
     /// # Errors
-    /// If the file does not say which it is, or it is not known.
+    /// If the file does not name one, or it is unknown.
     pub(in crate::pretrained) fn of(gguf: &Gguf) -> Result<&'static Self, GgufError> {
         const KEY: &str = "general.architecture";
         let expected = || {
@@ -87,15 +88,15 @@ impl Architecture {
     /// The configuration, as a `config.json`.
     ///
     /// # Errors
-    /// If something is missing, wrong, or of a model that Hugging Face's class of it can't express.
+    /// If something is missing or wrong, or the Hugging Face class cannot express the model.
     pub(in crate::pretrained) fn config(&self, gguf: &Gguf) -> Result<Value, GgufError> {
         (self.config)(&self.reader(gguf))
     }
 
-    /// What a tensor is in a Hugging Face checkpoint; `None` for one that is not known.
+    /// What a tensor corresponds to in a Hugging Face checkpoint; `None` if it is unknown.
     ///
     /// # Errors
-    /// If the metadata that says so is missing or wrong.
+    /// If the metadata needed for it are missing or wrong.
     pub(in crate::pretrained) fn tensor(
         &self,
         gguf: &Gguf,
@@ -112,10 +113,10 @@ impl Architecture {
     }
 }
 
-/// Reads the metadata of one architecture.
+/// A reader of the metadata of one architecture.
 struct Reader<'a> {
     gguf: &'a Gguf,
-    /// What its keys begin with.
+    /// The prefix of its keys.
     prefix: &'static str,
 }
 
@@ -137,7 +138,7 @@ impl Reader<'_> {
         size.ok_or_else(|| self.wrong(key, "a size of at least 1"))
     }
 
-    /// A size that some writers give for each layer, all the same.
+    /// A size that some converters write per layer, with the same value for all.
     fn size_of_all_layers(&self, key: &str) -> Result<Option<u64>, GgufError> {
         let Ok(Some(sizes)) = self.gguf.metadata().integers(&self.key(key)) else {
             return self.optional_size(key);

@@ -1,11 +1,11 @@
-//! Rotary embeddings in GGUF: metadata, and for LLaMA 3 a tensor of divisors.
+//! Rotary embeddings in GGUF: metadata, and a tensor of divisors for LLaMA 3.
 
 use serde_json::{Value, json};
 
 use super::super::{GgmlType, GgufError};
 use super::Reader;
 
-/// The divisors of the frequencies, of LLaMA 3.1 and later.
+/// The divisors of the frequencies in LLaMA 3.1 and later.
 const DIVISORS: &str = "rope_freqs.weight";
 
 /// Whether a tensor belongs to the rotary embedding.
@@ -40,7 +40,7 @@ pub(super) fn write(reader: &Reader<'_>, config: &mut Value, d_head: u64) -> Res
             }),
         },
         (Some(_), Some(_)) => {
-            let expected = format!("none beside the tensor {DIVISORS}");
+            let expected = format!("none together with the tensor {DIVISORS}");
             return Err(reader.wrong("rope.scaling.type", expected));
         }
     };
@@ -49,7 +49,7 @@ pub(super) fn write(reader: &Reader<'_>, config: &mut Value, d_head: u64) -> Res
 
 fn scaling(reader: &Reader<'_>) -> Result<Option<Value>, GgufError> {
     let factor = reader.optional_float("rope.scaling.factor")?;
-    // Files of 2023 have another name for it.
+    // Files from 2023 use a different name.
     let old = reader.optional_float("rope.scale_linear")?;
     let kind = match reader.optional_text("rope.scaling.type")? {
         None if factor.or(old).is_some() => "linear",
@@ -63,7 +63,7 @@ fn scaling(reader: &Reader<'_>) -> Result<Option<Value>, GgufError> {
         "linear" => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
         "yarn" => {
             let optional = |key: &str| reader.optional_float(&format!("rope.scaling.{key}"));
-            // Every rotation is multiplied by this, beside what YaRN itself does.
+            // Multiplies every rotation, in addition to YaRN's own factor.
             let own = optional("attn_factor")?
                 .or(optional("yarn_attn_factor")?)
                 .unwrap_or(1.0);
@@ -83,7 +83,7 @@ fn scaling(reader: &Reader<'_>) -> Result<Option<Value>, GgufError> {
     }
 }
 
-/// The divisors of the frequencies, if there are any but 1.
+/// The divisors of the frequencies, unless all are 1.
 fn divisors(reader: &Reader<'_>, d_head: u64) -> Result<Option<Vec<f32>>, GgufError> {
     let Some(tensor) = reader.gguf.tensor(DIVISORS) else {
         return Ok(None);
@@ -106,11 +106,11 @@ fn divisors(reader: &Reader<'_>, d_head: u64) -> Result<Option<Vec<f32>>, GgufEr
         .then_some(divisors))
 }
 
-/// LLaMA 3's way to scale, if it gives these divisors: the file does not say its numbers.
+/// LLaMA 3's scaling, if it gives these divisors: the file does not contain its parameters.
 fn llama3(divisors: &[f32], theta: &Value, d_head: u64) -> Option<Value> {
     let theta = theta.as_f64()?;
     let factor = f64::from(divisors.iter().copied().fold(0.0, f32::max));
-    // The only ones that are in use.
+    // The only values in use.
     let (low, high) = (1.0, 4.0);
     [8192_u32, 4096, 2048, 16384, 32768]
         .into_iter()

@@ -8,7 +8,7 @@ use super::merges::Merge;
 use super::pre_tokenizer::{GPT2, PreTokenizer};
 use super::tokens::{Roles, Tokens};
 
-/// What SentencePiece writes for a space.
+/// SentencePiece's replacement for a space.
 const SPACE_MARK: &str = "▁";
 
 /// The parts of a tokenizer.
@@ -66,10 +66,10 @@ pub(super) fn byte_level<'a>(
     }
 }
 
-/// Like LLaMA's: pieces are made of characters, with a mark for a space, and what has no piece is
-/// written in bytes.
+/// Like LLaMA's: pieces are made of characters, with a mark for a space, and text without a piece
+/// is written as bytes.
 ///
-/// - `prefix`: whether a space is put before a text, and after each token that is found first
+/// - `prefix`: whether a space is put before a text, and after each token that is matched first
 pub(super) fn sentence_piece<'a>(
     tokens: &'a Tokens<'a>,
     roles: &'a Roles,
@@ -107,7 +107,7 @@ fn sequence(name: &str, mut steps: Vec<Value>) -> Value {
     }
 }
 
-/// What is put around a text.
+/// The post-processor that puts special tokens around a text.
 fn template(tokens: &Tokens<'_>, roles: &Roles) -> Option<Value> {
     let bos = roles.bos.filter(|_| roles.adds_bos);
     let eos = roles.eos.filter(|_| roles.adds_eos);
@@ -172,7 +172,7 @@ struct Model<'a> {
     merges: &'a [Merge<'a>],
 }
 
-/// Texts and ids, in the order of ids.
+/// Texts and ids, ordered by id.
 struct Vocabulary<'a>(&'a Tokens<'a>);
 
 impl Serialize for Vocabulary<'_> {
@@ -225,7 +225,7 @@ impl Parts<'_> {
     /// The text of `tokenizer_config.json`.
     pub(super) fn tokenizer_config(&self, metadata: &Metadata) -> Result<String, GgufError> {
         let mut config = Map::new();
-        // The class that takes `tokenizer.json` as it is.
+        // The class that uses `tokenizer.json` as it is.
         config.insert("tokenizer_class".into(), "PreTrainedTokenizerFast".into());
         config.insert("clean_up_tokenization_spaces".into(), false.into());
         config.insert("add_bos_token".into(), self.roles.adds_bos.into());

@@ -1,4 +1,4 @@
-//! Which two pieces become one, in order.
+//! Which two pieces are merged, in order.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ const SCORES: &str = "tokenizer.ggml.scores";
 /// Two pieces that are merged; earlier ones first.
 pub(super) type Merge<'a> = (&'a str, &'a str);
 
-/// The merges that the metadata list.
+/// The merges listed in the metadata.
 pub(super) fn listed<'a>(
     metadata: &'a Metadata,
     tokens: &Tokens<'_>,
@@ -38,7 +38,7 @@ pub(super) fn listed<'a>(
         {
             return Err(wrong("two tokens that make a third"));
         }
-        // The first of two that are the same counts.
+        // Of two equal merges, the first counts.
         if seen.insert(merge) {
             merges.push(merge);
         }
@@ -46,15 +46,16 @@ pub(super) fn listed<'a>(
     Ok(merges)
 }
 
-/// Longest token that is taken apart, in bytes. Each of its parts is looked up, so that the time
-/// grows with the square; the longest in published vocabularies have 128 characters.
+/// Maximum length of a token that is split into merges, in bytes. Each of its parts is looked up,
+/// so the time grows quadratically; the longest tokens in published vocabularies have 128
+/// characters.
 const LONGEST: usize = 1024;
 
-/// The merges that follow from the scores of a SentencePiece vocabulary.
+/// The merges implied by the scores of a SentencePiece vocabulary.
 ///
-/// SentencePiece and llama.cpp merge whatever two neighbours together are a token, that of the best
-/// score first, and the leftmost of equals. So each way to make a token of two others is a merge, and
-/// their order is that of the scores.
+/// SentencePiece and llama.cpp merge any two neighbours that form a token, the one with the best
+/// score first, and the leftmost of equals. So each way to form a token from two others is a merge,
+/// and the merges are ordered by score.
 pub(super) fn from_scores<'a>(
     metadata: &Metadata,
     tokens: &'a Tokens<'_>,
@@ -87,11 +88,11 @@ pub(super) fn from_scores<'a>(
         let splits = text.char_indices().map(|(at, _)| at).skip(1);
         let splits =
             splits.filter(|at| tokens.is_piece(&text[..*at]) && tokens.is_piece(&text[*at..]));
-        // No difference between 0 and -0.
+        // 0 and -0 are equal.
         found.extend(splits.map(|at| (score + 0.0, id, at)));
     }
-    // Runs of one character are merged from the left, so that what is left over, which is shorter,
-    // stands on the right: of the ways to make one token, the one with the longer left part first.
+    // Runs of one character are merged from the left, which leaves the shorter remainder on the
+    // right: of the ways to form a token, the one with the longer left part comes first.
     found.sort_unstable_by(|a, b| {
         let by_score = b.0.total_cmp(&a.0);
         by_score.then(a.1.cmp(&b.1)).then(b.2.cmp(&a.2))

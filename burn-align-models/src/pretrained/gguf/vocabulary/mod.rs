@@ -1,8 +1,9 @@
-//! The vocabulary of a GGUF file as the two files that Hugging Face programs read tokenizers from.
+//! The vocabulary of a GGUF file, as the two files from which Hugging Face libraries read
+//! tokenizers.
 //!
-//! llama.cpp (`src/llama-vocab.cpp`) is what gives the metadata their meaning: which tokens are found
-//! in a text before all others, which pieces are merged first, where a text is split, and what is put
-//! before it. The tokenizer written here gives the same ids, but for what `pre_tokenizer.rs` says.
+//! llama.cpp (`src/llama-vocab.cpp`) defines the meaning of the metadata: which tokens are matched
+//! in a text first, which pieces are merged first, where a text is split, and what is put before
+//! it. The tokenizer written here gives the same ids, except as described in `pre_tokenizer.rs`.
 
 mod json;
 mod merges;
@@ -16,12 +17,12 @@ use json::{Parts, byte_level, sentence_piece};
 use pre_tokenizer::PreTokenizer;
 use tokens::{Roles, Tokens};
 
-/// A tokenizer as Hugging Face programs read it: the texts of two files.
+/// A tokenizer in the Hugging Face format: the contents of two files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizerTexts {
     /// `tokenizer.json`.
     pub tokenizer_json: String,
-    /// `tokenizer_config.json`: the special tokens by their roles, and the chat template.
+    /// `tokenizer_config.json`: the special tokens by role, and the chat template.
     pub tokenizer_config_json: String,
 }
 
@@ -30,7 +31,7 @@ const MODEL: &str = "tokenizer.ggml.model";
 /// The tokenizer of a GGUF file; `None` for a file without a vocabulary.
 ///
 /// # Errors
-/// If the vocabulary is of a kind that is not read, or contradicts itself.
+/// If the vocabulary is of an unsupported type, or inconsistent.
 pub fn vocabulary(gguf: &Gguf) -> Result<Option<TokenizerTexts>, GgufError> {
     from_metadata(gguf.metadata())
 }

@@ -1,15 +1,15 @@
-//! Where a text is split before pieces are merged, by the names that llama.cpp gives the ways.
+//! Where a text is split before pieces are merged, by llama.cpp's names for the methods.
 //!
 //! The regular expressions are those of the models' own `tokenizer.json`, which llama.cpp repeats
-//! as far as its engine allows. Where it falls short, tokens here are those that the models were
-//! trained with:
-//! - llama.cpp tells capital from small letters in ASCII alone, and splits words before combining
-//!   marks, as Hindi has them (`tekken`, `gpt-4o` and those like it).
-//! - A space beyond ASCII, such as U+3000, is for llama.cpp never part of a class of characters that
-//!   names it (`deepseek-llm`, `deepseek-coder`).
+//! as far as its engine allows. Where llama.cpp falls short, the tokens here are those that the
+//! models were trained with:
+//! - llama.cpp distinguishes upper and lower case only in ASCII, and splits words before combining
+//!   marks, as in Hindi (`tekken`, `gpt-4o` and similar).
+//! - llama.cpp never matches a non-ASCII space, such as U+3000, in a character class that contains
+//!   it (`deepseek-llm`, `deepseek-coder`).
 //!
-//! Like llama.cpp, and other than the `tokenizer.json` of Qwen2, texts are not brought into Unicode's
-//! normal form C first: a letter with a separate accent stays two characters.
+//! As in llama.cpp, and unlike in the `tokenizer.json` of Qwen2, texts are not normalised to
+//! Unicode NFC first: a letter with a separate accent stays two characters.
 
 use super::super::{GgufError, Metadata};
 
@@ -18,16 +18,15 @@ const PRE: &str = "tokenizer.ggml.pre";
 /// How texts are split before pieces are merged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PreTokenizer {
-    /// One regular expression after the other splits what is there into its matches, and what is
-    /// between them.
+    /// Each regular expression in turn splits the parts into its matches and what is between them.
     pub(super) splits: &'static [&'static str],
-    /// Whether a part that is a token is taken as it is, without merging.
+    /// Whether a part that is a token is used as it is, without merging.
     pub(super) ignore_merges: bool,
-    /// Whether a text begins with a mark, unless the metadata say otherwise.
+    /// Whether a text begins with a BOS, unless the metadata say otherwise.
     pub(super) adds_bos: bool,
 }
 
-/// GPT-2's, which the pre-tokenizer `ByteLevel` has built in.
+/// GPT-2's, which is built into the pre-tokenizer `ByteLevel`.
 pub(super) const GPT2: &str =
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Three digits at a time.
@@ -36,11 +35,11 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Combining marks belong to words.
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Words end where a capital letter follows a small one.
+/// Words end where an upper-case letter follows a lower-case one.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
-/// Letters of alphabets that have capitals, as far as the tokenizer of DeepSeek LLM lists them.
+/// Letters of alphabets with upper case, as listed by the tokenizer of DeepSeek LLM.
 const DEEPSEEK_LETTERS: &str = concat!(
     r"\s?[",
     r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}",
@@ -63,19 +62,19 @@ const DEEPSEEK_LETTERS: &str = concat!(
 );
 /// Chinese characters and Hangul, from U+0800 on.
 const DEEPSEEK_HAN: &str = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+";
-/// Everything but spaces and marks of the end of a sentence or of its parts.
+/// Everything but spaces and punctuation that ends sentences or clauses.
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 
 impl PreTokenizer {
-    /// The one that the metadata name.
+    /// The one named in the metadata.
     pub(super) fn of(metadata: &Metadata) -> Result<Self, GgufError> {
         let name = metadata.text(PRE)?.unwrap_or("default");
         Self::named(name).ok_or_else(|| GgufError::UnsupportedVocabulary {
             key: PRE,
             found: name.to_owned(),
-            expected: "a way to split texts that is known, such as `gpt-2`, `llama-bpe` or `qwen2`",
+            expected: "a known pre-tokenizer, such as `gpt-2`, `llama-bpe` or `qwen2`",
         })
     }
 

@@ -1,4 +1,4 @@
-//! Vocabularies that contradict themselves, and what llama.cpp corrects in them.
+//! Inconsistent vocabularies, and what llama.cpp corrects in them.
 
 use serde_json::Value;
 
@@ -93,7 +93,8 @@ fn refused(texts: Result<TokenizerTexts, GgufError>, expected: &[&str]) {
 #[test]
 fn merges_follow_from_scores() {
     let tokenizer = parsed(llama(&[]));
-    // By the score of what is made, and of two ways to make one the one with the longer left part.
+    // Ordered by the score of the result; of two ways to form the same token, the one with the
+    // longer left part first.
     let expected = serde_json::json!([["a", "b"], ["a", "a"], ["aa", "a"], ["a", "aa"]]);
     assert_eq!(tokenizer["model"]["merges"], expected);
     assert_eq!(tokenizer["model"]["unk_token"], "<unk>");
@@ -136,7 +137,7 @@ fn tokens_that_are_found_first_are_known_by_type_and_by_text() {
         ("<|start|>", false),
     ];
     assert_eq!(added(&tokenizer), expected);
-    // The metadata know which token that is, and so its type counts.
+    // The metadata name this token, so its type counts.
     let fim = ("tokenizer.ggml.fim_pre_token_id", MetadataValue::U32(2));
     let tokenizer = parsed(gpt2(&[tokens, types, fim]));
     assert!(!added(&tokenizer).contains(&("<fim_prefix>", true)));
@@ -146,7 +147,7 @@ fn tokens_that_are_found_first_are_known_by_type_and_by_text() {
 fn tokens_that_contradict_each_other_are_refused() {
     let tokens = |tokens: &[&str]| ("tokenizer.ggml.tokens", texts(tokens));
     let twice = gpt2(&[tokens(&["a", "b", "a"])]);
-    refused(twice, &["token 2", "`a`, which token 0 has, too"]);
+    refused(twice, &["token 2", "`a`, which is also that of token 0"]);
     refused(
         gpt2(&[tokens(&[])]),
         &["`tokenizer.ggml.tokens`: expected at least one"],
@@ -173,7 +174,7 @@ fn merges_that_contradict_the_tokens_are_refused() {
         &["merge 1", "two tokens that make a third", "`b c`"],
     );
     refused(merges(&["a x"]), &["`a x`"]);
-    // The first of two that are the same counts.
+    // Of two equal merges, the first counts.
     let tokenizer = parsed(merges(&["a b", "ab c", "a b"]));
     let expected = serde_json::json!([["a", "b"], ["ab", "c"]]);
     assert_eq!(tokenizer["model"]["merges"], expected);
@@ -206,7 +207,7 @@ fn what_stands_around_a_text_must_be_there() {
         gpt2(std::slice::from_ref(&adds)),
         &["`tokenizer.ggml.bos_token_id` is missing"],
     );
-    // An id that no token has is left aside.
+    // An id without a token is ignored.
     let beyond = ("tokenizer.ggml.bos_token_id", MetadataValue::U32(6));
     refused(
         gpt2(&[adds.clone(), beyond]),
@@ -216,7 +217,7 @@ fn what_stands_around_a_text_must_be_there() {
     let tokenizer = parsed(gpt2(&[adds, bos]));
     let single = &tokenizer["post_processor"]["processors"][1]["single"];
     assert_eq!(single[0]["SpecialToken"]["id"], "<|im_end|>");
-    // LLaMA's are known without metadata.
+    // LLaMA's special tokens are known without metadata.
     let tokenizer = parsed(llama(&[]));
     let single = &tokenizer["post_processor"]["single"];
     assert_eq!(single[0]["SpecialToken"]["id"], "<s>");

@@ -1,4 +1,4 @@
-//! The tokens, what kind of token each is, and those that have a role.
+//! The tokens, their types, and those with a role.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,15 +9,16 @@ use super::super::{GgufError, Metadata};
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 
-/// What a token is, which decides how it is found in a text: by `enum llama_token_type` in
-/// llama.cpp's `llama.h`.
+/// The type of a token, which determines how it is matched in a text; see `enum llama_token_type`
+/// in llama.cpp's `llama.h`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {
-    /// A piece, made by merging, or a type that llama.cpp takes as such.
+    /// A piece, formed by merging, or a type that llama.cpp treats as one.
     Piece,
-    /// Found in a text before anything is merged, and special: a mark that no text should have.
+    /// Matched in a text before anything is merged, and special: it should not occur in normal
+    /// text.
     Control,
-    /// Found in a text before anything is merged.
+    /// Matched in a text before anything is merged.
     UserDefined,
 }
 
@@ -26,7 +27,7 @@ pub(super) struct Tokens<'a> {
     texts: Vec<Cow<'a, str>>,
     kinds: Vec<TokenKind>,
     ids: HashMap<Cow<'a, str>, u32>,
-    /// Whether found tokens swallow the whitespace after them.
+    /// Whether matched tokens swallow the whitespace after them.
     swallow: bool,
 }
 
@@ -42,7 +43,7 @@ impl<'a> Tokens<'a> {
         let mut ids = HashMap::with_capacity(listed.len());
         for (id, text) in (0..).zip(listed) {
             let text = match text.as_str() {
-                // Named as llama.cpp names it.
+                // Named as in llama.cpp.
                 "" => Cow::Owned(format!("[EMPTY_{id}]")),
                 text => Cow::Borrowed(text),
             };
@@ -51,8 +52,8 @@ impl<'a> Tokens<'a> {
                 Entry::Occupied(entry) => {
                     return Err(GgufError::damaged(
                         format!("token {id} of {TOKENS}"),
-                        "a text of its own",
-                        format!("`{text}`, which token {} has, too", entry.get()),
+                        "a unique text",
+                        format!("`{text}`, which is also that of token {}", entry.get()),
                     ));
                 }
             };
@@ -92,21 +93,21 @@ impl<'a> Tokens<'a> {
         self.ids.contains_key(text)
     }
 
-    /// Whether a token is made by merging, and not found before.
+    /// Whether a token is formed by merging rather than matched before.
     pub(super) fn is_piece(&self, text: &str) -> bool {
         let id = self.ids.get(text);
         id.is_some_and(|id| self.kinds[*id as usize] == TokenKind::Piece)
     }
 
-    /// Those that are found before anything is merged: ids, texts, and whether they are special.
+    /// Those that are matched before anything is merged: ids, texts, and whether they are special.
     pub(super) fn found_first(&self) -> impl Iterator<Item = (u32, &str, bool)> {
         let all = (0..).zip(&self.texts).zip(&self.kinds);
         all.filter(|(_, kind)| **kind != TokenKind::Piece)
             .map(|((id, text), kind)| (id, text.as_ref(), *kind == TokenKind::Control))
     }
 
-    /// Whether a token that is found swallows the whitespace after it: those of Phi-3, but for
-    /// three.
+    /// Whether a matched token swallows the whitespace after it: those of Phi-3 do, with three
+    /// exceptions.
     pub(super) fn swallows_whitespace(&self, text: &str) -> bool {
         self.swallow && !["<unk>", "<s>", "<|endoftext|>"].contains(&text)
     }
@@ -122,7 +123,7 @@ fn kind(number: i64) -> TokenKind {
     }
 }
 
-/// Tokens that end a turn or a text, whatever their type says.
+/// Tokens that end a turn or a text, whatever their type.
 const ENDS: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -148,8 +149,7 @@ const ENDS: [&str; 22] = [
     "[e~[",
 ];
 
-/// Tokens around a gap that is to be filled in, unless the metadata name them: their keys, their
-/// texts.
+/// Tokens for infilling, unless the metadata name them: their keys, their texts.
 const INFILL: [(&[&str], &[&str]); 6] = [
     (
         &["fim_pre_token_id", "prefix_token_id"],
@@ -207,11 +207,11 @@ const INFILL: [(&[&str], &[&str]); 6] = [
     (&["fim_sep_token_id"], &["<|file_sep|>"]),
 ];
 
-/// Tokens of the harmony format that are kept in texts.
+/// Tokens of the harmony format that remain in texts.
 const KEPT: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
-/// Corrects the types of tokens that converters have often got wrong, as llama.cpp does when it
-/// loads a vocabulary.
+/// Corrects token types that converters often get wrong, as llama.cpp does when it loads a
+/// vocabulary.
 fn mark_by_text(metadata: &Metadata, ids: &HashMap<Cow<'_, str>, u32>, kinds: &mut [TokenKind]) {
     let mut mark = |text: &str, kind| {
         if let Some(id) = ids.get(text) {
@@ -229,7 +229,7 @@ fn mark_by_text(metadata: &Metadata, ids: &HashMap<Cow<'_, str>, u32>, kinds: &m
         .for_each(|text| mark(text, TokenKind::UserDefined));
 }
 
-/// Tokens that have a role, and whether they are put around a text.
+/// Tokens with a role, and whether they are put around a text.
 pub(super) struct Roles {
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
@@ -240,7 +240,7 @@ pub(super) struct Roles {
 }
 
 impl Roles {
-    /// - `defaults`: beginning, end and unknown, where the metadata say nothing
+    /// - `defaults`: beginning, end and unknown, if the metadata do not name them
     pub(super) fn read(
         metadata: &Metadata,
         tokens: &Tokens<'_>,
@@ -252,7 +252,7 @@ impl Roles {
             let id = metadata
                 .unsigned(key)?
                 .and_then(|id| u32::try_from(id).ok());
-            // llama.cpp leaves ids aside that no token has; converters write them for padding.
+            // llama.cpp ignores ids without a token; converters write them for padding.
             Ok::<_, GgufError>(id.filter(known).or(default.filter(known)))
         };
         let [bos, eos, unk] = defaults;
@@ -262,7 +262,7 @@ impl Roles {
         let adds_eos = metadata.flag(ADD_EOS)?.unwrap_or(false);
         for (adds, id, key) in [(adds_bos, bos, BOS), (adds_eos, eos, EOS)] {
             if adds && id.is_none() {
-                return Err(metadata.wrong(key, "the id of a token, which texts need"));
+                return Err(metadata.wrong(key, "the id of a token that is put around texts"));
             }
         }
         Ok(Self {
