@@ -172,7 +172,7 @@ fn input_that_the_model_cannot_read() {
          example 1, position 1: expected a token id below 41, found 41",
     );
 
-    let error = refused(|plan| {
+    let error = refused_by("gpt2_plain", |plan| {
         let input = plan.tokens(&tokens(&[&[0; 33]]));
         let world = plan.world(input, []);
         plan.read_logits(world, LogitPositions::Last);
@@ -185,7 +185,7 @@ fn input_that_the_model_cannot_read() {
 
 #[test]
 fn vectors_longer_than_the_model_can_read() {
-    let error = refused(|plan| {
+    let error = refused_by("gpt2_plain", |plan| {
         let features = Tensor::zeros([2, 33, 16], &Default::default());
         let input = plan.input(WorldInput::Features(features));
         let world = plan.world(input, []);
@@ -850,7 +850,9 @@ fn operands_in_a_circle() {
     for other in [OUTPUT, KEY] {
         let error = refused(|plan| {
             let input = base(plan);
-            let (first, second) = (foreign_world(0), foreign_world(1));
+            let [first, second] = plan.upcoming_worlds(2)[..] else {
+                panic!("two ids");
+            };
             let from = |world, site, at| {
                 let operand = Operand::Activation {
                     world,

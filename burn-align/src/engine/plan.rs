@@ -318,7 +318,7 @@ impl<B: Backend> Plan<B> {
         input: InputId,
         edits: impl FnOnce(WorldId) -> Vec<Edit>,
     ) -> WorldId {
-        let (index, mark) = add(&mut self.marks.worlds);
+        let (index, mark) = self.marks.add_world();
         let own = WorldId(index, mark);
         self.worlds.push(World {
             input,
@@ -326,6 +326,13 @@ impl<B: Backend> Plan<B> {
             frozen: false,
         });
         own
+    }
+
+    /// The ids of the worlds that will be added next, so that a world can take from a later one. A plan
+    /// that uses such an id is refused until its world is there.
+    pub fn upcoming_worlds(&mut self, count: usize) -> Vec<WorldId> {
+        let ids = self.marks.upcoming_worlds(count).into_iter();
+        ids.map(|(index, mark)| WorldId(index, mark)).collect()
     }
 
     /// Reads a world's activation at a site, after the world's own edits there.

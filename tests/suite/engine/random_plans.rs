@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{
-    Edit, Indices, LogitPositions, Operand, Plan, PlanError, Results, RunOptions, Units, WorldId,
+    Edit, Indices, LogitPositions, Operand, Plan, PlanError, Results, RunOptions, Units,
 };
 use burn_align_models::{AlignableTransformer, Site, SiteWidth, TokenBatch};
 use proptest::prelude::*;
@@ -134,15 +134,8 @@ fn fit<B: Backend, M: AlignableTransformer<B>>(raw: &RawPlan, model: &M) -> Plan
         .iter()
         .map(|rows| plan.tokens(&TokenBatch::new(rows.clone()).expect("a batch")))
         .collect();
-    // Ids are handed out in order, so worlds can refer to later ones.
-    let ids: Vec<WorldId> = {
-        let mut scratch = Plan::<B>::new();
-        let input = scratch.tokens(&tokens(&[&[0]]));
-        raw.worlds
-            .iter()
-            .map(|_| scratch.world(input, []))
-            .collect()
-    };
+    // Worlds can refer to later ones.
+    let ids = plan.upcoming_worlds(raw.worlds.len());
     for (input, edits) in &raw.worlds {
         let input = input % raw.inputs.len();
         let edits = edits.iter().map(|edit| {

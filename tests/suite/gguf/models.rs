@@ -186,7 +186,7 @@ fn files_that_are_no_such_model() {
         (
             "llama.block_count",
             "llama.block_cuunt",
-            ["llama.block_count", "at least 1"],
+            ["llama.block_count", "is missing"],
         ),
         (
             "attn_norm.weight",
