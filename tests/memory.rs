@@ -1,6 +1,6 @@
-//! What a plan takes of the memory, beside what `explain` reckons and what it is allowed.
+//! The memory that a plan uses, compared with the estimate of `explain` and with its budget.
 //!
-//! Apart from the suite, because the allocator is counted and nothing else may run meanwhile.
+//! Separate from the suite, because allocations are counted and nothing else may run meanwhile.
 
 #![cfg(feature = "flex")]
 
@@ -40,7 +40,7 @@ fn sweep(layers: usize, [batch, pos]: [usize; 2], logits: &LogitPositions) -> Pl
     plan
 }
 
-/// The most bytes that running a plan took, and what it gave.
+/// Peak bytes of running a plan, and its results.
 fn measured<M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
@@ -55,7 +55,7 @@ fn measured<M: AlignableTransformer<B>>(
 }
 
 fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
-    // Weights are drawn, and buffers of threads made, when they are first needed.
+    // Weights are drawn, and thread buffers allocated, when they are first needed.
     drop(model.forward(ModelInput::Tokens(burn::tensor::Tensor::ones(
         [4, 64],
         &Default::default(),
@@ -67,10 +67,10 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
         ([16, 16], LogitPositions::Last),
     ] {
         let plan = sweep(layers, shape, &logits);
-        let reckoned = plan.explain(model).expect("valid").peak_bytes;
+        let estimated = plan.explain(model).expect("valid").peak_bytes;
         let (free, whole) = measured(&plan, model, &RunOptions::default());
-        let share = reckoned as f64 / free as f64;
-        out!("{name} {shape:?} {logits:?}: {free} bytes, {share:.2} of them reckoned")
+        let share = estimated as f64 / free as f64;
+        out!("{name} {shape:?} {logits:?}: {free} bytes, {share:.2} of them estimated")
             .expect("standard output");
         assert!((0.9..2.5).contains(&share), "{name} {shape:?}: {share}");
 
@@ -87,7 +87,7 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
             other => panic!("{other}"),
         };
         assert!(least > reads as u64, "{least} {reads}");
-        for budget in [least, least.midpoint(reckoned)] {
+        for budget in [least, least.midpoint(estimated)] {
             let options = RunOptions::default().with_memory_budget(budget);
             let (taken, parts) = measured(&plan, model, &options);
             out!(

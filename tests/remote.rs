@@ -70,7 +70,7 @@ fn a_server_computes_what_its_backend_does() {
     }
 }
 
-/// Between servers, Burn gives transfers numbers that are not their own: one by one they arrive.
+/// Between servers, Burn gives all transfers the same number: they arrive if made one at a time.
 #[test]
 fn copies_arrive_at_their_places() {
     use burn::module::Param;

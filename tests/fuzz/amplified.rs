@@ -1,5 +1,5 @@
-//! Small inputs that name something large again and again: what is read of them is refused, or takes
-//! memory in proportion to the input.
+//! Small inputs that refer to something large many times: they are rejected, or take memory in
+//! proportion to the input.
 
 use std::fs;
 use std::io::{Cursor, Write};
@@ -15,7 +15,7 @@ fn check(bytes: usize, size: usize) {
     assert!(bytes <= 10 * size + SLACK, "{bytes} bytes for {size}");
 }
 
-/// Subspaces by ids that are the same, into parts of all features.
+/// Subspaces with repeated ids, into parts with all features.
 #[test]
 fn repeated_subspaces() {
     let device = Default::default();
@@ -45,7 +45,7 @@ fn repeated_subspaces() {
     let once = answer(&request("[[0, 16]]", "0".to_owned()));
     let again = answer(&request("[[0, 16]]", vec!["0"; 200_000].join(",")));
     assert_eq!(once, again, "a part that is named twice is changed once");
-    // Many parts, each of all features.
+    // Many parts, each with all features.
     let parts = format!("[{}]", vec!["[0,16]"; 20_000].join(","));
     let ids: Vec<String> = (0..20_000).map(|id| id.to_string()).collect();
     assert_eq!(once, answer(&request(&parts, ids.join(","))));

@@ -1,4 +1,4 @@
-//! Damage by chance.
+//! Random damage.
 
 use std::io::{Cursor, Read, Write};
 
@@ -6,7 +6,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
-/// The same file with some damage. Of an archive, what is in it is damaged.
+/// The same file with some damage. In an archive, its contents are damaged.
 pub(crate) fn damage(file: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     if file.starts_with(b"PK") && random.random_bool(0.9) {
         return damage_archive(file, random);
@@ -26,7 +26,7 @@ fn damage_archive(file: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
         let mut entry = archive.by_index(index).expect("an entry");
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).expect("readable");
-        // The pickle is what has most to say.
+        // The pickle matters most.
         if index == damaged || entry.name().ends_with(".pkl") {
             damage_once(&mut bytes, random);
         }
@@ -38,7 +38,7 @@ fn damage_archive(file: &[u8], random: &mut ChaCha8Rng) -> Vec<u8> {
     written.finish().expect("in memory").into_inner()
 }
 
-/// Numbers and words that ask for trouble.
+/// Numbers and words that may cause trouble.
 const NUMBERS: [&str; 14] = [
     "0",
     "-1",
@@ -70,7 +70,7 @@ fn damage_once(file: &mut Vec<u8>, random: &mut ChaCha8Rng) {
     if file.is_empty() {
         return file.push(random.random());
     }
-    // Headers and configurations stand in front.
+    // Headers and configurations come first.
     let reach = match random.random_bool(0.5) {
         true => file.len().min(512),
         false => file.len(),
@@ -90,12 +90,12 @@ fn damage_once(file: &mut Vec<u8>, random: &mut ChaCha8Rng) {
             let bytes = (0..length).map(|_| random.random()).collect::<Vec<u8>>();
             drop(file.splice(at..at, bytes));
         }
-        // Again and again: what is said in a few bytes may ask for many.
+        // Repetitions: a few bytes may ask for many.
         8 => {
             let copies = file[at..at + length].repeat(random.random_range(1..=1000));
             drop(file.splice(at..at, copies));
         }
-        // The next number, or the next value, is another one.
+        // Replaces the next number, or the next value.
         6 => {
             let digit = |byte: &u8| byte.is_ascii_digit();
             if let Some(start) = file[at..].iter().position(digit) {

@@ -1,14 +1,14 @@
-//! Damaged files: whatever stands in a request, a checkpoint, a tokenizer, a folder of interventions
-//! or the state of a training run, it is read or refused, without a panic, a hang, or memory out of
-//! proportion.
+//! Damaged files: whatever a request, a checkpoint, a tokenizer, a folder of interventions or the
+//! state of a training run contains, it is read or rejected, without a panic, a hang, or excessive
+//! memory.
 //!
 //! ```sh
 //! cargo test --release --test fuzz                                  # seconds
 //! FUZZ_SECONDS=600 cargo test --release --test fuzz -- checkpoints  # ten minutes of one of them
 //! ```
 //!
-//! Each case damages one file of a valid input, chosen by chance, in a few places: bytes, numbers
-//! and words. `FUZZ_SEED` is the first seed; a case that fails says its own.
+//! Each case damages one randomly chosen file of a valid input in a few places: bytes, numbers and
+//! words. `FUZZ_SEED` is the first seed; a failing case prints its own.
 
 mod amplified;
 mod damage;
@@ -33,7 +33,8 @@ use crate::damage::damage;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// What a case may take beside ten times its input: a model that is run, threads, error texts.
+/// Memory that a case may take in addition to ten times its input: a running model, threads, error
+/// texts.
 pub(crate) const SLACK: usize = 16 << 20;
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -44,7 +45,7 @@ pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// The files of a folder that are part of it.
+/// The selected files of a folder.
 pub(crate) fn read_folder(folder: &Path, keep: impl Fn(&str) -> bool) -> Folder {
     let entries = fs::read_dir(folder).expect("a fixture");
     let files = entries.map(|entry| entry.expect("readable").path());
@@ -56,13 +57,13 @@ pub(crate) fn read_folder(folder: &Path, keep: impl Fn(&str) -> bool) -> Folder 
         .collect()
 }
 
-/// Tests run one at a time, for memory is measured.
+/// Tests run one at a time, because memory is measured.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// Damages inputs of a corpus and reads them until the time is over.
+/// Damages inputs of a corpus and reads them until the time is up.
 ///
-/// - `slack`: bytes that a case may take beside ten times its input
-/// - `read`: whether the input was read, or refused; given its files in a folder
+/// - `slack`: bytes that a case may take in addition to ten times its input
+/// - `read`: whether the input was read or rejected, given its files in a folder
 pub(crate) fn fuzz(corpus: &[Folder], slack: usize, read: impl Fn(&Path) -> bool) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let number = |name: &str, default| {
@@ -72,7 +73,7 @@ pub(crate) fn fuzz(corpus: &[Folder], slack: usize, read: impl Fn(&Path) -> bool
     let time = Duration::from_secs(number("FUZZ_SECONDS", 3));
     let first = number("FUZZ_SEED", 0);
     let scratch = tempfile::tempdir().expect("a folder for temporary files");
-    // What is undamaged is read; it also fills what is made once.
+    // The undamaged input is read; this also fills caches.
     for folder in corpus {
         write(folder, scratch.path());
         assert!(read(scratch.path()), "{:?}", folder.keys());
@@ -123,11 +124,11 @@ pub(crate) fn fuzz(corpus: &[Folder], slack: usize, read: impl Fn(&Path) -> bool
         }
     }
     let _ = out!("{cases} cases, {accepted} read, at most {most:.1} bytes per byte");
-    // Damage that nobody notices, such as in weights, is as it should be; but not all of it.
+    // Some damage goes unnoticed, such as in weights; but not all of it.
     assert!(accepted < cases, "nothing was refused");
 }
 
-/// The most bytes that something takes beside what is there.
+/// Peak bytes allocated by `run`, beyond what is already there.
 pub(crate) fn taken<T>(run: impl FnOnce() -> T) -> (usize, T) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     MEMORY.reset_peak_usage();
@@ -136,7 +137,7 @@ pub(crate) fn taken<T>(run: impl FnOnce() -> T) -> (usize, T) {
     (MEMORY.peak_usage().saturating_sub(before), result)
 }
 
-/// Makes a folder contain these files and no others.
+/// Makes a folder contain exactly these files.
 fn write(files: &Folder, folder: &Path) {
     for entry in fs::read_dir(folder).expect("there") {
         let file = entry.expect("readable").path();

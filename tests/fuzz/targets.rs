@@ -1,4 +1,4 @@
-//! What is read.
+//! The inputs that are fuzzed.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -96,7 +96,7 @@ fn checkpoints() {
     });
 }
 
-/// Folders of interventions, our own and those of pyvene.
+/// Folders of interventions, in this crate's format and in pyvene's.
 #[test]
 fn interventions() {
     let device = Default::default();
@@ -110,7 +110,7 @@ fn interventions() {
         let pyvene = read_folder(&folder, |name| {
             name == "config.json" || name.ends_with(".bin")
         });
-        // The same in our own format.
+        // The same in this crate's format.
         if let Ok(saved) = SavedInterventions::<Flex>::load(&folder, &device) {
             let own = tempfile::tempdir().expect("a folder for temporary files");
             if saved.save(own.path()).is_ok() {
@@ -125,12 +125,12 @@ fn interventions() {
     });
 }
 
-/// Tokenizers of all kinds: read, and asked for all that a tokenizer is asked for.
+/// Tokenizers of all kinds: read, and used in every way.
 #[test]
 fn tokenizers() {
     const FILE: &str = "tokenizer.json";
-    // A regular expression such as ` {999999,}` is refused when it has grown to 10 MiB, by the
-    // engine's own limit, and that more than once.
+    // A regular expression such as ` {999999,}` is rejected by the engine's own limit, once it has
+    // grown to 10 MiB, and that more than once.
     const REGEX_SLACK: usize = 64 << 20;
     let corpus: Vec<Folder> = every_kind()
         .into_iter()
@@ -144,7 +144,7 @@ fn tokenizers() {
         let Ok(tokenizer) = Tokenizer::from_json(&json) else {
             return false;
         };
-        // What cannot be read by a tokenizer that contradicts itself is an error, too.
+        // Text that an inconsistent tokenizer cannot handle is also an error.
         for text in ["The capital of Spain is", " café 🦀\n<|endoftext|>", ""] {
             let Ok(ids) = tokenizer.encode(text) else {
                 continue;
@@ -183,7 +183,7 @@ fn gguf() {
         let Ok(texts) = vocabulary(&gguf) else {
             return false;
         };
-        // What has been checked is a tokenizer.
+        // A checked vocabulary is a valid tokenizer.
         let Some(texts) = texts else {
             return true;
         };
@@ -193,7 +193,7 @@ fn gguf() {
     });
 }
 
-/// Folders whose other files decide the tokens, or hold the vocabulary, and chat templates.
+/// Folders whose other files determine the tokens, or contain the vocabulary, and chat templates.
 #[test]
 fn tokenizer_folders() {
     const REGEX_SLACK: usize = 64 << 20;
@@ -243,7 +243,7 @@ fn tokenizer_folders() {
     });
 }
 
-/// The state of a run, cut off or ended: the run goes on from it.
+/// The state of a run, interrupted or finished: the run resumes from it.
 #[test]
 fn training() {
     type A = Autodiff<Flex>;
@@ -279,8 +279,8 @@ fn training() {
             losses::cross_entropy,
             |event| {
                 if matches!(event, TrainingEvent::Step(report) if Some(report.step) == stop) {
-                    // A panic of which nothing is printed.
-                    resume_unwind(Box::new("cut off"));
+                    // A panic that prints nothing.
+                    resume_unwind(Box::new("interrupted"));
                 }
             },
         );

@@ -1,4 +1,4 @@
-//! A tokenizer of each kind that language models come with.
+//! A tokenizer of each kind used by language models.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,7 @@ fn special(id: usize, content: &str) -> Value {
     })
 }
 
-/// What stands in front of each text.
+/// Puts a token before each text.
 fn begin_with(token: &str, id: usize) -> Value {
     json!({
         "type": "TemplateProcessing",
@@ -52,7 +52,7 @@ fn tokenizer(added: &[Value], parts: Value) -> Value {
     all
 }
 
-/// Pieces with `▁` for a space, and bytes for what has no piece.
+/// Pieces with `▁` for a space, and bytes for text without a piece.
 fn llama_2() -> Value {
     let pieces = [
         "<unk>", "<s>", "</s>", "▁", "a", "p", "S", "i", "n", "ai", "ain", "▁S", "▁Sp",

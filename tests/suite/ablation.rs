@@ -108,7 +108,7 @@ fn the_mean_of_the_base_alone_changes_nothing<B: Backend>(device: &B::Device) {
     for value in grid.values.concat() {
         assert_close(value, untouched);
     }
-    // That of other prompts does change something.
+    // The mean of other prompts does change something.
     let grid = ablated(&model, &base, &positions(), Ablation::Mean(&dataset())).expect("valid");
     assert!(
         (grid.values[0][0] - untouched).abs() > 1e-4,
@@ -116,7 +116,7 @@ fn the_mean_of_the_base_alone_changes_nothing<B: Backend>(device: &B::Device) {
     );
 }
 
-/// An activation of each example, run alone, averaged here.
+/// An activation of each example, run separately and averaged here.
 fn mean_of_lone_runs<B: Backend>(
     model: &LanguageModel<B>,
     examples: &[&[u32]],
@@ -227,7 +227,7 @@ fn every_place_is_ablated_alone<B: Backend>(device: &B::Device) {
                 Ablation::Zero,
                 Ablation::Mean(&dataset),
                 Ablation::Resample { seed: 3 },
-                // There is only one to draw.
+                // There is only one candidate.
                 Ablation::ResampleFrom {
                     donors: donor,
                     seed: 7,
@@ -311,7 +311,7 @@ fn resampling_is_a_sweep_with_the_donors_as_source<B: Backend>(device: &B::Devic
 
 fn donors_are_asked_for_their_own_units<B: Backend>(device: &B::Device) {
     let model = load::<B>("llama_gqa", device);
-    // The last token of each prompt, which is past the end of others.
+    // The last token of each prompt, which is past the end of other prompts.
     let base = tokens(&[&[3, 1, 4, 1], &[5, 9], &[7, 7, 30]]);
     let last = vec![vec![3], vec![1], vec![2]];
     let site = Site::Block(0, Component::QueryOutput);
@@ -392,7 +392,7 @@ fn what_cannot_be_ablated_is_refused<B: Backend>(device: &B::Device) {
         "{error:?}"
     );
 
-    // Places that the base does not have, whatever takes their place.
+    // Places that the base does not have, whatever replaces them.
     let ragged = tokens(&[&[3, 1], &[1, 2, 3, 4]]);
     let [_, donors] = &dataset();
     for ablation in [
@@ -441,7 +441,7 @@ fn donors_are_another_example_each() {
     for (example, counts) in counts.iter().enumerate() {
         for (donor, count) in counts.iter().enumerate() {
             match example == donor {
-                true => assert_eq!(*count, 0, "nobody is its own donor"),
+                true => assert_eq!(*count, 0, "no example is its own donor"),
                 false => assert!((860..1140).contains(count), "{example} {donor}: {count}"),
             }
         }

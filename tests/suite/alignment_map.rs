@@ -1,4 +1,4 @@
-//! Alignment maps: each cell alone is the oracle.
+//! Alignment maps, with each cell run alone as the oracle.
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Tensor, backend::Backend};
@@ -37,9 +37,9 @@ fn residual() -> AlignableRepresentationConfig {
     AlignableRepresentationConfig::new(0, Component::BlockOutput)
 }
 
-/// Pairs of prompts of 4 to 6 tokens, and what the model says when the whole residual at position
-/// 3 behind layer 0 is swapped; those of some candidates where this is not what it says anyway. The
-/// locations are nonsense.
+/// Pairs of prompts of 4 to 6 tokens, and the model's prediction when the whole residual at
+/// position 3 after layer 0 is swapped; only candidates where this changes the prediction. The
+/// locations are meaningless.
 fn data<B: Backend>(
     candidates: std::ops::Range<usize>,
     device: &B::Device,
@@ -135,7 +135,7 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
             } => {
                 places.push(place);
                 assert_eq!(history.epochs.len(), EPOCHS);
-                // The model is the one that was judged.
+                // The model is the one that was evaluated.
                 let mut data = held_out.clone();
                 data[0].inputs.locations = locations(place, &data[0]);
                 assert_eq!(evaluate(model, &data, BATCH).expect("valid"), found.trained);
@@ -191,7 +191,7 @@ fn a_map_finds_the_place_and_is_one_cell_at_a_time<B: Backend>(device: &B::Devic
     assert_eq!(read, map);
 }
 
-/// Interventions of any type are mapped, and judged beside the same controls.
+/// Interventions of any type are mapped, and evaluated with the same controls.
 fn interventions_of_any_type_are_mapped<B: Backend>(device: &B::Device) {
     type Rotated<B> = RotatedSpaceIntervention<Autodiff<B>>;
     let model = load::<Autodiff<B>>(device);
@@ -221,7 +221,7 @@ fn interventions_of_any_type_are_mapped<B: Backend>(device: &B::Device) {
         for (found, expected) in controls(cell).into_iter().zip(controls(other)) {
             assert!((found - expected).abs() <= 1e-4, "{found} {expected}");
         }
-        // The controls are others than what is judged.
+        // The controls differ from what is evaluated.
         let [trained, random, whole, none] = controls(cell);
         assert!(
             none == 0.0 && trained != random && random < whole,
@@ -249,7 +249,7 @@ fn what_cannot_be_mapped() {
         .expect_err("refused")
     };
 
-    // The last place is wrong, and nothing is trained before that is found.
+    // The last place is wrong, which is detected before anything is trained.
     let error = attempt(&grid(), [0, 3, 4], [&right, &right]);
     assert!(
         matches!(&error, AlignmentMapError::Cell { row, column, .. } if row == "0" && column == "last"),

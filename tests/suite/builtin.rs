@@ -1,4 +1,4 @@
-//! Interventions that have no name in pyvene's JSON.
+//! Interventions without a name in pyvene's JSON.
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
@@ -103,7 +103,7 @@ fn gradients_flow_through_closures<B: Backend>(device: &B::Device) {
         |base: Tensor<A<B>, 3>, operands: &Operands<A<B>>| base * operands.source().powi_scalar(2),
     ));
     let number = |value: f32| Tensor::<A<B>, 3>::full([1, 1, 1], value, device);
-    // Without gradients, and taken back, it is the same function.
+    // Converted to the inner backend and back, it is the same function.
     let inner = square.valid();
     let operands = Operands::new(Some(number(3.0).inner()), None);
     assert_eq!(values(inner.apply(number(2.0).inner(), operands)), [18.0]);

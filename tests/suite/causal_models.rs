@@ -320,7 +320,7 @@ fn a_balanced_sampler_draws_every_value_as_often() {
     }
 }
 
-/// Neither 1 of `parity` nor, so, 1 of `out` can come up, and `z` does not matter.
+/// Neither 1 of `parity` nor, therefore, 1 of `out` can occur, and `z` does not matter.
 #[test]
 fn a_balanced_sampler_knows_what_can_be_reached() {
     let model = CausalModel::<i64>::builder()

@@ -1,4 +1,4 @@
-//! Runs that are cut off, and go on.
+//! Runs that are interrupted and resumed.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
@@ -78,8 +78,8 @@ fn run(
     Ok((bits.0, logits.collect(), history))
 }
 
-/// Runs this test program once more, to train in a folder, and kills it when it has made so many
-/// steps and a little time has passed.
+/// Runs this test program again to train in a folder, and kills it after this many steps and a
+/// short time.
 fn train_and_kill(folder: &Path, steps: usize, later: Duration) {
     let program = std::env::current_exe().expect("this program");
     let mut child = Command::new(program)
@@ -147,10 +147,10 @@ fn a_run_that_was_killed_ends_with_the_same_numbers() {
     })
     .expect("trained");
     // All but the last step of each were written before the kill.
-    assert!(resumed >= 6, "resumed behind {resumed} steps");
+    assert!(resumed >= 6, "resumed after {resumed} steps");
     assert_eq!((first, last), (Some(resumed), 19));
     assert_eq!(found, whole);
-    // A run that has ended is not run again.
+    // A finished run is not run again.
     let again = run(&saved_in(folder.path()), |event| {
         assert!(matches!(event, TrainingEvent::Resumed(_)), "{event:?}");
     });
@@ -166,7 +166,7 @@ fn epochs_may_be_all_that_is_kept() {
     let cut_off = std::panic::catch_unwind(|| {
         run(&config, |event| {
             let is_seventh = matches!(event, TrainingEvent::Step(report) if report.step == 6);
-            assert!(!is_seventh, "cut off");
+            assert!(!is_seventh, "interrupted");
         })
     });
     assert!(cut_off.is_err());
@@ -276,7 +276,7 @@ fn what_is_no_checkpoint_is_refused() {
 fn a_checkpoint_that_cannot_be_written_loses_nothing() {
     let whole = run(&config(), |_| {}).expect("trained");
     let folder = tempfile::tempdir().expect("a folder");
-    // What is left of a run that was killed while it wrote.
+    // What is left of a run that was killed while writing.
     let part = folder.path().join("training.safetensors.part");
     fs::write(&part, b"half a checkpoint").expect("written");
     let error = run(&saved_in(folder.path()), |event| {
@@ -328,10 +328,10 @@ fn a_folder_that_is_none_is_found_at_once() {
     );
 }
 
-/// A file that may not grow any further is as good as a full disk.
+/// A file that may not grow any further is equivalent to a full disk.
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_disk_is_told() {
+fn a_full_disk_is_reported() {
     let folder = tempfile::tempdir().expect("a folder");
     let program = std::env::current_exe().expect("this program");
     let output = Command::new("bash")

@@ -22,9 +22,9 @@ fn parse(json: Value) -> AlignableConfig {
     serde_json::from_value(json.clone()).unwrap_or_else(|error| panic!("{json}: {error}"))
 }
 
-/// What is said about a wrong configuration.
+/// The message for a wrong configuration.
 fn refused(json: Value) -> String {
-    // From a text, as files are read.
+    // From a string, as files are read.
     let text = json.to_string();
     match serde_json::from_str::<AlignableConfig>(&text) {
         Ok(config) => panic!("{json} was read as {config:?}"),
@@ -301,7 +301,7 @@ fn unknown_and_wrong_fields_are_refused() {
                 null,
                 null
             ])),
-            // A list of pyvene, which has more.
+            // A list from pyvene, which has more fields.
             &["trailing characters"],
         ),
         (at_position(json!(0)), &["integer `0`", "expected"]),
@@ -312,7 +312,7 @@ fn unknown_and_wrong_fields_are_refused() {
     }
 }
 
-/// Any JSON, with the words of the format among its strings, so that some of it gets far.
+/// Any JSON, with the format's keywords among its strings, so that some of it gets far.
 fn any_json() -> impl Strategy<Value = Value> {
     let words = prop::sample::select(vec![
         "parallel",
@@ -377,7 +377,7 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// A right value with one of its parts replaced.
+/// A valid value with one of its parts replaced.
 fn damaged(right: Value) -> impl Strategy<Value = Value> {
     (any::<prop::sample::Index>(), any_json()).prop_map(move |(index, part)| {
         let mut json = right.clone();
@@ -420,7 +420,7 @@ fn right_request() -> Value {
     })
 }
 
-/// Reads the value as everything that a user can write. Errors must say something.
+/// Reads the value as everything that a user can write. Errors must have a message.
 fn read_all(json: &Value) -> Result<(), TestCaseError> {
     let text = json.to_string();
     let said = [
@@ -480,7 +480,7 @@ fn locations_say_what_their_json_says() {
         UnitLocations::base(Locations::each([Some(heads)])),
         json!({"base": [[[[0, 1], [0, 1]], [[4], [2]]]]}),
     );
-    // The same in every example, for which JSON has no word.
+    // The same in every example, which JSON cannot express.
     assert_eq!(UnitLocations::from(1..3), Indices::same([1, 2]).into());
     assert_eq!(Indices::same([7]), 7.into());
     assert_eq!(
@@ -491,7 +491,7 @@ fn locations_say_what_their_json_says() {
 
 #[test]
 fn errors_of_requests_name_the_path() {
-    // What is said when the part of a right request that the pointer names is another.
+    // The message when the part of a valid request at this pointer is replaced.
     for (pointer, value, said) in [
         (
             "/model",
@@ -528,7 +528,7 @@ fn errors_of_requests_name_the_path() {
             json!("a"),
             "config.alignable_representations[0].subspace_partition[1][0]: invalid type",
         ),
-        // What holds for several fields is said of what they belong to.
+        // Errors about several fields refer to their parent.
         (
             "/config/alignable_representations/1/max_number_of_units",
             json!(0),

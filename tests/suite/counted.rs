@@ -1,4 +1,4 @@
-//! A language model that counts what it computes, and whose blocks do not come in halves.
+//! A language model that counts what it computes, and whose blocks are not split into halves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use burn_align_models::{
     AlignableTransformer, InputKinds, LanguageModel, ModelDims, ModelInput, NoTap, Suffixes, Tap,
 };
 
-/// A model and the number of its stages that have been run. Clones count together.
+/// A model and the number of its stages that have been run. Clones share the count.
 #[derive(Module, Debug)]
 pub(crate) struct Counted<B: Backend> {
     model: LanguageModel<B>,
@@ -29,13 +29,13 @@ impl<B: Backend> Counted<B> {
         }
     }
 
-    /// The same, with its layers taken for time steps.
+    /// The same, with its layers as time steps.
     pub(crate) fn recurrent(mut self) -> Self {
         self.recurrent = true;
         self
     }
 
-    /// The same, with blocks that hand over nothing.
+    /// The same, with blocks that tap nothing.
     pub(crate) fn silent(mut self) -> Self {
         self.silent = true;
         self

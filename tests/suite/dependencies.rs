@@ -1,4 +1,4 @@
-//! What this project depends on: the oldest Rust it needs, licences, and why each is there.
+//! Dependencies of this project: the minimum Rust version, licences, and the reason for each.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-/// All packages that are built on this machine by default, which are here already.
+/// All packages built on this machine by default, which are already downloaded.
 fn packages() -> Vec<Value> {
     let version = run("rustc", &["-vV"]);
     let mut lines = version.lines();
@@ -62,14 +62,14 @@ fn none_needs_a_newer_rust_than_we_say() {
             newest = newest.max(theirs);
         }
     }
-    // Nothing older is promised without being tried.
+    // No older version is promised without being tested.
     assert_eq!(newest, ours, "rust-version in Cargo.toml");
 }
 
 /// Whether a licence expression can be met with these. `/` is how old crates write `OR`.
 fn is_met(expression: &str, allowed: &BTreeSet<String>) -> bool {
     let expression = expression.trim().replace('/', " OR ");
-    // Of `(A OR B) AND C`, what is in brackets is one part.
+    // In `(A OR B) AND C`, the parenthesised expression is one part.
     let split = |operator: &str| -> Vec<String> {
         let (mut parts, mut depth) = (vec![String::new()], 0);
         for word in expression.split_whitespace() {
@@ -122,7 +122,7 @@ fn licences_are_those_of_deny_toml() {
     }
 }
 
-/// Direct dependencies in a manifest: optional ones, and those of tests, too.
+/// Direct dependencies in a manifest, including optional ones and those of tests.
 fn direct(manifest: &str) -> BTreeSet<String> {
     let text = fs::read_to_string(root().join(manifest)).expect(manifest);
     let mut names = BTreeSet::new();

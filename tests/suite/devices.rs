@@ -1,4 +1,4 @@
-//! Several devices give what one gives. Here they are one that is named several times; in
+//! Several devices give the same results as one. Here they are one device, named several times; in
 //! `tests/remote.rs` they are servers.
 
 mod agree;
@@ -21,7 +21,7 @@ on_every_backend!(
     no_device_is_refused,
 );
 
-/// A device named so often.
+/// A device, repeated `count` times.
 fn times<B: Backend>(count: usize, device: &B::Device) -> Vec<B::Device> {
     vec![device.clone(); count]
 }
@@ -43,7 +43,7 @@ fn training_agrees<B: Backend>(device: &B::Device) {
 }
 
 fn padded_positions_agree<B: Backend>(device: &B::Device) {
-    // More devices than examples in some batches, and than examples at all.
+    // More devices than examples in some batches, and than examples in total.
     for count in [2, 13] {
         a_padded_run_agrees::<B>(&times::<B>(count, device));
     }

@@ -1,5 +1,5 @@
-//! What is lost when a disk is full, a folder cannot be written to, or a program is killed while it
-//! saves: nothing that was there, and it is said.
+//! When a disk is full, a folder is not writable, or a program is killed while it saves, nothing
+//! that was there is lost, and the error is reported.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -24,10 +24,10 @@ use crate::support::{checkpoints, message};
 type Saved = SavedInterventions<Flex>;
 type Loaded = Pretrained<LanguageModel<Flex>, burn_align_models::LanguageModelConfig>;
 
-/// What another test runs in a program of its own.
+/// Marks a process started by another test.
 const FOLDER: &str = "BURN_ALIGN_TEST_DISK";
 
-/// An intervention whose tensor says as often as it can which layer its configuration names.
+/// An intervention whose tensor repeats the layer that its configuration names.
 fn interventions(layer: usize) -> Saved {
     let config = AlignableConfig::new([AlignableRepresentationConfig::new(
         layer,
@@ -38,7 +38,7 @@ fn interventions(layer: usize) -> Saved {
     SavedInterventions::new(config, vec![it.into()])
 }
 
-/// The layer of saved interventions, of which all parts are of one save.
+/// The layer of saved interventions, checked to come from a single save.
 fn layer(saved: &Saved) -> usize {
     use burn_align::interventions::BuiltinIntervention::ConstantSource;
     let layer = saved.config.representations[0].layer;
@@ -94,7 +94,7 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// Saves all that can be saved below a folder; the errors.
+/// Saves everything that can be saved below a folder; returns the errors.
 fn save_all(folder: &Path, number: usize) -> Vec<Option<String>> {
     let interventions = interventions(number).save(folder.join("interventions"));
     assert!(matches!(
@@ -123,7 +123,7 @@ fn said(result: anyhow::Result<()>) -> Option<String> {
     result.err().map(|error| format!("{error:#}"))
 }
 
-/// This test program, which runs one test that is ignored else, below a shell.
+/// This test program, running one test that is otherwise ignored, under a shell.
 fn again(test: &str, shell: &str, folder: &Path) -> Command {
     let mut command = Command::new("bash");
     command
@@ -149,7 +149,7 @@ fn saves_on_a_full_disk() {
     }
 }
 
-/// A file that may not grow beyond 1 KiB is as good as a full disk.
+/// A file that may not grow beyond 1 KiB is equivalent to a full disk.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_loses_nothing() {
@@ -173,7 +173,7 @@ fn a_full_disk_loses_nothing() {
         layer(&load(&folder.path().join("interventions")).expect("whole")),
         0
     );
-    // With room again, all is replaced, and nothing else is left.
+    // With room again, everything is replaced, and nothing else is left.
     assert_eq!(save_all(folder.path(), 1), vec![None; 5]);
     let after = files(folder.path());
     assert!(after.keys().eq(before.keys()), "{:?}", after.keys());
@@ -183,8 +183,8 @@ fn a_full_disk_loses_nothing() {
     );
 }
 
-/// A folder in which nothing can be written. For the administrator permissions do not hold; the
-/// system's own folders take no files from anybody.
+/// A folder in which nothing can be written. Permissions do not apply to root; the system's own
+/// folders accept no files from anyone.
 #[cfg(target_os = "linux")]
 fn read_only(folder: &Path) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
@@ -230,10 +230,10 @@ fn saves_until_it_is_killed() {
     }
 }
 
-/// Kills a program that saves one and then the other, many times over.
+/// Kills a program that alternately saves one and the other, many times.
 #[test]
 #[cfg(unix)]
-fn whoever_is_killed_leaves_the_files_of_one_save() {
+fn a_killed_program_leaves_the_files_of_one_save() {
     let folder = tempfile::tempdir().expect("a folder");
     interventions(0).save(folder.path()).expect("saved");
     let mut cut_off = 0;
@@ -255,10 +255,10 @@ fn whoever_is_killed_leaves_the_files_of_one_save() {
             }
         }
     }
-    let _ = workbench::out!("{cut_off} of 20 were killed while files took their places");
+    let _ = workbench::out!("{cut_off} of 20 were killed while files were being replaced");
 }
 
-/// Does what the error of a save that was cut off says.
+/// Follows the error message of an interrupted save.
 fn finish(folder: &Path) {
     for file in files(folder).into_keys() {
         if file.extension().is_some_and(|it| it == "part") {
@@ -288,7 +288,7 @@ fn a_save_that_was_cut_off_can_be_finished() {
             0 => put(newer.path(), tensors, "interventions.safetensors.part"),
             _ => put(newer.path(), tensors, tensors),
         }
-        let error = load(folder.path()).expect_err("cut off");
+        let error = load(folder.path()).expect_err("interrupted");
         let expected = format!(
             "{}: saving interventions here was interrupted, config.json is missing; the new files \
              are complete: remove .part from the names that end with it",
@@ -298,13 +298,13 @@ fn a_save_that_was_cut_off_can_be_finished() {
         finish(folder.path());
         assert_eq!(layer(&load(folder.path()).expect("whole")), 1);
     }
-    // What is left of one that was killed earlier is written over.
+    // The leftovers of an earlier killed save are overwritten.
     fs::write(older.path().join("config.json.part"), "half").expect("written");
     assert_eq!(layer(&load(older.path()).expect("whole")), 0);
     interventions(1).save(older.path()).expect("saved");
     assert_eq!(layer(&load(older.path()).expect("whole")), 1);
     assert_eq!(files(older.path()).len(), 2);
-    // A model tells the same.
+    // A model reports the same.
     fs::rename(
         older.path().join(config),
         older.path().join("config.json.part"),
@@ -315,6 +315,6 @@ fn a_save_that_was_cut_off_can_be_finished() {
         &LoadOptions::default(),
         &Default::default(),
     );
-    let error = loaded.expect_err("cut off");
+    let error = loaded.expect_err("interrupted");
     assert!(matches!(error, LoadError::CutOff { .. }), "{error}");
 }

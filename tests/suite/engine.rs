@@ -1,4 +1,5 @@
-//! Identities that any plan obeys, and in its rooms: random plans, and the positions that are computed.
+//! Identities that hold for any plan; in the submodules, random plans and the positions that are
+//! computed.
 
 mod positions;
 mod random_plans;

@@ -1,4 +1,4 @@
-//! What evaluations report, against the logits themselves.
+//! The results of evaluations, compared with the logits themselves.
 
 use burn::backend::Flex;
 use burn::tensor::{Tensor, backend::Backend};
@@ -116,7 +116,7 @@ fn without_a_swap_nothing_moves<B: Backend>(device: &B::Device) {
     // No class has a larger logit than the one that is predicted.
     assert!(none.logit_difference.expect("labels differ").mean < 0.0);
     assert!(controls.whole_vector.kl_divergence.mean > 0.0);
-    // The labels are what the whole vector brings.
+    // The labels are the predictions under a swap of the whole vector.
     assert!(
         controls
             .whole_vector
@@ -141,7 +141,7 @@ fn labels_that_are_predicted_anyway_have_no_difference() {
     data.labels = vec![vec![largest(&clean[0]) as u32]];
     let found = evaluate(&swapped, &[data], 4).expect("valid");
     assert_eq!(found.logit_difference, None);
-    // Nothing is known about how far a mean of one is off.
+    // The error of a mean of one value is unknown.
     assert_eq!(found.kl_divergence.interval, None);
     let json = serde_json::to_string(&found).expect("JSON");
     assert_eq!(
@@ -150,7 +150,7 @@ fn labels_that_are_predicted_anyway_have_no_difference() {
     );
 }
 
-/// Where somebody has their examples: numbers, say, that stand for prompts.
+/// A user's own examples, for instance numbers that represent prompts.
 struct Numbers(usize);
 
 impl Dataset<usize> for Numbers {
@@ -190,7 +190,7 @@ fn datasets_of_burn_become_interchanges<B: Backend>(device: &B::Device) {
     assert_eq!((data.len(), &data.labels[0][..]), (20, &[10][..]));
     let swapped = model::<B>(InterventionType::Vanilla, device);
     let found = evaluate(&swapped, std::slice::from_ref(&data), 8).expect("valid");
-    // The same, put together by hand.
+    // The same, assembled by hand.
     let batch = |of: &dyn Fn(InterchangeExample) -> Vec<u32>| {
         let rows = (10..30).map(|number| of(example(number))).collect();
         burn_align_models::TokenBatch::new(rows).expect("a batch")

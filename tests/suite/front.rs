@@ -1,4 +1,4 @@
-//! Wrong uses of the front: each is refused before anything is computed.
+//! Invalid uses of the front: each is rejected before anything is computed.
 
 use burn::backend::Flex;
 use burn::tensor::Tensor;
@@ -171,7 +171,7 @@ fn heads_where_there_are_none() {
     }
 }
 
-/// A site with heads can be addressed by head, if there is but one of them.
+/// A site with heads can be addressed by head, even if there is only one.
 #[test]
 fn the_only_head() {
     let model = model("llama_mqa_head_dim");
@@ -333,7 +333,7 @@ fn another_number_of_sources() {
         assert_eq!(error, expected);
         assert_says(&error, &format!("expected 2 sources, found {found}"));
     }
-    // Sources that nobody takes are counted, too.
+    // Unused sources are also counted.
     let zero = || output().with_intervention(InterventionType::Zero);
     let error = parallel([zero(), zero(), zero()], &inputs(2));
     assert_says(&error, "expected 3 sources (or one for all), found 2");
@@ -596,7 +596,7 @@ fn time_steps() {
         "representation 0: unit `t` needs a recurrent model (its layers must be time steps); \
          expected unit `pos`, `h` or `h.pos`, found `t`",
     );
-    // Of a model that has them, each location is one, the same in every example.
+    // In a recurrent model, each location is one step, the same in every example.
     let config = AlignableConfig::new([steps()]);
     let model = AlignableModel::new(config, model("gpt2_plain").recurrent()).expect("right");
     let refused = |locations| {
@@ -743,7 +743,7 @@ fn values_of_another_shape() {
     assert_eq!(error, AlignError::Plan(expected));
 }
 
-/// What a user can get wrong, in the words of a user who gives tokens, sources and locations.
+/// What a user can get wrong when giving tokens, sources and locations.
 #[test]
 fn wrong_uses() {
     let query = || at(1, Component::QueryOutput).with_unit(Unit::Head);
@@ -819,7 +819,7 @@ fn wrong_uses() {
         plan(parallel([output()], &wrong)),
         PlanError::OperandShape { .. }
     ));
-    // Padding into a token's place; into padding it may go.
+    // Padding must not replace a token; it may replace padding.
     let wrong =
         AlignableInputs::new(base()).with_sources([tokens(&[&[1, 2, 3], &[1, 2, 3, 4, 5]])]);
     assert!(matches!(

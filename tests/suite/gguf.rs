@@ -71,7 +71,7 @@ fn all_kinds_of_metadata_are_read() {
     assert!(error.to_string().contains("found \"naïve 🦀\""), "{error}");
 }
 
-/// What the tensors of the fixtures are.
+/// Checks the tensors of the fixtures.
 fn assert_tensors(gguf: &Gguf) {
     let found = gguf.tensors().iter();
     let found: Vec<_> = found
@@ -106,7 +106,7 @@ fn assert_tensors(gguf: &Gguf) {
 fn tensors_are_read_from_the_mapped_file() {
     let gguf = open("kinds.gguf");
     assert_tensors(&gguf);
-    // The bytes outlive the file's handle, and may be read elsewhere.
+    // The bytes outlive the file's handle, and may be read in other threads.
     let tensor = gguf.tensor("blk.0.f32").expect("a tensor").bytes.clone();
     drop(gguf);
     let other = std::thread::spawn(move || as_f32(tensor.as_ref())[1]);
@@ -155,17 +155,17 @@ fn parts_that_do_not_belong_together_are_refused() {
     let error = refused(&path(3), &[&part(2), "is missing"]);
     assert!(matches!(error, GgufError::MissingPart { count: 3, .. }));
 
-    // The first part in the place of the second.
+    // The first part in place of the second.
     fs::copy(path(1), path(2)).expect("copied");
     refused(&path(1), &[&part(2), "`split.no`: expected 1", "found 0"]);
 
-    // A part that says it is the second, with the tensors of the third.
+    // A part that claims to be the second, with the tensors of the third.
     let third = fs::read(path(3)).expect("there");
     let second = set(third, "split.no", &Value::from(1));
     fs::write(path(2), second).expect("written");
     refused(&path(1), &["tensor `blk.1.bf16`: expected once"]);
 
-    // A number of tensors that is not theirs.
+    // A wrong number of tensors.
     let folder = parts();
     let path = |number| folder.path().join(part(number));
     let first = fs::read(path(1)).expect("there");
@@ -273,7 +273,7 @@ fn pieces_are_put_together_to_the_text() {
     let no_bos = ("tokenizer.ggml.add_bos_token", Value::from(false));
     let no_prefix = ("tokenizer.ggml.add_space_prefix", Value::from(false));
     let plain = "größer 世界 🦀";
-    // A space that is put after a token such as a line break is a space of the text then.
+    // A space that is put after a token such as a line break then counts as a space of the text.
     let broken = "größer 世界 🦀\n\n  x";
     for (name, set, texts) in [
         ("byte-level.gguf", vec![no_bos.clone()], vec![plain, broken]),
@@ -331,7 +331,7 @@ fn vocabularies_that_are_not_known_are_refused_by_name() {
         pre.contains("`tokenizer.ggml.pre`") && pre.contains("`kimi-k2`"),
         "{pre}"
     );
-    // Scores that are not there.
+    // Missing scores.
     let scores = error("tokenizer.ggml.model", "llama");
     assert!(
         scores.contains("`tokenizer.ggml.scores` is missing"),

@@ -1,4 +1,4 @@
-//! The chapters of the guide: their links work on GitHub, and rustdoc has an item for each.
+//! The chapters of the guide: their links work on GitHub, and each has an item in rustdoc.
 
 use std::collections::BTreeSet;
 use std::fs;

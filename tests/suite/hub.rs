@@ -1,4 +1,4 @@
-//! Loading from a hub, which is a small HTTP server on this machine, and from the cache.
+//! Loading from a hub (here a small local HTTP server) and from the cache.
 
 mod layouts;
 mod server;
@@ -90,7 +90,7 @@ fn a_complete_model_is_loaded_without_asking() {
     assert_loads("tiny/gpt2", &options, "gpt2_plain");
     assert!(hub.requests().is_empty());
 
-    // Whether the branch has moved is asked on wish, once.
+    // Whether the branch has moved is only checked on request, once.
     options.update = true;
     assert_loads("tiny/gpt2", &options, "gpt2_plain");
     let asked = hub.requests();
@@ -138,7 +138,7 @@ fn a_tokenizer_is_optional() {
     let loaded = load("tiny/gpt2", &options).expect("the model");
     assert!(matches!(loaded.tokenizer(), Err(LoadError::NoTokenizer)));
     assert_same(&loaded, "gpt2_plain");
-    // That there is none is remembered.
+    // Its absence is remembered.
     hub.requests();
     assert_loads(
         "tiny/gpt2",
@@ -177,7 +177,7 @@ fn offline_without_a_cache() {
 fn models_that_the_hub_does_not_give() {
     const TERMS: &str = "accept its terms";
     for (status, code, text) in [
-        // The public hub's answer for a model that does not exist.
+        // The public hub's response for a model that does not exist.
         (401, Some("RepoNotFound"), "no such model"),
         (404, Some("RepoNotFound"), "no such model"),
         (401, None, "no such model"),
@@ -232,7 +232,7 @@ fn a_broken_download_goes_on_where_it_ended() {
         problem(error),
         HubProblem::BrokenOff { received: 5000, .. }
     ));
-    // What is missing is named where nothing can be asked.
+    // Missing files are named if the hub cannot be reached.
     let error = load("tiny/gpt2", &options.clone().with_offline(true));
     let error = error.expect_err("no weights");
     assert_names(&error, &["model.safetensors", "offline"]);
@@ -255,7 +255,7 @@ fn a_broken_download_of_a_newer_commit() {
     hub.shelf().broken_after = 5000;
     let update = options.clone().with_update(true);
     load("tiny/gpt2", &update).expect_err("a broken download");
-    // The older one stays what the branch is, with all its files.
+    // The branch stays at the older one, with all its files.
     let loaded = load("tiny/gpt2", &options.clone().with_offline(true)).expect("the model");
     assert_same(&loaded, "gpt2_plain");
     assert!(loaded.tokenizer.is_some());
@@ -285,7 +285,7 @@ fn what_comes_is_checked() {
         assert!(matches!(problem(error), HubProblem::Damaged { .. }));
     }
     hub.shelf().flipped = false;
-    // What somebody else has left there, with bytes that are not the file's.
+    // Leftovers of another program, with different bytes.
     let blobs = options.hub_cache.as_ref().expect("a cache");
     let blobs = blobs.join("models--tiny--gguf/blobs");
     fs::write(blobs.join(format!("{sha256}.incomplete")), "xy").expect("a file");
@@ -313,14 +313,14 @@ fn shards_are_fetched() {
     drop(hub);
     assert_loads("sharded", &options, "gpt2_sharded");
 
-    // A shard that is gone is missed even where the rest is in the cache.
+    // A missing shard is noticed even if the rest is in the cache.
     let (scratch, cache) = (Scratch::copy("gpt2_sharded"), self::cache());
     scratch.remove("model-00002-of-00004.safetensors");
     let hub = Hub::start(Shelf::new("sharded", scratch.path()));
     let error = load("sharded", &hub.options(&cache)).expect_err("a missing shard");
     assert_names(&error, &["sharded", "model-00002-of-00004.safetensors"]);
     assert!(matches!(problem(error), HubProblem::NoSuchFile { .. }));
-    // It is known then that there is none.
+    // Its absence is known then.
     let error = load("sharded", &hub.options(&cache).with_offline(true));
     let error = error.expect_err("a missing shard");
     assert_names(&error, &["model-00002-of-00004.safetensors"]);
@@ -428,14 +428,14 @@ fn revisions_are_told_apart() {
     let asked = hub.requests();
     let first = "/tiny/gpt2/resolve/refs%2Fpr%2F1/config.json";
     assert_eq!(asked[0].path, first);
-    // What a revision is, is asked once; other forms of the same commit fetch nothing again.
+    // A revision is resolved once; other forms of the same commit fetch nothing again.
     for revision in ["v1.0", &commit[..7], &commit, "refs/pr/1"] {
         let options = options(revision);
         assert_loads("tiny/gpt2", &options, "gpt2_relu");
         assert!(hub.fetched().is_empty(), "{revision}");
         assert_loads("tiny/gpt2", &options.with_offline(true), "gpt2_relu");
     }
-    // A commit is what it is.
+    // A commit never changes.
     hub.requests();
     assert_loads("tiny/gpt2", &options(&commit), "gpt2_relu");
     assert!(hub.requests().is_empty());
@@ -468,9 +468,9 @@ fn models_that_are_elsewhere_today() {
     );
 }
 
-/// `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean in Python.
+/// `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean the same as in Python.
 ///
-/// The variables of a running program are not to be changed, so the test runs itself again.
+/// The variables of a running program must not be changed, so the test runs itself again.
 #[test]
 fn the_environment_is_respected() {
     const CHILD: &str = "BURN_ALIGN_TEST_HUB_CHILD";
@@ -506,7 +506,7 @@ fn the_environment_is_respected() {
     let asked = run("0");
     assert!(asked.iter().any(|request| !request.is_of_the_hub()));
     for request in asked {
-        // Hosts to which the hub sends us are none of the token's business.
+        // The token is not sent to hosts that the hub redirects to.
         assert_eq!(
             request.authorization.as_deref(),
             request.is_of_the_hub().then_some("Bearer hf_secret"),

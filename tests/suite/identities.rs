@@ -1,4 +1,4 @@
-//! Identities that interventions obey, whatever the model computes.
+//! Identities that interventions obey for any model.
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{Indices, LogitPositions};
@@ -23,7 +23,7 @@ on_every_backend!(
     parts_that_cover_everything_are_the_whole,
     zero_embedding_is_zero_features,
     collected_is_what_a_tap_sees,
-    last_logits_are_behind_the_last_tokens,
+    last_logits_are_after_the_last_tokens,
     a_forward_leaves_the_model_as_it_was,
     source_and_base_of_different_lengths,
     given_values_are_a_source,
@@ -80,7 +80,7 @@ fn output<B: Backend, const N: usize>(
         .expect("the inputs are right")
 }
 
-/// Logits of the base at its tokens: what stands at padding means nothing.
+/// Logits of the base at its tokens: values at padding are meaningless.
 fn logits<B: Backend, const N: usize>(
     model: &LanguageModel<B>,
     representations: [AlignableRepresentationConfig; N],
@@ -249,7 +249,7 @@ fn no_features_are_nothing<B: Backend>(device: &B::Device) {
             let inputs = from([source()]).with_subspaces(subspaces);
             assert_close(logits(model, [at(0, component)], &inputs), &expected, what);
         }
-        // Representations that are located nowhere are left as they are.
+        // Representations without a location are left unchanged.
         let nowhere = Locations::Each(vec![None]);
         let inputs = from([source()]).with_locations(nowhere);
         assert_close(logits(model, [at(0, component)], &inputs), &expected, what);
@@ -293,7 +293,7 @@ fn zero_embedding_is_zero_features<B: Backend>(device: &B::Device) {
     }
 }
 
-/// Keeps what it sees at one site.
+/// Keeps the activation at one site.
 struct Look<B: Backend> {
     site: Site,
     seen: Option<Tensor<B, 4>>,
@@ -343,7 +343,7 @@ fn collected_is_what_a_tap_sees<B: Backend>(device: &B::Device) {
     }
 }
 
-fn last_logits_are_behind_the_last_tokens<B: Backend>(device: &B::Device) {
+fn last_logits_are_after_the_last_tokens<B: Backend>(device: &B::Device) {
     everywhere::<B>(device, |model, component, what| {
         let last_of = |logits: &Tensor<B, 3>| {
             let rows = [(0, 4), (1, 2)].map(|(row, pos)| {
@@ -363,7 +363,7 @@ fn last_logits_are_behind_the_last_tokens<B: Backend>(device: &B::Device) {
         assert_eq!(values(changed), values(last_of(expected)), "{what}");
         assert_eq!(values(original), values(last_of(clean)), "{what}");
 
-        // The same where no others are computed, and where others were chosen.
+        // The same if no others are computed, and if others were chosen.
         let inputs = inputs.with_logits(LogitPositions::Last);
         let last = output(model, [at(0, component)], &inputs);
         assert_eq!(last.counterfactual.dims()[..2], [2, 1]);
@@ -411,7 +411,7 @@ fn source_and_base_of_different_lengths<B: Backend>(device: &B::Device) {
             let found = logits(model, [at(0, component)], &from([source]));
             assert_close(found, &expected, what);
         }
-        // From the last position of one to that of the other: the same example by itself.
+        // From the last position of one to that of the other: the same as each example alone.
         let inputs = |base: &[&[u32]], source: &[&[u32]], rows: [Vec<Vec<usize>>; 2]| {
             let [from, to] = rows.map(Indices::Each);
             AlignableInputs::new(tokens(base))
@@ -483,7 +483,7 @@ fn skipped_blocks_are_not_there<B: Backend>(device: &B::Device) {
         let x = model.embed(input, &mut no_tap);
         let x = model.final_norm(x, &mut no_tap);
         assert_close(found, &at_tokens(model.unembed(x), &base()), name);
-        // All heads skip nothing else than the whole.
+        // Skipping all heads equals skipping the whole.
         let heads = at(0, Component::QueryOutput).with_unit(Unit::Head);
         let every_head = from([source()]).with_locations(0..4);
         let whole = from([source()]).with_locations(UnitLocations::Whole);

@@ -1,4 +1,4 @@
-//! Loading and saving checkpoints. What must be refused is in the submodules.
+//! Loading and saving checkpoints. What must be rejected is in the submodules.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -72,7 +72,7 @@ fn save<B: Backend>(loaded: &Loaded<B>, folder: &Path) {
         .expect("the model can be saved");
 }
 
-/// What a model computes of one sequence, in f32.
+/// The logits of one sequence, in f32.
 pub(crate) fn logits<B: Backend>(
     model: &impl AlignableTransformer<B>,
     device: &B::Device,

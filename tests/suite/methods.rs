@@ -102,7 +102,7 @@ fn heads_are_swept_one_by_one<B: Backend>(device: &B::Device) {
     let queries = run(Component::QueryOutput, 4).expect("four query heads");
     let values = run(Component::ValueOutput, 2).expect("two key-value heads");
     assert_eq!((queries.columns.len(), values.columns.len()), (4, 2));
-    // Each head does something of its own.
+    // Each head does something different.
     let mut numbers: Vec<f64> = queries.values.concat();
     numbers.extend(values.values.concat());
     numbers.sort_by(f64::total_cmp);
@@ -118,7 +118,7 @@ fn heads_are_swept_one_by_one<B: Backend>(device: &B::Device) {
 
 const PROMPT: [u32; 4] = [3, 1, 4, 1];
 
-/// What the model thinks most likely behind the prompt.
+/// The model's most probable token after the prompt.
 fn next_token<B: Backend>(model: &LanguageModel<B>, device: &B::Device) -> u32 {
     let prompt = TokenBatch::new(vec![PROMPT.to_vec()]).expect("a batch");
     let logits = model.forward(ModelInput::Tokens(prompt.to_tensor(device)));
@@ -146,7 +146,7 @@ fn restoring_the_end_brings_everything_back<B: Backend>(device: &B::Device) {
     let trace = run(&config).expect("valid");
     assert!((trace.clean - trace.corrupted).abs() > 1e-3, "{trace:?}");
     assert_close(trace.restored.values[layers - 1][3], trace.clean);
-    // What stands behind the last position cannot help at an earlier one of the last layer.
+    // What comes after the last position cannot help at an earlier one of the last layer.
     assert_close(trace.restored.values[layers - 1][0], trace.corrupted);
     assert_eq!(run(&config).expect("valid"), trace, "the noise is seeded");
     // A window of all layers around any layer is the same window.

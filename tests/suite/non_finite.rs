@@ -31,8 +31,8 @@ fn at(layer: usize, component: Component) -> Site {
     Site::Block(layer, component)
 }
 
-/// A GPT-2 of two layers, in which the second MLP gives numbers of several hundred thousands, of weights and
-/// activations that f16 holds.
+/// A GPT-2 of two layers, in which the second MLP computes numbers of several hundred thousand from
+/// weights and activations that fit into f16.
 fn loud(dtype: DType) -> Gpt2<B> {
     let config = Gpt2Config {
         vocab_size: 20,
@@ -61,7 +61,7 @@ fn cast(model: Gpt2<B>, dtype: DType) -> Gpt2<B> {
     model.map(&mut Cast(dtype))
 }
 
-/// The same weight with one element that is no number.
+/// The same weight with one element that is NaN.
 fn damaged<const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
     let mut data: Vec<f32> = tensor.to_data().to_vec().expect("f32");
     data[0] = f32::NAN;
@@ -167,7 +167,7 @@ fn an_intervention_and_its_source() {
     assert_eq!((found.position, found.value), (1, NonFiniteValue::Infinity));
 }
 
-/// A source that is not finite is where it begins, though the base is changed at an earlier site.
+/// A source that is not finite is where it begins, even if the base is changed at an earlier site.
 #[test]
 fn a_source_comes_before_what_takes_from_it() {
     let model = loud(DType::F16);
@@ -188,7 +188,7 @@ fn a_source_comes_before_what_takes_from_it() {
     assert_eq!(found.site, Some(at(1, Component::MlpOutput)));
 }
 
-/// Scores that are ruled out are negative infinity, and nothing is wrong with that.
+/// Masked scores are negative infinity, which is not an error.
 #[test]
 fn attention_may_be_ruled_out() {
     let mut model = loud(DType::F32);
@@ -208,18 +208,18 @@ fn attention_may_be_ruled_out() {
     });
     let rules_out = [BuiltinIntervention::from(rules_out)];
     assert_eq!(found_under(&plan, &model, &rules_out), None);
-    // Something else is wrong: the scores are not to blame.
+    // Something else is wrong; the scores are not the cause.
     let weight = &mut model.h[1].mlp.c_proj.weight;
     weight.set(damaged(weight.val()));
     let found = found_under(&plan, &model, &rules_out).expect("a weight");
     assert_eq!(found.site, Some(at(1, Component::MlpOutput)), "{found}");
-    // A query for which everything is ruled out has weights that are no numbers.
+    // A query whose scores are all masked has NaN weights.
     let all = LambdaIntervention::new(|base: Tensor<B, 3>, _: &Operands<B>| {
         Tensor::full(base.dims(), f32::NEG_INFINITY, &base.device())
     });
     let all = [BuiltinIntervention::from(all)];
     let found = found_under(&plan, &loud(DType::F32), &all);
-    // Flex gives 0 or NaN for these, and both are told the truth of.
+    // Flex gives 0 or NaN for these, and both are reported correctly.
     if let Some(found) = found {
         assert_eq!(
             found.site,
@@ -259,7 +259,7 @@ fn sweeps_say_so() {
         "{error}"
     );
     swept(&loud(DType::F32)).expect("it does not");
-    // A metric's own infinity is nobody's fault.
+    // An infinity of the metric itself is not an error.
     let own = |logits: Tensor<B, 2>| probability(logits, 3).log() * f32::INFINITY;
     sweep(
         &loud(DType::F32),
@@ -272,7 +272,7 @@ fn sweeps_say_so() {
     .expect("the run is finite");
 }
 
-/// The fixture `gpt2_plain`, with a weight that is no number.
+/// The fixture `gpt2_plain`, with a NaN weight.
 fn broken() -> workbench::requests::Model<B> {
     let folder = fixtures().join("checkpoints/gpt2_plain");
     let loaded =
@@ -369,9 +369,9 @@ fn training_and_evaluation_say_so() {
     is_said(trained.map(|_| ()).expect_err("no number"));
 }
 
-/// What is collected is looked at, too.
+/// Collected activations are also checked.
 #[test]
-fn collected_activations_are_looked_at() {
+fn collected_activations_are_checked() {
     let collect = AlignableRepresentationConfig::new(1, Component::MlpActivation)
         .with_intervention(InterventionType::Collect);
     let config = AlignableConfig::new([collect]);

@@ -47,8 +47,8 @@ fn random_matrices_are_orthonormal<B: Backend>(device: &B::Device) {
     }
 }
 
-/// The negated share of some vectors that lies in the span of the matrix: smallest when it is the
-/// span of their first principal components.
+/// The negated share of some vectors within the span of the matrix: smallest for the span of their
+/// first principal components.
 fn loss<B: Backend>(matrix: &Orthonormal<B>, vectors: Tensor<B, 2>) -> Tensor<B, 1> {
     let w = matrix.matrix();
     let inside = vectors.clone().matmul(w.clone()).matmul(w.transpose());
@@ -137,7 +137,7 @@ fn gradients_agree_with_finite_differences<B: Backend>(device: &B::Device) {
             matrix
         };
         at = moved_by(&at, change);
-        // The diagonal of a Householder parameter is a sign, which must be whole.
+        // The diagonal of a Householder parameter holds signs, which must be exactly ±1.
         if map == OrthonormalMap::Householder {
             at.parameter = at.parameter.map(|x| {
                 let unit = Tensor::<B, 2>::eye(d, &x.device()).narrow(1, 0, rank);

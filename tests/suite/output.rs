@@ -25,7 +25,7 @@ fn grid(values: Vec<Vec<f64>>) -> Grid {
     }
 }
 
-/// A grid with everything that a model can give.
+/// A grid with every kind of value that a model can give.
 fn wild() -> Grid {
     grid(vec![
         vec![0.25, f64::NAN, f64::INFINITY],
@@ -80,7 +80,7 @@ fn shades_stay_within_their_scale() {
     heat_map_text(&grid(vec![vec![f64::NAN]]));
 }
 
-/// As the effects of heads: most near 0, and the largest one is negative.
+/// Like the effects of heads: most near 0, and the largest one negative.
 fn of_both_signs() -> Grid {
     grid(vec![vec![0.0, 0.004, -0.003], vec![-0.672, 0.411, -0.263]])
 }
@@ -98,7 +98,7 @@ fn both_signs_are_strong_and_0_is_empty() {
     ] {
         assert!(text.contains(cell), "expected `{cell}` in:\n{text}");
     }
-    // What is not negative begins at the smallest, as before.
+    // Non-negative values start at the smallest, as before.
     let text = heat_map_text(&grid(vec![vec![0.2, 0.4, 0.6]])).to_string();
     for cell in ["  0.2000", "▒ 0.4000", "█ 0.6000"] {
         assert!(text.contains(cell), "expected `{cell}` in:\n{text}");
@@ -228,7 +228,7 @@ fn pictures_that_cannot_be_drawn_are_refused() {
     assert!(said.contains("too many for a PNG: write an SVG"), "{said}");
 }
 
-/// Two epochs of two steps, the second of them judged.
+/// Two epochs of two steps, the second of them evaluated.
 fn history() -> History {
     let step = |step| StepReport {
         step,
@@ -291,7 +291,7 @@ fn histories_are_written_as_numbers_and_pictures() {
     }
 }
 
-/// The texts of an SVG, as a reader of XML sees them.
+/// The texts of an SVG, decoded as XML.
 fn texts(svg: &str) -> Vec<String> {
     let (mut open, mut texts) = (Vec::new(), Vec::new());
     let mut rest = svg.trim();
@@ -308,15 +308,15 @@ fn texts(svg: &str) -> Vec<String> {
         let mut pieces = text.split('&');
         let mut plain = pieces.next().unwrap_or_default().to_owned();
         for piece in pieces {
-            let (name, behind) = piece.split_once(';').expect("an entity ends");
+            let (name, after) = piece.split_once(';').expect("an entity ends");
             let entity = entities.iter().find(|(entity, _)| *entity == name);
             plain += entity.expect("an entity of XML").1;
-            plain += behind;
+            plain += after;
         }
         if open.last() == Some(&"text") {
             texts.push(plain.trim_matches('\n').to_owned());
         }
-        let (tag, behind) = tag.split_once('>').expect("a tag ends");
+        let (tag, after) = tag.split_once('>').expect("a tag ends");
         assert!(
             !tag.contains('<') && tag.matches('"').count() % 2 == 0,
             "{tag}"
@@ -326,7 +326,7 @@ fn texts(svg: &str) -> Vec<String> {
             None if tag.ends_with('/') => {}
             None => open.push(tag.split_whitespace().next().expect("a name")),
         }
-        rest = behind;
+        rest = after;
     }
     assert!(open.is_empty() && rest.is_empty(), "{open:?} {rest}");
     texts
@@ -444,7 +444,7 @@ fn graphs_are_written_by_extension() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Also with circles, several arrows, arrows to oneself, and parts that are not connected.
+    /// Including cycles, multiple arrows, self-loops, and unconnected parts.
     #[test]
     fn any_graph_can_be_drawn(
         labels in prop::collection::vec(any::<String>(), 1..40),

@@ -29,7 +29,7 @@ fn load<B: Backend>(folder: &std::path::Path, device: &B::Device) -> LanguageMod
         .model
 }
 
-/// In every dtype that the backend computes in.
+/// In every dtype that the backend supports.
 fn all_dtypes_match_transformers<B: Backend>(device: &B::Device) {
     let all = DTypeChoice::value_variants().iter();
     for dtype in all.filter(|dtype| B::supports_dtype(device, dtype.dtype())) {
@@ -47,7 +47,7 @@ fn all_dtypes_match_transformers<B: Backend>(device: &B::Device) {
     }
 }
 
-/// Knows the sites it has been at.
+/// Records the visited sites.
 struct Visited(BTreeSet<Site>);
 
 impl<B: Backend> Tap<B> for Visited {

@@ -1,4 +1,4 @@
-//! Path patching: identities, two ways that agree, and references.
+//! Path patching: identities, two methods that agree, and references.
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{Indices, LogitPositions, Plan, RunOptions};
@@ -24,11 +24,11 @@ on_every_backend!(
     every_path_from_the_embedding_is_the_source,
     what_nodes_add_is_the_residual_stream,
     direct_effects_are_the_same_in_both_ways,
-    receivers_are_the_same_in_both_ways,
+    receivers_are_the_same_with_both_methods,
     frozen_and_recomputed_differ_by_what_mlps_say,
     a_shared_key_is_the_key_of_each_head,
     positions_tell_examples_apart,
-    receivers_at_positions_are_the_same_in_both_ways,
+    receivers_at_positions_are_the_same_with_both_methods,
     heads_without_a_receiver_change_nothing,
     a_budget_changes_nothing,
     a_run_that_goes_on_is_an_interchange,
@@ -96,7 +96,7 @@ fn no_path_is_the_base_and_all_paths_are_the_source<B: Backend>(device: &B::Devi
     }
 }
 
-/// Every path that there is, from the embedding on, heads apart.
+/// Every path from the embedding on, with separate heads.
 fn all_paths(layers: usize, heads: usize) -> Vec<Path> {
     let mut paths = vec![Path::new(Node::Embedding)];
     for layer in 0..layers {
@@ -193,12 +193,13 @@ fn direct_effects_are_the_same_in_both_ways<B: Backend>(device: &B::Device) {
         let mut numbers = direct.patched;
         numbers.sort_by(f64::total_cmp);
         numbers.dedup_by(|a, b| (*a - *b).abs() < 1e-6);
-        assert!(numbers.len() >= 12, "nodes have effects of their own");
+        assert!(numbers.len() >= 12, "nodes have separate effects");
     }
 }
 
-/// One head's query, key or value, or an MLP, hears of a head or the embedding; all else is free.
-fn receivers_are_the_same_in_both_ways<B: Backend>(device: &B::Device) {
+/// One head's query, key or value, or an MLP, reads from a head or the embedding; everything else
+/// is free.
+fn receivers_are_the_same_with_both_methods<B: Backend>(device: &B::Device) {
     let model = load::<B>("gpt2_plain", device);
     let [base, source, _] = inputs();
     let senders = [
@@ -285,7 +286,7 @@ fn frozen_and_recomputed_differ_by_what_mlps_say<B: Backend>(device: &B::Device)
         assert_close(&frozen[..3], &recomputed[..3], 1e-5, name);
         for index in 3..5 {
             let difference = (frozen[index] - recomputed[index]).abs();
-            assert!(difference > 1e-4, "{name}: MLPs have something to say");
+            assert!(difference > 1e-4, "{name}: MLPs make a difference");
         }
     }
 }
@@ -314,7 +315,8 @@ fn a_shared_key_is_the_key_of_each_head<B: Backend>(device: &B::Device) {
     }
 }
 
-/// Senders at positions of their own in each example, both ways; and examples of several lengths.
+/// Senders at different positions in each example, with both methods; and examples of several
+/// lengths.
 fn positions_tell_examples_apart<B: Backend>(device: &B::Device) {
     for name in MODELS {
         let model = load::<B>(name, device);
@@ -355,8 +357,8 @@ fn positions_tell_examples_apart<B: Backend>(device: &B::Device) {
     }
 }
 
-/// Queries, keys and values that receive at some positions, of prompts that begin alike.
-fn receivers_at_positions_are_the_same_in_both_ways<B: Backend>(device: &B::Device) {
+/// Queries, keys and values that receive at some positions, for prompts with the same beginning.
+fn receivers_at_positions_are_the_same_with_both_methods<B: Backend>(device: &B::Device) {
     for name in MODELS {
         let model = load::<B>(name, device);
         let base = tokens(&[&[3, 1, 4, 1, 5], &[3, 1, 6, 2, 7]]);
@@ -410,10 +412,7 @@ fn receivers_at_positions_are_the_same_in_both_ways<B: Backend>(device: &B::Devi
         numbers.push(frozen.base);
         numbers.sort_by(f64::total_cmp);
         numbers.dedup_by(|a, b| (*a - *b).abs() < 1e-6);
-        assert!(
-            numbers.len() >= 12,
-            "{name}: they have effects of their own"
-        );
+        assert!(numbers.len() >= 12, "{name}: they have separate effects");
     }
 }
 
@@ -499,7 +498,7 @@ fn a_run_that_goes_on_is_an_interchange<B: Backend>(device: &B::Device) {
     }
 }
 
-/// One node reads the second input at a position; the run goes on with what it makes of that.
+/// One node reads the second input at a position; the run continues with its output.
 pub(crate) fn reads_at(node: Node, position: usize, dims: &ModelDims) -> Stream {
     let before = Node::all(dims)
         .into_iter()
@@ -552,7 +551,7 @@ fn a_position_that_is_read_may_be_another_inputs<B: Backend>(device: &B::Device)
     }
 }
 
-/// Logits of streams, behind the last token.
+/// Logits of streams, after the last token.
 pub(crate) fn logits_of<B: Backend>(
     model: &LanguageModel<B>,
     inputs: &[TokenBatch],

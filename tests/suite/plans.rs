@@ -1,4 +1,4 @@
-//! Plans that cannot be run: each is refused before anything is computed.
+//! Plans that cannot be run: each is rejected before anything is computed.
 
 use burn::backend::Flex;
 use burn::tensor::Tensor;
@@ -304,7 +304,7 @@ fn ids_of_another_plan() {
     assert_eq!(error, unknown("constant", 0, 0));
 }
 
-/// Plans that are built alike have the same numbers, and no id in common.
+/// Plans built the same way have the same indices, but no id in common.
 #[test]
 fn ids_of_another_plan_that_are_in_range() {
     let unknown = |what| PlanError::UnknownId {
@@ -335,7 +335,7 @@ fn ids_of_another_plan_that_are_in_range() {
     });
     assert_eq!(error, unknown("constant"));
 
-    // What is added to a copy of a plan is not the other's, whichever has more.
+    // What is added to a copy of a plan does not belong to the original, and vice versa.
     let mut plan = Plan::<Flex>::new();
     let input = base(&mut plan);
     let world = plan.world(input, []);
@@ -356,7 +356,10 @@ fn ids_of_another_plan_that_are_in_range() {
         let got = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| results.get(read)));
         let payload = got.expect_err("a mistake in code");
         let said = payload.downcast_ref::<String>().expect("in words");
-        assert!(said.starts_with("read 1 belongs to a different plan"), "{said}");
+        assert!(
+            said.starts_with("read 1 belongs to a different plan"),
+            "{said}"
+        );
     }
     // Of some examples, on another device or frozen, it is the same plan.
     let part = plan.examples(&[0]).expect("it has one");
@@ -371,7 +374,7 @@ fn ids_of_another_plan_that_are_in_range() {
     assert_eq!(naive.get(mine).dims(), results.get(mine).dims());
 }
 
-/// A frozen plan keeps worlds and reads, but its worlds begin elsewhere.
+/// A frozen plan keeps worlds and reads, but its worlds start elsewhere.
 #[test]
 fn ids_of_inputs_that_have_been_frozen() {
     let model = load::<Flex>(MODELS[0], &Default::default());
@@ -494,7 +497,7 @@ fn head_out_of_range() {
         &error,
         "layer 0 query_output: expected a head below 4, found 4",
     );
-    // Keys have heads of their own, and a stream has none but the first.
+    // Keys have their own heads, and a stream only has the first.
     let error = refused_by("llama_gqa", |plan| edited(plan, zero(KEY, Units::head(2))));
     assert_eq!(error, expected(KEY, 2));
     assert_says(
@@ -713,7 +716,7 @@ fn padding_in_a_tokens_place() {
             ..
         }
     ));
-    // Into the base's own padding anything may go.
+    // Anything may replace the base's own padding.
     let model = load::<Flex>("gpt2_plain", &Default::default());
     for rows in [[five, three], [five, five]] {
         let mut plan = Plan::new();

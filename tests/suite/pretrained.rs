@@ -1,6 +1,7 @@
 //! Published next-token probabilities, on real GPT-2 small weights (124 million parameters).
 //!
-//! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, else from the hub as `gpt2`.
+//! The weights come from the folder or hub id in `BURN_ALIGN_GPT2`, or otherwise from the hub as
+//! `gpt2`.
 
 use burn::tensor::{ElementConversion, backend::Backend};
 use burn_align::engine::RunOptions;
@@ -47,7 +48,7 @@ fn tokens(tokenizer: &Tokenizer, prompt: &str) -> TokenBatch {
     batch
 }
 
-/// Compares the probabilities behind the last of five tokens.
+/// Compares the probabilities after the last of five tokens.
 fn assert_published<B: Backend>(
     logits: burn::tensor::Tensor<B, 3>,
     tokenizer: &Tokenizer,
@@ -261,7 +262,7 @@ fn direct_effects_of_heads<B: Backend>(device: &B::Device) {
             "{layer}.{head}: {expected}, found {found}"
         );
     }
-    // In order, as far as the published figures are further apart than they may be off.
+    // In the same order, where the published figures differ by more than their tolerance.
     for (layer, head, expected) in PUBLISHED {
         for (other_layer, other, weaker) in PUBLISHED {
             if expected.abs() > weaker.abs() + 0.1 {

@@ -104,7 +104,7 @@ fn a_quantized_model_computes_what_its_tensors_would<B: Backend>(device: &B::Dev
             let kept = weight.quantized().is_some();
             assert_eq!(kept, keeps_quantized::<B>(), "{path}");
         }
-        // A run that swaps, and what path patching asks of a model.
+        // A run with swaps, and what path patching needs from a model.
         let results = [&quantized, &dense].map(|model| {
             let mut plan = Plan::new();
             let (base, source) = (
@@ -215,7 +215,7 @@ fn a_quantized_model_is_saved_as_its_tensors<B: Backend>(device: &B::Device) {
     }
 }
 
-/// So that no weight of a file is widened because nobody named it.
+/// So that no weight of a file is dequantised because it was not listed.
 fn all_weights_may_be_quantized<B: Backend>(device: &B::Device) {
     for name in MODELS {
         let mut model = load::<B>(name, device);

@@ -1,4 +1,4 @@
-//! What the README files say is there.
+//! The README files refer to things that exist.
 
 use std::collections::BTreeSet;
 use std::fs;

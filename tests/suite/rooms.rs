@@ -1,4 +1,4 @@
-//! What belongs into which room of the libraries, read from their sources.
+//! Which code belongs in which part of the libraries, checked in their sources.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -79,14 +79,14 @@ fn assert_only_in(words: &[&str], rooms: &[&str]) {
     }
 }
 
-/// A host that waits for a GPU keeps it from working. So a pass through a model reads nothing back:
-/// neither the engine nor a model has a line that could, and of the interventions only rotations by
-/// the matrix exponential or Cayley's map, which choose their number of steps by a norm.
+/// A host that waits for a GPU keeps it idle. So a pass through a model reads nothing back: neither
+/// the engine nor a model has a line that could, and among the interventions only rotations by the
+/// matrix exponential or Cayley's map do, which choose their number of steps by a norm.
 #[test]
 fn a_pass_reads_nothing_back_from_the_device() {
     let reads = lines_with(&["into_data", "to_data(", "into_scalar", "to_vec::<"]);
     let expected = [
-        // What a caller asks for, once a plan has been run.
+        // Requested by a caller, after a plan has run.
         ("burn-align/src/engine/host.rs", 1),
         // Between passes: widths, bases, and how far a rotation is from orthonormal. In a pass: the
         // norms of these two maps.
@@ -98,7 +98,7 @@ fn a_pass_reads_nothing_back_from_the_device() {
         // Files.
         ("burn-align/src/saved/format/write.rs", 1),
         ("burn-align/src/training/checkpoint/tensors.rs", 1),
-        // Words for people.
+        // Text for people.
         ("burn-align-models/src/top_tokens.rs", 1),
     ];
     let expected = expected.map(|(file, count)| (file.to_owned(), count));

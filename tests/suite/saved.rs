@@ -1,4 +1,4 @@
-//! Interventions in folders: our own, and those of pyvene and pyreft
+//! Interventions in folders: in this crate's format, and in those of pyvene and pyreft
 //! (`tests/fixtures/make_trainable.py`).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,8 +140,8 @@ fn largest(data: &TensorData) -> f32 {
     values.iter().fold(0.0, |max, x| max.max(x.abs()))
 }
 
-/// What the error of a gradient is compared with at least. One that vanishes, as of a rotation of
-/// which everything is exchanged, is a sum of terms as large as other gradients.
+/// Lower bound for the scale of a gradient's error. A gradient that vanishes, as for a rotation
+/// whose directions are all exchanged, is a sum of terms as large as other gradients.
 fn gradient_scale(tensors: &BTreeMap<String, TensorData>, prefix: &str) -> f32 {
     let gradients = tensors.iter().filter(|(name, _)| name.starts_with(prefix));
     let all = gradients.map(|(_, data)| largest(data));
@@ -272,7 +272,7 @@ fn pyvene_folders_match_the_formulas<B: Backend>(device: &B::Device) {
                 assert_eq!(collected.intervention, InterventionType::Collect);
                 continue;
             }
-            // In no file, and so refused; given by hand they compute the same.
+            // Not saved, and so rejected; when given by hand they compute the same.
             "NoiseIntervention" | "PCARotatedSpaceIntervention" => {
                 let error = SavedInterventions::<B>::load(&folder, device).expect_err(name);
                 assert!(
@@ -295,7 +295,7 @@ fn pyvene_folders_match_the_formulas<B: Backend>(device: &B::Device) {
             let prefix = input["name"].as_str().expect("a name");
             let label = format!("{name}.{prefix}");
             let get = |part: &str| tensors.get(&format!("{prefix}.{part}"));
-            // A module of its own, so that its gradients are of this input only.
+            // A separate module, so that its gradients are from this input only.
             let it = with_settings(it.clone(), input, device);
             let tracked = |part| {
                 let found = get(part)?;
@@ -315,7 +315,7 @@ fn pyvene_folders_match_the_formulas<B: Backend>(device: &B::Device) {
             let features = Intervention::features(&it, units, d_site)
                 .unwrap_or_else(|error| panic!("{label}: {error}"));
             let subspace = subspace(&input["coordinates"], features, device);
-            // The folder's own choice is made without being told.
+            // The folder's own choice is the default.
             let own = ["first_five", "listed"].contains(&prefix) && name != "vanilla_two";
             let operands = Operands::new(source.clone(), subspace.filter(|_| !own));
             let output = it.apply(base.clone(), operands);
@@ -365,7 +365,7 @@ fn pyvene_folders_match_the_formulas<B: Backend>(device: &B::Device) {
                 let skipped = match part {
                     // Not trained here: set by hand.
                     "temperature" => true,
-                    // Of what is trained through a parametrisation, only that is compared.
+                    // For parameters trained through a parametrisation, only that is compared.
                     "rotate_layer.weight" => has_raw,
                     // The folder has the matrix alone.
                     "raw" => !has_raw && class == "LoreftIntervention",
@@ -388,7 +388,7 @@ fn pyvene_folders_match_the_formulas<B: Backend>(device: &B::Device) {
                     let expected = TensorData::new(largest.clone(), shape);
                     difference(gradient.clone(), &expected, scale)
                 });
-                // A gradient that is zero need not be there.
+                // A zero gradient may be missing.
                 check(part, relative.or(vanishes.then_some(0.0)));
             }
         }
@@ -446,7 +446,7 @@ fn pyvene_folders_work_in_a_model<B: Backend>(device: &B::Device) {
                 let values: Vec<f32> = expected[&part].to_vec().expect("f32 values");
                 let data = TensorData::new(values, gradient.dims());
                 let found = difference(gradient, &data, scale);
-                // Through a whole network in f32, whose sums each backend orders in its own way.
+                // Through a whole network in f32, whose sums each backend orders differently.
                 assert!(found <= 1e-3, "{part}: {found}");
                 compared.insert(part);
             }
@@ -495,7 +495,7 @@ fn requests_run_saved_interventions<B: Backend>(device: &B::Device) {
     let error = format!("{error:#}");
     assert!(error.starts_with("interventions: "), "{error}");
     assert!(error.contains("refused"), "{error}");
-    // Beside the folder's own configuration, only the same.
+    // Together with the folder's own configuration, only an equivalent one is allowed.
     request["interventions"] = json!("rotated");
     request["config"] = json!({"alignable_representations": [{}]});
     let error = answer(&request).err().expect("another one");
@@ -515,7 +515,7 @@ fn requests_run_saved_interventions<B: Backend>(device: &B::Device) {
         "alignable_interventions_type": "RotatedSpaceIntervention",
     });
     answer(&request).expect("the same one");
-    // The same in other words: features that are listed, and what has no effect.
+    // The same in a different form: listed features, and what has no effect.
     request["config"] = json!({
         "alignable_model_type": "gpt2",
         "alignable_representations": [{
@@ -701,7 +701,7 @@ fn apply<B: Backend>(it: &BuiltinIntervention<B>, device: &B::Device) -> Vec<u32
     values(output).into_iter().map(f32::to_bits).collect()
 }
 
-/// A configuration for so many interventions.
+/// A configuration for this many interventions.
 fn config_of(count: usize) -> AlignableConfig {
     let component = Component::BlockOutput;
     AlignableConfig::new((0..count).map(|_| AlignableRepresentationConfig::new(0, component)))
@@ -730,7 +730,7 @@ fn everything_comes_back_bit_by_bit<B: Backend>(device: &B::Device) {
         assert_eq!(&bits(it), parameters, "intervention {index}");
         assert_eq!(&apply(it, device), output, "intervention {index}: {it:?}");
     }
-    // What is no tensor is in the configuration: saved again, it is the same text.
+    // Everything but tensors is in the configuration: saved again, it is the same text.
     let again = folder.join("again");
     loaded.save(&again).expect("it can be saved");
     for name in ["config.json", "interventions.safetensors"] {
@@ -743,7 +743,7 @@ fn everything_comes_back_bit_by_bit<B: Backend>(device: &B::Device) {
         assert_eq!(&bits(it), parameters);
     }
 
-    // In a model, with links, and representations without an intervention of their own.
+    // In a model, with links, and representations without their own intervention.
     let model: LanguageModel<B> = crate::support::load("gpt2_plain", device);
     let at = |layer| AlignableRepresentationConfig::new(layer, Component::MlpOutput);
     let [first, second] = [0, 1].map(|layer| at(layer).with_low_rank(3).with_link(4));
@@ -803,7 +803,7 @@ fn damaged_folders_are_errors<B: Backend>(device: &B::Device) {
                 let loaded = SavedInterventions::<B>::load(folder.path(), device);
                 assert!(loaded.is_err(), "{} cut to {cut}", file.display());
             }
-            // Any byte may be wrong; what happens then is said, or the value is another one.
+            // Any byte may be wrong; this gives an error or a different value.
             let mut state = 1_u64;
             for _ in 0..300 {
                 state = state
@@ -989,7 +989,7 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
         }
     }
     fails(folder.path(), "found no such file");
-    // Part of the features, as only the model can tell.
+    // Only part of the features, which only the model can tell.
     let folder = copy(&trainable().join("zero"));
     let file = folder.path().join("config.json");
     let mut json = read_json(&file);
@@ -1023,7 +1023,7 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
     );
 }
 
-/// Two representations of `rotated` that share its intervention, each with a file of its own.
+/// Two representations of `rotated` that share its intervention, each with its own file.
 fn linked_parameters_must_agree<B: Backend>(device: &B::Device) {
     let folder = copy(&trainable().join("rotated"));
     let file = folder.path().join("config.json");
@@ -1091,7 +1091,7 @@ fn a_constant_source_goes_to_each_unit<B: Backend>(device: &B::Device) {
     let loaded = loaded.unwrap_or_else(|error| panic!("{}", message(&error)));
     let reference = only::<B>(&trainable().join("addition_constant"), device);
     assert_eq!(bits(&loaded.interventions[0]), bits(&reference));
-    // Of neither one unit nor two.
+    // Neither of one unit nor of two.
     fs::write(&two, with_dimensions(&bytes, 48)).expect("written");
     let error = SavedInterventions::<B>::load(folder.path(), device).expect_err("three units");
     let found = message(&error);
@@ -1132,7 +1132,7 @@ fn what_cannot_be_saved_is_an_error<B: Backend>(device: &B::Device) {
     config.representations[0].max_number_of_units = 0;
     fails(vanilla(config), folder.path(), "cannot be saved");
     let doubled = Tensor::<B, 1>::from_data(TensorData::from([1.0_f64]), (device, DType::F64));
-    // Where a backend has no f64, there is nothing to refuse.
+    // If a backend has no f64, there is nothing to reject.
     if doubled.dtype() == DType::F64 {
         let it = ConstantSourceIntervention::new(doubled, SourceOperation::Add);
         let saved = SavedInterventions::new(config_of(1), vec![it.into()]);
@@ -1145,7 +1145,7 @@ fn what_cannot_be_saved_is_an_error<B: Backend>(device: &B::Device) {
     let occupied = folder.path().join("a file");
     fs::write(&occupied, "").expect("written");
     fails(vanilla(config_of(1)), &occupied, "cannot be written");
-    // A folder stands where the file should be: nothing unfinished is left.
+    // A folder is where the file should be: nothing unfinished is left.
     fs::create_dir(folder.path().join("config.json")).expect("made");
     fails(vanilla(config_of(1)), folder.path(), "cannot be written");
     let left = fs::read_dir(folder.path()).expect("a folder");
@@ -1195,7 +1195,7 @@ fn no_pickle_takes_long<B: Backend>(device: &B::Device) {
         matches!(error, LoadInterventionsError::MissingTensor { .. }),
         "{error}"
     );
-    // A second is ample; by comparing all pairs of names it takes a minute.
+    // A second is plenty; comparing all pairs of names would take a minute.
     let took = begin.elapsed();
     assert!(took.as_secs() < 20, "it takes {took:?}");
 }

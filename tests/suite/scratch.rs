@@ -1,6 +1,6 @@
 //! Checkpoints that a test may damage.
 
-// What is to be refused is tested on one backend.
+// Rejections are tested on one backend.
 #![cfg_attr(not(feature = "flex"), allow(dead_code))]
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::support::checkpoints;
 
-/// A checkpoint in a folder of its own.
+/// A checkpoint in its own folder.
 pub(crate) struct Scratch {
     folder: TempDir,
 }

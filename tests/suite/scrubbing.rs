@@ -49,7 +49,7 @@ fn numbered_dataset(seed: u64, count: usize) -> TokenBatch {
     TokenBatch::new(rows.collect()).expect("a batch")
 }
 
-/// What the next token should be; any will do.
+/// The expected next token; any will do.
 pub(crate) fn label(tokens: &Example) -> u32 {
     tokens[0] + tokens[4] / 2
 }
@@ -93,7 +93,7 @@ fn treeified<B: Backend>(
     tree.expect("a hypothesis about this model")
 }
 
-/// Something of everything.
+/// A bit of everything.
 fn some_hypothesis() -> Hypothesis<Example> {
     let head = |layer, head| Node::Head { layer, head };
     let last = Indices::Same(vec![4]);
@@ -268,7 +268,7 @@ fn samples_are_averaged_by_example<B: Backend>(device: &B::Device) {
     let options = ScrubOptions::default().with_samples(3);
     let tree = treeified(&some_hypothesis(), &model, &tokens, &options);
     let found = scrubbed(&model, &tree, &tokens);
-    // The same rows, as examples of their own: what is drawn for a row depends on the row alone.
+    // The same rows, as separate examples: what is drawn for a row depends only on the row.
     let rows: Vec<usize> = tree.examples();
     assert_eq!(rows[..4], [0, 0, 0, 1]);
     let values = std::cell::RefCell::new(Vec::new());
@@ -414,7 +414,7 @@ fn the_output_may_start_from_another_example<B: Backend>(device: &B::Device) {
     assert!((found.scrubbed - expected).abs() < 1e-5);
 }
 
-/// What is recovered with many seeds on one dataset is as far apart as is said.
+/// The results of many seeds on one dataset vary as much as reported.
 fn the_error_of_the_draws_is_what_seeds_differ_by<B: Backend>(device: &B::Device) {
     const RUNS: u64 = 60;
     let model = load::<B>("gpt2_plain", device);
@@ -436,16 +436,16 @@ fn the_error_of_the_draws_is_what_seeds_differ_by<B: Backend>(device: &B::Device
     let ratio = spread / draws;
     assert!(
         (0.7..1.4).contains(&ratio),
-        "{spread} is said to be {draws}"
+        "spread {spread}, reported as {draws}"
     );
     let both = mean(&|run| run.standard_error().powi(2)).sqrt();
     assert!(
         both > 1.1 * draws,
-        "{both} does not know about other examples"
+        "{both} does not account for other examples"
     );
 }
 
-/// Every head; those of the second layer hear of those of the first. Each position by itself.
+/// Every head; those of the second layer read from those of the first. Each position separately.
 fn large() -> Hypothesis<Example> {
     let mut hypothesis = Hypothesis::new();
     let (mut streams, mut first) = (Vec::new(), Vec::new());
@@ -490,7 +490,7 @@ fn large_trees_stay_within_the_budget<B: Backend>(device: &B::Device) {
     assert!(explained.max_rows <= 4096, "{explained:?}");
     // Nor are chunks much smaller than the budget allows.
     assert!(explained.max_rows > 3000, "{explained:?}");
-    // One row of each of the tree's runs is there at a time.
+    // One row of each of the tree's runs exists at a time.
     let rows = explained.max_rows * explained.chunks / explained.rows;
     assert!(rows < 2 * tree.nodes().len(), "{explained:?}");
     let found = scrubbed(&model, &tree, &tokens);

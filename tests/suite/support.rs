@@ -1,4 +1,4 @@
-//! What tests share.
+//! Shared by the tests.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -88,8 +88,8 @@ pub(crate) fn max_difference<B: Backend, const D: usize>(
     differences.fold(0.0, |max, d| if d <= max { max } else { d })
 }
 
-/// An error's message. It says its cause, so that nobody needs to ask for that.
+/// An error's message. It includes the cause.
 pub(crate) fn message(error: &dyn std::error::Error) -> String {
-    assert!(error.source().is_none(), "a cause apart: {error:?}");
+    assert!(error.source().is_none(), "a separate cause: {error:?}");
     error.to_string()
 }

@@ -1,6 +1,6 @@
-//! Text to token ids and back, on a word-level tokenizer and a byte-level BPE in the way of
-//! GPT-2's (`tests/fixtures/tokenizers/make_tokenizer.py`). Model folders, chats, words in any script
-//! and marks are in the submodules.
+//! Text to token ids and back, on a word-level tokenizer and a byte-level BPE like GPT-2's
+//! (`tests/fixtures/tokenizers/make_tokenizer.py`). Model folders, chats, words in any script and
+//! marks are in the submodules.
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{ModelDims, TokenBatch, Tokenizer, TokensError, top_tokens};
@@ -98,7 +98,7 @@ fn token_strings_keep_the_space_before_a_word() {
         ["The", " capital", " of", " Port", "ugal"]
     );
     assert_eq!(strings("<|endoftext|>Spain"), ["<|endoftext|>", "Spain"]);
-    // Half a character is no text of its own; it is replaced, never dropped.
+    // Half a character is not text; it is replaced, never dropped.
     assert_eq!(strings("é"), ["\u{FFFD}", "\u{FFFD}"]);
 }
 
@@ -232,7 +232,7 @@ fn batches_are_padded_on_the_right<B: Backend>(device: &B::Device) {
 }
 
 fn most_probable_tokens<B: Backend>(device: &B::Device) {
-    // Of a softmax, e^ln n is n parts. Token 6 has no word.
+    // In a softmax, e^ln n counts n times. Token 6 has no word.
     let logs = [
         [1_f32, 4., 2., 8., 1., 1., 3.],
         [5., 1., 1., 1., 1., 1., 0.],

@@ -1,4 +1,4 @@
-//! Training and judging interventions.
+//! Training and evaluating interventions.
 
 use burn::backend::{Autodiff, Flex};
 
@@ -50,12 +50,12 @@ pub(crate) fn model<B: Backend>(kind: InterventionType, device: &B::Device) -> M
     AlignableModel::new(config, load(device)).expect("it fits")
 }
 
-/// Pairs of prompts, and what the model says when the whole residual at position 3 is swapped.
+/// Pairs of prompts, and the model's prediction when the whole residual at position 3 is swapped.
 pub(crate) fn data<B: Backend>(examples: usize, device: &B::Device) -> InterchangeData<B> {
     let prompts = |salt: usize| {
         let ids = (0..examples).map(|example| {
             let id = |pos: usize| ((example * 17 + pos * 29 + salt * (example + 3)) % 41) as u32;
-            // Of different lengths; position 3 is there in all of them.
+            // Of different lengths; all of them have position 3.
             (0..4 + example % 3).map(id).collect()
         });
         TokenBatch::new(ids.collect()).expect("a batch")
@@ -93,8 +93,8 @@ fn run<B: Backend>(
     .expect("it can be trained")
 }
 
-/// Burn 0.21's autodiff sweeps the graphs of all threads behind each backward pass, and what it
-/// takes for orphaned is gone. That is the same on every backend.
+/// Burn 0.21's autodiff cleans up the graphs of all threads after each backward pass, and removes
+/// what it considers orphaned. This is the same on every backend.
 #[test]
 fn runs_at_the_same_time_do_not_disturb_each_other() {
     let device = &Default::default();
@@ -238,7 +238,7 @@ fn every_epoch_deals_anew<B: Backend>(device: &B::Device) {
 }
 
 fn padding_has_no_weight<B: Backend>(device: &B::Device) {
-    // All positions of prompts of 4 to 6 tokens: what stands at padding must not count.
+    // All positions of prompts of 4 to 6 tokens: values at padding must not count.
     let with_padding = |label: u32| {
         let data = data::<B>(24, device);
         let lengths = data.inputs.base.lengths();
@@ -285,7 +285,7 @@ fn boundaries_close_and_temperatures_fall<B: Backend>(device: &B::Device) {
         .with_temperature(5.0, 0.5);
     let (trained, _) = run::<B>(InterventionType::BoundlessRotatedSpace, &config, device);
     let BuiltinIntervention::BoundlessRotatedSpace(trained) = &trained.interventions()[0] else {
-        panic!("another intervention has come out");
+        panic!("the type of the intervention changed");
     };
     assert_eq!(trained.temperature(), 0.5);
     // It began in the middle, and a penalty of 100 outweighs everything.
@@ -356,7 +356,7 @@ fn a_model_in_bf16_trains_as_in_f32() {
         let (first, last) = (losses.next(), losses.next_back());
         assert!(last < first, "{dtype:?}: {first:?} to {last:?}");
         let BuiltinIntervention::RotatedSpace(rotated) = &trained.interventions()[0] else {
-            panic!("another intervention has come out");
+            panic!("the type of the intervention changed");
         };
         assert_eq!(rotated.rotation.parameter.val().dtype(), DType::F32);
         assert!(rotated.rotation.deviation() < 1e-5);

@@ -56,7 +56,7 @@ impl SafetensorsFile {
         }
         let prefix = read_at(&path, bytes, 0, LENGTH as usize).map_err(io)?;
         let header_length =
-            u64::from_le_bytes(prefix.try_into().expect("as many as were asked for"));
+            u64::from_le_bytes(prefix.try_into().expect("the requested number of bytes"));
         if header_length > MAX_HEADER || header_length > length - LENGTH {
             return Err(too_short());
         }

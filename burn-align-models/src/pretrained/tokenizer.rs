@@ -38,7 +38,7 @@ pub(super) fn save(tokenizer: &Tokenizer, folder: &mut Replacement) -> Result<()
 }
 
 impl Repository {
-    /// The tokenizer; `None` where there is no file with a vocabulary.
+    /// The tokenizer; `None` if there is no file with a vocabulary.
     pub(super) fn tokenizer(&self) -> Result<Option<Tokenizer>, LoadError> {
         let sentencepiece = match self.optional_bytes(TokenizerFiles::SENTENCEPIECE)? {
             Some(bytes) => Some(bytes),
@@ -89,7 +89,7 @@ impl Repository {
         }
     }
 
-    /// Chat templates in files of their own, by name.
+    /// Chat templates in separate files, by name.
     fn chat_templates(&self) -> Result<BTreeMap<String, String>, LoadError> {
         let mut templates = BTreeMap::new();
         if let Some(template) = self.optional_text(TokenizerFiles::CHAT_TEMPLATE)? {

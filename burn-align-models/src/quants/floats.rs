@@ -26,7 +26,7 @@ pub(super) fn widen_f16(half: u16) -> f32 {
     let half = u32::from(half);
     let sign = (half & 0x8000) << 16;
     let magnitude = half & 0x7fff;
-    // Exact for subnormal numbers, too.
+    // Also exact for subnormal numbers.
     let finite = (f32::from_bits(magnitude << 13) * REBASE).to_bits();
     let exponent = match magnitude >= NOT_FINITE {
         true => 0xff << 23,

@@ -103,7 +103,8 @@ impl<B: Backend> Plan<B> {
             worlds: worlds.collect::<Result<_, _>>()?,
             reads: reads.collect::<Result<_, _>>()?,
             known: known.collect::<Result<_, _>>()?,
-            // The ids of the first plan go on, and with them those of the plan that it is a part of.
+            // The ids of the first plan stay valid, and so do those of the plan that it is a part
+            // of.
             marks: first.marks.clone(),
         })
     }
@@ -229,7 +230,7 @@ fn join_edits(
                 taken.push(from);
                 (world.0, site) == (first_world.0, first_site)
             }
-            // Each part that was frozen has constants of its own.
+            // Each frozen part has its own constants.
             (Operand::Constant(id), Operand::Constant(first)) => id.0 == first.0,
             (operand, first) => operand == first,
         };

@@ -367,7 +367,7 @@ fn non_finite_weight<B: Backend, M: AlignableTransformer<B>>(
             });
         }
     }
-    // The family of a model is no part of its weights' names.
+    // The model family is not part of the names of weights.
     fn is_enum(container_type: &str) -> bool {
         container_type.starts_with("Enum:")
     }

@@ -24,8 +24,8 @@ impl WorldId {
     }
 }
 
-/// An input of a [`Plan`]; valid as a [`WorldId`] is, but not in what freezing leaves, whose worlds resume
-/// from inputs of their own.
+/// An input of a [`Plan`]; valid as a [`WorldId`] is, but not in what freezing leaves, whose worlds
+/// resume from other inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct InputId(pub(super) usize, pub(super) Mark);
 

@@ -1,11 +1,11 @@
-//! When two configurations mean the same.
+//! When two configurations are equivalent.
 
 use std::fmt;
 
 use super::{AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, Unit};
 use crate::interventions::ReftKind;
 
-/// Where two configurations mean different things; see [`AlignableConfig::difference`].
+/// Where two configurations differ in meaning; see [`AlignableConfig::difference`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConfigDifference {
     /// Index of the representation; `None` if it is about all of them.
@@ -24,13 +24,14 @@ impl fmt::Display for ConfigDifference {
 }
 
 impl AlignableConfig {
-    /// Where this configuration means something else than another one, if it does. They may say the
-    /// same in different words, as align-transformers and pyvene do: what has no effect is not compared
-    /// ([`model_type`](Self::model_type), the rank of what has none), a group key that is the representation's own index is that of no
-    /// group keys, and parts of partitions are the same if their features are.
+    /// Where this configuration differs in meaning from another one, if it does. Equivalent
+    /// configurations may be written differently, as in align-transformers and pyvene: fields
+    /// without effect are not compared ([`model_type`](Self::model_type), a rank where it is not
+    /// used), a group key equal to the representation's own index is the same as no group keys, and
+    /// parts of partitions are equal if their features are.
     ///
-    /// A rank or latent dimension that only one of them gives is no difference: it is a matter of the
-    /// parameters then.
+    /// A rank or latent dimension that only one of them gives is not a difference: it is then
+    /// determined by the parameters.
     pub fn difference(&self, other: &Self) -> Option<ConfigDifference> {
         let at = |representation, what| {
             Some(ConfigDifference {
@@ -71,7 +72,7 @@ impl AlignableConfig {
 }
 
 impl AlignableRepresentationConfig {
-    /// What means something else in another one, but for groups and links.
+    /// What differs in meaning from another one, except for groups and links.
     fn difference(&self, other: &Self) -> Option<&'static str> {
         let kind = self.intervention;
         let given =

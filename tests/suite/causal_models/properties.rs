@@ -1,4 +1,4 @@
-//! What holds for every causal model: random graphs with random functions.
+//! Properties of every causal model, on random graphs with random functions.
 
 use burn_align::causal_models::{
     CausalModel, CausalModelError, CounterfactualConfig, CounterfactualExample, Inputs, Target,
@@ -43,7 +43,7 @@ impl Computed {
 }
 
 impl Graph {
-    /// The model, its variables told in reverse order, inputs but for theirs.
+    /// The model, with its variables added in reverse order, except for the inputs.
     fn model(&self) -> CausalModel<i64> {
         let name = |number: usize| format!("v{number}");
         let count = self.inputs.len();
@@ -60,7 +60,7 @@ impl Graph {
         builder.build().expect("a valid model")
     }
 
-    /// The definition: a variable's value is what it is fixed to, or its function's.
+    /// The definition: a variable's value is the one it is fixed to, or its function's.
     fn value(&self, number: usize, inputs: &Inputs<i64>, fixed: &[Option<i64>]) -> i64 {
         if let Some(value) = fixed[number] {
             return value;
@@ -205,7 +205,7 @@ proptest! {
         }
     }
 
-    /// Where the label cannot flip, or cannot stay, this is the error.
+    /// If the label cannot flip, or cannot stay, this is the error.
     #[test]
     fn a_balance_holds(graph in graphs(), seed: u64, flips in 0.0..=1.0, at: Index) {
         let model = graph.model();
@@ -230,7 +230,7 @@ proptest! {
                     let changed = model.interchange(base, [(variable, *source)]).unwrap();
                     (model.outputs_of(&clean) != model.outputs_of(&changed)) == flip
                 });
-                // At most so rare that 1000 tries may miss it.
+                // At most rare enough for 1000 tries to miss it.
                 prop_assert!(found.count() as f64 <= 0.02 * pairs.count() as f64);
             }
             Err(error) => return Err(TestCaseError::fail(error.to_string())),

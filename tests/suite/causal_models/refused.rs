@@ -1,4 +1,4 @@
-//! What a causal model refuses, and what it says then.
+//! What a causal model rejects, and the messages.
 
 use burn_align::causal_models::{
     BalancedSampler, CausalModel, CausalModelBuilder, CausalModelError as Error,
@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 
 use super::{equality, price_tagging};
 
-/// Checks that something is refused with this kind of error and this message.
+/// Checks that something is rejected with this kind of error and this message.
 macro_rules! assert_refused {
     ($result:expr, $kind:pat, $message:expr $(,)?) => {{
         let error = $result.map(|_| ()).expect_err("refused");
@@ -198,7 +198,7 @@ fn functions_that_leave_their_values() {
         Error::FunctionValue { .. },
         message,
     );
-    // Fixed, the function is not asked.
+    // If the variable is fixed, its function is not called.
     assert!(model.intervene(&Inputs::from([2, 2]), [(sum, 3)]).is_ok());
 }
 

@@ -1,4 +1,4 @@
-//! What several devices must agree on with the first of them alone.
+//! What several devices must compute exactly as the first of them alone.
 
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
@@ -20,7 +20,7 @@ use crate::support::{load, values};
 fn prompts(examples: usize, salt: usize) -> TokenBatch {
     let ids = (0..examples).map(|example| {
         let id = |pos: usize| ((example * 17 + pos * 29 + salt * (example + 3)) % 41) as u32;
-        // Of different lengths; position 3 is there in all of them.
+        // Of different lengths; all of them have position 3.
         (0..4 + example % 3).map(id).collect()
     });
     TokenBatch::new(ids.collect()).expect("a batch")
@@ -56,8 +56,8 @@ pub(crate) fn a_sweep_agrees<B: Backend>(devices: &[B::Device]) {
     }
 }
 
-/// A plan that holds tensors, reads several things of a world, and takes from world to world, gives
-/// on devices what it gives on the first of them.
+/// A plan that holds tensors, reads several things from a world, and uses worlds as sources of
+/// others, gives the same on several devices as on the first of them.
 pub(crate) fn a_plan_agrees<B: Backend>(devices: &[B::Device]) {
     let model = load::<B>("gpt2_plain", &devices[0]);
     let width = 16;
@@ -91,7 +91,7 @@ pub(crate) fn a_plan_agrees<B: Backend>(devices: &[B::Device]) {
         assert_eq!(found.device(), devices[0]);
         assert_close(&values(found.clone()), &values(expected.clone()));
     }
-    // Of a frozen plan, too, whose tensors are the residuals.
+    // Also for a frozen plan, whose tensors are the residuals.
     let frozen = plan
         .freeze(
             &model,
@@ -130,7 +130,7 @@ pub(crate) fn model<B: Backend>(kind: InterventionType, device: &B::Device) -> M
     AlignableModel::new(config, load("gpt2_plain", device)).expect("it fits")
 }
 
-/// 11 examples: no multiple of a number of devices.
+/// 11 examples: not a multiple of the number of devices.
 pub(crate) fn data<B: Backend>() -> InterchangeData<B> {
     let inputs = AlignableInputs::new(prompts(11, 5))
         .with_sources([prompts(11, 11)])
@@ -171,8 +171,8 @@ fn agrees<B: Backend>(
     assert!(moved.fold(0.0, f32::max) > 1e-3, "nothing was learned");
 }
 
-/// Distributed alignment search on devices, with batches that do not divide evenly, some examples
-/// kept or all, a penalty, masks, and a loss that is no mean over examples.
+/// Distributed alignment search on devices, with batches that do not divide evenly, some or all
+/// examples kept, a penalty, masks, and a loss that is not a mean over examples.
 pub(crate) fn a_run_agrees<B: Backend>(devices: &[B::Device]) {
     let config = TrainingConfig::default()
         .with_epochs(2)

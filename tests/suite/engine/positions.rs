@@ -53,7 +53,7 @@ fn positions_before_the_first_edit_are_not_computed() {
             ("layer 0 mlp", 6, 6 * 5),
             // From positions 4 and 2 on; and everything.
             ("layer 0 block_output", 8, 4 * 5 + 1 + 3 + 2 * 5),
-            // The source has come to its end.
+            // The source has ended.
             ("layer 1 attention", 6, 2 * 5 + 1 + 3 + 2 * 5),
             ("layer 1 mlp", 6, 2 * 5 + 1 + 3 + 2 * 5),
             ("final_norm", 6, 2 * 5 + 1 + 3 + 2 * 5),
@@ -83,11 +83,11 @@ fn positions_that_nobody_wants_are_not_computed() {
             ("layer 0 attention", 4, 4 * 5),
             ("layer 0 mlp", 4, 4 * 5),
             ("layer 1 attention", 4, 4 * 5),
-            // Of the source position 1 is taken. Of the base position 0 is read.
+            // Position 1 of the source is used. Position 0 of the base is read.
             ("layer 1 mlp", 4, 2 * 4 + 2 * 5),
             // The world's own positions from the edited one on; before it the clean run's.
             ("layer 1 mlp_output", 6, 2 * 4 + 2 * 5 + 2 * 4),
-            // The last positions: of the shorter example the third of five.
+            // The last positions: the third of five for the shorter example.
             ("final_norm", 2, 1 + 3),
             ("unembed", 2, 1 + 3),
         ]
@@ -100,9 +100,9 @@ fn positions_that_nobody_wants_are_not_computed() {
     assert_eq!(found.get(early).dims(), [2, 1, 16]);
 }
 
-/// What has been frozen with the keys and values of its first positions cannot be read there.
+/// Positions whose keys and values are cached in a frozen plan cannot be read.
 #[test]
-fn positions_that_a_frozen_plan_has_left_behind() {
+fn positions_that_a_frozen_plan_no_longer_has() {
     let model = load::<burn::backend::Flex>("llama_gqa", &Default::default());
     let mut plan = Plan::new();
     let input = plan.tokens(&tokens(&[&[3, 1, 4, 1, 5], &[9, 2, 6]]));

@@ -17,14 +17,14 @@ use crate::support::{load, max_difference, tokens, values};
 
 on_every_backend!(random_plans_run_as_their_definition_says);
 
-/// An edit before its numbers are fitted to a model: each counts modulo what there is.
+/// An edit before its numbers are fitted to a model: each is taken modulo what the model has.
 #[derive(Clone, Debug)]
 struct RawEdit {
     site: usize,
     intervention: usize,
     units: RawUnits,
     source_world: usize,
-    /// How many sites before (or, if negative, behind) the edit its source is taken.
+    /// How many sites before (or, if negative, after) the edit its source is.
     source_distance: isize,
     source_units: RawUnits,
     features: Vec<usize>,
@@ -224,7 +224,7 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
     for name in ["gpt2_plain", "llama_gqa", "mistral_window"] {
         random_plans_of(name, &load::<B>(name, device));
     }
-    // Of a model whose blocks do not come in halves.
+    // For a model whose blocks are not split into halves.
     random_plans_of("gpt2_plain", &Counted::new(load::<B>("gpt2_plain", device)));
 }
 
@@ -335,8 +335,8 @@ fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M
 }
 
 /// Cuts a plan between its examples, freezes both parts, joins them in the other order, and puts
-/// the examples back; whether all of this was possible. It then gives what the whole plan gives,
-/// but for padding.
+/// the examples back; whether all of this was possible. The result must equal that of the whole
+/// plan, except at padding.
 fn parts_agree<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     raw: &RawPlan,
@@ -349,7 +349,7 @@ fn parts_agree<B: Backend, M: AlignableTransformer<B>>(
     let all: Vec<usize> = (0..batch).collect();
     let (first, rest) = all.split_at(1);
     let sites = sites(model);
-    // Unmasked scores, put in for weights, look at padding, of which parts have less.
+    // Unmasked scores used as weights attend to padding, of which parts have less.
     let lengths = |rows: &Vec<Vec<u32>>| rows.iter().map(Vec::len).collect::<BTreeSet<usize>>();
     let is_ragged = raw.inputs.iter().any(|rows| lengths(rows).len() > 1);
     let mut edits = raw.worlds.iter().flat_map(|(_, edits)| edits);
@@ -367,7 +367,7 @@ fn parts_agree<B: Backend, M: AlignableTransformer<B>>(
         )
     });
     let [Ok(rest), Ok(first)] = frozen else {
-        // Whole activations of examples of different lengths do not fit one another.
+        // Whole activations of examples of different lengths do not match.
         return Ok(false);
     };
     let joined = match Plan::join(&[rest, first]) {

@@ -1,4 +1,4 @@
-//! Models from GGUF files, compared with what `transformers` computes with the same file.
+//! Models from GGUF files, compared with the results of `transformers` for the same file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -149,7 +149,7 @@ fn sources_that_do_not_say_which_file() {
     assert!(matches!(error, LoadError::NoSuchModel { .. }), "{error:?}");
 }
 
-/// Bytes of a fixture with one text in the place of another that is as long.
+/// Bytes of a fixture with one text replaced by another of the same length.
 #[cfg(feature = "flex")]
 fn changed(name: &str, from: &str, to: &str) -> (TempDir, PathBuf) {
     assert_eq!(from.len(), to.len());
@@ -212,7 +212,7 @@ fn files_that_are_no_such_model() {
     }
 }
 
-/// The configuration that is made of a file's metadata can be written, and says the same.
+/// The configuration built from a file's metadata can be written, and reads back the same.
 #[cfg(feature = "flex")]
 #[test]
 fn the_configuration_is_that_of_hugging_face() {

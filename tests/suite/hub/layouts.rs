@@ -1,4 +1,4 @@
-//! Caches as other programs leave them, with no hub to ask.
+//! Caches as other programs leave them, without a hub.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::support::checkpoints;
 
 const COMMIT: &str = "607a30d783dfa663caf39e06633721c8d4cfcd7e";
 
-/// Options of a hub that is not there.
+/// Options for a hub that does not exist.
 fn no_hub(cache: &TempDir) -> LoadOptions {
     LoadOptions::default()
         .with_offline(false)
@@ -141,7 +141,7 @@ fn what_is_incomplete_is_named() {
     assert_eq!(names, missing);
 }
 
-/// `hf download --local-dir` leaves files and, in `.cache`, what it knows of them.
+/// `hf download --local-dir` leaves files and, in `.cache`, information about them.
 #[test]
 fn a_local_folder() {
     let folder = cache();

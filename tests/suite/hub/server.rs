@@ -1,4 +1,4 @@
-//! A hub on this machine: what the public one answers, as far as files of models go.
+//! A hub on this machine: responds like the public one, for files of models.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ pub(crate) struct Hub {
     server: Option<JoinHandle<()>>,
 }
 
-/// What was asked of a hub.
+/// A request to a hub.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
     pub(crate) method: String,
@@ -33,7 +33,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Whether the hub itself was asked, not the host where it keeps weights.
+    /// Whether the request went to the hub itself, not to the host where it keeps weights.
     pub(crate) fn is_of_the_hub(&self) -> bool {
         self.host.starts_with("127.")
     }
@@ -48,7 +48,7 @@ pub(crate) struct Shelf {
     refs: BTreeMap<(String, String), String>,
     /// Names that models had before.
     pub(crate) renamed: BTreeMap<String, String>,
-    /// Status and `X-Error-Code` of everything, if there is one.
+    /// Status and `X-Error-Code` of every response, if set.
     pub(crate) trouble: Option<(u16, Option<&'static str>)>,
     /// Bytes of a body after which the connection breaks.
     pub(crate) broken_after: usize,
@@ -56,9 +56,9 @@ pub(crate) struct Shelf {
     pub(crate) etag: Option<String>,
     /// Whether weights are on another host.
     pub(crate) elsewhere: bool,
-    /// Bytes that are flipped on the way.
+    /// Bytes that are flipped in transit.
     pub(crate) flipped: bool,
-    /// The file after which the branch `main` is the commit of this.
+    /// The file after which the branch `main` moves to this folder's commit.
     pub(crate) moves_after: Option<(String, String)>,
 }
 
@@ -84,7 +84,7 @@ impl Shelf {
         }
     }
 
-    /// Makes a folder the newest commit of a branch, and says which commit it is.
+    /// Makes a folder the newest commit of a branch, and returns the commit.
     pub(crate) fn add(&mut self, id: &str, revision: &str, folder: &Path) -> String {
         let commit = format!("{:040x}", hash((id, folder)));
         let key = (id.to_owned(), commit.clone());
@@ -94,7 +94,7 @@ impl Shelf {
         commit
     }
 
-    /// What a request is answered with: status, headers and body.
+    /// The response to a request: status, headers and body.
     fn answer(&mut self, request: &Request) -> Answer {
         if let Some((status, code)) = self.trouble {
             return Answer::refusal(status, code, None);
@@ -122,7 +122,7 @@ impl Shelf {
         {
             self.refs.insert((key.0, "main".into()), next);
         }
-        // A hub that means harm has a file of every name.
+        // A malicious hub has a file of every name.
         let name = file.rsplit('/').next().expect("a name");
         let Ok(mut content) = fs::read(folder.join(name)) else {
             return Answer::refusal(404, Some("EntryNotFound"), Some(&commit));
@@ -265,7 +265,7 @@ impl Hub {
                     let mut shelf = shelf.lock().expect("the shelf");
                     (shelf.answer(&request), shelf.broken_after)
                 };
-                // A client that hangs up is the client's matter.
+                // A client that hangs up is not an error.
                 let _ = answer.send(&mut stream, request.method == "GET", broken_after);
             }
         });
@@ -281,7 +281,7 @@ impl Hub {
         format!("http://{}", self.address)
     }
 
-    /// What was asked since this was last called.
+    /// The requests since this was last called.
     pub(crate) fn requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.seen.lock().expect("the log"))
     }

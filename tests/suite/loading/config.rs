@@ -1,4 +1,4 @@
-//! Configurations, tokenizers and sources that must be refused, and what may pass.
+//! Configurations, tokenizers and sources that must be rejected, and what may pass.
 
 use burn::backend::Flex;
 use burn_align_models::pretrained::{ConfigError, LoadError};
@@ -12,8 +12,8 @@ use crate::support::{checkpoints, fixtures, message};
 
 use super::{load, refusal};
 
-/// What is wrong with a fixture's configuration after these changes. There are no weights, so
-/// this also checks that the configuration is read first.
+/// The error for a fixture's configuration after these changes. There are no weights, so this also
+/// checks that the configuration is read first.
 fn config_error(fixture: &str, changes: Value) -> ConfigError {
     let scratch = Scratch::config(fixture, changes.clone());
     match refusal(scratch.path()) {
@@ -327,7 +327,7 @@ fn computations_that_are_not_implemented() {
     }
 }
 
-/// Unknown keys that sound as if they changed the computation are refused, with their values.
+/// Unknown keys whose names suggest an effect on the computation are rejected, with their values.
 #[test]
 fn keys_that_are_unknown() {
     let changes =
@@ -343,9 +343,9 @@ fn keys_that_are_unknown() {
     assert_eq!(error, ConfigError::Unknown { keys });
 }
 
-/// A message never advises to ignore what may change the computation.
+/// A message never recommends ignoring what may change the computation.
 #[test]
-fn nobody_is_told_to_ignore_a_key() {
+fn no_message_says_to_ignore_a_key() {
     for (fixture, changes) in [
         ("gpt2_plain", json!({"attn_trick": 1})),
         (
@@ -360,7 +360,7 @@ fn nobody_is_told_to_ignore_a_key() {
     }
 }
 
-/// What a fixture computes after these changes of its configuration, and the notes.
+/// The logits of a fixture after these changes of its configuration, and the notes.
 fn changed(fixture: &str, changes: Value) -> (Vec<f32>, Vec<String>) {
     let scratch = Scratch::copy(fixture);
     scratch.set_config(changes);
@@ -427,7 +427,7 @@ fn keys_without_effect() {
     }
 }
 
-/// The same rotary embedding in the words of every release.
+/// The same rotary embedding in the format of every release.
 #[test]
 fn rotary_embeddings_by_any_name() {
     let scaling = json!({
@@ -490,7 +490,7 @@ fn rotary_embeddings_by_any_name() {
     }
 }
 
-/// Equal bounds of LLaMA 3's way to scale leave nothing to interpolate.
+/// Equal bounds in LLaMA 3's scaling leave nothing to interpolate.
 #[test]
 fn frequency_factors_that_are_equal() {
     for (low, high) in [(2.0, 2.0), (4.0, 1.0)] {
@@ -631,7 +631,7 @@ fn numbers_are_read_exactly() {
     }
 }
 
-/// A caller who has looked can vouch for a key, but not for one that is known to matter.
+/// A caller can declare an unknown key harmless, but not one that is known to matter.
 #[test]
 fn keys_that_the_caller_vouches_for() {
     let scratch = Scratch::copy("gpt2_plain");

@@ -1,5 +1,5 @@
-//! The configurations of published models: keys and values as their `config.json` has them. Each loads,
-//! with the notes that are named, or is refused for the reason that is named.
+//! The configurations of published models: keys and values as their `config.json` has them. Each
+//! loads with the given notes, or is rejected for the given reason.
 
 use burn_align_models::pretrained::{CheckpointError, LoadError, LoadNote};
 use serde_json::{Value, json};
@@ -8,11 +8,11 @@ use crate::scratch::Scratch;
 
 use super::refusal;
 
-/// What becomes of a configuration.
+/// The expected outcome for a configuration.
 enum Outcome {
-    /// It is read; these keys are passed over with a note.
+    /// It loads; these keys are ignored with a note.
     Read(&'static [&'static str]),
-    /// It is refused, and the message names these.
+    /// It is rejected, and the message names these.
     Refused(&'static [&'static str]),
 }
 
@@ -388,7 +388,7 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
     ]
 }
 
-/// Models that are refused.
+/// Models that are rejected.
 fn refused() -> Vec<(&'static str, Value, Outcome)> {
     let families = [
         ("pythia-160m", "gpt_neox"),
@@ -416,7 +416,7 @@ fn refused() -> Vec<(&'static str, Value, Outcome)> {
         ),
         ("multimodal rotary embeddings", with(qwen2(), json!({"use_mrope": true})), Refused(&["use_mrope"])),
         (
-            "Qwen2.5-Omni's way to scale",
+            "Qwen2.5-Omni's scaling",
             with(qwen2(), json!({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}})),
             Refused(&["rope_scaling.rope_type", "mrope"]),
         ),
@@ -460,7 +460,7 @@ fn configurations_of_published_models() {
     for (name, config, outcome) in read.into_iter().chain(refused) {
         let scratch = Scratch::empty();
         scratch.write("config.json", config.to_string());
-        // There are no weights: what is read ends at their absence.
+        // There are no weights: a valid configuration fails at their absence.
         match (refusal(scratch.path()), outcome) {
             (LoadError::Checkpoint(CheckpointError::NoWeights { .. }), Read(_)) => {}
             (LoadError::Config { cause, .. }, Refused(texts)) => {

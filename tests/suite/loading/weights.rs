@@ -1,4 +1,4 @@
-//! Weights that must be refused, and what checkpoints may hold beside them.
+//! Weights that must be rejected, and what else checkpoints may contain.
 
 use burn::backend::Flex;
 use burn::tensor::DType;
@@ -224,7 +224,7 @@ fn a_tensor_of_another_shape() {
     }
 }
 
-/// Sizes by which nothing must be allocated before they are compared with the file.
+/// Nothing must be allocated by these sizes before they are compared with the file.
 #[test]
 fn a_configuration_of_other_sizes() {
     const MAX: usize = 1 << 24;
@@ -404,7 +404,7 @@ fn an_index_of_nothing() {
 }
 
 /// `burn-store` moves the module out of its place while it loads, so a panic of the backend (here
-/// over a dtype, more often over memory) must not drop the module twice.
+/// because of a dtype, more often of memory) must not drop the module twice.
 #[test]
 fn a_panic_of_the_backend_only_unwinds() {
     let options = LoadOptions::default().with_dtype(DType::I32);
@@ -417,8 +417,8 @@ fn a_panic_of_the_backend_only_unwinds() {
     );
 }
 
-/// Copies a tensor, changed, from its shard into another one: what a merge leaves behind.
-fn leave_behind(scratch: &Scratch) -> (String, String) {
+/// Copies a tensor, changed, from its shard into another one, as a merge may leave it.
+fn leave_copy(scratch: &Scratch) -> (String, String) {
     let index: Value =
         serde_json::from_str(&std::fs::read_to_string(scratch.file(INDEX)).expect("it"))
             .expect("JSON");
@@ -444,7 +444,7 @@ fn leave_behind(scratch: &Scratch) -> (String, String) {
 #[test]
 fn a_superseded_copy_in_another_shard() {
     let scratch = Scratch::copy("gpt2_sharded");
-    let (name, other) = leave_behind(&scratch);
+    let (name, other) = leave_copy(&scratch);
     let expected = load::<Flex>(
         &checkpoints()["gpt2_sharded"],
         &LoadOptions::default(),
@@ -460,7 +460,7 @@ fn a_superseded_copy_in_another_shard() {
     assert_eq!(found.notes, [LoadNote::NotInIndex { tensors }]);
 }
 
-/// Without an index, numbered shards are all read, and none may hold what another holds.
+/// Without an index, all numbered shards are read, and no tensor may be in two of them.
 #[test]
 fn shards_without_an_index() {
     let scratch = Scratch::copy("gpt2_sharded");
@@ -478,7 +478,7 @@ fn shards_without_an_index() {
     );
 
     let scratch = Scratch::copy("gpt2_sharded");
-    leave_behind(&scratch);
+    leave_copy(&scratch);
     scratch.remove(INDEX);
     assert_refused!(
         scratch,
@@ -503,7 +503,7 @@ fn a_parameter_under_two_names() {
     );
 }
 
-/// A stored head is what the author meant, whatever the configuration says of tying.
+/// A stored head is what the author intended, whatever the configuration says about tying.
 #[test]
 fn a_head_that_differs_from_the_embedding() {
     for (tied, embedding) in [
@@ -569,7 +569,7 @@ fn widened(tensor: &RawTensor) -> RawTensor {
     }
 }
 
-/// Masks and tables of old exports, in whatever dtype, and heads for other tasks change nothing.
+/// Masks and tables of old exports, in any dtype, and heads for other tasks change nothing.
 #[test]
 fn buffers_and_heads_that_are_passed_over() {
     let device = Default::default();
@@ -651,7 +651,7 @@ fn weights_in_f64() {
     );
 }
 
-/// A rotary model has no hard limit: longer prompts have angles, too.
+/// A rotary model has no hard limit: longer prompts have angles too.
 #[test]
 fn more_positions_than_a_rotary_model_was_made_for() {
     let scratch = Scratch::copy("llama_rope_yarn");

@@ -1,6 +1,6 @@
-//! What a stream means, written from the definition: recursion over the tree, with a plain forward
-//! pass for each node under a tap that replaces activations. It knows nothing of plans, worlds,
-//! differences or output projections.
+//! The meaning of a stream, written from the definition: recursion over the tree, with a plain
+//! forward pass for each node under a tap that replaces activations. Independent of plans, worlds,
+//! differences and output projections.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -88,12 +88,12 @@ impl<B: Backend> Reference<'_, B> {
         out
     }
 
-    /// The run that a stream is of: with what it goes on with.
+    /// The run of a stream, including what it continues with.
     fn run(&self, stream: &Stream) -> Seen<B> {
         let mut replaced: Vec<(Site, Tensor<B, 4>)> = Vec::new();
         let mut changes: Vec<&Change> = stream.changes.iter().collect();
         changes.retain(|change| change.reach == Reach::Run);
-        // Earlier ones first: what a later position or head keeps is what the run has there.
+        // Earlier ones first: a later position or head keeps what the run has there.
         changes.sort_by_key(|change| match change.node {
             Node::Embedding => 0,
             Node::Attention { layer } | Node::Head { layer, .. } => 2 * layer + 1,
@@ -120,7 +120,7 @@ impl<B: Backend> Reference<'_, B> {
         self.forward(stream.input, replaced).0
     }
 
-    /// What a reader at a depth reads: the sum of all that is added before it.
+    /// What a reader at a depth reads: the sum of everything added before it.
     fn residual(&self, stream: &Stream, depth: usize) -> Tensor<B, 4> {
         let run = self.run(stream);
         let layers = self.model.dims().layers;
@@ -232,7 +232,7 @@ impl<B: Backend> Reference<'_, B> {
         }
     }
 
-    /// Logits of a stream behind the last token.
+    /// Logits of a stream after the last token.
     fn logits(&self, stream: &Stream) -> Vec<f32> {
         let layers = self.model.dims().layers;
         let x = self.residual(stream, 2 * layers + 1);

@@ -1,4 +1,4 @@
-//! What a user can get wrong, found before anything is computed.
+//! User errors, detected before anything is computed.
 
 use burn::backend::Flex;
 use burn::tensor::Tensor;
@@ -177,7 +177,7 @@ fn outputs_that_are_changed_twice() {
     let attention = Node::Attention { layer: 0 };
     let set = vec![Path::new(attention), Path::new(head(0, 1))];
     assert_eq!(paths(set), overlap(attention, head(0, 1)));
-    // The run has lost its heads there, so none of them can be another one for the reader.
+    // The run has no heads there, so none of them can be replaced for the reader.
     let whole = Stream::clean(0).with_run(attention, Indices::Same(vec![1]), Value::Clean(1));
     let one = |positions| {
         whole
@@ -293,9 +293,9 @@ fn positions_are_checked_with_the_plan() {
     );
 }
 
-/// `Counted` does not say what its heads add, and only frozen patches from heads need it.
+/// `Counted` does not provide what its heads add, which only frozen patches from heads need.
 #[test]
-fn models_that_do_not_say_what_a_head_adds() {
+fn models_that_do_not_provide_what_a_head_adds() {
     let [base, source, _] = inputs();
     let run = |model: &Counted<Flex>, node, mlps| {
         let patch = PathPatch::new(node, ReceiverInput::Logits);
@@ -306,5 +306,5 @@ fn models_that_do_not_say_what_a_head_adds() {
     assert_eq!(error, PathError::NoHeadOutput);
     let model = Counted::new(load::<Flex>("gpt2_plain", &Default::default()));
     run(&model, head(0, 0), Mlps::Recomputed).expect("run instead");
-    run(&model, Node::Embedding, Mlps::Frozen).expect("an output of its own");
+    run(&model, Node::Embedding, Mlps::Frozen).expect("the embedding's output is known");
 }

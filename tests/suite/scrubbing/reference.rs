@@ -1,6 +1,6 @@
-//! What scrubbing means, written from the definition (Chan et al. 2022, "Causal Scrubbing",
+//! The meaning of scrubbing, written from the definition (Chan et al. 2022, "Causal Scrubbing",
 //! Algorithm 1): recursion over the tree, with plain forward passes for each node under a tap that
-//! replaces activations. It knows nothing of plans, worlds, streams or differences.
+//! replaces activations. Independent of plans, worlds, streams and differences.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -46,7 +46,7 @@ impl<B: Backend> Tap<B> for Replacing<B> {
 /// The activations of one forward pass.
 type Seen<B> = HashMap<Site, Tensor<B, 4>>;
 
-/// A part of the residual stream that has a value of its own: the embedding, a head, an MLP.
+/// A part of the residual stream with a separate value: the embedding, a head, an MLP.
 type Atom = Node;
 
 struct Reference<'a, B: Backend> {
@@ -73,7 +73,7 @@ impl<B: Backend> Reference<'_, B> {
         (tap.seen.into_inner(), logits)
     }
 
-    /// What the model has at a site when some activation is replaced.
+    /// The activation at a site when some activation is replaced.
     fn with(&self, site: Site, replaced: Vec<(Site, Tensor<B, 4>)>) -> Tensor<B, 4> {
         let (seen, _) = self.forward(&self.tree.examples(), replaced);
         seen[&site].clone()
@@ -94,7 +94,7 @@ impl<B: Backend> Reference<'_, B> {
         self.forward(rows, Vec::new()).0[&Self::site(atom)].clone()
     }
 
-    /// An atom's value as a node of the tree has it.
+    /// An atom's value in a node of the tree.
     fn value(&self, index: usize, atom: Atom) -> Tensor<B, 4> {
         let node = &self.tree.nodes()[index];
         let place = node.place.as_ref().expect("not the output");

@@ -1,4 +1,4 @@
-//! What a user can get wrong, found before anything is computed.
+//! User errors, detected before anything is computed.
 
 use burn::backend::Flex;
 use burn_align::engine::{Indices, PlanError};

@@ -26,7 +26,7 @@ struct Case {
     options: serde_json::Map<String, Value>,
     text: String,
     ids: Vec<u32>,
-    /// What the model says, by the template's own marks.
+    /// The assistant's tokens, as marked by the template.
     assistant: Option<Vec<usize>>,
 }
 
@@ -68,7 +68,7 @@ fn text_and_ids_are_those_of_transformers() {
         for (key, value) in &case.options {
             options = match key.as_str() {
                 "add_generation_prompt" => options.with_generation_prompt(value == true),
-                // Python's order of keys is that of the text, which `Value` does not keep.
+                // Python keeps the order of keys in the text, which `Value` does not.
                 "tools" => options
                     .with_tools(
                         r#"[{"type": "function", "function": {"name": "look_up",
@@ -87,7 +87,7 @@ fn text_and_ids_are_those_of_transformers() {
             assert_eq!(turn.role, message.role);
             let content = message.content.as_deref().unwrap_or("").trim();
             let Some(positions) = turn.content.clone() else {
-                // Not there, there in part, or in several places.
+                // Missing, partly present, or in several places.
                 let is_once = chat.text.matches(content).count() == 1;
                 assert!(content.is_empty() || !is_once, "{name}: {content}");
                 continue;
@@ -235,7 +235,7 @@ fn a_chat_has_one_beginning() {
         .expect("a chat");
     let bos = tokenizer.token_id("<s>").expect("an id");
     assert_eq!(chat.ids.iter().filter(|id| **id == bos).count(), 1);
-    // Rendered by somebody else, the text means the same.
+    // Rendered elsewhere, the text has the same tokens.
     assert_eq!(tokenizer.encode(&chat.text), Ok(chat.ids.clone()));
     let twice = tokenizer.encode_with(&chat.text, SpecialTokens::Always);
     assert_eq!(twice.expect("ids").len(), chat.ids.len() + 1);

@@ -1,4 +1,4 @@
-//! Model folders: the ids of `AutoTokenizer`, whichever file decides them
+//! Model folders: the ids of `AutoTokenizer`, whichever file determines them
 //! (`tests/fixtures/make_tokenizers.py`).
 
 use std::collections::BTreeMap;
@@ -102,7 +102,7 @@ fn ids_are_those_of_auto_tokenizer() {
         let tokenizer = Tokenizer::from_files(folder.files());
         let tokenizer = tokenizer.unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_ids(name, &tokenizer, &folder.ids);
-        // Of the two versions' ways of describing added tokens, both.
+        // Both versions' ways of describing added tokens.
         let is_mixed = name == "five/backend_prefix";
         assert_eq!(tokenizer.notes().len(), usize::from(is_mixed), "{name}");
     }
@@ -112,7 +112,7 @@ fn ids_are_those_of_auto_tokenizer() {
 fn a_tokenizer_on_its_own_keeps_the_ids() {
     for (name, folder) in folders("folders") {
         let tokenizer = Tokenizer::from_files(folder.files()).expect(&name);
-        // Not a matter of tokenizer.json: which special tokens are found in a text.
+        // tokenizer.json does not determine which special tokens are found in a text.
         if name == "folders/fast_split_special" {
             continue;
         }
@@ -139,13 +139,13 @@ fn text_that_brings_its_beginning_does_not_get_two() {
     let never = encode("<s>The capital", SpecialTokens::Never);
     assert_eq!(never, always[1..]);
 
-    // One is added where none is, and one that comes later is another one.
+    // One is added if there is none, and a later one does not count.
     for text in ["The capital", "", "The <s>capital", "</s>The", " <s>"] {
         let once = encode(text, SpecialTokens::Once);
         assert_eq!(once, encode(text, SpecialTokens::Always), "{text:?}");
         assert_eq!(once[0], bos);
     }
-    // Who writes two means two.
+    // Two written out stay two.
     let two = encode("<s><s>The", SpecialTokens::Once);
     assert_eq!(two.iter().filter(|id| **id == bos).count(), 2);
     assert_eq!(encode("<s>", SpecialTokens::Once), [bos]);
@@ -276,7 +276,7 @@ fn what_cannot_be_known_is_refused() {
 
 #[test]
 fn what_auto_tokenizer_cannot_read_is_noted() {
-    // It asks for a tokenizer.model.
+    // It requires a tokenizer.model.
     let read = |json: &str| Tokenizer::from_files(config(json)).expect("a tokenizer");
     let prefix = read(
         r#"{"tokenizer_class": "LlamaTokenizer", "add_prefix_space": true, "bos_token": "<|endoftext|>"}"#,
@@ -345,7 +345,7 @@ fn a_saved_model_keeps_its_tokenizer() {
             scratch.write(file, content.bytes());
         }
         if let Some(File::Text(config)) = folder.files.get("config.json") {
-            // The class is that of the model where no file names it: here LLaMA's.
+            // The class is that of the model if no file names one: here LLaMA's.
             let config: serde_json::Value = serde_json::from_str(config).expect("JSON");
             if config["model_type"] != "llama" {
                 let class = serde_json::json!({"tokenizer_class": "GPT2Tokenizer"});

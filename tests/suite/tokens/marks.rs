@@ -1,4 +1,4 @@
-//! What tokens look like: their text, and what is shown of it.
+//! What tokens look like: their text, and how it is displayed.
 
 use burn_align_models::Tokenizer;
 
@@ -19,7 +19,7 @@ fn a_token_with_a_space_differs_from_one_without() {
         (base("gemma.json"), "▁capital", "capital"),
     ] {
         let Some(id) = tokenizer.token_id(with) else {
-            // A vocabulary of its own cut.
+            // A vocabulary that splits differently.
             continue;
         };
         let plain = with.chars().skip(1).collect::<String>();
@@ -74,7 +74,7 @@ fn what_cannot_be_seen_is_shown_on_one_line() {
     let id = bytes.encode("🦀").expect("ids")[0];
     assert_eq!(bytes.token_strings(&[id]), ["\u{FFFD}"]);
     assert_eq!(bytes.token_marks(&[99_999]), ["#99999"]);
-    // Invisible characters that a vocabulary may have as tokens of their own.
+    // Invisible characters that a vocabulary may have as separate tokens.
     let json = r#"{
         "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
         "decoder": null,

@@ -107,13 +107,13 @@ fn what_a_normalizer_puts_in_front_is_no_part_of_a_word() {
     );
     assert_eq!(spaces.positions_of("é Rome", "é"), Ok(2..4));
     assert_eq!(spaces.positions_of("é Rome", "Rome"), Ok(4..5));
-    // Where one token holds both, it is the word's.
+    // If one token holds both, it belongs to the word.
     assert_eq!(spaces.positions_of("Rome", "Rome"), Ok(1..2));
     assert_eq!(spaces.positions_of("Rome is", "is"), Ok(2..3));
     assert_eq!(spaces.positions_of("西班牙的首都是", "西班牙"), Ok(2..6));
     assert_eq!(spaces.positions_of("<s>Rome is", "Rome"), Ok(1..2));
     assert_eq!(spaces.positions_of("Rome</s> Rome is", "is"), Ok(5..6));
-    // Spaces of the text are its own.
+    // Spaces of the text count.
     assert_eq!(spaces.positions_of("  Rome", "Rome"), Ok(3..4));
 }
 
@@ -146,7 +146,7 @@ fn a_part_of_a_word_is_told_from_none() {
         };
         assert_eq!(error, expected);
     }
-    // A whole word is meant, where there is one.
+    // A whole word takes precedence.
     assert_eq!(
         bytes
             .positions_of("capitals, capital", "capital")
@@ -163,7 +163,7 @@ fn running_text_may_have_a_word_twice() {
     let bytes = base("bytes.json");
     for (prompt, word, count) in [
         ("罗马的罗马", "罗马", 2),
-        ("ああああ", "ああ", 3), // each place counts, also where they overlap
+        ("ああああ", "ああ", 3), // each occurrence counts, even if they overlap
         ("스페인과 스페인의", "스페인", 2),
         ("Rome—Rome", "Rome", 2),
     ] {
