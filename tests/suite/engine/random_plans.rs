@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::{Mixed, mixed, sites};
 use crate::counted::Counted;
-use crate::support::{load, max_difference, tokens, values};
+use crate::support::{load, max_difference, values};
 
 on_every_backend!(random_plans_run_as_their_definition_says);
 
