@@ -7,7 +7,7 @@
 //!
 //! ```sh
 //! cargo run --release --example ioi                        # GPT-2 small from the hub
-//! cargo run --release --example ioi -- --model DIR --plot ioi.svg
+//! cargo run --release --example ioi -- --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts 8 --plot ioi.svg
 //! ```
 //!
 //! Needs GPT-2's weights (500 MB). Prints the heads with the largest effects next to the paper's
@@ -83,9 +83,11 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 
     // 3. The change, relative to the unpatched difference.
     let changes = effects.relative_changes();
+    let of_the_paper = args.model.source(MODEL) == MODEL;
     out!(
-        "logit difference {:.2} (in the paper 3.56)\n\nRelative change (layers × heads)\n{}",
+        "logit difference {:.2}{}\n\nRelative change (layers × heads)\n{}",
         effects.base,
+        if of_the_paper { " (in the paper 3.56)" } else { "" },
         heat_map_text(&changes)
     )?;
     let rows = changes.values.iter().enumerate();
@@ -96,11 +98,14 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         })
         .collect();
     heads.sort_by(|a, b| b.2.abs().total_cmp(&a.2.abs()));
-    let mut report = table(["head", "change", "in the paper"]);
+    let columns = ["head", "change", "in the paper"];
+    let columns = &columns[..if of_the_paper { 3 } else { 2 }];
+    let mut report = table(columns.iter().copied());
     for (layer, head, change) in heads.iter().take(PUBLISHED.len()) {
         let paper = PUBLISHED.iter().find(|(l, h, _)| (l, h) == (layer, head));
         let paper = paper.map_or(String::new(), |(.., change)| format!("{change:+.3}"));
-        report.add_row([format!("{layer}.{head}"), format!("{change:+.3}"), paper]);
+        let row = [format!("{layer}.{head}"), format!("{change:+.3}"), paper];
+        report.add_row(row.into_iter().take(columns.len()));
     }
     align_numbers(&mut report);
     out!("\n{report}")?;
@@ -114,7 +119,7 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
 
     // 4. Check the claims made at the top.
-    if args.model.source(MODEL) == MODEL {
+    if of_the_paper {
         for (layer, head) in [(9, 9), (9, 6), (10, 0)] {
             let change = changes.values[layer][head];
             ensure!(change < -0.1, "{layer}.{head} changes {change:+.3}");
