@@ -87,7 +87,11 @@ fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     out!(
         "logit difference {:.2}{}\n\nRelative change (layers × heads)\n{}",
         effects.base,
-        if of_the_paper { " (in the paper 3.56)" } else { "" },
+        if of_the_paper {
+            " (in the paper 3.56)"
+        } else {
+            ""
+        },
         heat_map_text(&changes)
     )?;
     let rows = changes.values.iter().enumerate();

@@ -154,7 +154,10 @@ fn gradients_pass_through_quantized_weights<B: Backend>(device: &B::Device) {
             let swap = Edit::from_world(source, site, Units::position(2), 0);
             let world = plan.world(base, [swap]);
             let read = plan.read_logits(world, LogitPositions::Last);
-            let logits = plan.run(&model, &[das.clone()]).expect("valid").get(read);
+            let logits = plan
+                .run(&model, std::slice::from_ref(&das))
+                .expect("valid")
+                .get(read);
             let gradients = (logits.clone() * logits).sum().backward();
 
             struct First<'a, B: Backend>(

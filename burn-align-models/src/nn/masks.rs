@@ -93,6 +93,8 @@ pub(crate) fn mask_bytes<B: Backend>(
     {
         return 0;
     }
+    #[cfg(not(feature = "flex"))]
+    let _without_kernels = dtype;
     let one = CausalMasks::<B>::new(1, None, device).future();
     // Layers with a window, and some without.
     let masks = if window.is_some_and(|window| window < pos) {

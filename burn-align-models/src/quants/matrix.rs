@@ -221,6 +221,7 @@ impl QuantizedMatrix {
     }
 
     /// Offset of the first element, and stride between rows, in elements.
+    #[cfg(feature = "flex")]
     pub(crate) fn layout(&self) -> (usize, usize) {
         (self.cols.start, self.stored)
     }

@@ -68,7 +68,10 @@ fn gradients_of_das_on_smollm2_are_the_same() {
             [Edit::from_world(source, site, Units::position(3), 0)],
         );
         let read = plan.read_logits(world, LogitPositions::Last);
-        let logits = plan.run(&model, &[das.clone()]).expect("valid").get(read);
+        let logits = plan
+            .run(&model, std::slice::from_ref(&das))
+            .expect("valid")
+            .get(read);
         let gradients = (logits.clone() * logits).mean().backward();
         values(
             das.rotation
