@@ -78,6 +78,16 @@ impl Request {
         from_json(json)
     }
 
+    /// The number of tokens of the longest example that is given by ids; `None` if none is.
+    pub fn longest_input(&self) -> Option<usize> {
+        let inputs = self.sources.iter().flatten().flatten();
+        let lengths = inputs.chain([&self.base]).filter_map(|input| match input {
+            Input::InputIds(ids) => ids.iter().map(Vec::len).max(),
+            Input::Text(_) => None,
+        });
+        lengths.max()
+    }
+
     /// The model named in a request in `folder`: a folder relative to it, or any other source.
     pub fn model(&self, folder: &Path) -> ModelSource {
         let beside = folder.join(&self.model);

@@ -60,6 +60,10 @@ fn requests() {
         let Ok(request) = Request::parse(&text) else {
             return false;
         };
+        // Attention takes memory with the square of the length, as it should.
+        if request.longest_input().is_some_and(|length| length > 256) {
+            return false;
+        }
         request.answer(folder, model, &device).is_ok()
     });
 }
@@ -200,13 +204,21 @@ fn tokenizer_folders() {
     let place = fixtures().join("tokenizers/base");
     let base = |name: &str| fs::read(place.join(name)).expect("a fixture");
     let config = |class: &str| {
-        let json = serde_json::json!({
+        let first = match class {
+            "T5Tokenizer" => "<pad>",
+            _ => "<unk>",
+        };
+        let mut json = serde_json::json!({
             "tokenizer_class": class, "add_bos_token": true, "bos_token": "<s>",
             "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": true},
-            "added_tokens_decoder": {"0": {"content": "<unk>", "special": true, "normalized": false}},
+            "added_tokens_decoder": {"0": {"content": first, "special": true, "normalized": false}},
             "additional_special_tokens": ["<x>"], "legacy": false,
             "chat_template": "{% for m in messages %}{{ m.content | trim }}{{ loop.index }}{% endfor %}",
         });
+        // T5's are its sentinels.
+        if class == "T5Tokenizer" {
+            json["additional_special_tokens"] = serde_json::Value::Null;
+        }
         json.to_string().into_bytes()
     };
     let folder = |class: &str, files: &[(&str, &str)]| -> Folder {

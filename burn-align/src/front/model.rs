@@ -34,7 +34,7 @@ use crate::interventions::{BuiltinIntervention, Intervention};
 ///
 /// let residual = AlignableRepresentationConfig::new(2, Component::BlockOutput);
 /// let model = AlignableModel::new(AlignableConfig::new([residual]), loaded.model.clone())?;
-/// The source's vector at the last token replaces the base's.
+/// // The source's vector at the last token replaces the base's.
 /// let output = model.forward(&base, &[source], 4)?;
 /// let next = tokenizer.top_tokens(output.counterfactual_last(), 1);
 /// assert_eq!(next[0][0].text, "Rome");

@@ -13,7 +13,7 @@ use crate::engine::Indices;
 /// ```
 /// use burn_align::paths::{HeadInput, Hop, Node, Path};
 ///
-/// Head 0.3 tells head 1.0 which key to look at.
+/// // Head 0.3 tells head 1.0 which key to look at.
 /// let key = Hop::Head { layer: 1, head: 0, input: HeadInput::Key };
 /// let path = Path::new(Node::Head { layer: 0, head: 3 }).through(key);
 /// assert_eq!(path.to_string(), "0.3 → 1.0.k → logits");

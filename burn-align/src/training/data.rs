@@ -15,7 +15,7 @@ use crate::interventions::Intervention;
 ///
 /// type B = burn::backend::Flex;
 ///
-/// As token ids. Swap the source's last token (of three) into the base's last token.
+/// // As token ids. Swap the source's last token (of three) into the base's last token.
 /// let example = InterchangeExample {
 ///     base: vec![5, 6, 7],
 ///     sources: vec![vec![5, 8, 7]],

@@ -54,7 +54,7 @@ use crate::interventions::Intervention;
 /// let options = LoadOptions::default();
 /// let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, &device)?;
 /// let tokenizer = loaded.tokenizer()?;
-/// The country of the source, and the question of the base.
+/// // The country of the source, and the question of the base.
 /// let example = InterchangeExample {
 ///     base: tokenizer.encode("The capital of Spain is")?,
 ///     sources: vec![tokenizer.encode("The language of Italy is")?],

@@ -191,7 +191,7 @@ fn an_unused_tensor() {
     for name in [
         "scores.weight",
         "transformer.h.0.attn.rotary.weight",
-        "wte.weight",
+        "wte2.weight",
         "bias",
     ] {
         let scratch = Scratch::copy("gpt2_plain");
