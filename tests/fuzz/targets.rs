@@ -204,21 +204,21 @@ fn tokenizer_folders() {
     let place = fixtures().join("tokenizers/base");
     let base = |name: &str| fs::read(place.join(name)).expect("a fixture");
     let config = |class: &str| {
-        let first = match class {
-            "T5Tokenizer" => "<pad>",
-            _ => "<unk>",
+        const CHAT: &str =
+            "{% for m in messages %}{{ m.content | trim }}{{ loop.index }}{% endfor %}";
+        let json = match class {
+            "T5Tokenizer" => serde_json::json!({
+                "tokenizer_class": class, "extra_ids": 3, "chat_template": CHAT,
+            }),
+            _ => serde_json::json!({
+                "tokenizer_class": class, "add_bos_token": true, "bos_token": "<s>",
+                "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": true},
+                "added_tokens_decoder": {
+                    "0": {"content": "<unk>", "special": true, "normalized": false},
+                },
+                "additional_special_tokens": ["<x>"], "legacy": false, "chat_template": CHAT,
+            }),
         };
-        let mut json = serde_json::json!({
-            "tokenizer_class": class, "add_bos_token": true, "bos_token": "<s>",
-            "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": true},
-            "added_tokens_decoder": {"0": {"content": first, "special": true, "normalized": false}},
-            "additional_special_tokens": ["<x>"], "legacy": false,
-            "chat_template": "{% for m in messages %}{{ m.content | trim }}{{ loop.index }}{% endfor %}",
-        });
-        // T5's are its sentinels.
-        if class == "T5Tokenizer" {
-            json["additional_special_tokens"] = serde_json::Value::Null;
-        }
         json.to_string().into_bytes()
     };
     let folder = |class: &str, files: &[(&str, &str)]| -> Folder {
