@@ -210,7 +210,7 @@ fn tokenizer_folders() {
             "T5Tokenizer" => serde_json::json!({
                 "tokenizer_class": class, "extra_ids": 3, "chat_template": CHAT,
             }),
-            _ => serde_json::json!({
+            "LlamaTokenizer" => serde_json::json!({
                 "tokenizer_class": class, "add_bos_token": true, "bos_token": "<s>",
                 "eos_token": {"__type": "AddedToken", "content": "</s>", "lstrip": true},
                 "added_tokens_decoder": {
@@ -218,6 +218,7 @@ fn tokenizer_folders() {
                 },
                 "additional_special_tokens": ["<x>"], "legacy": false, "chat_template": CHAT,
             }),
+            _ => serde_json::json!({"tokenizer_class": class, "chat_template": CHAT}),
         };
         json.to_string().into_bytes()
     };
