@@ -92,9 +92,19 @@ fn batch() -> TokenBatch {
     tokens(&[&[3, 1, 4, 1, 5, 9], &[2, 6, 5, 3, 5, 8]])
 }
 
-fn assert_equal(found: &[f32], expected: &[f32], context: &str) {
+/// To the bit where the blocks are multiplied; where both are tensors, these may lie differently in
+/// memory, and a backend may add in another order.
+fn assert_equal<B: Backend>(found: &[f32], expected: &[f32], context: &str) {
     assert!(expected.iter().any(|x| x.abs() > 1e-3), "{context}");
-    assert!(found == expected, "{context}");
+    if keeps_quantized::<B>() {
+        assert!(found == expected, "{context}");
+    }
+    assert_eq!(found.len(), expected.len(), "{context}");
+    let largest = expected.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    for (found, expected) in found.iter().zip(expected) {
+        let difference = (found - expected).abs();
+        assert!(difference <= 1e-4 * largest, "{context}: {difference}");
+    }
 }
 
 fn a_quantized_model_computes_what_its_tensors_would<B: Backend>(device: &B::Device) {
@@ -131,7 +141,7 @@ fn a_quantized_model_computes_what_its_tensors_would<B: Backend>(device: &B::Dev
         });
         let [found, expected] = &results;
         for (part, (found, expected)) in found.iter().zip(expected).enumerate() {
-            assert_equal(found, expected, &format!("{name}, {part}"));
+            assert_equal::<B>(found, expected, &format!("{name}, {part}"));
         }
     }
 }
@@ -175,7 +185,7 @@ fn gradients_pass_through_quantized_weights<B: Backend>(device: &B::Device) {
             das.visit(&mut first);
             first.1
         });
-        assert_equal(&found, &expected, name);
+        assert_equal::<B>(&found, &expected, name);
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_align_models::nn::keeps_quantized;
 use burn_align_models::pretrained::LoadError;
 use burn_align_models::{
     AlignableTransformer, FromPretrained, LanguageModel, LanguageModelConfig, LoadOptions,
@@ -62,6 +63,14 @@ fn cases<B: Backend>(name: &str, device: &B::Device) -> Vec<(Tensor<B, 2, Int>, 
         .collect()
 }
 
+/// How far logits may be from those of `transformers`: up to 20 here, and summed in another order.
+fn allowed<B: Backend>() -> f32 {
+    match keeps_quantized::<B>() {
+        true => 1e-4,
+        false => 5e-4,
+    }
+}
+
 /// The largest distance from the expected logits.
 fn distance<B: Backend>(loaded: &Loaded<B>, name: &str, device: &B::Device) -> f32 {
     let distances = cases::<B>(name, device).into_iter().map(|(ids, expected)| {
@@ -82,7 +91,7 @@ fn logits_are_those_of_transformers<B: Backend>(device: &B::Device) {
         ] {
             let loaded = load::<B>(file.as_path(), &options, device);
             let distance = distance(&loaded, &name, device);
-            assert!(distance < 1e-4, "{name}: {distance}, {options:?}");
+            assert!(distance < allowed::<B>(), "{name}: {distance}, {options:?}");
             assert!(loaded.notes.is_empty(), "{name}: {:?}", loaded.notes);
             assert!(loaded.tokenizer.is_none());
         }
@@ -103,7 +112,7 @@ fn saved_models_are_the_same<B: Backend>(device: &B::Device) {
             let again = load::<B>(saved.path(), &LoadOptions::default(), device);
             assert_eq!(again.config, loaded.config, "{name}");
             let distance = distance(&again, &name, device);
-            assert!(distance < 1e-4, "{name}: {distance}");
+            assert!(distance < allowed::<B>(), "{name}: {distance}");
         }
     }
 }
@@ -122,11 +131,11 @@ fn a_folder_and_a_file_are_the_same_model<B: Backend>(device: &B::Device) {
     ];
     for source in all {
         let loaded = load::<B>(source, &LoadOptions::default(), device);
-        assert!(distance(&loaded, name, device) < 1e-4);
+        assert!(distance(&loaded, name, device) < allowed::<B>());
     }
     let options = LoadOptions::default().with_file("llama_q8_0.gguf");
     let loaded = load::<B>(folder(), &options, device);
-    assert!(distance(&loaded, name, device) < 1e-4);
+    assert!(distance(&loaded, name, device) < allowed::<B>());
 }
 
 /// Why a source cannot be loaded.
