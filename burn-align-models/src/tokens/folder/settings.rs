@@ -29,6 +29,8 @@ const INFILLING: [(&str, &str); 4] = [
 ];
 /// Number of `<extra_id_…>` tokens of T5's class.
 const EXTRA_IDS: usize = 100;
+/// More than any model needs.
+const MOST_EXTRA_IDS: u64 = 1000;
 
 /// The settings of a tokenizer.
 #[derive(Debug)]
@@ -84,6 +86,14 @@ impl Settings {
             if let (true, Some(token)) = (is_named, described) {
                 *special = Special::Token(token.clone());
             }
+        }
+        if let Some(found) = keys.get("extra_ids").and_then(Value::as_u64)
+            && found > MOST_EXTRA_IDS
+        {
+            return Err(TokensError::File {
+                file: TokenizerFiles::CONFIG.to_owned(),
+                reason: format!("`extra_ids`: expected at most {MOST_EXTRA_IDS}, found {found}"),
+            });
         }
         let mut settings = Self {
             additional: read::list(&keys, ADDITIONAL)?,
@@ -198,8 +208,7 @@ impl Settings {
 
     pub(super) fn extra_ids(&self) -> usize {
         let ids = self.keys.get("extra_ids").and_then(Value::as_u64);
-        // More than any model needs.
-        ids.map_or(EXTRA_IDS, |ids| ids.min(100_000) as usize)
+        ids.map_or(EXTRA_IDS, |ids| ids as usize)
     }
 
     /// All special tokens, each text once, in the order in which they are added.
