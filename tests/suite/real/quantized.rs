@@ -60,7 +60,7 @@ fn gradients_of_das_on_smollm2_are_the_same() {
         let das = RotatedSpaceIntervention::new(rotation.expect("a shape"), TokenGrouping::Each);
         let mut plan = Plan::new();
         let base = plan.tokens(&tokens(&[&FRANCE.map(|id| id as u32)]));
-        let source = plan.tokens(&tokens(&[&[504, 3575, 282, 4649, 7]]));
+        let source = plan.tokens(&tokens(&[&[504, 3575, 282, 1234, 314]]));
         let source = plan.world(source, []);
         let site = Site::Block(20, Component::BlockOutput);
         let world = plan.world(
@@ -80,6 +80,9 @@ fn gradients_of_das_on_smollm2_are_the_same() {
                 .expect("it is tracked"),
         )
     });
-    assert!(dense.iter().any(|x| x.abs() > 1e-4));
-    assert!(kept == dense);
+    let largest = dense.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    assert!(largest > 0.0 && largest.is_finite() && kept.len() == dense.len());
+    for (kept, dense) in kept.iter().zip(&dense) {
+        assert!((kept - dense).abs() <= 1e-5 * largest, "{kept}, {dense}");
+    }
 }

@@ -29,7 +29,10 @@ type B = Flex;
 /// For logits, in f32 on both sides.
 const LOGITS: f64 = 1e-4;
 /// For probabilities.
-const PROBABILITIES: f64 = 1e-4;
+///
+/// Wider than that of logits: Flex's softmax adds 49,152 terms in f32 one after the other, which costs 1.4e-4
+/// of a probability.
+const PROBABILITIES: f64 = 5e-4;
 /// For differences of two logits.
 const DIFFERENCES: f64 = 2.0 * LOGITS;
 
