@@ -1,5 +1,5 @@
-//! The configurations of published models: keys and values as their `config.json` has them. Each
-//! loads with the given notes, or is rejected for the given reason.
+//! Configurations in the form of published models, of every family and age: keys and values as remembered of their
+//! `config.json`, not copies of the files. Each is read, with the named notes, or rejected for the named reason.
 
 use burn_align_models::pretrained::{CheckpointError, LoadError, LoadNote};
 use serde_json::{Value, json};
