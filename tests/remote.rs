@@ -1,6 +1,6 @@
-//! Several devices of Burn's remote backend: servers on loopback, each lending Flex.
+//! Several devices of Burn's remote backend: servers on loopback, each lending NdArray.
 //!
-//! `cargo test --release --features remote --test remote`
+//! `cargo test --release --features remote,ndarray --test remote`
 
 #[path = "suite/devices/agree.rs"]
 mod agree;
@@ -16,7 +16,7 @@ mod support;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use burn::backend::{Flex, RemoteBackend, remote::RemoteDevice};
+use burn::backend::{NdArray, RemoteBackend, remote::RemoteDevice};
 use burn::tensor::Tensor;
 use burn_align::engine::replicate;
 
@@ -27,7 +27,7 @@ fn server() -> RemoteDevice {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("some port is free");
     let port = listener.local_addr().expect("it is bound").port();
     drop(listener);
-    std::thread::spawn(move || burn::server::start_websocket::<Flex>(Default::default(), port));
+    std::thread::spawn(move || burn::server::start_websocket::<NdArray>(Default::default(), port));
     let started = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(started.elapsed() < Duration::from_secs(30), "no server");
@@ -61,7 +61,7 @@ fn a_server_computes_what_its_backend_does() {
     use burn_align_models::{AlignableTransformer, ModelInput};
     let tokens = support::tokens(&[&[3, 1, 4, 1, 5]]);
     let (local, remote) = (Default::default(), server());
-    let expected = load::<Flex>("llama_plain", &local);
+    let expected = load::<NdArray>("llama_plain", &local);
     let expected = values(expected.forward(ModelInput::Tokens(tokens.to_tensor(&local))));
     let found = load::<RemoteBackend>("llama_plain", &remote);
     let found = values(found.forward(ModelInput::Tokens(tokens.to_tensor(&remote))));

@@ -42,7 +42,7 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub(crate) type Folder = BTreeMap<String, Vec<u8>>;
 
 pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
 }
 
 /// The selected files of a folder.

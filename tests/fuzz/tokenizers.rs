@@ -10,7 +10,7 @@ use crate::fixtures;
 /// The text of their `tokenizer.json`.
 pub(crate) fn every_kind() -> Vec<String> {
     let gpt2 = fs::read_to_string(fixtures().join("tokenizers/bpe.json")).expect("a fixture");
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("burn-align-models/induction-gpt2");
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../burn-align-models/induction-gpt2");
     let words = fs::read_to_string(bundled.join("tokenizer.json")).expect("a bundled model");
     let written = [llama_2(), llama_3(), unigram(), word_piece()];
     let written = written.into_iter().map(|json| json.to_string());

@@ -13,7 +13,7 @@ fn definitions(text: &str) -> Vec<(&str, &str)> {
 
 #[test]
 fn links_are_defined_for_github_and_for_rustdoc() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("burn-align/guide");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../burn-align/guide");
     let read = |file: &Path| fs::read_to_string(file).expect("a file of the guide");
     let links = read(&folder.join("links.txt"));
     let known: BTreeSet<&str> = definitions(&links).iter().map(|it| it.0).collect();

@@ -337,7 +337,8 @@ fn a_source_is_a_bundle_a_folder_or_a_hub_id() {
         ModelSource::Hub("meta-llama/Llama-2-7b-hf".into())
     );
     for folder in [
-        "tests/fixtures",
+        // Folders that exist, from where tests run.
+        "fixtures/gguf",
         "./gpt2",
         "../gpt2",
         "/gpt2",
