@@ -1,16 +1,15 @@
 //! The tensors of a GGUF file as the weights of a Hugging Face checkpoint.
 
-use super::gguf::architecture::{Architecture, Role, Rows};
+use super::gguf::architecture::{Architecture, Role, Target};
 use super::gguf::{Gguf, GgufError, GgufTensor};
 use crate::quants::{BlockFormat, QuantizedMatrix, dequantize};
 
-/// A tensor of a GGUF file, in the layout of a Hugging Face checkpoint.
+/// A tensor of a GGUF file, or some of its rows, in the layout of a Hugging Face checkpoint.
 pub(super) struct GgufWeight {
     tensor: GgufTensor,
     /// `None` if the type can't be dequantised.
     format: Option<BlockFormat>,
-    rows: Rows,
-    transposed: bool,
+    target: Target,
 }
 
 impl GgufWeight {
@@ -20,47 +19,46 @@ impl GgufWeight {
         let architecture = Architecture::of(gguf)?;
         let mut all = Vec::new();
         for tensor in gguf.tensors() {
-            let (name, rows, transposed) = match architecture.tensor(gguf, &tensor.name)? {
+            let targets = match architecture.tensor(gguf, &tensor.name)? {
                 Some(Role::Configuration) => continue,
-                Some(Role::Tensor {
-                    name,
-                    rows,
-                    transposed,
-                }) => (name, rows, transposed),
-                None => (tensor.name.clone(), Rows::AsTheyAre, false),
+                Some(Role::Tensors(targets)) => targets,
+                None => vec![Target::named(tensor.name.clone())],
             };
-            if let Rows::Paired { heads } = rows {
-                let rows = tensor.shape.first().copied().unwrap_or(0);
-                if rows == 0 || !rows.is_multiple_of(heads.saturating_mul(2)) {
-                    return Err(GgufError::WrongTensor {
-                        tensor: tensor.name.clone(),
-                        expected: format!("rows for {heads} heads of an even number of features"),
-                        found: format!("{rows} rows"),
-                    });
-                }
+            for target in targets {
+                let weight = Self::of(tensor, target)?;
+                all.push((weight.target.name.clone(), weight));
             }
-            if transposed && tensor.shape.len() != 2 {
-                return Err(GgufError::WrongTensor {
-                    tensor: tensor.name.clone(),
-                    expected: "a matrix".to_owned(),
-                    found: format!("{:?}", tensor.shape),
-                });
-            }
-            let weight = Self {
-                tensor: tensor.clone(),
-                format: BlockFormat::from_ggml_type(tensor.ggml_type.id()),
-                rows,
-                transposed,
-            };
-            all.push((name, weight));
         }
         Ok(all)
+    }
+
+    fn of(tensor: &GgufTensor, target: Target) -> Result<Self, GgufError> {
+        let wrong = |expected: String, found: String| GgufError::WrongTensor {
+            tensor: tensor.name.clone(),
+            expected,
+            found,
+        };
+        let rows = tensor.shape.first().copied().unwrap_or(0);
+        if let Some(expected) = target.rows.expected(rows) {
+            return Err(wrong(expected, format!("{rows} rows")));
+        }
+        if target.transposed && tensor.shape.len() != 2 {
+            return Err(wrong("a matrix".to_owned(), format!("{:?}", tensor.shape)));
+        }
+        Ok(Self {
+            tensor: tensor.clone(),
+            format: BlockFormat::from_ggml_type(tensor.ggml_type.id()),
+            target,
+        })
     }
 
     /// The shape in a Hugging Face checkpoint.
     pub(super) fn shape(&self) -> Vec<usize> {
         let mut shape = self.tensor.shape.clone();
-        if self.transposed {
+        if let Some(rows) = shape.first_mut() {
+            *rows = self.target.rows.count(*rows);
+        }
+        if self.target.transposed {
             shape.reverse();
         }
         shape
@@ -71,14 +69,17 @@ impl GgufWeight {
     }
 
     /// The matrix in its stored form, `[d_output, d_input]`, with its rows in Hugging Face's order;
-    /// `None` if it is not a matrix, or already f32.
+    /// `None` if it is not a matrix, already f32, or has other numbers than the file.
     pub(super) fn matrix(&self) -> Option<QuantizedMatrix> {
         let format = self.format.filter(|format| *format != BlockFormat::F32)?;
+        if self.target.offset != 0.0 {
+            return None;
+        }
         let [rows, cols] = self.tensor.shape[..] else {
             return None;
         };
         let matrix = QuantizedMatrix::new(format, [rows, cols], self.tensor.bytes.clone()).ok()?;
-        Some(match self.rows.order(rows) {
+        Some(match self.target.rows.order(rows) {
             Some(order) => matrix.select_rows(&order),
             None => matrix,
         })
@@ -89,8 +90,13 @@ impl GgufWeight {
         self.tensor.ggml_type.name()
     }
 
+    /// The number of its bytes in the file.
     pub(super) fn bytes(&self) -> usize {
-        self.tensor.bytes.as_ref().len()
+        let bytes = self.tensor.bytes.as_ref().len();
+        match self.tensor.shape.first() {
+            Some(rows) => bytes / rows * self.target.rows.count(*rows),
+            None => bytes,
+        }
     }
 
     /// The numbers, in row-major order.
@@ -103,16 +109,21 @@ impl GgufWeight {
         let mut numbers = vec![0.0; count];
         dequantize(format, self.tensor.bytes.as_ref(), &mut numbers);
         let rows = self.tensor.shape.first().copied().unwrap_or(0);
-        if let Some(order) = self.rows.order(rows) {
+        if let Some(order) = self.target.rows.order(rows) {
             let width = count / rows;
             let row = |from: usize| numbers[from * width..][..width].iter().copied();
             numbers = order.into_iter().flat_map(row).collect();
         }
-        if self.transposed {
-            let [rows, cols] = self.tensor.shape[..] else {
+        if self.target.offset != 0.0 {
+            for number in &mut numbers {
+                *number += self.target.offset;
+            }
+        }
+        if self.target.transposed {
+            let [cols, rows] = self.shape()[..] else {
                 unreachable!("checked when the file was opened");
             };
-            let mut turned = vec![0.0; count];
+            let mut turned = vec![0.0; numbers.len()];
             for (row, numbers) in numbers.chunks(cols).enumerate() {
                 for (col, number) in numbers.iter().enumerate() {
                     turned[col * rows + row] = *number;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::GgufError;
-use super::{Architecture, Reader, Role, Rows, module_and_kind, of_block};
+use super::{Architecture, Reader, Role, Target, block_parts};
 
 pub(super) const GPT2: Architecture = Architecture {
     name: "gpt2",
@@ -34,8 +34,7 @@ fn role(name: &str) -> Option<Role> {
         "output_norm.bias" => ("transformer.ln_f.bias".to_owned(), false),
         "output.weight" => ("lm_head.weight".to_owned(), false),
         _ => {
-            let (layer, rest) = of_block(name)?;
-            let (module, kind) = module_and_kind(rest)?;
+            let (layer, module, kind) = block_parts(name)?;
             let (module, is_matrix) = match module {
                 "attn_norm" => ("ln_1", false),
                 "attn_qkv" => ("attn.c_attn", true),
@@ -50,9 +49,9 @@ fn role(name: &str) -> Option<Role> {
             (format!("transformer.h.{layer}.{module}.{kind}"), transposed)
         }
     };
-    Some(Role::Tensor {
-        name,
-        rows: Rows::AsTheyAre,
+    let target = Target {
         transposed,
-    })
+        ..Target::named(name)
+    };
+    Some(target.into())
 }

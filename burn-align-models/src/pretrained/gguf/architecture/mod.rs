@@ -4,9 +4,18 @@
 //! From there on, loading is the same as for any other checkpoint. Each family adds a file with two
 //! tables: how the metadata map to `config.json`, and how the tensors map to Hugging Face names.
 
+mod gated;
+mod gemma;
 mod gpt2;
+mod gpt_neox;
 mod llama;
+mod olmo2;
+mod phi;
+mod phi3;
+mod qwen;
 mod rotary;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 
@@ -22,24 +31,67 @@ pub(in crate::pretrained) struct Architecture {
     tensor: fn(&Reader<'_>, &str) -> Result<Option<Role>, GgufError>,
 }
 
-const ALL: [&Architecture; 3] = [&llama::LLAMA, &llama::QWEN2, &gpt2::GPT2];
+const ALL: [&Architecture; 10] = [
+    &llama::LLAMA,
+    &qwen::QWEN2,
+    &qwen::QWEN3,
+    &gpt2::GPT2,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &gpt_neox::GPT_NEOX,
+    &phi::PHI2,
+    &phi3::PHI3,
+    &olmo2::OLMO2,
+];
 
 /// What a tensor of a GGUF file corresponds to in a Hugging Face checkpoint.
 #[derive(Debug, PartialEq)]
 pub(in crate::pretrained) enum Role {
-    /// A tensor with this name.
-    Tensor {
-        name: String,
-        /// The order of its rows.
-        rows: Rows,
-        /// Whether it is stored as `[d_output, d_input]` where Hugging Face has `[d_input, d_output]`.
-        transposed: bool,
-    },
+    /// One tensor, or several that the file stores as one.
+    Tensors(Vec<Target>),
     /// Part of the configuration.
     Configuration,
 }
 
-/// The order of the rows of a weight in the file.
+/// A tensor of a Hugging Face checkpoint, and how it follows from the one in the file.
+#[derive(Debug, PartialEq)]
+pub(in crate::pretrained) struct Target {
+    pub(in crate::pretrained) name: String,
+    /// Which rows of the file it has, and in which order.
+    pub(in crate::pretrained) rows: Rows,
+    /// Whether it is stored as `[d_output, d_input]` where Hugging Face has `[d_input, d_output]`.
+    pub(in crate::pretrained) transposed: bool,
+    /// What is added to every element of the file.
+    pub(in crate::pretrained) offset: f32,
+}
+
+impl Target {
+    /// A tensor that is the same in both, apart from its name.
+    pub(in crate::pretrained) fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            rows: Rows::AsTheyAre,
+            transposed: false,
+            offset: 0.0,
+        }
+    }
+
+    fn with_rows(self, rows: Rows) -> Self {
+        Self { rows, ..self }
+    }
+
+    fn with_offset(self, offset: f32) -> Self {
+        Self { offset, ..self }
+    }
+}
+
+impl From<Target> for Role {
+    fn from(target: Target) -> Self {
+        Self::Tensors(vec![target])
+    }
+}
+
+/// The rows of a weight in the file, compared with those in a Hugging Face checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::pretrained) enum Rows {
     /// As in Hugging Face checkpoints.
@@ -47,23 +99,71 @@ pub(in crate::pretrained) enum Rows {
     /// The two features of each rotated pair are adjacent, in each of `heads` heads; Hugging Face
     /// puts the first features of all pairs of a head first.
     Paired { heads: usize },
+    /// The queries of all `heads` heads, then all keys, then all values; Hugging Face has queries,
+    /// keys and values of one head next to each other.
+    ByPart { heads: usize },
+    /// The rows from `start` to `end`, out of `all`.
+    Range {
+        start: usize,
+        end: usize,
+        all: usize,
+    },
 }
 
 impl Rows {
-    /// The row of the file for each row of a Hugging Face checkpoint; `None` if the order is the
-    /// same.
+    /// What the number of rows in the file must be, if it is not that.
+    pub(in crate::pretrained) fn expected(self, rows: usize) -> Option<String> {
+        let multiple_of = |heads: usize, parts: usize| {
+            rows > 0 && rows.is_multiple_of(heads.saturating_mul(parts))
+        };
+        match self {
+            Self::AsTheyAre => None,
+            Self::Paired { heads } => (!multiple_of(heads, 2))
+                .then(|| format!("rows for {heads} heads of an even number of features")),
+            Self::ByPart { heads } => (!multiple_of(heads, 3))
+                .then(|| format!("rows for queries, keys and values of {heads} heads")),
+            Self::Range { start, end, all } => {
+                (rows != all || start > end || end > all).then(|| format!("{all} rows"))
+            }
+        }
+    }
+
+    /// The row of the file for each row of a Hugging Face checkpoint; `None` if all rows are in the
+    /// same order.
     ///
-    /// `rows` must be a multiple of twice the number of heads.
+    /// `rows`, the number in the file, must be as [expected](Self::expected).
     pub(in crate::pretrained) fn order(self, rows: usize) -> Option<Vec<usize>> {
-        let Self::Paired { heads } = self else {
-            return None;
-        };
-        let d_head = rows / heads;
-        let half = d_head / 2;
-        let of_head = |head: usize| {
-            (0..2).flat_map(move |part| (0..half).map(move |pair| head * d_head + 2 * pair + part))
-        };
-        Some((0..heads).flat_map(of_head).collect())
+        match self {
+            Self::AsTheyAre => None,
+            Self::Paired { heads } => {
+                let d_head = rows / heads;
+                let half = d_head / 2;
+                let of_head = |head: usize| {
+                    (0..2).flat_map(move |part| {
+                        (0..half).map(move |pair| head * d_head + 2 * pair + part)
+                    })
+                };
+                Some((0..heads).flat_map(of_head).collect())
+            }
+            Self::ByPart { heads } => {
+                let d_head = rows / (3 * heads);
+                let of_head = |head: usize| {
+                    (0..3).flat_map(move |part| {
+                        (0..d_head).map(move |feature| (part * heads + head) * d_head + feature)
+                    })
+                };
+                Some((0..heads).flat_map(of_head).collect())
+            }
+            Self::Range { start, end, .. } => Some((start..end).collect()),
+        }
+    }
+
+    /// How many of the rows of the file there are in a Hugging Face checkpoint.
+    pub(in crate::pretrained) fn count(self, rows: usize) -> usize {
+        match self {
+            Self::AsTheyAre | Self::Paired { .. } | Self::ByPart { .. } => rows,
+            Self::Range { start, end, .. } => end - start,
+        }
     }
 }
 
@@ -164,6 +264,32 @@ impl Reader<'_> {
         self.gguf.metadata().text(&self.key(key))
     }
 
+    fn optional_flag(&self, key: &str) -> Result<Option<bool>, GgufError> {
+        self.gguf.metadata().flag(&self.key(key))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, GgufError> {
+        let flag = self.optional_flag(key)?;
+        flag.ok_or_else(|| self.wrong(key, "a bool"))
+    }
+
+    /// Refuses a value of a key whose absence means `expected`.
+    fn only_size(&self, key: &str, allowed: u64, expected: &str) -> Result<(), GgufError> {
+        match self.optional_size(key)? {
+            Some(size) if size != allowed => Err(self.wrong(key, expected)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The number of layers: no more than there are tensors.
+    fn layers(&self) -> Result<usize, GgufError> {
+        const KEY: &str = "block_count";
+        let tensors = self.gguf.tensors().len();
+        let layers = usize::try_from(self.size(KEY)?).ok();
+        let layers = layers.filter(|layers| *layers <= tensors);
+        layers.ok_or_else(|| self.wrong(KEY, format!("at most {tensors}, the number of tensors")))
+    }
+
     fn has(&self, tensor: &str) -> bool {
         self.gguf.tensor(tensor).is_some()
     }
@@ -189,32 +315,15 @@ fn of_block(name: &str) -> Option<(usize, &str)> {
     Some((layer.parse().ok()?, rest))
 }
 
+/// `blk.7.attn_q.weight` → layer 7, `attn_q`, `weight`.
+fn block_parts(name: &str) -> Option<(usize, &str, &str)> {
+    let (layer, rest) = of_block(name)?;
+    let (module, kind) = module_and_kind(rest)?;
+    Some((layer, module, kind))
+}
+
 /// `attn_q.weight` → `attn_q`, `weight`.
 fn module_and_kind(name: &str) -> Option<(&str, &str)> {
     let (module, kind) = name.rsplit_once('.')?;
     matches!(kind, "weight" | "bias").then_some((module, kind))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paired_rows_are_put_in_halves() {
-        // Two heads of four features: pairs (0, 1), (2, 3) of each head.
-        let order = Rows::Paired { heads: 2 }.order(8);
-        assert_eq!(order, Some(vec![0, 2, 1, 3, 4, 6, 5, 7]));
-        assert_eq!(Rows::AsTheyAre.order(8), None);
-    }
-
-    #[test]
-    fn names_come_apart() {
-        assert_eq!(
-            of_block("blk.12.attn_q.weight"),
-            Some((12, "attn_q.weight"))
-        );
-        assert_eq!(of_block("output.weight"), None);
-        assert_eq!(module_and_kind("attn_q.bias"), Some(("attn_q", "bias")));
-        assert_eq!(module_and_kind("attn_q.scale"), None);
-    }
 }

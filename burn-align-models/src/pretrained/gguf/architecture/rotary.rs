@@ -1,4 +1,4 @@
-//! Rotary embeddings in GGUF: metadata, and a tensor of divisors for LLaMA 3.
+//! Rotary embeddings in GGUF: metadata, and tensors of divisors for LLaMA 3 and Phi-3.
 
 use serde_json::{Value, json};
 
@@ -7,44 +7,118 @@ use super::Reader;
 
 /// The divisors of the frequencies in LLaMA 3.1 and later.
 const DIVISORS: &str = "rope_freqs.weight";
+/// The divisors of LongRoPE, up to the original context length and above it.
+const SHORT: &str = "rope_factors_short.weight";
+const LONG: &str = "rope_factors_long.weight";
 
 /// Whether a tensor belongs to the rotary embedding.
 pub(super) fn is_table(name: &str) -> bool {
-    name == DIVISORS || name.ends_with(".attn_rot_embd.weight") || name == "rope_freqs"
+    [DIVISORS, SHORT, LONG, "rope_freqs"].contains(&name)
+        || name.ends_with(".attn_rot_embd.weight")
+}
+
+/// Writes `rope_theta` and `rope_scaling`, for models that rotate all features of a head.
+pub(super) fn write(reader: &Reader<'_>, config: &mut Value, d_head: u64) -> Result<(), GgufError> {
+    let positions = reader.size("context_length")?;
+    let rotary = Rotary::read(reader, d_head, positions)?;
+    if rotary.rotated != d_head {
+        let expected = format!("{d_head}, all features of a head");
+        return Err(reader.wrong("rope.dimension_count", expected));
+    }
+    config["rope_theta"] = rotary.theta.into();
+    rotary.write_scaling(config);
+    Ok(())
 }
 
 /// Writes `rope_theta`, `rope_scaling` and `partial_rotary_factor`.
-pub(super) fn write(reader: &Reader<'_>, config: &mut Value, d_head: u64) -> Result<(), GgufError> {
-    if let Some(rotated) = reader.optional_size("rope.dimension_count")?
-        && rotated != d_head
-    {
-        config["partial_rotary_factor"] = (rotated as f64 / d_head as f64).into();
-    }
-    config["rope_theta"] = reader
-        .optional_float("rope.freq_base")?
-        .unwrap_or(10000.0)
-        .into();
-    let scaling = scaling(reader)?;
-    let divisors = divisors(reader, d_head)?;
-    config["rope_scaling"] = match (scaling, divisors) {
-        (None, None) => return Ok(()),
-        (Some(scaling), None) => scaling,
-        (None, Some(divisors)) => match llama3(&divisors, &config["rope_theta"], d_head) {
-            Some(scaling) => scaling,
-            None => json!({
-                "rope_type": "longrope",
-                "short_factor": divisors,
-                "long_factor": divisors,
-                "attention_factor": 1.0,
-                "original_max_position_embeddings": config["max_position_embeddings"],
-            }),
-        },
-        (Some(_), Some(_)) => {
-            let expected = format!("none together with the tensor {DIVISORS}");
+pub(super) fn write_partial(
+    reader: &Reader<'_>,
+    config: &mut Value,
+    d_head: u64,
+) -> Result<(), GgufError> {
+    let positions = reader.size("context_length")?;
+    let rotary = Rotary::read(reader, d_head, positions)?;
+    config["partial_rotary_factor"] = rotary.share(d_head).into();
+    config["rope_theta"] = rotary.theta.into();
+    rotary.write_scaling(config);
+    Ok(())
+}
+
+/// A rotary embedding.
+pub(super) struct Rotary {
+    /// The number of rotated features of a head.
+    rotated: u64,
+    /// The base of the frequencies.
+    pub(super) theta: f64,
+    scaling: Option<Value>,
+    /// The context length that LongRoPE starts from.
+    original: Option<u64>,
+}
+
+impl Rotary {
+    pub(super) fn read(
+        reader: &Reader<'_>,
+        d_head: u64,
+        positions: u64,
+    ) -> Result<Self, GgufError> {
+        const COUNT: &str = "rope.dimension_count";
+        let rotated = reader.optional_size(COUNT)?.unwrap_or(d_head);
+        if rotated == 0 || rotated % 2 != 0 || rotated > d_head {
+            let expected = format!("an even number of up to {d_head} features of a head");
+            return Err(reader.wrong(COUNT, expected));
+        }
+        let theta = reader.optional_float("rope.freq_base")?.unwrap_or(10000.0);
+        let by_key = scaling(reader)?;
+        let by_tensor = match divisors(reader, DIVISORS, rotated)? {
+            Some(divisors) if divisors.iter().any(|divisor| *divisor != 1.0) => {
+                let llama3 = llama3(&divisors, theta, rotated);
+                Some(llama3.unwrap_or_else(|| {
+                    json!({
+                        "rope_type": "longrope",
+                        "short_factor": divisors,
+                        "long_factor": divisors,
+                        "attention_factor": 1.0,
+                        "original_max_position_embeddings": positions,
+                    })
+                }))
+            }
+            _ => None,
+        };
+        let long = long_rope(reader, rotated, positions)?;
+        let original = long.as_ref().map(|(_, original)| *original);
+        let all = [by_key, by_tensor, long.map(|(scaling, _)| scaling)];
+        let mut all = all.into_iter().flatten();
+        let scaling = all.next();
+        if all.next().is_some() {
+            let expected = format!("one of metadata, the tensor {DIVISORS}, and {SHORT}");
             return Err(reader.wrong("rope.scaling.type", expected));
         }
-    };
-    Ok(())
+        Ok(Self {
+            rotated,
+            theta,
+            scaling,
+            original,
+        })
+    }
+
+    /// The share of the features of a head that are rotated. Multiplied by their number and rounded
+    /// down, as in `transformers`, it gives the number of rotated ones.
+    pub(super) fn share(&self, d_head: u64) -> f64 {
+        let share = self.rotated as f64 / d_head as f64;
+        match share * (d_head as f64) < self.rotated as f64 {
+            true => share.next_up(),
+            false => share,
+        }
+    }
+
+    pub(super) fn write_scaling(self, config: &mut Value) {
+        if let Some(scaling) = self.scaling {
+            config["rope_scaling"] = scaling;
+        }
+        if let Some(original) = self.original {
+            config["original_max_position_embeddings"] = original.into();
+        }
+    }
 }
 
 fn scaling(reader: &Reader<'_>) -> Result<Option<Value>, GgufError> {
@@ -79,36 +153,81 @@ fn scaling(reader: &Reader<'_>) -> Result<Option<Value>, GgufError> {
             }
             Ok(Some(scaling))
         }
-        _ => Err(reader.wrong("rope.scaling.type", "none, linear or yarn")),
+        // Its numbers are in tensors.
+        "longrope" if reader.has(SHORT) => Ok(None),
+        _ => {
+            let expected = format!("none, linear, yarn, or longrope with the tensor {SHORT}");
+            Err(reader.wrong("rope.scaling.type", expected))
+        }
     }
 }
 
-/// The divisors of the frequencies, unless all are 1.
-fn divisors(reader: &Reader<'_>, d_head: u64) -> Result<Option<Vec<f32>>, GgufError> {
-    let Some(tensor) = reader.gguf.tensor(DIVISORS) else {
+/// LongRoPE, and the context length that it starts from.
+///
+/// llama.cpp takes the long divisors if its context is longer than that, `transformers` if the text
+/// is.
+fn long_rope(
+    reader: &Reader<'_>,
+    rotated: u64,
+    positions: u64,
+) -> Result<Option<(Value, u64)>, GgufError> {
+    let (short, long) = match (
+        divisors(reader, SHORT, rotated)?,
+        divisors(reader, LONG, rotated)?,
+    ) {
+        (None, None) => return Ok(None),
+        (Some(short), Some(long)) => (short, long),
+        (short, _) => {
+            return Err(GgufError::WrongTensor {
+                tensor: if short.is_none() { SHORT } else { LONG }.to_owned(),
+                expected: "both this one and its counterpart for other lengths".to_owned(),
+                found: "none".to_owned(),
+            });
+        }
+    };
+    const ORIGINAL: &str = "rope.scaling.original_context_length";
+    let original = reader.optional_size(ORIGINAL)?.unwrap_or(positions);
+    if original < 2 {
+        return Err(reader.wrong(ORIGINAL, "a length of at least 2"));
+    }
+    // Phi-3's class in `transformers` takes no more keys than these.
+    let mut scaling = json!({"type": "longrope", "short_factor": short, "long_factor": long});
+    let factor = positions as f64 / original as f64;
+    let default = match factor > 1.0 {
+        true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+        false => 1.0,
+    };
+    let own = reader.optional_float("rope.scaling.attn_factor")?;
+    let own = own.unwrap_or(1.0);
+    if (own - default).abs() > 1e-6 * default {
+        scaling["attention_factor"] = own.into();
+    }
+    Ok(Some((scaling, original)))
+}
+
+/// Divisors of the frequencies.
+fn divisors(
+    reader: &Reader<'_>,
+    name: &str,
+    rotated: u64,
+) -> Result<Option<Vec<f32>>, GgufError> {
+    let Some(tensor) = reader.gguf.tensor(name) else {
         return Ok(None);
     };
-    if tensor.ggml_type != GgmlType::F32 || tensor.shape != [(d_head / 2) as usize] {
+    if tensor.ggml_type != GgmlType::F32 || tensor.shape != [(rotated / 2) as usize] {
         return Err(GgufError::WrongTensor {
-            tensor: DIVISORS.to_owned(),
-            expected: format!("{} numbers in F32", d_head / 2),
+            tensor: name.to_owned(),
+            expected: format!("{} numbers in F32", rotated / 2),
             found: format!("{:?} in {}", tensor.shape, tensor.ggml_type.name()),
         });
     }
     let (numbers, _) = tensor.bytes.as_ref().as_chunks::<4>();
-    let divisors: Vec<f32> = numbers
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect();
-    Ok(divisors
-        .iter()
-        .any(|divisor| *divisor != 1.0)
-        .then_some(divisors))
+    let numbers = numbers.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    Ok(Some(numbers.collect()))
 }
 
 /// LLaMA 3's scaling, if it gives these divisors: the file does not contain its parameters.
-fn llama3(divisors: &[f32], theta: &Value, d_head: u64) -> Option<Value> {
-    let theta = theta.as_f64()?;
+fn llama3(divisors: &[f32], theta: f64, rotated: u64) -> Option<Value> {
     let factor = f64::from(divisors.iter().copied().fold(0.0, f32::max));
     // The only values in use.
     let (low, high) = (1.0, 4.0);
@@ -116,7 +235,7 @@ fn llama3(divisors: &[f32], theta: &Value, d_head: u64) -> Option<Value> {
         .into_iter()
         .find_map(|original| {
             let same = divisors.iter().enumerate().all(|(index, divisor)| {
-                let frequency = theta.powf(-2.0 * index as f64 / d_head as f64);
+                let frequency = theta.powf(-2.0 * index as f64 / rotated as f64);
                 let rotations = f64::from(original) * frequency / (2.0 * std::f64::consts::PI);
                 let keep = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
                 let expected = 1.0 / ((1.0 - keep) / factor + keep);
