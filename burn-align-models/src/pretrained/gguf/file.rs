@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 
+#[cfg(test)]
+use super::MetadataValue;
 use super::part::Part;
 use super::{GgufError, GgufTensor, Metadata};
 
@@ -85,6 +87,15 @@ impl Gguf {
             }
             _ => Ok(all),
         }
+    }
+
+    /// The same file with another value for a key, or without the key.
+    #[cfg(test)]
+    pub(super) fn with(mut self, key: &str, value: Option<MetadataValue>) -> Self {
+        let others = self.metadata.iter().filter(|(found, _)| *found != key);
+        let others = others.map(|(key, value)| (key, value.clone()));
+        self.metadata = Metadata::of(others.chain(value.map(|value| (key, value))));
+        self
     }
 
     /// The metadata; for several parts, those of the first.

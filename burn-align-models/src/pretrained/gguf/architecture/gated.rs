@@ -5,12 +5,9 @@ use serde_json::{Value, json};
 use super::super::GgufError;
 use super::{Reader, Target, block_parts};
 
-/// The configuration of such a model, without its rotary embedding.
-pub(super) fn config(
-    reader: &Reader<'_>,
-    model_type: &str,
-    d_head: u64,
-) -> Result<Value, GgufError> {
+/// The configuration of such a model, without the size of a head, the activation and the rotary
+/// embedding.
+pub(super) fn config(reader: &Reader<'_>, model_type: &str) -> Result<Value, GgufError> {
     only_causal_and_dense(reader)?;
     Ok(json!({
         "model_type": model_type,
@@ -22,8 +19,6 @@ pub(super) fn config(
         "num_hidden_layers": reader.layers()?,
         "num_attention_heads": heads(reader)?,
         "num_key_value_heads": kv_heads(reader)?,
-        "head_dim": d_head,
-        "hidden_act": "silu",
         "max_position_embeddings": reader.size("context_length")?,
         "rms_norm_eps": reader.float("attention.layer_norm_rms_epsilon")?,
         "tie_word_embeddings": !reader.has("output.weight"),

@@ -65,10 +65,8 @@ fn gemma3_config(reader: &Reader<'_>) -> Result<Value, GgufError> {
 /// What both have; the model with `divided` layers divides its scores by the width per head.
 fn config(reader: &Reader<'_>, model_type: &str, divided: usize) -> Result<Value, GgufError> {
     let d_head = gated::d_head(reader)?;
-    let mut config = gated::config(reader, model_type, d_head)?;
-    if let Some(config) = config.as_object_mut() {
-        config.remove("hidden_act");
-    }
+    let mut config = gated::config(reader, model_type)?;
+    config["head_dim"] = d_head.into();
     config["hidden_activation"] = "gelu_pytorch_tanh".into();
     config["attention_bias"] = reader.has("blk.0.attn_q.bias").into();
     // The file does not have it: llama.cpp tells the models apart by their number of layers.
@@ -132,6 +130,10 @@ fn role(name: &str) -> Option<Role> {
         _ => gated::projection(module),
     })?;
     // A norm multiplies by the weight of the file, and in Hugging Face's form by 1 + its weight.
-    let offset = if target.ends_with("norm.weight") { -1.0 } else { 0.0 };
+    let offset = if target.ends_with("norm.weight") {
+        -1.0
+    } else {
+        0.0
+    };
     Some(Target::named(target).with_offset(offset).into())
 }

@@ -13,7 +13,9 @@ pub(super) const LLAMA: Architecture = Architecture {
 
 fn config(reader: &Reader<'_>) -> Result<Value, GgufError> {
     let d_head = gated::d_head(reader)?;
-    let mut config = gated::config(reader, "llama", d_head)?;
+    let mut config = gated::config(reader, "llama")?;
+    config["head_dim"] = d_head.into();
+    config["hidden_act"] = "silu".into();
     config["attention_bias"] = reader.has("blk.0.attn_q.bias").into();
     config["mlp_bias"] = reader.has("blk.0.ffn_gate.bias").into();
     rotary::write(reader, &mut config, d_head)?;

@@ -15,7 +15,8 @@ fn config(reader: &Reader<'_>) -> Result<Value, GgufError> {
     let expected = "none: OLMo 3, which llama.cpp stores under this name, is not implemented";
     reader.only_size("attention.sliding_window", 0, expected)?;
     let d_head = gated::d_head_of_width(reader)?;
-    let mut config = gated::config(reader, "olmo2", d_head)?;
+    let mut config = gated::config(reader, "olmo2")?;
+    config["hidden_act"] = "silu".into();
     config["attention_bias"] = reader.has("blk.0.attn_q.bias").into();
     rotary::write(reader, &mut config, d_head)?;
     Ok(config)

@@ -13,10 +13,8 @@ pub(super) const PHI3: Architecture = Architecture {
 
 fn config(reader: &Reader<'_>) -> Result<Value, GgufError> {
     let d_head = gated::d_head_of_width(reader)?;
-    let mut config = gated::config(reader, "phi3", d_head)?;
-    if let Some(config) = config.as_object_mut() {
-        config.remove("head_dim");
-    }
+    let mut config = gated::config(reader, "phi3")?;
+    config["hidden_act"] = "silu".into();
     // llama.cpp has switched windows off for this architecture, because files from before had wrong
     // ones; this follows the file, as Hugging Face's class does. 0 stands for none.
     let window = reader.optional_size("attention.sliding_window")?;

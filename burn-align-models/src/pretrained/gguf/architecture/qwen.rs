@@ -23,7 +23,9 @@ pub(super) const QWEN3: Architecture = Architecture {
 
 fn config(reader: &Reader<'_>, model_type: &str) -> Result<Value, GgufError> {
     let d_head = gated::d_head(reader)?;
-    let mut config = gated::config(reader, model_type, d_head)?;
+    let mut config = gated::config(reader, model_type)?;
+    config["head_dim"] = d_head.into();
+    config["hidden_act"] = "silu".into();
     // llama.cpp reads no window for these.
     config["use_sliding_window"] = false.into();
     rotary::write(reader, &mut config, d_head)?;

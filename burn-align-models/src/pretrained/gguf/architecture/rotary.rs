@@ -13,8 +13,7 @@ const LONG: &str = "rope_factors_long.weight";
 
 /// Whether a tensor belongs to the rotary embedding.
 pub(super) fn is_table(name: &str) -> bool {
-    [DIVISORS, SHORT, LONG, "rope_freqs"].contains(&name)
-        || name.ends_with(".attn_rot_embd.weight")
+    [DIVISORS, SHORT, LONG, "rope_freqs"].contains(&name) || name.ends_with(".attn_rot_embd.weight")
 }
 
 /// Writes `rope_theta` and `rope_scaling`, for models that rotate all features of a head.
@@ -62,6 +61,10 @@ impl Rotary {
         positions: u64,
     ) -> Result<Self, GgufError> {
         const COUNT: &str = "rope.dimension_count";
+        if d_head % 2 != 0 {
+            let expected = "heads with an even number of features";
+            return Err(reader.wrong("attention.head_count", expected));
+        }
         let rotated = reader.optional_size(COUNT)?.unwrap_or(d_head);
         if rotated == 0 || rotated % 2 != 0 || rotated > d_head {
             let expected = format!("an even number of up to {d_head} features of a head");
@@ -69,30 +72,28 @@ impl Rotary {
         }
         let theta = reader.optional_float("rope.freq_base")?.unwrap_or(10000.0);
         let by_key = scaling(reader)?;
-        let by_tensor = match divisors(reader, DIVISORS, rotated)? {
-            Some(divisors) if divisors.iter().any(|divisor| *divisor != 1.0) => {
-                let llama3 = llama3(&divisors, theta, rotated);
-                Some(llama3.unwrap_or_else(|| {
-                    json!({
-                        "rope_type": "longrope",
-                        "short_factor": divisors,
-                        "long_factor": divisors,
-                        "attention_factor": 1.0,
-                        "original_max_position_embeddings": positions,
-                    })
-                }))
-            }
+        let llama3 = llama3(reader, theta, rotated, positions)?;
+        let long = long_rope(reader, rotated, positions)?;
+        let second = match (&by_key, &llama3, &long) {
+            (_, Some(_), Some(_)) | (Some(_), None, Some(_)) => Some(SHORT),
+            (Some(_), Some(_), None) => Some(DIVISORS),
             _ => None,
         };
-        let long = long_rope(reader, rotated, positions)?;
-        let original = long.as_ref().map(|(_, original)| *original);
-        let all = [by_key, by_tensor, long.map(|(scaling, _)| scaling)];
-        let mut all = all.into_iter().flatten();
-        let scaling = all.next();
-        if all.next().is_some() {
-            let expected = format!("one of metadata, the tensor {DIVISORS}, and {SHORT}");
-            return Err(reader.wrong("rope.scaling.type", expected));
+        if let Some(tensor) = second {
+            return Err(GgufError::WrongTensor {
+                tensor: tensor.to_owned(),
+                expected: "none beside another scaling of the frequencies".to_owned(),
+                found: "one".to_owned(),
+            });
         }
+        const FACTOR: &str = "rope.scaling.attn_factor";
+        let yarn = by_key.as_ref().is_some_and(|it| it["rope_type"] == "yarn");
+        let factor = reader.optional_float(FACTOR)?.unwrap_or(1.0);
+        if factor != 1.0 && !yarn && long.is_none() {
+            return Err(reader.wrong(FACTOR, "1 without YaRN and LongRoPE"));
+        }
+        let original = long.as_ref().map(|(_, original)| *original);
+        let scaling = by_key.or(llama3).or(long.map(|(scaling, _)| scaling));
         Ok(Self {
             rotated,
             theta,
@@ -206,11 +207,7 @@ fn long_rope(
 }
 
 /// Divisors of the frequencies.
-fn divisors(
-    reader: &Reader<'_>,
-    name: &str,
-    rotated: u64,
-) -> Result<Option<Vec<f32>>, GgufError> {
+fn divisors(reader: &Reader<'_>, name: &str, rotated: u64) -> Result<Option<Vec<f32>>, GgufError> {
     let Some(tensor) = reader.gguf.tensor(name) else {
         return Ok(None);
     };
@@ -226,8 +223,31 @@ fn divisors(
     Ok(Some(numbers.collect()))
 }
 
+/// LLaMA 3's scaling, or any other one with the same divisors for all lengths; `None` if all are 1.
+fn llama3(
+    reader: &Reader<'_>,
+    theta: f64,
+    rotated: u64,
+    positions: u64,
+) -> Result<Option<Value>, GgufError> {
+    let divisors = divisors(reader, DIVISORS, rotated)?.unwrap_or_default();
+    if divisors.iter().all(|divisor| *divisor == 1.0) {
+        return Ok(None);
+    }
+    let known = llama3_with(&divisors, theta, rotated);
+    Ok(Some(known.unwrap_or_else(|| {
+        json!({
+            "rope_type": "longrope",
+            "short_factor": divisors,
+            "long_factor": divisors,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": positions,
+        })
+    })))
+}
+
 /// LLaMA 3's scaling, if it gives these divisors: the file does not contain its parameters.
-fn llama3(divisors: &[f32], theta: f64, rotated: u64) -> Option<Value> {
+fn llama3_with(divisors: &[f32], theta: f64, rotated: u64) -> Option<Value> {
     let factor = f64::from(divisors.iter().copied().fold(0.0, f32::max));
     // The only values in use.
     let (low, high) = (1.0, 4.0);
@@ -251,4 +271,26 @@ fn llama3(divisors: &[f32], theta: f64, rotated: u64) -> Option<Value> {
                 })
             })
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Rotary;
+
+    #[test]
+    fn shares_give_back_the_number_of_features() {
+        for d_head in (2..=512_u64).step_by(2) {
+            for rotated in (2..=d_head).step_by(2) {
+                let rotary = Rotary {
+                    rotated,
+                    theta: 1e4,
+                    scaling: None,
+                    original: None,
+                };
+                let share = rotary.share(d_head);
+                assert!(share <= 1.0);
+                assert_eq!((share * d_head as f64) as u64, rotated, "of {d_head}");
+            }
+        }
+    }
 }
