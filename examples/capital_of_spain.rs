@@ -28,7 +28,7 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
 };
 use burn_align::methods::{Grid, probability};
-use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site};
+use burn_align_models::{AlignableTransformer, Component, Decoder, Site};
 use clap::Parser;
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::{heat_map_text, table};
@@ -82,9 +82,7 @@ fn swap<B: Backend>(args: &Args) -> Result<()> {
     let devices = args.devices.of::<B>(args.backend.backend)?;
     let device = &devices[0];
     let dtype = args.backend.dtype.dtype();
-    let loaded = args
-        .model
-        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
+    let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?.clone();
     let layers = loaded.model.dims().layers;
 

@@ -24,7 +24,7 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use burn_align::engine::Indices;
 use burn_align::methods::{Grid, patch_streams, probability};
-use burn_align::models::{AlignableTransformer, LanguageModel};
+use burn_align::models::{AlignableTransformer, Decoder};
 use burn_align::paths::{Node, Stream, Value};
 use clap::Parser;
 use workbench::plot::{heat_maps, picture_file};
@@ -66,9 +66,7 @@ fn main() -> ExitCode {
 fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model and the prompts.
     let dtype = args.backend.dtype.dtype();
-    let loaded = args
-        .model
-        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
+    let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?;
     let base = tokenizer.encode_batch([&args.base])?;
     let source = tokenizer.encode_batch([&args.source])?;

@@ -41,7 +41,7 @@ use burn_align::methods::{
     Feature, Grid, Hypothesis, Place, ScrubOptions, ScrubTree, Scrubbed, cross_entropies, scrub,
     scrub_ablations,
 };
-use burn_align::models::{AlignableTransformer, FromPretrained, Gpt2, LoadOptions, Tokenizer};
+use burn_align::models::{AlignableTransformer, Decoder, FromPretrained, LoadOptions, Tokenizer};
 use burn_align::paths::{HeadInput, Node};
 use clap::Parser;
 use rand::SeedableRng;
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
 fn run<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and queues with one question each.
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Gpt2::<B>::from_pretrained("bundled:induction", &options, device)?;
+    let loaded = Decoder::<B>::from_pretrained("bundled:induction", &options, device)?;
     let model = &loaded.model;
     let mut rng = StdRng::seed_from_u64(args.seed);
     let queues = std::iter::repeat_with(|| Queue::draw(1, &mut rng));

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use burn_align::methods::{CausalTraceConfig, causal_trace};
-use burn_align_models::{AlignableTransformer, Component, LanguageModel};
+use burn_align_models::{AlignableTransformer, Component, Decoder};
 use clap::Parser;
 use workbench::plot::{heat_maps, picture_file};
 use workbench::table::heat_map_text;
@@ -73,9 +73,7 @@ fn main() -> ExitCode {
 fn trace<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and how large its embeddings are.
     let dtype = args.backend.dtype.dtype();
-    let loaded = args
-        .model
-        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
+    let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?;
     let layers = loaded.model.dims().layers;
     let embeddings = loaded.model.token_embedding().flatten::<1>(0, 1);

@@ -37,7 +37,7 @@ use burn_align::front::{
 };
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, TrainingEvent, losses};
-use burn_align_models::{AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions};
+use burn_align_models::{AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions};
 use clap::Parser;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
 fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and pairs of prompts that call for the source's country.
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
+    let loaded = Decoder::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let data = pairs::split([args.pairs, 1000], loaded.tokenizer()?, &mut rng)?.map(|it| [it]);
     let [training, held_out] = &data;

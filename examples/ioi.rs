@@ -21,7 +21,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_differences};
-use burn_align::models::LanguageModel;
+use burn_align::models::Decoder;
 use clap::Parser;
 use workbench::ioi::{Ioi, PUBLISHED};
 use workbench::plot::{heat_map, picture_file};
@@ -64,9 +64,7 @@ fn main() -> ExitCode {
 fn figure<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model and the prompts.
     let dtype = args.backend.dtype.dtype();
-    let loaded = args
-        .model
-        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
+    let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
     let ioi = Ioi::draw(loaded.tokenizer()?, args.prompts, args.seed)?;
 
     // 2. All heads, in one call.

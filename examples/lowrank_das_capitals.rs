@@ -42,7 +42,7 @@ use burn_align::training::{
     Checkpoints, Controlled, Evaluation, History, RateSchedule, TrainingConfig,
     evaluate_with_controls, losses, train_on_devices,
 };
-use burn_align_models::{Component, FromPretrained, Gpt2, LoadOptions};
+use burn_align_models::{Component, Decoder, FromPretrained, LoadOptions};
 use clap::Parser;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -92,7 +92,7 @@ fn search<B: Backend>(args: &Args) -> Result<()> {
     let devices = args.devices.of::<B>(args.backend.backend)?;
     let device = &devices[0];
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
+    let loaded = Decoder::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let tokenizer = loaded.tokenizer()?;
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     // The last ones are for the progress of training; nothing is selected with them.

@@ -30,7 +30,7 @@ use burn_align::engine::RunOptions;
 use burn_align::methods::{
     Mlps, PathGrid, Receiver, ReceiverInput, head_effects, logit_differences, patch_paths,
 };
-use burn_align::models::{FromPretrained, Gpt2, LoadOptions, TokenBatch, Tokenizer};
+use burn_align::models::{Decoder, FromPretrained, LoadOptions, TokenBatch, Tokenizer};
 use burn_align::paths::{HeadInput, Hop, Node, Path, Stream};
 use clap::Parser;
 use rand::SeedableRng;
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
 fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and pairs of queues.
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Gpt2::<B>::from_pretrained("bundled:induction", &options, device)?;
+    let loaded = Decoder::<B>::from_pretrained("bundled:induction", &options, device)?;
     let model = &loaded.model;
     let pairs = Pairs::draw(loaded.tokenizer()?, args.pairs, args.seed)?;
     let inputs = [&pairs.base, &pairs.source];

@@ -45,7 +45,8 @@ use burn_align::training::{
     InterchangeData, RateSchedule, TrainingConfig, TrainingEvent, evaluate, losses, train,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, Gpt2, LoadOptions, Site, TokenBatch, Tokenizer,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Site, TokenBatch,
+    Tokenizer,
 };
 use clap::Parser;
 use facts::{COUNTRIES, Relation, facts};
@@ -108,7 +109,7 @@ fn main() -> ExitCode {
 fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and prompts: capitals to be answered with languages, and other questions.
     let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
+    let loaded = Decoder::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
     let tokenizer = loaded.tokenizer()?;
     let mut countries: Vec<usize> = (0..COUNTRIES.len()).collect();
     countries.shuffle(&mut ChaCha8Rng::seed_from_u64(args.seed));
@@ -287,7 +288,7 @@ fn data<B: Backend>(examples: &[Example]) -> Result<InterchangeData<B>> {
 
 /// The mean activation at the last tokens, `[1, 1, d_model]`.
 fn mean<B: Backend>(
-    model: &Gpt2<B>,
+    model: &Decoder<B>,
     residual: &AlignableRepresentationConfig,
     examples: &[Example],
 ) -> Result<Tensor<B, 3>> {

@@ -22,9 +22,10 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn_align_models::{Gpt2, Gpt2Config, SavePretrained, TokenBatch, Tokenizer};
+use burn_align_models::{Decoder, DecoderConfig, SavePretrained, TokenBatch, Tokenizer};
 use clap::Parser;
 use rand::{SeedableRng, rngs::StdRng};
+use serde_json::json;
 use workbench::fit::{Example, Fit, draw_loss, next_tokens};
 use workbench::queues::{LENGTHS, QUESTIONS, Queue, vocabulary};
 use workbench::table::{align_numbers, table};
@@ -70,15 +71,15 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let tokenizer = words::tokenizer(&vocabulary)?;
 
     // 2. The model.
-    let config = Gpt2Config {
-        vocab_size: vocabulary.len(),
-        n_positions: POSITIONS,
-        n_embd: 64,
-        n_layer: 2,
-        n_head: 4,
-        ..Gpt2Config::gpt2()
-    };
-    let model: Gpt2<B> = config.init_seeded(args.seed, DType::F32, device);
+    let config = DecoderConfig::from_json(&json!({
+        "model_type": "gpt2",
+        "vocab_size": vocabulary.len(),
+        "n_positions": POSITIONS,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+    }))?;
+    let model: Decoder<B> = config.init_seeded(args.seed, DType::F32, device);
 
     // 3. Training: new queues in every step; only the answers are predicted.
     let fit = Fit {
@@ -135,7 +136,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
 /// Asks one question about each of 500 new queues of this length; returns the number of questions
 /// and of right answers.
 fn answered<B: Backend>(
-    model: &Gpt2<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     length: usize,
     rng: &mut StdRng,

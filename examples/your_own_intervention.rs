@@ -18,7 +18,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
 use burn_align::interventions::{Intervention, Operands};
-use burn_align_models::{Component, LanguageModel};
+use burn_align_models::{Component, Decoder};
 use clap::Parser;
 use workbench::table::table;
 use workbench::{BackendArgs, ModelArgs, on_backend, out};
@@ -67,9 +67,7 @@ fn main() -> ExitCode {
 
 fn blend<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let dtype = args.backend.dtype.dtype();
-    let loaded = args
-        .model
-        .load::<B, LanguageModel<B>>(MODEL, dtype, device)?;
+    let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
     let tokenizer = loaded.tokenizer()?.clone();
     let base = tokenizer.encode_batch(["The capital of Spain is"])?;
     let sources = [tokenizer.encode_batch(["The capital of Italy is"])?];

@@ -7,8 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput, Site,
-    Tap,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, ModelInput, Site, Tap,
 };
 
 use crate::backends::DTypeChoice;
@@ -94,7 +93,7 @@ fn measure_checkpoint<B: Backend>(
     differences: &mut Differences,
 ) -> Result<()> {
     let options = LoadOptions::default().with_dtype(dtype);
-    let model = LanguageModel::<B>::from_pretrained(folder, &options, device)?.model;
+    let model = Decoder::<B>::from_pretrained(folder, &options, device)?.model;
     let expected = read_tensors(&folder.join("expected.safetensors"), |_| true)?;
     let inputs = |case: &str| {
         let ids = expected.get(&format!("{case}.input_ids"))?;

@@ -12,15 +12,14 @@ use burn_align::front::{
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
-    AlignableTransformer, LanguageModel, LanguageModelConfig, ModelInput, ModelSource, TokenBatch,
-    Tokenizer,
+    AlignableTransformer, Decoder, DecoderConfig, ModelInput, ModelSource, TokenBatch, Tokenizer,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 /// A model used by requests.
-pub type Model<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
+pub type Model<B> = Pretrained<Decoder<B>, DecoderConfig>;
 
 /// The contents of a request file.
 #[derive(Deserialize)]
@@ -135,7 +134,7 @@ impl Request {
 
     fn plain_forward<B: Backend>(
         &self,
-        model: &LanguageModel<B>,
+        model: &Decoder<B>,
         base: &TokenBatch,
         device: &B::Device,
     ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
@@ -169,7 +168,7 @@ impl Request {
 
     fn intervene<B: Backend>(
         &self,
-        alignable: &AlignableModel<B, LanguageModel<B>>,
+        alignable: &AlignableModel<B, Decoder<B>>,
         model: &Model<B>,
         base: &TokenBatch,
     ) -> Result<BTreeMap<String, Tensor<B, 3>>> {

@@ -9,9 +9,10 @@ use burn::tensor::DType;
 use burn_align::engine::{Edit, LogitPositions, Plan, PlanError, Results, RunOptions, Units};
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::{
-    AlignableTransformer, Component, Gpt2Config, LlamaConfig, ModelInput, Site, TokenBatch,
+    AlignableTransformer, Component, DecoderConfig, ModelInput, Site, TokenBatch,
 };
 use peak_alloc::PeakAlloc;
+use serde_json::json;
 use workbench::out;
 
 #[global_allocator]
@@ -110,23 +111,27 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
 #[test]
 fn runs_stay_within_their_memory() {
     let device = Default::default();
-    let gpt2 = Gpt2Config {
-        vocab_size: 1000,
-        n_positions: 64,
-        n_embd: 96,
-        n_layer: 4,
-        n_head: 6,
-        ..Gpt2Config::gpt2()
-    };
+    let gpt2 = DecoderConfig::from_json(&json!({
+        "model_type": "gpt2",
+        "vocab_size": 1000,
+        "n_positions": 64,
+        "n_embd": 96,
+        "n_layer": 4,
+        "n_head": 6,
+    }))
+    .expect("a valid configuration");
     check("gpt2", &gpt2.init_seeded::<B>(0, DType::F32, &device));
-    let mut llama = LlamaConfig::llama3_2_1b();
-    llama.dims.layers = 4;
-    llama.dims.heads = 6;
-    llama.dims.kv_heads = 2;
-    llama.dims.d_model = 96;
-    llama.dims.d_head = 16;
-    llama.dims.d_mlp = 256;
-    llama.dims.vocab = 1000;
-    llama.rotary.d_head = 16;
+    let llama = DecoderConfig::from_json(&json!({
+        "model_type": "llama",
+        "vocab_size": 1000,
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": true,
+    }))
+    .expect("a valid configuration");
     check("llama", &llama.init_seeded::<B>(0, DType::F32, &device));
 }

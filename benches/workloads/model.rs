@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use burn::tensor::{DType, backend::Backend};
-use burn_align_models::{Gpt2Config, LanguageModel, LanguageModelConfig, LlamaConfig, ModelDims};
+use burn_align_models::{Decoder, DecoderConfig, ModelDims};
 use clap::ValueEnum;
 
 /// A shape of a published model.
@@ -43,35 +43,35 @@ pub(crate) struct Shape {
     /// The preset's name.
     pub(crate) preset: String,
     /// The configuration, cut to the requested layers.
-    pub(crate) config: LanguageModelConfig,
+    pub(crate) config: DecoderConfig,
 }
 
 impl Preset {
     /// The whole shape, or the first `layers` of it.
     pub(crate) fn shape(self, layers: Option<usize>) -> Result<Shape> {
         let mut config = match self {
-            Self::Gpt2 => LanguageModelConfig::Gpt2(Gpt2Config::gpt2()),
-            Self::DistilGpt2 => LanguageModelConfig::Gpt2(Gpt2Config::distilgpt2()),
-            Self::Gpt2Medium => LanguageModelConfig::Gpt2(Gpt2Config::gpt2_medium()),
-            Self::Gpt2Large => LanguageModelConfig::Gpt2(Gpt2Config::gpt2_large()),
-            Self::Gpt2Xl => LanguageModelConfig::Gpt2(Gpt2Config::gpt2_xl()),
-            Self::Llama32x1b => LanguageModelConfig::Llama(LlamaConfig::llama3_2_1b()),
-            Self::Llama7b => LanguageModelConfig::Llama(LlamaConfig::llama_7b()),
-            Self::Llama2x7b => LanguageModelConfig::Llama(LlamaConfig::llama2_7b()),
-            Self::Llama3x8b => LanguageModelConfig::Llama(LlamaConfig::llama3_8b()),
+            Self::Gpt2 => DecoderConfig::gpt2(),
+            Self::DistilGpt2 => DecoderConfig::distilgpt2(),
+            Self::Gpt2Medium => DecoderConfig::gpt2_medium(),
+            Self::Gpt2Large => DecoderConfig::gpt2_large(),
+            Self::Gpt2Xl => DecoderConfig::gpt2_xl(),
+            Self::Llama32x1b => DecoderConfig::llama3_2_1b(),
+            Self::Llama7b => DecoderConfig::llama_7b(),
+            Self::Llama2x7b => DecoderConfig::llama2_7b(),
+            Self::Llama3x8b => DecoderConfig::llama3_8b(),
         };
         let preset = self.to_possible_value().expect("no preset is hidden");
         let preset = preset.get_name().to_owned();
         if let Some(wanted) = layers {
-            let there = match &mut config {
-                LanguageModelConfig::Gpt2(config) => &mut config.n_layer,
-                LanguageModelConfig::Llama(config) => &mut config.dims.layers,
-            };
+            let there = &mut config.dims.layers;
             ensure!(
                 (1..=*there).contains(&wanted),
                 "--layers {wanted}: {preset} has {there} layers; expected 1 to {there}"
             );
             *there = wanted;
+            if let Some(window) = &mut config.sliding_window {
+                window.layers.truncate(wanted);
+            }
         }
         Ok(Shape { preset, config })
     }
@@ -80,10 +80,7 @@ impl Preset {
 impl Shape {
     /// The model's sizes.
     pub(crate) fn dims(&self) -> ModelDims {
-        match &self.config {
-            LanguageModelConfig::Gpt2(config) => config.dims(),
-            LanguageModelConfig::Llama(config) => config.dims.clone(),
-        }
+        self.config.dims.clone()
     }
 
     /// A model with random weights, the same ones every time on one backend.
@@ -92,15 +89,9 @@ impl Shape {
         dtype: DType,
         fused_attention: bool,
         device: &B::Device,
-    ) -> LanguageModel<B> {
-        match &self.config {
-            LanguageModelConfig::Gpt2(config) => {
-                LanguageModel::Gpt2(config.init_seeded(0, dtype, device))
-            }
-            LanguageModelConfig::Llama(config) => {
-                LanguageModel::Llama(config.init_seeded(0, dtype, device))
-            }
-        }
-        .with_fused_attention(fused_attention)
+    ) -> Decoder<B> {
+        self.config
+            .init_seeded(0, dtype, device)
+            .with_fused_attention(fused_attention)
     }
 }

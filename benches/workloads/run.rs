@@ -12,8 +12,8 @@ use burn_align::interventions::{BuiltinIntervention, VanillaIntervention};
 use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
 use burn_align::training::{InterchangeData, TrainingConfig, TrainingEvent, losses, train};
 use burn_align_models::{
-    AlignableTransformer, FromPretrained, LanguageModel, LoadOptions, ModelInput, SavePretrained,
-    Site, TokenBatch,
+    AlignableTransformer, Decoder, FromPretrained, LoadOptions, ModelInput, SavePretrained, Site,
+    TokenBatch,
 };
 
 use workbench::{BackendChoice, run_options};
@@ -28,7 +28,7 @@ const PATH_ROWS: usize = 1024;
 /// A model on a device, and how long and in which parts to run workloads on it.
 pub(crate) struct Bench<'a, B: Backend> {
     pub(crate) shape: &'a Shape,
-    pub(crate) model: LanguageModel<B>,
+    pub(crate) model: Decoder<B>,
     pub(crate) dtype: DType,
     pub(crate) device: &'a B::Device,
     /// Minimum total seconds of repeats.
@@ -152,7 +152,7 @@ impl<B: Backend> Bench<'_, B> {
             .with_locations(position);
         let labels = (0..inputs.batch).map(|label| (label * 3001 % vocab) as u32);
         let data = [InterchangeData::new(pairs, labels)];
-        let model = LanguageModel::<Autodiff<B>>::from_inner(self.model.clone());
+        let model = Decoder::<Autodiff<B>>::from_inner(self.model.clone());
         let config = AlignableConfig::new([representation.clone()]);
         let model = AlignableModel::new(config, model)?;
         let fit = |steps, stepped: &mut dyn FnMut()| {
@@ -183,7 +183,7 @@ impl<B: Backend> Bench<'_, B> {
             .save_pretrained(&self.shape.config, None, folder.path())?;
         let options = LoadOptions::default().with_dtype(self.dtype);
         let run = || {
-            let loaded = LanguageModel::<B>::from_pretrained(folder.path(), &options, self.device);
+            let loaded = Decoder::<B>::from_pretrained(folder.path(), &options, self.device);
             Ok(loaded?.model)
         };
         time::<B, _>(run, self.seconds, self.device)

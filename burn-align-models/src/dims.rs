@@ -28,6 +28,12 @@ pub struct ModelDims {
     pub max_positions: Option<usize>,
     /// Whether queries and keys are rotated by their position (RoPE).
     pub rotary: bool,
+    /// Whether queries and keys have norms.
+    pub qk_norm: bool,
+    /// Whether attention and MLP have norms on their outputs.
+    pub post_norms: bool,
+    /// Whether attention and MLP both read the block's input.
+    pub parallel: bool,
 }
 
 /// The shape of one activation, without its batch and position axes.
@@ -63,6 +69,62 @@ impl ModelDims {
             vocab: outputs,
             max_positions: None,
             rotary: false,
+            qk_norm: false,
+            post_norms: false,
+            parallel: false,
+        }
+    }
+
+    /// What a model with these sizes lacks, if it has no such site although it has the layer: for
+    /// messages, after the number of layers.
+    pub fn lacks(&self, site: Site) -> &'static str {
+        let Site::Block(layer, component) = site else {
+            return "";
+        };
+        if layer >= self.layers || self.site(site).is_some() {
+            return "";
+        }
+        match component {
+            Component::RotaryQuery | Component::RotaryKey => " and no rotary embedding",
+            Component::QueryNorm | Component::KeyNorm => " and no norms of queries and keys",
+            Component::AttentionPostNorm | Component::MlpPostNorm => {
+                " and no norms after attention and MLP"
+            }
+            Component::ResidualMid => ", and its MLPs read the blocks' inputs",
+            _ => "",
+        }
+    }
+
+    /// The component of what the attention adds to the residual stream.
+    pub fn added_by_attention(&self) -> Component {
+        match self.post_norms {
+            true => Component::AttentionPostNorm,
+            false => Component::AttentionOutput,
+        }
+    }
+
+    /// The component of what the MLP adds to the residual stream.
+    pub fn added_by_mlp(&self) -> Component {
+        match self.post_norms {
+            true => Component::MlpPostNorm,
+            false => Component::MlpOutput,
+        }
+    }
+
+    /// The component of the residual stream that the MLP reads.
+    pub fn read_by_mlp(&self) -> Component {
+        match self.parallel {
+            true => Component::BlockInput,
+            false => Component::ResidualMid,
+        }
+    }
+
+    /// The component of the keys that meet the queries.
+    pub fn attended_keys(&self) -> Component {
+        match (self.rotary, self.qk_norm) {
+            (true, _) => Component::RotaryKey,
+            (false, true) => Component::KeyNorm,
+            (false, false) => Component::KeyOutput,
         }
     }
 
@@ -114,10 +176,18 @@ impl ModelDims {
             Component::BlockInput
             | Component::AttentionInput
             | Component::AttentionOutput
-            | Component::ResidualMid
             | Component::MlpInput
             | Component::MlpOutput
             | Component::BlockOutput => features(1, self.d_model),
+            Component::AttentionPostNorm | Component::MlpPostNorm if self.post_norms => {
+                features(1, self.d_model)
+            }
+            Component::AttentionPostNorm | Component::MlpPostNorm => return None,
+            Component::ResidualMid if !self.parallel => features(1, self.d_model),
+            Component::ResidualMid => return None,
+            Component::QueryNorm if self.qk_norm => features(self.heads, self.d_head),
+            Component::KeyNorm if self.qk_norm => features(self.kv_heads, self.d_head),
+            Component::QueryNorm | Component::KeyNorm => return None,
             Component::QueryOutput | Component::AttentionValueOutput => {
                 features(self.heads, self.d_head)
             }

@@ -1,4 +1,4 @@
-//! GPT-2 and LLaMA for Burn, with a tap at every named activation.
+//! Decoder-only language models for Burn, with a tap at every named activation.
 //!
 //! # Axes
 //! One glossary for all shapes in this crate and in `burn-align`:
@@ -13,9 +13,9 @@
 //! | `d_mlp` | hidden layer of the MLP |
 //! | `vocab` | tokens |
 
+pub mod decoder;
 mod dims;
 mod halves;
-mod language_model;
 mod model;
 mod site;
 mod suffixes;
@@ -25,17 +25,13 @@ mod top_tokens;
 
 #[doc(hidden)]
 pub mod files;
-pub mod gpt2;
-pub mod llama;
 pub mod nn;
 pub mod pretrained;
 pub mod quants;
 
+pub use decoder::{Decoder, DecoderConfig, DecoderFamily};
 pub use dims::{ModelDims, SiteDims, SiteWidth};
-pub use gpt2::{Gpt2, Gpt2Config};
 pub use halves::BlockHalves;
-pub use language_model::{LanguageModel, LanguageModelConfig};
-pub use llama::{Llama, LlamaConfig};
 pub use model::{AlignableTransformer, InputKinds, ModelInput};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};

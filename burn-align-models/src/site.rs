@@ -16,22 +16,27 @@ pub enum Component {
     BlockInput,
     /// Input of the attention, after the first norm, `[batch, pos, d_model]`.
     AttentionInput,
-    /// Queries as projected, before any rotary embedding, `[batch, head, pos, d_head]`.
+    /// Queries as projected, before any norm or rotary embedding, `[batch, head, pos, d_head]`.
     #[doc(alias = "hook_q")]
     QueryOutput,
-    /// Keys as projected, before any rotary embedding, `[batch, kv_head, pos, d_head]`.
+    /// Keys as projected, before any norm or rotary embedding, `[batch, kv_head, pos, d_head]`.
     #[doc(alias = "hook_k")]
     KeyOutput,
     /// Values, `[batch, kv_head, pos, d_head]`.
     #[doc(alias = "hook_v")]
     ValueOutput,
+    /// Queries after their norm, in models that have one (Qwen3, Gemma 3, OLMo 2), `[batch, head, pos,
+    /// d_head]`.
+    QueryNorm,
+    /// Keys after their norm, `[batch, kv_head, pos, d_head]`.
+    KeyNorm,
     /// Queries after the rotary embedding, `[batch, head, pos, d_head]`.
     #[doc(alias = "hook_rot_q")]
     RotaryQuery,
     /// Keys after the rotary embedding, `[batch, kv_head, pos, d_head]`.
     #[doc(alias = "hook_rot_k")]
     RotaryKey,
-    /// Scaled query-key products before the causal mask, `[batch, head, q_pos, k_pos]`.
+    /// Scaled query-key products, after any soft cap and before the causal mask, `[batch, head, q_pos, k_pos]`.
     #[doc(alias = "hook_attn_scores")]
     AttentionScores,
     /// Attention probabilities after the softmax, `[batch, head, q_pos, k_pos]`.
@@ -41,10 +46,16 @@ pub enum Component {
     /// The heads' mixed values, input of the output projection, `[batch, head, pos, d_head]`.
     #[doc(alias = "hook_z")]
     AttentionValueOutput,
-    /// Output of the attention, before it is added to the residual, `[batch, pos, d_model]`.
+    /// Output of the attention, `[batch, pos, d_model]`. It is added to the residual stream, after
+    /// [`AttentionPostNorm`](Self::AttentionPostNorm) if the model has one.
     #[doc(alias = "attn_out")]
     AttentionOutput,
-    /// The residual stream between attention and MLP, `[batch, pos, d_model]`.
+    /// Output of the norm after the attention, which is added to the residual stream, in models that
+    /// have one (Gemma 2 and 3, OLMo 2), `[batch, pos, d_model]`. TransformerLens' `hook_attn_out` is
+    /// this activation in such models.
+    AttentionPostNorm,
+    /// The residual stream between attention and MLP, `[batch, pos, d_model]`. There is none in models
+    /// whose MLP reads the block's input (GPT-NeoX, Phi).
     #[doc(alias = "resid_mid")]
     ResidualMid,
     /// Input of the MLP, after the second norm, `[batch, pos, d_model]`.
@@ -53,9 +64,13 @@ pub enum Component {
     /// `act(gate)`, before it is multiplied by the up projection.
     #[doc(alias = "hook_post")]
     MlpActivation,
-    /// Output of the MLP, before it is added to the residual, `[batch, pos, d_model]`.
+    /// Output of the MLP, `[batch, pos, d_model]`. It is added to the residual stream, after
+    /// [`MlpPostNorm`](Self::MlpPostNorm) if the model has one.
     #[doc(alias = "mlp_out")]
     MlpOutput,
+    /// Output of the norm after the MLP, which is added to the residual stream, in models that have
+    /// one, `[batch, pos, d_model]`.
+    MlpPostNorm,
     /// The residual stream that leaves the block, `[batch, pos, d_model]`.
     #[doc(alias = "resid_post")]
     BlockOutput,
@@ -63,22 +78,26 @@ pub enum Component {
 
 impl Component {
     /// Every component, in the order in which a forward pass reaches it.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::BlockInput,
         Self::AttentionInput,
         Self::QueryOutput,
         Self::KeyOutput,
         Self::ValueOutput,
+        Self::QueryNorm,
+        Self::KeyNorm,
         Self::RotaryQuery,
         Self::RotaryKey,
         Self::AttentionScores,
         Self::AttentionWeights,
         Self::AttentionValueOutput,
         Self::AttentionOutput,
+        Self::AttentionPostNorm,
         Self::ResidualMid,
         Self::MlpInput,
         Self::MlpActivation,
         Self::MlpOutput,
+        Self::MlpPostNorm,
         Self::BlockOutput,
     ];
 
@@ -90,16 +109,20 @@ impl Component {
             Self::QueryOutput => "query_output",
             Self::KeyOutput => "key_output",
             Self::ValueOutput => "value_output",
+            Self::QueryNorm => "query_norm",
+            Self::KeyNorm => "key_norm",
             Self::RotaryQuery => "rotary_query",
             Self::RotaryKey => "rotary_key",
             Self::AttentionScores => "attention_scores",
             Self::AttentionWeights => "attention_weight",
             Self::AttentionValueOutput => "attention_value_output",
             Self::AttentionOutput => "attention_output",
+            Self::AttentionPostNorm => "attention_post_norm",
             Self::ResidualMid => "residual_mid",
             Self::MlpInput => "mlp_input",
             Self::MlpActivation => "mlp_activation",
             Self::MlpOutput => "mlp_output",
+            Self::MlpPostNorm => "mlp_post_norm",
             Self::BlockOutput => "block_output",
         }
     }
@@ -111,6 +134,8 @@ impl Component {
             Self::QueryOutput
                 | Self::KeyOutput
                 | Self::ValueOutput
+                | Self::QueryNorm
+                | Self::KeyNorm
                 | Self::RotaryQuery
                 | Self::RotaryKey
                 | Self::AttentionScores

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn::tensor::{DType, Tensor, activation, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::tokens::Tokenizer;
 
@@ -65,10 +65,19 @@ pub fn top_tokens<B: Backend, const D: usize>(
     k: usize,
 ) -> Vec<Vec<(u32, f32)>> {
     let vocab = logits.dims()[D - 1];
-    let probabilities = activation::softmax(logits.cast(DType::F32), D - 1).into_data();
-    let probabilities: Vec<f32> = probabilities.iter::<f32>().collect();
-    let rows = probabilities.chunks(vocab.max(1));
-    rows.map(|row| best(row, k)).collect()
+    let logits = logits.cast(DType::F32).into_data();
+    let logits: Vec<f32> = logits.iter::<f32>().collect();
+    let rows = logits.chunks(vocab.max(1));
+    rows.map(|row| best(&probabilities(row), k)).collect()
+}
+
+/// Softmax, computed in f64: in f32, a sum over a large vocabulary is off by 1e-4.
+fn probabilities(logits: &[f32]) -> Vec<f32> {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponential = |logit: &f32| f64::from(logit - highest).exp();
+    let sum: f64 = logits.iter().map(exponential).sum();
+    let probability = |logit| (exponential(logit) / sum) as f32;
+    logits.iter().map(probability).collect()
 }
 
 fn best(probabilities: &[f32], k: usize) -> Vec<(u32, f32)> {

@@ -5,12 +5,12 @@
 //!
 //! ```
 //! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-//! use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+//! use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
 //! # type B = burn::backend::Flex;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Default::default();
-//! let gpt2 = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+//! let gpt2 = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 //! let tokenizer = gpt2.tokenizer()?.clone();
 //!
 //! // The residual stream after layer 2, at one position.

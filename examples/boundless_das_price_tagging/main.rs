@@ -56,7 +56,7 @@ use burn_align::front::{AlignableModel, RepresentationSite};
 use burn_align::interventions::BuiltinIntervention;
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, Grid, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, losses};
-use burn_align_models::{AlignableTransformer, Component, LanguageModel, Tokenizer};
+use burn_align_models::{AlignableTransformer, Component, Decoder, Tokenizer};
 use clap::Parser;
 use hypotheses::{Hypothesis, at, hypotheses};
 use task::Part;
@@ -125,7 +125,7 @@ fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let dtype = args.backend.dtype.dtype();
     let loaded = args
         .model
-        .load::<_, LanguageModel<Autodiff<B>>>(MODEL, dtype, device)?;
+        .load::<_, Decoder<Autodiff<B>>>(MODEL, dtype, device)?;
     let (model, tokenizer) = (&loaded.model, loaded.tokenizer()?);
 
     // 2. Each hypothesis at every place.
@@ -189,7 +189,7 @@ fn compare<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 /// Searches for the variables of a hypothesis at every layer and token.
 fn align<B: Backend>(
     args: &Args,
-    model: &LanguageModel<Autodiff<B>>,
+    model: &Decoder<Autodiff<B>>,
     tokenizer: &Tokenizer,
     hypothesis: &Hypothesis,
 ) -> Result<Found> {

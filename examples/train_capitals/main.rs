@@ -23,11 +23,12 @@ use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn_align_models::{Gpt2, Gpt2Config, SavePretrained, Tokenizer};
+use burn_align_models::{Decoder, DecoderConfig, SavePretrained, Tokenizer};
 use clap::Parser;
 use facts::{END, Fact, facts, vocabulary};
 use rand::seq::SliceRandom;
 use rand::{SeedableRng, rngs::StdRng};
+use serde_json::json;
 use workbench::fit::{Example, Fit, draw_loss, next_tokens};
 use workbench::table::{align_numbers, table};
 use workbench::{BackendChoice, on_backend, out, words};
@@ -74,15 +75,15 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
         .collect::<Result<_, _>>()?;
 
     // 2. The model.
-    let config = Gpt2Config {
-        vocab_size: words.len(),
-        n_positions: 16,
-        n_embd: 128,
-        n_layer: 4,
-        n_head: 4,
-        ..Gpt2Config::gpt2()
-    };
-    let model: Gpt2<B> = config.init_seeded(args.seed, DType::F32, device);
+    let config = DecoderConfig::from_json(&json!({
+        "model_type": "gpt2",
+        "vocab_size": words.len(),
+        "n_positions": 16,
+        "n_embd": 128,
+        "n_layer": 4,
+        "n_head": 4,
+    }))?;
+    let model: Decoder<B> = config.init_seeded(args.seed, DType::F32, device);
 
     // 3. Training: predict each next word.
     let batches = sentences.len().div_ceil(args.batch);
@@ -143,7 +144,7 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
 
 /// For each relation, the number of facts, and how many the model gets right.
 fn known_facts<B: Backend>(
-    model: &Gpt2<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     facts: &[Fact],
     device: &B::Device,

@@ -40,10 +40,11 @@ use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module};
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn_align_models::{Llama, LlamaConfig, ModelDims, SavePretrained, TokenBatch, Tokenizer};
+use burn_align_models::{Decoder, DecoderConfig, SavePretrained, TokenBatch, Tokenizer};
 use clap::Parser;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde_json::json;
 use task::{ANSWERS, Part, Question, vocabulary};
 use workbench::fit::{Example, Fit, draw_loss, next_tokens};
 use workbench::table::{align_numbers, table};
@@ -92,23 +93,18 @@ fn train<B: AutodiffBackend>(args: &Args, device: &B::Device) -> Result<()> {
     let tokenizer = words::tokenizer(&words)?;
 
     // 2. The model.
-    let mut config = LlamaConfig {
-        dims: ModelDims {
-            layers: 3,
-            heads: 4,
-            kv_heads: 4,
-            d_model: 64,
-            d_head: 16,
-            d_mlp: 256,
-            vocab: words.len(),
-            ..LlamaConfig::llama_7b().dims
-        },
-        initializer_range: 0.05,
-        ..LlamaConfig::llama_7b()
-    }
-    .with_max_positions(MAX_POSITIONS);
-    config.rotary.d_head = config.dims.d_head;
-    let model: Llama<B> = config.init_seeded(args.seed, DType::F32, device);
+    let config = DecoderConfig::from_json(&json!({
+        "model_type": "llama",
+        "vocab_size": words.len(),
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rms_norm_eps": 1e-6,
+        "initializer_range": 0.05,
+    }))?;
+    let model: Decoder<B> = config.init_seeded(args.seed, DType::F32, device);
     out!("{} parameters", model.num_params())?;
 
     // 3. Training: new questions in every step, and half as many the other way round; only the
@@ -199,7 +195,7 @@ type Draw = fn(Part, &mut ChaCha8Rng) -> Question;
 /// The shares of right answers to 5,000 questions of a part: to the two questions at their
 /// beginnings, and to the whole.
 fn right<B: Backend>(
-    model: &Llama<B>,
+    model: &Decoder<B>,
     tokenizer: &Tokenizer,
     part: Part,
     draw: Draw,

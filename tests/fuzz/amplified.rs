@@ -6,7 +6,7 @@ use std::io::{Cursor, Write};
 
 use burn::backend::Flex;
 use burn_align::saved::SavedInterventions;
-use burn_align_models::{FromPretrained, LanguageModel, LoadOptions};
+use burn_align_models::{Decoder, FromPretrained, LoadOptions};
 use workbench::requests::Request;
 
 use crate::{SLACK, fixtures, taken};
@@ -20,7 +20,7 @@ fn check(bytes: usize, size: usize) {
 fn repeated_subspaces() {
     let device = Default::default();
     let folder = fixtures().join("checkpoints/gpt2_plain");
-    let model = LanguageModel::<Flex>::from_pretrained(folder, &LoadOptions::default(), &device);
+    let model = Decoder::<Flex>::from_pretrained(folder, &LoadOptions::default(), &device);
     let model = model.expect("a fixture");
     let request = |parts: &str, ids: String| {
         format!(

@@ -15,7 +15,7 @@ use burn_align::training::{
 };
 use burn_align_models::pretrained::gguf::{Gguf, vocabulary};
 use burn_align_models::{
-    AlignableTransformer, ChatMessage, ChatOptions, Component, FromPretrained, LanguageModel,
+    AlignableTransformer, ChatMessage, ChatOptions, Component, Decoder, FromPretrained,
     LoadOptions, ModelInput, Pretrained, TokenBatch, Tokenizer, TokenizerFiles,
 };
 use workbench::requests::Request;
@@ -44,7 +44,7 @@ fn requests() {
     let device = Default::default();
     let load = |name: &str| {
         let folder = fixtures().join("checkpoints").join(name);
-        LanguageModel::<Flex>::from_pretrained(folder, &LoadOptions::default(), &device)
+        Decoder::<Flex>::from_pretrained(folder, &LoadOptions::default(), &device)
             .expect("a fixture")
     };
     let models = ["gpt2_plain", "llama_gqa"].map(|name| (name, load(name)));
@@ -83,8 +83,8 @@ fn checkpoints() {
         .collect();
     let device = Default::default();
     fuzz(&corpus, SLACK, |folder| {
-        let loaded: Result<Pretrained<LanguageModel<Flex>, _>, _> =
-            LanguageModel::from_pretrained(folder, &LoadOptions::default(), &device);
+        let loaded: Result<Pretrained<Decoder<Flex>, _>, _> =
+            Decoder::from_pretrained(folder, &LoadOptions::default(), &device);
         let Ok(loaded) = loaded else {
             return false;
         };
@@ -262,7 +262,7 @@ fn training() {
     type A = Autodiff<Flex>;
     let device = Default::default();
     let folder = fixtures().join("checkpoints/gpt2_plain");
-    let model = LanguageModel::<A>::from_pretrained(folder, &LoadOptions::default(), &device);
+    let model = Decoder::<A>::from_pretrained(folder, &LoadOptions::default(), &device);
     let model = model.expect("a fixture").model;
     let mut representation = AlignableRepresentationConfig::new(0, Component::BlockOutput)
         .with_intervention(InterventionType::LowRankRotatedSpace);

@@ -9,7 +9,7 @@ use burn_align::methods::{
     Ablation, AblationError, Grid, SweepGrid, ablate, mean_activations, probability,
     resample_donors, sweep,
 };
-use burn_align_models::{AlignableTransformer, Component, LanguageModel, Site, TokenBatch};
+use burn_align_models::{AlignableTransformer, Component, Decoder, Site, TokenBatch};
 
 use crate::support::{load, max_difference, message, tokens, values};
 
@@ -51,7 +51,7 @@ fn place(layer: usize, position: usize) -> (Site, Units) {
 }
 
 fn ablated<B: Backend>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     base: &TokenBatch,
     grid: &SweepGrid,
     ablation: Ablation<'_>,
@@ -79,7 +79,7 @@ fn assert_same(found: &Grid, expected: &Grid) {
 
 /// The metric of a world, computed naively.
 fn naive<B: Backend>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     base: &TokenBatch,
     edit: impl FnOnce(&mut Plan<B>) -> Option<Edit>,
 ) -> f64 {
@@ -118,7 +118,7 @@ fn the_mean_of_the_base_alone_changes_nothing<B: Backend>(device: &B::Device) {
 
 /// An activation of each example, run separately and averaged here.
 fn mean_of_lone_runs<B: Backend>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     examples: &[&[u32]],
     site: Site,
     units: &Units,

@@ -17,7 +17,7 @@ use burn_align::training::{
     Controlled, InterchangeData, TrainingConfig, TrainingError, TrainingEvent, evaluate,
     evaluate_with_controls, losses, train,
 };
-use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, TokenBatch};
+use burn_align_models::{Component, Decoder, FromPretrained, LoadOptions, TokenBatch};
 
 use crate::support::{checkpoints, message};
 
@@ -26,9 +26,9 @@ on_every_backend!(
     interventions_of_any_type_are_mapped,
 );
 
-fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
+fn load<B: Backend>(device: &B::Device) -> Decoder<B> {
     let folder = checkpoints()["gpt2_plain"].clone();
-    LanguageModel::from_pretrained(folder, &LoadOptions::default(), device)
+    Decoder::from_pretrained(folder, &LoadOptions::default(), device)
         .expect("a fixture")
         .model
 }

@@ -1,7 +1,7 @@
 //! What the bundled models know.
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{FromPretrained, Gpt2, Llama, LoadOptions, TokenBatch};
+use burn_align_models::{Decoder, FromPretrained, LoadOptions, TokenBatch};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_chacha::ChaCha8Rng;
@@ -22,7 +22,7 @@ on_every_backend!(
 fn the_induction_model_answers_questions_about_new_queues<B: Backend>(device: &B::Device) {
     let options = LoadOptions::default();
     let induction =
-        Gpt2::<B>::from_pretrained("bundled:induction", &options, device).expect("bundled");
+        Decoder::<B>::from_pretrained("bundled:induction", &options, device).expect("bundled");
     let tokenizer = induction.tokenizer().expect("a tokenizer");
     let mut rng = StdRng::seed_from_u64(2026);
     let mut prompts: Vec<Vec<u32>> = (0..500)
@@ -41,7 +41,7 @@ fn the_price_tagging_model_knows_prices_and_brackets_that_it_was_never_asked_abo
 ) {
     let options = LoadOptions::default();
     let prices =
-        Llama::<B>::from_pretrained("bundled:price-tagging", &options, device).expect("bundled");
+        Decoder::<B>::from_pretrained("bundled:price-tagging", &options, device).expect("bundled");
     let tokenizer = prices.tokenizer().expect("a tokenizer");
     let answers = ANSWERS.map(|answer| tokenizer.single_token(answer).expect("a word"));
     let mut rng = ChaCha8Rng::seed_from_u64(2026);

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, InputKinds, LanguageModel, ModelDims, ModelInput, NoTap, Suffixes, Tap,
+    AlignableTransformer, Decoder, InputKinds, ModelDims, ModelInput, NoTap, Suffixes, Tap,
 };
 
 /// A model and the number of its stages that have been run. Clones share the count.
 #[derive(Module, Debug)]
 pub(crate) struct Counted<B: Backend> {
-    model: LanguageModel<B>,
+    model: Decoder<B>,
     recurrent: bool,
     silent: bool,
     #[module(skip)]
@@ -20,7 +20,7 @@ pub(crate) struct Counted<B: Backend> {
 }
 
 impl<B: Backend> Counted<B> {
-    pub(crate) fn new(model: LanguageModel<B>) -> Self {
+    pub(crate) fn new(model: Decoder<B>) -> Self {
         Self {
             model,
             recurrent: false,
@@ -46,14 +46,14 @@ impl<B: Backend> Counted<B> {
         self.stages.load(Ordering::Relaxed)
     }
 
-    fn count(&self) -> &LanguageModel<B> {
+    fn count(&self) -> &Decoder<B> {
         self.stages.fetch_add(1, Ordering::Relaxed);
         &self.model
     }
 }
 
 impl<B: Backend> AlignableTransformer<B> for Counted<B> {
-    type Pass = <LanguageModel<B> as AlignableTransformer<B>>::Pass;
+    type Pass = <Decoder<B> as AlignableTransformer<B>>::Pass;
 
     fn dims(&self) -> &ModelDims {
         self.model.dims()

@@ -9,7 +9,7 @@ use burn_align::engine::{Plan, PlanError};
 use burn_align::front::InterventionType;
 use burn_align::interventions::VanillaIntervention;
 use burn_align::training::{TrainingConfig, TrainingError, losses, train_on_devices};
-use burn_align_models::LanguageModel;
+use burn_align_models::Decoder;
 
 use agree::{a_padded_run_agrees, a_plan_agrees, a_run_agrees, a_sweep_agrees, data, model};
 
@@ -50,7 +50,7 @@ fn padded_positions_agree<B: Backend>(device: &B::Device) {
 }
 
 fn no_device_is_refused<B: Backend>(device: &B::Device) {
-    let none: &[LanguageModel<B>] = &[];
+    let none: &[Decoder<B>] = &[];
     let found = Plan::<B>::new().run_on_devices(none, &[VanillaIntervention], &Default::default());
     assert_eq!(found.map(drop), Err(PlanError::NoDevice));
     let found = train_on_devices(

@@ -15,14 +15,14 @@ use burn_align::methods::Grid;
 use burn_align::saved::{LoadInterventionsError, SaveInterventionsError, SavedInterventions};
 use burn_align_models::pretrained::{LoadError, SaveError};
 use burn_align_models::{
-    Component, FromPretrained, LanguageModel, LoadOptions, Pretrained, SavePretrained,
+    Component, Decoder, FromPretrained, LoadOptions, Pretrained, SavePretrained,
 };
 use workbench::plot::{heat_map, write_diagram};
 
 use crate::support::{checkpoints, message};
 
 type Saved = SavedInterventions<Flex>;
-type Loaded = Pretrained<LanguageModel<Flex>, burn_align_models::LanguageModelConfig>;
+type Loaded = Pretrained<Decoder<Flex>, burn_align_models::DecoderConfig>;
 
 /// Marks a process started by another test.
 const FOLDER: &str = "BURN_ALIGN_TEST_DISK";
@@ -56,8 +56,7 @@ fn load(folder: &Path) -> Result<Saved, LoadInterventionsError> {
 
 fn model(name: &str) -> Loaded {
     let folder = checkpoints()[name].clone();
-    let loaded =
-        LanguageModel::from_pretrained(folder, &LoadOptions::default(), &Default::default());
+    let loaded = Decoder::from_pretrained(folder, &LoadOptions::default(), &Default::default());
     loaded.expect("a fixture")
 }
 
@@ -310,7 +309,7 @@ fn a_save_that_was_cut_off_can_be_finished() {
         older.path().join("config.json.part"),
     )
     .expect("there");
-    let loaded = LanguageModel::<Flex>::from_pretrained(
+    let loaded = Decoder::<Flex>::from_pretrained(
         older.path(),
         &LoadOptions::default(),
         &Default::default(),

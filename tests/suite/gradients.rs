@@ -5,7 +5,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, Units};
 use burn_align::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
-use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, Site, TokenBatch};
+use burn_align_models::{Component, Decoder, FromPretrained, LoadOptions, Site, TokenBatch};
 
 use crate::support::{checkpoints, values};
 
@@ -17,7 +17,7 @@ on_every_backend!(
 /// A weighted sum of the logits of a world that swaps in an activation of another world, which in
 /// turn has `steering` added at an earlier layer.
 fn loss<B: Backend>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     steering: Tensor<B, 3>,
     weights: Tensor<B, 3>,
 ) -> Tensor<B, 1> {
@@ -53,9 +53,9 @@ fn gradients_flow_through_worlds<B: Backend>(device: &B::Device) {
     for name in ["gpt2_plain", "llama_gqa"] {
         let folder = checkpoints()[name].clone();
         let options = LoadOptions::default();
-        let model = LanguageModel::<B>::from_pretrained(folder.clone(), &options, device);
+        let model = Decoder::<B>::from_pretrained(folder.clone(), &options, device);
         let model = model.expect("a fixture").model;
-        let autodiff = LanguageModel::<Autodiff<B>>::from_pretrained(folder, &options, device);
+        let autodiff = Decoder::<Autodiff<B>>::from_pretrained(folder, &options, device);
         let autodiff = autodiff.expect("a fixture").model;
 
         B::seed(device, 1);
@@ -111,7 +111,7 @@ fn loaded_weights_are_tracked_on_wish<B: Backend>(device: &B::Device) {
                 true => LoadOptions::default().with_require_grad(true),
             };
             let folder = checkpoints()[name].clone();
-            let loaded = LanguageModel::<Autodiff<B>>::from_pretrained(folder, &options, device);
+            let loaded = Decoder::<Autodiff<B>>::from_pretrained(folder, &options, device);
             let model = loaded.expect("a fixture").model;
             let mut tracked = Tracked([0, 0]);
             model.visit(&mut tracked);

@@ -9,9 +9,7 @@ use std::process::Command;
 
 use burn::backend::Flex;
 use burn_align_models::pretrained::{CheckpointError, HubProblem, LoadError, fetch_file};
-use burn_align_models::{
-    FromPretrained, LanguageModel, LanguageModelConfig, LoadOptions, Pretrained,
-};
+use burn_align_models::{Decoder, DecoderConfig, FromPretrained, LoadOptions, Pretrained};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -20,21 +18,21 @@ use crate::scratch::Scratch;
 use crate::support::{checkpoints, fixtures};
 use server::{Hub, Shelf};
 
-type Loaded = Pretrained<LanguageModel<Flex>, LanguageModelConfig>;
+type Loaded = Pretrained<Decoder<Flex>, DecoderConfig>;
 
 fn cache() -> TempDir {
     tempfile::tempdir().expect("a folder for temporary files")
 }
 
 fn load(id: &str, options: &LoadOptions) -> Result<Loaded, LoadError> {
-    LanguageModel::from_pretrained(id, options, &Default::default())
+    Decoder::from_pretrained(id, options, &Default::default())
 }
 
 /// Checks that a model computes what the fixture computes.
 fn assert_same(loaded: &Loaded, fixture: &str) {
     let (options, device) = (LoadOptions::default(), Default::default());
     let folder = checkpoints()[fixture].as_path().to_owned();
-    let expected = LanguageModel::<Flex>::from_pretrained(folder, &options, &device);
+    let expected = Decoder::<Flex>::from_pretrained(folder, &options, &device);
     let expected = expected.expect("the fixture");
     assert_eq!(loaded.config, expected.config);
     assert_eq!(

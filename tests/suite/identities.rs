@@ -8,7 +8,7 @@ use burn_align::front::{
     Subspaces, Unit, UnitLocations,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, LanguageModel, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelInput, Site, Tap, TokenBatch,
 };
 
 use crate::support::{load, max_difference, tokens, values};
@@ -62,16 +62,16 @@ fn other_source() -> TokenBatch {
 }
 
 fn alignable<B: Backend, const N: usize>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     representations: [AlignableRepresentationConfig; N],
     mode: Mode,
-) -> AlignableModel<B, LanguageModel<B>> {
+) -> AlignableModel<B, Decoder<B>> {
     let config = AlignableConfig::new(representations).with_mode(mode);
     AlignableModel::new(config, model.clone()).expect("the configuration is right")
 }
 
 fn output<B: Backend, const N: usize>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     representations: [AlignableRepresentationConfig; N],
     inputs: &AlignableInputs<B>,
 ) -> AlignableOutput<B> {
@@ -82,7 +82,7 @@ fn output<B: Backend, const N: usize>(
 
 /// Logits of the base at its tokens: values at padding are meaningless.
 fn logits<B: Backend, const N: usize>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     representations: [AlignableRepresentationConfig; N],
     inputs: &AlignableInputs<B>,
 ) -> Tensor<B, 2> {
@@ -102,11 +102,7 @@ fn at_tokens<B: Backend>(logits: Tensor<B, 3>, batch: &TokenBatch) -> Tensor<B, 
     Tensor::cat(rows.collect(), 0)
 }
 
-fn plain<B: Backend>(
-    model: &LanguageModel<B>,
-    batch: &TokenBatch,
-    device: &B::Device,
-) -> Tensor<B, 2> {
+fn plain<B: Backend>(model: &Decoder<B>, batch: &TokenBatch, device: &B::Device) -> Tensor<B, 2> {
     let input = ModelInput::Tokens(batch.to_tensor(device));
     at_tokens(model.forward(input), batch)
 }
@@ -138,7 +134,7 @@ fn assert_differ<B: Backend>(found: Tensor<B, 2>, other: &Tensor<B, 2>, what: &s
 }
 
 /// A number for each model and component.
-fn everywhere<B: Backend>(device: &B::Device, test: impl Fn(&LanguageModel<B>, Component, &str)) {
+fn everywhere<B: Backend>(device: &B::Device, test: impl Fn(&Decoder<B>, Component, &str)) {
     for name in MODELS {
         let model = load::<B>(name, device);
         for component in COMPONENTS {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{FromPretrained, LanguageModel, LoadOptions, ModelSource};
+use burn_align_models::{Decoder, FromPretrained, LoadOptions, ModelSource};
 use workbench::requests::{Model, Request};
 
 use crate::support::{fixtures, max_difference, read_tensors};
@@ -64,5 +64,5 @@ fn requests() -> impl Iterator<Item = PathBuf> {
 }
 
 fn load<B: Backend>(source: ModelSource, device: &B::Device) -> Model<B> {
-    LanguageModel::from_pretrained(source, &LoadOptions::default(), device).expect("a fixture")
+    Decoder::from_pretrained(source, &LoadOptions::default(), device).expect("a fixture")
 }

@@ -1,16 +1,18 @@
 //! Loading and saving checkpoints. What must be rejected is in the submodules.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_align_models::SavePretrained;
+use burn_align_models::decoder::Positions;
 use burn_align_models::pretrained::SaveError;
 use burn_align_models::{
-    AlignableTransformer, FromPretrained, Gpt2, LanguageModel, LanguageModelConfig, Llama,
-    LoadOptions, ModelInput, ModelSource, Pretrained,
+    AlignableTransformer, Decoder, DecoderConfig, FromPretrained, LoadOptions, ModelInput,
+    ModelSource, Pretrained,
 };
 
 use crate::scratch::{RawTensor, Scratch, raw_tensors};
@@ -47,17 +49,17 @@ on_every_backend!(
     a_model_without_a_hugging_face_form_is_not_saved,
 );
 
-type Loaded<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
+type Loaded<B> = Pretrained<Decoder<B>, DecoderConfig>;
 
 fn load<B: Backend>(folder: &Path, options: &LoadOptions, device: &B::Device) -> Loaded<B> {
-    LanguageModel::from_pretrained(folder, options, device)
+    Decoder::from_pretrained(folder, options, device)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
 }
 
 /// Why a folder cannot be loaded.
 #[cfg(feature = "flex")]
 fn refusal(folder: &Path) -> burn_align_models::pretrained::LoadError {
-    LanguageModel::<burn::backend::Flex>::from_pretrained(
+    Decoder::<burn::backend::Flex>::from_pretrained(
         folder,
         &LoadOptions::default(),
         &Default::default(),
@@ -84,20 +86,12 @@ pub(crate) fn logits<B: Backend>(
 fn every_storage_loads_into_its_family<B: Backend>(device: &B::Device) {
     let options = LoadOptions::default();
     for (name, folder) in checkpoints() {
-        let any = load::<B>(&folder, &options, device);
-        assert!(any.tokenizer.is_none(), "{name}");
-        let expected = logits(&any.model, device);
-        let source = folder.as_path();
-        let found = if name.contains("gpt2") {
-            let own = Gpt2::<B>::from_pretrained(source, &options, device).expect("a GPT-2");
-            assert_eq!(any.config, LanguageModelConfig::Gpt2(own.config), "{name}");
-            logits(&own.model, device)
-        } else {
-            let own = Llama::<B>::from_pretrained(source, &options, device).expect("a LLaMA");
-            assert_eq!(any.config, LanguageModelConfig::Llama(own.config), "{name}");
-            logits(&own.model, device)
-        };
-        assert_eq!(found, expected, "{name}");
+        let loaded = load::<B>(&folder, &options, device);
+        assert!(loaded.tokenizer.is_none(), "{name}");
+        let family = name.strip_prefix("v5_").unwrap_or(&name);
+        let stored = loaded.config.family.model_type();
+        let stored = stored.strip_suffix("_text").unwrap_or(stored);
+        assert!(family.starts_with(stored), "{name}: {stored}");
     }
 }
 
@@ -231,9 +225,19 @@ fn saving_and_loading_changes_nothing<B: Backend>(device: &B::Device) {
         let expected = logits(&loaded.model, device);
         assert_eq!(logits(&again.model, device), expected, "{name}");
         // Other programs find the tensors under the same names and in the same layout.
-        if !["gpt2_bf16", "gpt2_f16", "gpt2_no_prefix", "gpt2_sharded"].contains(&name.as_str()) {
-            let original = raw_tensors(&folder.join("model.safetensors"));
-            assert_eq!(scratch.tensors(), original, "{name}");
+        let same = !name.ends_with("16") && !["gpt2_no_prefix", "gpt2_sharded"].contains(&&*name);
+        if same {
+            let mut original = raw_tensors(&folder.join("model.safetensors"));
+            let saved = scratch.tensors();
+            // Masks and tables that old versions stored are not written.
+            if ["gpt_neox_pythia", "gpt_neo_hub"].contains(&&*name) {
+                original.retain(|tensor, _| saved.contains_key(tensor));
+            }
+            let names = |tensors: &BTreeMap<String, _>| -> Vec<String> {
+                tensors.keys().cloned().collect()
+            };
+            assert_eq!(names(&saved), names(&original), "{name}");
+            assert!(saved == original, "{name}: tensors differ");
         }
     }
 }
@@ -285,10 +289,8 @@ fn saving_replaces_what_was_there<B: Backend>(device: &B::Device) {
 fn a_model_without_a_hugging_face_form_is_not_saved<B: Backend>(device: &B::Device) {
     let name = "mistral_window";
     let loaded = load::<B>(&checkpoints()[name], &LoadOptions::default(), device);
-    let LanguageModelConfig::Llama(mut config) = loaded.config else {
-        panic!("of a LLaMA");
-    };
-    (config.qkv_bias, config.output_bias) = (true, true);
+    let mut config = loaded.config;
+    (config.biases.qkv, config.biases.output) = (true, true);
     let scratch = Scratch::empty();
     let saved = config
         .init::<B>(device)
@@ -305,17 +307,19 @@ fn a_model_without_a_hugging_face_form_is_not_saved<B: Backend>(device: &B::Devi
 fn heads_of_any_width_can_be_saved<B: Backend>(device: &B::Device) {
     for name in ["llama_plain", "mistral_window", "qwen2_plain"] {
         let loaded = load::<B>(&checkpoints()[name], &LoadOptions::default(), device);
-        let LanguageModelConfig::Llama(mut config) = loaded.config else {
-            panic!("of a LLaMA");
-        };
+        let mut config = loaded.config;
         config.dims.d_head = 6;
-        config.rotary.d_head = 6;
+        config.score_scale = 6_f64.sqrt().recip();
+        let Positions::Rotary { global, .. } = &mut config.positions else {
+            panic!("{name} has rotary embeddings");
+        };
+        global.d_head = 6;
         let (model, scratch) = (config.init::<B>(device), Scratch::empty());
         model
             .save_pretrained(&config, None, scratch.path())
             .expect("the model can be saved");
         let again = load::<B>(scratch.path(), &LoadOptions::default(), device);
-        assert_eq!(again.config, LanguageModelConfig::Llama(config), "{name}");
+        assert_eq!(again.config, config, "{name}");
         assert_eq!(
             logits(&again.model, device),
             logits(&model, device),

@@ -9,8 +9,7 @@ use burn_align::methods::{
     probability, sweep,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput,
-    TokenBatch,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, ModelInput, TokenBatch,
 };
 
 use crate::support::{checkpoints, values};
@@ -22,9 +21,9 @@ on_every_backend!(
     restoring_the_end_brings_everything_back,
 );
 
-fn load<B: Backend>(name: &str, device: &B::Device) -> LanguageModel<B> {
+fn load<B: Backend>(name: &str, device: &B::Device) -> Decoder<B> {
     let folder = checkpoints()[name].clone();
-    LanguageModel::from_pretrained(folder, &LoadOptions::default(), device)
+    Decoder::from_pretrained(folder, &LoadOptions::default(), device)
         .expect("a fixture")
         .model
 }
@@ -119,7 +118,7 @@ fn heads_are_swept_one_by_one<B: Backend>(device: &B::Device) {
 const PROMPT: [u32; 4] = [3, 1, 4, 1];
 
 /// The model's most probable token after the prompt.
-fn next_token<B: Backend>(model: &LanguageModel<B>, device: &B::Device) -> u32 {
+fn next_token<B: Backend>(model: &Decoder<B>, device: &B::Device) -> u32 {
     let prompt = TokenBatch::new(vec![PROMPT.to_vec()]).expect("a batch");
     let logits = model.forward(ModelInput::Tokens(prompt.to_tensor(device)));
     let best = logits.narrow(1, 3, 1).argmax(2).into_data();

@@ -18,9 +18,8 @@ use burn_align::methods::{SweepGrid, probability, sweep};
 use burn_align::training::{
     InterchangeData, TrainingConfig, TrainingError, evaluate, losses, train,
 };
-use burn_align_models::{
-    Component, FromPretrained, Gpt2, Gpt2Config, LanguageModel, LoadOptions, Site,
-};
+use burn_align_models::{Component, Decoder, DecoderConfig, FromPretrained, LoadOptions, Site};
+use serde_json::json;
 use workbench::requests::Request;
 
 use crate::support::{fixtures, tokens};
@@ -33,24 +32,26 @@ fn at(layer: usize, component: Component) -> Site {
 
 /// A GPT-2 of two layers, in which the second MLP computes numbers of several hundred thousand from
 /// weights and activations that fit into f16.
-fn loud(dtype: DType) -> Gpt2<B> {
-    let config = Gpt2Config {
-        vocab_size: 20,
-        n_positions: 8,
-        n_embd: 16,
-        n_layer: 2,
-        n_head: 2,
-        ..Gpt2Config::gpt2()
-    };
+fn loud(dtype: DType) -> Decoder<B> {
+    let config = DecoderConfig::from_json(&json!({
+        "model_type": "gpt2",
+        "vocab_size": 20,
+        "n_positions": 8,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+    }))
+    .expect("a valid configuration");
     let mut model = config.init_seeded::<B>(3, DType::F32, &Default::default());
-    let mlp = &mut model.h[1].mlp;
-    for (weight, factor) in [(&mut mlp.c_fc.weight, 250.0), (&mut mlp.c_proj.weight, 3e5)] {
+    let mlp = &mut model.layers[1].mlp;
+    let up = mlp.up.as_mut().expect("a plain MLP");
+    for (weight, factor) in [(&mut up.weight, 250.0), (&mut mlp.down.weight, 3e5)] {
         weight.set(weight.val() * factor);
     }
     cast(model, dtype)
 }
 
-fn cast(model: Gpt2<B>, dtype: DType) -> Gpt2<B> {
+fn cast(model: Decoder<B>, dtype: DType) -> Decoder<B> {
     use burn::module::{Module, ModuleMapper};
     struct Cast(DType);
     impl ModuleMapper<B> for Cast {
@@ -80,13 +81,13 @@ fn plain() -> Plan<B> {
     plan
 }
 
-fn found(plan: &Plan<B>, model: &Gpt2<B>) -> Option<NonFinite> {
+fn found(plan: &Plan<B>, model: &Decoder<B>) -> Option<NonFinite> {
     found_under(plan, model, &[])
 }
 
 fn found_under(
     plan: &Plan<B>,
-    model: &Gpt2<B>,
+    model: &Decoder<B>,
     interventions: &[BuiltinIntervention<B>],
 ) -> Option<NonFinite> {
     let options = RunOptions::default();
@@ -118,10 +119,11 @@ fn overflow_in_f16() {
 #[test]
 fn a_weight_that_is_not_finite() {
     let mut model = loud(DType::F32);
-    let weight = &mut model.h[1].attn.c_attn.weight;
+    let qkv = model.layers[1].attention.qkv.as_mut();
+    let weight = &mut qkv.expect("GPT-2 has one matrix").weight;
     weight.set(damaged(weight.val()));
     let found = found(&plain(), &model).expect("no number");
-    let name = "h.1.attn.c_attn.weight".to_owned();
+    let name = "layers.1.attention.qkv.weight".to_owned();
     assert_eq!(found.cause, NonFiniteCause::Weight { name });
     // The first element is of the first query.
     assert_eq!(found.site, Some(at(1, Component::QueryOutput)));
@@ -130,7 +132,7 @@ fn a_weight_that_is_not_finite() {
     assert!(
         found
             .to_string()
-            .contains("`h.1.attn.c_attn.weight` is not finite itself"),
+            .contains("`layers.1.attention.qkv.weight` is not finite itself"),
         "{found}"
     );
 }
@@ -209,7 +211,7 @@ fn attention_may_be_ruled_out() {
     let rules_out = [BuiltinIntervention::from(rules_out)];
     assert_eq!(found_under(&plan, &model, &rules_out), None);
     // Something else is wrong; the scores are not the cause.
-    let weight = &mut model.h[1].mlp.c_proj.weight;
+    let weight = &mut model.layers[1].mlp.down.weight;
     weight.set(damaged(weight.val()));
     let found = found_under(&plan, &model, &rules_out).expect("a weight");
     assert_eq!(found.site, Some(at(1, Component::MlpOutput)), "{found}");
@@ -239,7 +241,7 @@ fn sweeps_say_so() {
     let grid = SweepGrid::layers_and_positions(Component::BlockOutput, 1, &words);
     let metric = |logits| probability(logits, 3);
     let options = RunOptions::default();
-    let swept = |model: &Gpt2<B>| {
+    let swept = |model: &Decoder<B>| {
         sweep(
             model,
             &VanillaIntervention,
@@ -276,12 +278,10 @@ fn sweeps_say_so() {
 fn broken() -> workbench::requests::Model<B> {
     let folder = fixtures().join("checkpoints/gpt2_plain");
     let loaded =
-        LanguageModel::<B>::from_pretrained(folder, &LoadOptions::default(), &Default::default());
+        Decoder::<B>::from_pretrained(folder, &LoadOptions::default(), &Default::default());
     let mut loaded = loaded.expect("a fixture");
-    let LanguageModel::Gpt2(model) = &mut loaded.model else {
-        panic!("it is a GPT-2");
-    };
-    let weight = &mut model.h[1].mlp.c_fc.weight;
+    let up = loaded.model.layers[1].mlp.up.as_mut();
+    let weight = &mut up.expect("a plain MLP").weight;
     weight.set(damaged(weight.val()));
     loaded
 }
@@ -300,7 +300,7 @@ fn requests_are_refused() {
                     NaN";
     assert!(error.starts_with(expected), "{error}");
     assert!(
-        error.contains("the weight `h.1.mlp.c_fc.weight`"),
+        error.contains("the weight `layers.1.mlp.up.weight`"),
         "{error}"
     );
     assert!(!error.contains('\n'), "{error}");
@@ -355,12 +355,10 @@ fn training_and_evaluation_say_so() {
 
     let folder = fixtures().join("checkpoints/gpt2_plain");
     let options = LoadOptions::default();
-    let model = LanguageModel::<A>::from_pretrained(folder, &options, &Default::default());
+    let model = Decoder::<A>::from_pretrained(folder, &options, &Default::default());
     let mut model = model.expect("a fixture").model;
-    let LanguageModel::Gpt2(gpt2) = &mut model else {
-        panic!("it is a GPT-2");
-    };
-    let weight = &mut gpt2.h[1].mlp.c_fc.weight;
+    let up = model.layers[1].mlp.up.as_mut();
+    let weight = &mut up.expect("a plain MLP").weight;
     let broken = damaged(weight.val().inner());
     weight.set(Tensor::from_inner(broken));
     let model = AlignableModel::new(config, model).expect("it fits");

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput, Site,
-    Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, ModelInput, Site, Tap,
+    TokenBatch,
 };
 
 use clap::ValueEnum;
@@ -23,8 +23,8 @@ on_every_backend!(
     fused_attention_is_the_same,
 );
 
-fn load<B: Backend>(folder: &std::path::Path, device: &B::Device) -> LanguageModel<B> {
-    LanguageModel::from_pretrained(folder, &LoadOptions::default(), device)
+fn load<B: Backend>(folder: &std::path::Path, device: &B::Device) -> Decoder<B> {
+    Decoder::from_pretrained(folder, &LoadOptions::default(), device)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .model
 }
@@ -98,11 +98,8 @@ fn padding_changes_nothing<B: Backend>(device: &B::Device) {
 
 fn features_are_token_embeddings<B: Backend>(device: &B::Device) {
     let model = load::<B>(&checkpoints()["gpt2_plain"], device);
-    let LanguageModel::Gpt2(gpt2) = &model else {
-        panic!("a GPT-2");
-    };
     let ids = Tensor::<B, 2, Int>::from_data([[7, 2, 30]], device);
-    let features = gpt2.wte.forward(ids.clone());
+    let features = model.embedding.forward(ids.clone());
     let by_ids = model.forward(ModelInput::Tokens(ids));
     let by_features = model.forward(ModelInput::Features(features));
     assert_eq!(values(by_ids), values(by_features));

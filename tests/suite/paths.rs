@@ -8,9 +8,7 @@ use burn_align::methods::{
     patch_paths, patch_streams, path_grid, path_patch, sweep,
 };
 use burn_align::paths::{HeadInput, Hop, Node, Path, Stream, Value, Worlds};
-use burn_align_models::{
-    AlignableTransformer, Component, LanguageModel, ModelDims, Site, TokenBatch,
-};
+use burn_align_models::{AlignableTransformer, Component, Decoder, ModelDims, Site, TokenBatch};
 
 use crate::support::{load, max_difference, tokens, values};
 
@@ -553,7 +551,7 @@ fn a_position_that_is_read_may_be_another_inputs<B: Backend>(device: &B::Device)
 
 /// Logits of streams, after the last token.
 pub(crate) fn logits_of<B: Backend>(
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     inputs: &[TokenBatch],
     streams: &[Stream],
 ) -> Vec<Vec<f32>> {

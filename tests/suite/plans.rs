@@ -461,7 +461,7 @@ fn sites_that_the_model_does_not_have() {
         let expected = PlanError::NoSuchSite {
             site: deep,
             layers: 2,
-            rotary: true,
+            lacks: "",
         };
         assert_eq!(error, expected);
         assert_says(
@@ -473,7 +473,7 @@ fn sites_that_the_model_does_not_have() {
         let expected = PlanError::NoSuchSite {
             site: rotary,
             layers: 2,
-            rotary: false,
+            lacks: " and no rotary embedding",
         };
         assert_eq!(error, expected);
         assert_says(

@@ -15,8 +15,8 @@ use burn_align::methods::{
 use burn_align::paths::{Node, Stream};
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, Gpt2, Gpt2Config, LoadOptions, ModelInput,
-    TokenBatch, Tokenizer,
+    AlignableTransformer, Component, Decoder, DecoderConfig, FromPretrained, LoadOptions,
+    ModelInput, TokenBatch, Tokenizer,
 };
 use workbench::ioi::{Ioi, PUBLISHED};
 
@@ -37,9 +37,9 @@ const ITALY: &str = "The capital of Italy is";
 
 type Published = [(&'static str, f32)];
 
-fn gpt2<B: Backend>(device: &B::Device) -> Pretrained<Gpt2<B>, Gpt2Config> {
+fn gpt2<B: Backend>(device: &B::Device) -> Pretrained<Decoder<B>, DecoderConfig> {
     let source = std::env::var("BURN_ALIGN_GPT2").unwrap_or_else(|_| "gpt2".to_owned());
-    Gpt2::from_pretrained(source, &LoadOptions::default(), device).expect("GPT-2 small")
+    Decoder::from_pretrained(source, &LoadOptions::default(), device).expect("GPT-2 small")
 }
 
 fn tokens(tokenizer: &Tokenizer, prompt: &str) -> TokenBatch {

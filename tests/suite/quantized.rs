@@ -11,8 +11,8 @@ use burn_align_models::nn::{Weight, keeps_quantized};
 use burn_align_models::pretrained::Family;
 use burn_align_models::quants::{BlockFormat, QuantizedMatrix};
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, SavePretrained,
-    Site, TokenBatch,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, SavePretrained, Site,
+    TokenBatch,
 };
 
 use crate::support::{tokens, values};
@@ -30,16 +30,13 @@ const MODELS: [&str; 3] = [
     "bundled:induction",
 ];
 
-fn load<B: Backend>(name: &str, device: &B::Device) -> LanguageModel<B> {
-    let loaded = LanguageModel::from_pretrained(name, &LoadOptions::default(), device);
+fn load<B: Backend>(name: &str, device: &B::Device) -> Decoder<B> {
+    let loaded = Decoder::from_pretrained(name, &LoadOptions::default(), device);
     loaded.expect("it is part of the crate").model
 }
 
-fn weights_mut<B: Backend>(model: &mut LanguageModel<B>) -> Vec<(String, &mut Weight<B>)> {
-    match model {
-        LanguageModel::Gpt2(model) => model.weights_mut(),
-        LanguageModel::Llama(model) => model.weights_mut(),
-    }
+fn weights_mut<B: Backend>(model: &mut Decoder<B>) -> Vec<(String, &mut Weight<B>)> {
+    model.weights_mut()
 }
 
 /// The nearest blocks of Q8_0: a scale for each 32, by which the largest is 127.
@@ -59,10 +56,10 @@ fn q8_0(elements: &[f32]) -> Vec<u8> {
 }
 
 /// The model with its weights as a GGUF file would have them, and with tensors of the same values.
-fn quantized_and_dense<B: Backend>(name: &str, device: &B::Device) -> [LanguageModel<B>; 2] {
+fn quantized_and_dense<B: Backend>(name: &str, device: &B::Device) -> [Decoder<B>; 2] {
     let mut model = load::<B>(name, device);
     for (path, weight) in weights_mut(&mut model) {
-        let embedding = path == "wte.weight" || path == "embed_tokens.weight";
+        let embedding = path == "embedding.weight";
         let tensor = match embedding {
             true => weight.val(),
             false => weight.val().transpose(),
@@ -190,7 +187,7 @@ fn gradients_pass_through_quantized_weights<B: Backend>(device: &B::Device) {
 }
 
 /// Paths and values of all parameters.
-fn parameters<B: Backend>(model: &LanguageModel<B>) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+fn parameters<B: Backend>(model: &Decoder<B>) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     struct All(Vec<String>, Vec<(String, Vec<usize>, Vec<f32>)>);
     impl<B: Backend> ModuleVisitor<B> for All {
         fn enter_module(&mut self, name: &str, _container_type: &str) {
@@ -205,24 +202,20 @@ fn parameters<B: Backend>(model: &LanguageModel<B>) -> Vec<(String, Vec<usize>, 
         }
     }
     let mut all = All(Vec::new(), Vec::new());
-    match model {
-        LanguageModel::Gpt2(model) => model.visit(&mut all),
-        LanguageModel::Llama(model) => model.visit(&mut all),
-    }
+    model.visit(&mut all);
     all.1
 }
 
 fn a_quantized_model_is_saved_as_its_tensors<B: Backend>(device: &B::Device) {
     for name in MODELS {
-        let loaded = LanguageModel::<B>::from_pretrained(name, &LoadOptions::default(), device);
+        let loaded = Decoder::<B>::from_pretrained(name, &LoadOptions::default(), device);
         let config = loaded.expect("it is part of the crate").config;
         let [quantized, dense] = quantized_and_dense::<B>(name, device);
         let folder = tempfile::tempdir().expect("a folder");
         quantized
             .save_pretrained(&config, None, folder.path())
             .expect("saved");
-        let again =
-            LanguageModel::<B>::from_pretrained(folder.path(), &LoadOptions::default(), device);
+        let again = Decoder::<B>::from_pretrained(folder.path(), &LoadOptions::default(), device);
         let again = again.expect("it has been written").model;
         assert!(parameters(&again) == parameters(&dense), "{name}");
     }
@@ -234,7 +227,7 @@ fn all_weights_may_be_quantized<B: Backend>(device: &B::Device) {
         let mut model = load::<B>(name, device);
         let mut expected: Vec<String> = parameters(&model)
             .into_iter()
-            .filter(|(path, shape, _)| shape.len() == 2 && path != "wpe.weight")
+            .filter(|(path, shape, _)| shape.len() == 2 && path != "positions.weight")
             .map(|(path, ..)| path)
             .collect();
         let mut found: Vec<String> = weights_mut(&mut model)

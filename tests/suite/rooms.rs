@@ -128,7 +128,7 @@ fn models_and_interventions_do_no_io() {
 
 #[test]
 fn the_engine_names_no_model() {
-    let named = lines_with(&["Gpt2", "Llama", "gpt2", "llama", "LanguageModel"]);
+    let named = lines_with(&["Gpt2", "Llama", "gpt2", "llama", "Decoder"]);
     let engine: Vec<_> = named
         .keys()
         .filter(|file| file.starts_with("burn-align/src/engine"))

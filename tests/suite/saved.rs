@@ -24,7 +24,7 @@ use burn_align::interventions::{
 };
 use burn_align::saved::{LoadInterventionsError, SavedInterventions};
 use burn_align_models::nn::Activation;
-use burn_align_models::{Component, FromPretrained, LanguageModel, LoadOptions, TokenBatch};
+use burn_align_models::{Component, Decoder, FromPretrained, LoadOptions, TokenBatch};
 use serde_json::{Value, json};
 use workbench::requests::Request;
 
@@ -479,7 +479,7 @@ fn requests_run_saved_interventions<B: Backend>(device: &B::Device) {
         "subspaces": run["subspaces"],
     });
     let source = fixtures().join("checkpoints/gpt2_plain");
-    let model = LanguageModel::<B>::from_pretrained(source, &LoadOptions::default(), device);
+    let model = Decoder::<B>::from_pretrained(source, &LoadOptions::default(), device);
     let model = model.expect("the fixture");
     let answer = |request: &Value| {
         let parsed = Request::parse(&request.to_string())?;
@@ -744,7 +744,7 @@ fn everything_comes_back_bit_by_bit<B: Backend>(device: &B::Device) {
     }
 
     // In a model, with links, and representations without their own intervention.
-    let model: LanguageModel<B> = crate::support::load("gpt2_plain", device);
+    let model: Decoder<B> = crate::support::load("gpt2_plain", device);
     let at = |layer| AlignableRepresentationConfig::new(layer, Component::MlpOutput);
     let [first, second] = [0, 1].map(|layer| at(layer).with_low_rank(3).with_link(4));
     let config = AlignableConfig::new([
@@ -995,7 +995,7 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
     let mut json = read_json(&file);
     json["intervention_dimensions"][0] = json!(5);
     fs::write(&file, json.to_string()).expect("written");
-    let model: LanguageModel<B> = crate::support::load("gpt2_plain", device);
+    let model: Decoder<B> = crate::support::load("gpt2_plain", device);
     let again = folder.path().join("again");
     let saved = SavedInterventions::<B>::load(folder.path(), device).expect("it loads");
     saved.save(&again).expect("it can be saved");
@@ -1062,7 +1062,7 @@ fn linked_parameters_must_agree<B: Backend>(device: &B::Device) {
     fs::write(folder.path().join("config.json"), json.to_string()).expect("written");
     let renamed = name(0).replace("layer_0", "layer_7");
     fs::rename(folder.path().join(name(0)), folder.path().join(renamed)).expect("renamed");
-    let model: LanguageModel<B> = load("gpt2_plain", device);
+    let model: Decoder<B> = load("gpt2_plain", device);
     let error = AlignableModel::<B, _>::load(folder.path(), model).expect_err("2 layers");
     let found = message(&error);
     assert!(

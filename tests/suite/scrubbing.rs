@@ -7,7 +7,7 @@ use burn_align::methods::{
     cross_entropies, scrub, scrub_ablations,
 };
 use burn_align::paths::{HeadInput, Node};
-use burn_align_models::{AlignableTransformer, LanguageModel, ModelInput, TokenBatch};
+use burn_align_models::{AlignableTransformer, Decoder, ModelInput, TokenBatch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -85,7 +85,7 @@ pub(crate) fn loss<B: Backend>(
 
 fn treeified<B: Backend>(
     hypothesis: &Hypothesis<Example>,
-    model: &LanguageModel<B>,
+    model: &Decoder<B>,
     tokens: &TokenBatch,
     options: &ScrubOptions,
 ) -> ScrubTree {
@@ -113,7 +113,7 @@ fn some_hypothesis() -> Hypothesis<Example> {
 
 /// Every node reads everything that comes before it, in one piece or in many; all of it agrees on
 /// the whole input.
-fn everything<B: Backend>(model: &LanguageModel<B>, by_head: bool) -> Hypothesis<Example> {
+fn everything<B: Backend>(model: &Decoder<B>, by_head: bool) -> Hypothesis<Example> {
     let dims = model.dims();
     let all = Node::all(dims).into_iter().flat_map(|node| match node {
         Node::Attention { layer } if by_head => {

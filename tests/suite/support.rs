@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_align_models::{FromPretrained, LanguageModel, LoadOptions, TokenBatch};
+use burn_align_models::{Decoder, FromPretrained, LoadOptions, TokenBatch};
 pub(crate) use workbench::fixtures::fixtures;
 
 /// Declares each test once for every backend compiled in, as `flex::NAME`, `ndarray::NAME`, ….
@@ -37,8 +37,8 @@ pub(crate) fn checkpoints() -> BTreeMap<String, PathBuf> {
 }
 
 /// The model of a checkpoint among the fixtures.
-pub(crate) fn load<B: Backend>(name: &str, device: &B::Device) -> LanguageModel<B> {
-    LanguageModel::from_pretrained(
+pub(crate) fn load<B: Backend>(name: &str, device: &B::Device) -> Decoder<B> {
+    Decoder::from_pretrained(
         checkpoints()[name].as_path(),
         &LoadOptions::default(),
         device,

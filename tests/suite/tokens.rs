@@ -270,7 +270,7 @@ fn a_batch_without_tokens_is_refused() {
 
 #[test]
 fn a_batch_must_suit_the_model() {
-    let mut dims = burn_align_models::Gpt2Config::gpt2().dims();
+    let mut dims = burn_align_models::DecoderConfig::gpt2().dims;
     dims.vocab = 41;
     dims.max_positions = Some(3);
     let check = |ids: &[&[u32]], dims: &ModelDims| batch(ids).expect("a batch").check(dims);

@@ -14,8 +14,7 @@ use burn_align::training::{
     evaluate_with_controls, losses, train,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, LanguageModel, LoadOptions, ModelInput,
-    TokenBatch,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, ModelInput, TokenBatch,
 };
 
 use crate::support::{checkpoints, message, values};
@@ -30,11 +29,11 @@ on_every_backend!(
     interventions_without_sources_are_trained,
 );
 
-pub(crate) type Model<B> = AlignableModel<B, LanguageModel<B>>;
+pub(crate) type Model<B> = AlignableModel<B, Decoder<B>>;
 
-pub(crate) fn load<B: Backend>(device: &B::Device) -> LanguageModel<B> {
+pub(crate) fn load<B: Backend>(device: &B::Device) -> Decoder<B> {
     let folder = checkpoints()["gpt2_plain"].clone();
-    LanguageModel::from_pretrained(folder, &LoadOptions::default(), device)
+    Decoder::from_pretrained(folder, &LoadOptions::default(), device)
         .expect("a fixture")
         .model
 }
@@ -343,7 +342,7 @@ fn a_model_in_bf16_trains_as_in_f32() {
     let accuracies = [DType::F32, DType::BF16].map(|dtype| {
         let options = LoadOptions::default().with_dtype(dtype);
         let folder = checkpoints()["gpt2_plain"].clone();
-        let loaded = LanguageModel::<Autodiff<B>>::from_pretrained(folder, &options, &device);
+        let loaded = Decoder::<Autodiff<B>>::from_pretrained(folder, &options, &device);
         let representation = representation(InterventionType::RotatedSpace);
         let config = AlignableConfig::new([representation.with_low_rank(6)]);
         let model = AlignableModel::new(config, loaded.expect("a fixture").model).expect("fits");

@@ -19,10 +19,10 @@ pub struct CausalPass<B: Backend> {
     pub masks: CausalMasks<B>,
     /// How many positions a query sees, itself included, if fewer than all.
     pub window: Option<usize>,
-    /// Rotary tables, in models with rotary embeddings.
-    pub rotary: Option<Rotary<B>>,
+    /// Rotary tables, one for each kind of layer; none in models without rotary embeddings.
+    pub rotary: Vec<Rotary<B>>,
     /// Tables of the tokens with a query, if not all have one.
-    pub query_rotary: Option<Rotary<B>>,
+    pub query_rotary: Option<Vec<Rotary<B>>>,
     /// Whether to use the backend's fused attention where scores and weights are not tapped.
     pub fused: bool,
     /// Which positions of which rows are computed, if not all.
@@ -35,7 +35,7 @@ impl<B: Backend> CausalPass<B> {
     pub fn new(
         pos: usize,
         window: Option<usize>,
-        rotary: Option<Rotary<B>>,
+        rotary: Vec<Rotary<B>>,
         device: &B::Device,
     ) -> Self {
         let window = window.filter(|window| *window < pos);
@@ -51,10 +51,17 @@ impl<B: Backend> CausalPass<B> {
 
     /// The same for suffixes of rows.
     pub fn with_suffixes(mut self, suffixes: Suffixes<B>) -> Self {
-        if let (Some(rotary), Some(queries)) = (&self.rotary, &suffixes.queries) {
-            self.query_rotary = Some(rotary.at(&queries.positions));
-        }
-        self.rotary = self.rotary.map(|rotary| rotary.at(&suffixes.positions));
+        let at = |positions| {
+            self.rotary
+                .iter()
+                .map(|tables| tables.at(positions))
+                .collect()
+        };
+        self.query_rotary = suffixes
+            .queries
+            .as_ref()
+            .map(|queries| at(&queries.positions));
+        self.rotary = at(&suffixes.positions);
         self.suffixes = Some(suffixes);
         self
     }
@@ -62,6 +69,12 @@ impl<B: Backend> CausalPass<B> {
     /// The tokens with a query, if not all have one.
     pub(crate) fn queries(&self) -> Option<&Queries<B>> {
         self.suffixes.as_ref()?.queries.as_ref()
+    }
+
+    /// The rotary tables of queries and of keys, for layers of one kind.
+    pub(crate) fn rotary(&self, kind: usize) -> [&Rotary<B>; 2] {
+        let of_queries = self.query_rotary.as_ref().unwrap_or(&self.rotary);
+        [&of_queries[kind], &self.rotary[kind]]
     }
 
     /// The same with or without fused attention.
@@ -122,6 +135,8 @@ pub(crate) struct Attend<'a, B: Backend> {
     pub(crate) layer: usize,
     /// Factor on the query-key products.
     pub(crate) scale: f64,
+    /// Soft cap of the scores.
+    pub(crate) cap: Option<f64>,
     /// Whether this layer uses the sliding window.
     pub(crate) windowed: bool,
     pub(crate) pass: &'a CausalPass<B>,
@@ -159,7 +174,8 @@ fn attend_rows<B: Backend>(
     let windowed = layer.windowed && layer.pass.window.is_some();
 
     let square = q_pos == k_pos;
-    if square && !windowed && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
+    let plain = square && !windowed && layer.cap.is_none();
+    if plain && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
         let [k, v] = [k, v].map(|x| repeat_kv(x, head));
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
@@ -173,11 +189,12 @@ fn attend_rows<B: Backend>(
 
     let scores = by_group(q, k.swap_dims(2, 3)); // [batch, head, q_pos, k_pos]
     let site = Site::Block(layer.layer, Component::AttentionScores);
-    let (scores, scale) = if tap.wants(site) {
-        (tap.heads(site, scores * layer.scale), 1.0)
-    } else {
-        (scores, layer.scale)
+    let (scores, scale) = match layer.cap {
+        Some(cap) => (soft_cap(scores * layer.scale, cap), 1.0),
+        None if tap.wants(site) => (scores * layer.scale, 1.0),
+        None => (scores, layer.scale),
     };
+    let scores = tap.heads(site, scores);
     let weights = masked_softmax(scores, scale, layer);
     let weights = tap.heads(
         Site::Block(layer.layer, Component::AttentionWeights),
@@ -302,7 +319,11 @@ fn attend_after<B: Backend>(
         ],
         3,
     );
-    let weights = masked_softmax(scores, layer.scale, layer); // [row, head, q_pos, pos]
+    let (scores, scale) = match layer.cap {
+        Some(cap) => (soft_cap(scores * layer.scale, cap), 1.0),
+        None => (scores, layer.scale),
+    };
+    let weights = masked_softmax(scores, scale, layer); // [row, head, q_pos, pos]
     let weights_before = by_prefix(weights.clone().narrow(3, 0, start), prefix);
     by_row(by_group(weights_before, v_before), class.rows)
         + by_group(weights.narrow(3, start, len), v)
@@ -330,6 +351,11 @@ fn by_row<B: Backend>(x: Tensor<B, 4>, row: usize) -> Tensor<B, 4> {
     x.reshape([prefix, head, n, len, width])
         .swap_dims(1, 2)
         .reshape([row, head, len, width])
+}
+
+/// `cap · tanh(x / cap)`.
+pub(crate) fn soft_cap<B: Backend, const D: usize>(x: Tensor<B, D>, cap: f64) -> Tensor<B, D> {
+    (x / cap).tanh() * cap
 }
 
 /// `softmax(scale · scores)` over the keys that a query sees, computed in f32; 0 for the others.

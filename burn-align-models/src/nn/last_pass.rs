@@ -87,7 +87,7 @@ mod tests {
             };
             let pass: CausalPass<Flex> = last.or_begin(key, |key| {
                 begun.push((key.pos, key.fused));
-                CausalPass::new(key.pos, None, None, &key.device).with_fused(key.fused)
+                CausalPass::new(key.pos, None, Vec::new(), &key.device).with_fused(key.fused)
             });
             assert_eq!(pass.masks.pos(), pos);
             assert_eq!(pass.fused, fused);

@@ -109,9 +109,10 @@ pub(crate) fn mask_bytes<B: Backend>(
 mod tests {
     use burn::backend::Flex;
     use burn::backend::flex::FlexDevice;
+    use serde_json::json;
 
     use super::*;
-    use crate::{AlignableTransformer, Gpt2Config, LlamaConfig, ModelInput};
+    use crate::{AlignableTransformer, DecoderConfig, ModelInput};
 
     type B = Flex;
 
@@ -138,41 +139,33 @@ mod tests {
 
     #[test]
     fn flex_makes_none_in_f32_and_what_it_makes_is_counted() {
-        let gpt2 = Gpt2Config {
-            vocab_size: 20,
-            n_positions: 16,
-            n_embd: 8,
-            n_layer: 1,
-            n_head: 2,
-            ..Gpt2Config::gpt2()
+        let tiny = |window: Option<usize>| {
+            let mut config = json!({
+                "model_type": "mistral",
+                "vocab_size": 20,
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "max_position_embeddings": 16,
+            });
+            config["sliding_window"] = json!(window);
+            DecoderConfig::from_json(&config).expect("a valid configuration")
         };
         let tokens = || ModelInput::Tokens(Tensor::<B, 2, Int>::ones([1, 16], &FlexDevice));
-        for (dtype, bytes) in [(DType::F32, 0), (DType::BF16, 16 * 16)] {
-            let model = gpt2.init_seeded::<B>(0, dtype, &FlexDevice);
+        for (window, dtype, [at_16, at_5]) in [
+            (None, DType::F32, [0, 0]),
+            (None, DType::BF16, [16 * 16, 5 * 5]),
+            (Some(5), DType::F32, [0, 0]),
+            (Some(5), DType::BF16, [2 * 16 * 16, 5 * 5]),
+        ] {
+            let model = tiny(window).init_seeded::<B>(0, dtype, &FlexDevice);
             model.forward(tokens()).into_data();
             let pass = model.begin(16, &FlexDevice);
-            assert_eq!(pass.masks.any_made(), bytes > 0, "{dtype:?}");
-            assert_eq!(model.pass_bytes(16), bytes, "{dtype:?}");
+            assert_eq!(pass.masks.any_made(), at_16 > 0, "{window:?} {dtype:?}");
+            assert_eq!(model.pass_bytes(16), at_16, "{window:?} {dtype:?}");
+            assert_eq!(model.pass_bytes(5), at_5, "{window:?} {dtype:?}");
         }
-        let mut llama = LlamaConfig::llama3_2_1b();
-        llama.dims.layers = 1;
-        llama.dims.heads = 2;
-        llama.dims.kv_heads = 1;
-        llama.dims.d_model = 8;
-        llama.dims.d_head = 4;
-        llama.dims.d_mlp = 8;
-        llama.dims.vocab = 20;
-        llama.rotary.d_head = 4;
-        llama.sliding_window = Some(crate::llama::SlidingWindow {
-            size: 5,
-            layers: vec![true],
-        });
-        let model = llama.init_seeded::<B>(0, DType::F32, &FlexDevice);
-        model.forward(tokens()).into_data();
-        assert!(!model.begin(16, &FlexDevice).masks.any_made());
-        assert_eq!(model.pass_bytes(16), 0);
-        let model = llama.init_seeded::<B>(0, DType::BF16, &FlexDevice);
-        assert_eq!(model.pass_bytes(16), 2 * 16 * 16);
-        assert_eq!(model.pass_bytes(5), 5 * 5);
     }
 }

@@ -17,12 +17,12 @@ pub use activation::{Activation, UnknownActivation};
 pub use attention::{CausalPass, Heads};
 pub use embedding::TokenEmbedding;
 pub use masks::CausalMasks;
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{Norm, NormKind};
 pub use projection::Projection;
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
 pub use weight::{Weight, WeightShapeError, keeps_quantized};
 
-pub(crate) use attention::{Attend, attend, head_part, merge_heads, split_heads};
+pub(crate) use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
 pub(crate) use init::ParamInit;
 pub(crate) use last_pass::{LastPass, PassKey};
 pub(crate) use masks::mask_bytes;

@@ -5,31 +5,80 @@ use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 
 use super::init::ParamInit;
 
-/// Layer normalisation, `(x - mean) / √(var + ε) · weight + bias`.
+/// What a norm computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `(x - mean) / √(var + ε) · weight + bias` (arXiv 1607.06450).
+    Layer,
+    /// `x / √(mean(x²) + ε) · weight` (arXiv 1910.07467), where the scale is applied in the model's
+    /// dtype: LLaMA, Qwen.
+    Rms,
+    /// The same, but rounded to the model's dtype after the scale: OLMo 2.
+    RmsF32,
+    /// `x / √(mean(x²) + ε) · (1 + weight)`, rounded to the model's dtype after the scale: Gemma.
+    RmsPlusOne,
+}
+
+/// A norm over the last axis, computed in f32.
 #[derive(Module, Debug)]
-pub struct LayerNorm<B: Backend> {
-    /// Scale, `[d_model]`.
+pub struct Norm<B: Backend> {
+    /// Scale, `[width]`.
     pub weight: Param<Tensor<B, 1>>,
-    /// Shift, `[d_model]`.
-    pub bias: Param<Tensor<B, 1>>,
+    /// Shift, `[width]`, of layer norms.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    kind: NormKind,
     epsilon: f64,
 }
 
-impl<B: Backend> LayerNorm<B> {
-    pub(crate) fn new(d_model: usize, epsilon: f64, init: &mut ParamInit<'_, B>) -> Self {
+impl<B: Backend> Norm<B> {
+    pub(crate) fn new(
+        kind: NormKind,
+        width: usize,
+        epsilon: f64,
+        init: &mut ParamInit<'_, B>,
+    ) -> Self {
+        let one = if kind == NormKind::RmsPlusOne {
+            0.0
+        } else {
+            1.0
+        };
         Self {
-            weight: init.constant([d_model], 1.0),
-            bias: init.constant([d_model], 0.0),
+            weight: init.constant([width], one),
+            bias: (kind == NormKind::Layer).then(|| init.constant([width], 0.0)),
+            kind,
             epsilon,
         }
     }
 
     /// # Shapes
-    /// - x, output: `[batch, pos, d_model]`
+    /// - x, output: `[batch, pos, width]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let weight = self.weight.val().cast(DType::F32);
-        let bias = self.bias.val().cast(DType::F32);
-        in_f32(x, |x| layer_norm(x, weight, bias, self.epsilon))
+        let in_model = || self.weight.val();
+        let weight = || in_model().cast(DType::F32).unsqueeze();
+        match (self.kind, &self.bias) {
+            (NormKind::Layer, Some(bias)) => {
+                let (weight, bias) = (in_model().cast(DType::F32), bias.val().cast(DType::F32));
+                in_f32(x, |x| layer_norm(x, weight, bias, self.epsilon))
+            }
+            (NormKind::Layer | NormKind::Rms, _) => {
+                in_f32(x, |x| root_mean_square(x, self.epsilon)) * in_model().unsqueeze()
+            }
+            (NormKind::RmsF32, _) => in_f32(x, |x| root_mean_square(x, self.epsilon) * weight()),
+            (NormKind::RmsPlusOne, _) => {
+                in_f32(x, |x| root_mean_square(x, self.epsilon) * (weight() + 1.0))
+            }
+        }
+    }
+
+    /// [`forward`](Self::forward) of each head's vector.
+    ///
+    /// # Shapes
+    /// - x, output: `[batch, head, pos, width]`
+    pub fn forward_heads(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [batch, head, pos, width] = x.dims();
+        self.forward(x.reshape([batch * head, pos, width]))
+            .reshape([batch, head, pos, width])
     }
 }
 
@@ -51,31 +100,6 @@ pub(super) fn layer_norm<B: Backend>(
         Some(bias.into_primitive().tensor()),
         epsilon,
     )))
-}
-
-/// Root-mean-square normalisation, `x / √(mean(x²) + ε) · weight` (arXiv 1910.07467).
-#[derive(Module, Debug)]
-pub struct RmsNorm<B: Backend> {
-    /// Scale, `[d_model]`.
-    pub weight: Param<Tensor<B, 1>>,
-    epsilon: f64,
-}
-
-impl<B: Backend> RmsNorm<B> {
-    pub(crate) fn new(d_model: usize, epsilon: f64, init: &mut ParamInit<'_, B>) -> Self {
-        Self {
-            weight: init.constant([d_model], 1.0),
-            epsilon,
-        }
-    }
-
-    /// # Shapes
-    /// - x, output: `[batch, pos, d_model]`
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        // As in `transformers`, the scale is applied in the model's dtype.
-        let x = in_f32(x, |x| root_mean_square(x, self.epsilon));
-        x * self.weight.val().unsqueeze()
-    }
 }
 
 /// `x / √(mean(x²) + ε)`, over the features.

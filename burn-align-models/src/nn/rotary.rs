@@ -9,7 +9,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 /// How positions become angles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryConfig {
-    /// Width of one head; must be even.
+    /// Number of rotated features of a head, the first ones; must be even. In most models, all of them.
     pub d_head: usize,
     /// Base of the frequencies, `rope_theta`.
     pub theta: f64,
@@ -214,18 +214,24 @@ impl<B: Backend> Rotary<B> {
         }
     }
 
-    /// Rotates the pairs `(x[i], x[i + d_head / 2])` by their position's angles.
+    /// Rotates the pairs `(x[i], x[i + rotated / 2])` of the first `rotated` features by their
+    /// position's angles.
     ///
     /// # Shapes
     /// - x, output: `[batch, head, pos, d_head]`
     pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [_batch, _head, _pos, d_head] = x.dims();
+        let [_one, _one_head, _table_pos, half] = self.cos.dims();
+        if d_head > 2 * half {
+            let rotated = self.rotate(x.clone().narrow(3, 0, 2 * half));
+            let rest = x.narrow(3, 2 * half, d_head - 2 * half);
+            return Tensor::cat(vec![rotated, rest], 3);
+        }
         #[cfg(feature = "flex")]
         let x = match super::flex::rotate(x, [&self.cos, &self.sin]) {
             Ok(rotated) => return rotated,
             Err(x) => x,
         };
-        let [_batch, _head, _pos, d_head] = x.dims();
-        let half = d_head / 2;
         let first = x.clone().narrow(3, 0, half);
         let second = x.narrow(3, half, half);
         let (cos, sin) = (&self.cos, &self.sin);

@@ -49,36 +49,141 @@ pub trait Family<B: Backend>: AlignableTransformer<B> {
 }
 
 /// How a family's tensors are named and laid out in a checkpoint.
-///
-/// Apart from the prefix, tensors are named like the module's parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightLayout {
     /// Prefix of the names of all parameters but the head's; a checkpoint may lack it.
     pub prefix: &'static str,
-    /// Which matrices are stored transposed, `[d_output, d_input]`.
+    /// Modules by their paths, and their names in a checkpoint without the prefix, with `*` for the
+    /// index of a layer. Modules without an entry have their path as name.
+    pub names: &'static [(&'static str, &'static str)],
+    /// Which matrices are stored transposed, `[d_output, d_input]`, by the paths of their parameters.
     pub is_transposed: fn(&str) -> bool,
-    /// Which tensors are not parameters: masks and tables that old versions stored.
+    /// Which tensors are not parameters: masks and tables that old versions stored. Names come without
+    /// the prefix.
     pub is_ignored: fn(&str) -> bool,
-    /// The embedding that the head is tied to, so that a stored copy is not needed; `None` if the
-    /// head is not tied.
+    /// The path of the embedding that the head is tied to, so that a stored copy is not needed; `None`
+    /// if the head is not tied.
     pub tied_head: Option<&'static str>,
 }
 
 impl WeightLayout {
-    /// The unembedding, whose name has no prefix.
-    pub(super) const HEAD: &'static str = "lm_head.weight";
+    /// The path of the unembedding, whose name has no prefix.
+    pub const HEAD: &'static str = "lm_head.weight";
+    const HEAD_MODULE: &'static str = "lm_head";
+    /// The bias of an unembedding that is tied, and so has no module.
+    const TIED_HEAD_BIAS: &'static str = "head_bias";
 
     /// Whether a tensor without a parameter may be ignored.
-    pub(super) fn may_ignore(&self, path: &str) -> bool {
-        (self.is_ignored)(path) || (self.tied_head.is_some() && path == Self::HEAD)
+    pub(super) fn may_ignore(&self, name: &str) -> bool {
+        let is_head = self.path(name) == Self::HEAD;
+        (self.is_ignored)(self.stripped(name)) || (self.tied_head.is_some() && is_head)
     }
 
     /// The name in the checkpoint of the parameter at `path` in the module.
     pub(super) fn name(&self, path: &str) -> String {
-        if path == Self::HEAD {
-            path.to_owned()
-        } else {
-            format!("{}{path}", self.prefix)
+        let path = match path {
+            Self::TIED_HEAD_BIAS => "lm_head.bias",
+            path => path,
+        };
+        let (module, kind) = path.rsplit_once('.').unwrap_or((path, ""));
+        let mut entries = self.names.iter();
+        let stored = entries.find_map(|(own, stored)| translated(module, own, stored));
+        let stored = stored.unwrap_or_else(|| module.to_owned());
+        let prefix = match module {
+            Self::HEAD_MODULE => "",
+            _ => self.prefix,
+        };
+        match kind {
+            "" => format!("{prefix}{stored}"),
+            kind => format!("{prefix}{stored}.{kind}"),
         }
+    }
+
+    /// The path in the module of the parameter with this name in the checkpoint.
+    pub(super) fn path(&self, name: &str) -> String {
+        let name = self.stripped(name);
+        let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
+        let mut entries = self.names.iter();
+        let own = entries.find_map(|(own, stored)| translated(module, stored, own));
+        // A module that is called something else does not go by its own path.
+        let is_renamed = || {
+            let mut entries = self.names.iter();
+            entries.any(|(own, _)| translated(module, own, own).is_some())
+        };
+        match own {
+            Some(own) if own == Self::HEAD_MODULE && kind == "bias" && self.tied_head.is_some() => {
+                Self::TIED_HEAD_BIAS.to_owned()
+            }
+            Some(own) => format!("{own}.{kind}"),
+            None if is_renamed() => format!("unknown {name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    fn stripped<'a>(&self, name: &'a str) -> &'a str {
+        name.strip_prefix(self.prefix).unwrap_or(name)
+    }
+}
+
+/// A module path by another pattern, if it matches the first one; `*` stands for one part.
+fn translated(path: &str, from: &str, to: &str) -> Option<String> {
+    let mut index = None;
+    let (mut parts, mut pattern) = (path.split('.'), from.split('.'));
+    loop {
+        match (parts.next(), pattern.next()) {
+            (None, None) => break,
+            (Some(part), Some("*")) => index = Some(part),
+            (Some(part), Some(expected)) if part == expected => {}
+            _ => return None,
+        }
+    }
+    Some(match index {
+        Some(index) => to.replacen('*', index, 1),
+        None => to.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_paths_are_inverse() {
+        let layout = WeightLayout {
+            prefix: "model.",
+            names: &[
+                ("embedding", "embed"),
+                ("layers.*.mlp.up", "blocks.*.fc"),
+                ("lm_head", "embed_out"),
+            ],
+            is_transposed: |_| false,
+            is_ignored: |name| name.ends_with(".mask"),
+            tied_head: None,
+        };
+        for (path, name) in [
+            ("embedding.weight", "model.embed.weight"),
+            ("layers.12.mlp.up.bias", "model.blocks.12.fc.bias"),
+            ("lm_head.weight", "embed_out.weight"),
+            ("scale", "model.scale"),
+            ("layers.1.norm.weight", "model.layers.1.norm.weight"),
+        ] {
+            assert_eq!(layout.name(path), name);
+            assert_eq!(layout.path(name), path);
+        }
+        // Without the prefix, and under a path that is not a name.
+        assert_eq!(layout.path("blocks.0.fc.weight"), "layers.0.mlp.up.weight");
+        assert_ne!(
+            layout.path("layers.0.mlp.up.weight"),
+            "layers.0.mlp.up.weight"
+        );
+        assert!(layout.may_ignore("model.blocks.0.mask"));
+        assert!(!layout.may_ignore("embed_out.weight"));
+        let tied = WeightLayout {
+            tied_head: Some("embedding.weight"),
+            ..layout
+        };
+        assert!(tied.may_ignore("embed_out.weight"));
+        assert_eq!(tied.path("embed_out.bias"), "head_bias");
+        assert_eq!(tied.name("head_bias"), "embed_out.bias");
     }
 }

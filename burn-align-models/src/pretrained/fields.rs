@@ -32,7 +32,7 @@ pub struct Fields {
 }
 
 impl Fields {
-    pub(super) fn parse(json: &str, ignored: &[String]) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(json: &str, ignored: &[String]) -> Result<Self, ConfigError> {
         let map = serde_json::from_str(json).map_err(|error| ConfigError::NotAnObject {
             reason: error.to_string(),
         })?;
@@ -228,7 +228,7 @@ impl Fields {
     }
 
     /// A value of any type, if present.
-    pub(super) fn optional_value(&mut self, key: &str) -> Option<Value> {
+    pub(crate) fn optional_value(&mut self, key: &str) -> Option<Value> {
         self.get(key).cloned()
     }
 

@@ -40,7 +40,7 @@ pub use repository::{GgufModel, ModelSource, Repository};
 pub use save::{SavePretrained, save_family};
 
 use crate::tokens::Tokenizer;
-pub(crate) use rope::{read_rotary, write_scaling};
+pub(crate) use rope::{RotaryDefaults, read_rotary, read_rotary_kinds, write_scaling};
 
 use checkpoint::Checkpoint;
 
@@ -60,20 +60,6 @@ pub struct Pretrained<M, C> {
 }
 
 impl<M, C> Pretrained<M, C> {
-    /// The same with the model and the configuration wrapped.
-    pub(crate) fn map<N, D>(
-        self,
-        model: impl FnOnce(M) -> N,
-        config: impl FnOnce(C) -> D,
-    ) -> Pretrained<N, D> {
-        Pretrained {
-            config: config(self.config),
-            tokenizer: self.tokenizer,
-            model: model(self.model),
-            notes: self.notes,
-        }
-    }
-
     /// The tokenizer.
     ///
     /// # Errors
@@ -328,10 +314,8 @@ fn own_head(
         return Ok(None);
     };
     let stored = |path: &str| {
-        let names = [format!("{}{path}", layout.prefix), path.to_owned()];
-        names
-            .into_iter()
-            .find(|name| checkpoint.tensors.contains_key(name))
+        let mut names = checkpoint.tensors.keys();
+        names.find(|name| layout.path(name) == path).cloned()
     };
     match (stored(embedding), stored(WeightLayout::HEAD)) {
         (Some(embedding), Some(head)) if !checkpoint.equal(&embedding, &head)? => Ok(Some(head)),

@@ -35,28 +35,71 @@ const KEYS: [&str; 13] = [
     "alpha",
 ];
 
+/// What a family's class assumes of its rotary embedding.
+pub(crate) struct RotaryDefaults {
+    /// Width of one head.
+    pub(crate) d_head: usize,
+    /// `max_position_embeddings`.
+    pub(crate) max_positions: usize,
+    /// `rope_theta`, where the config has none.
+    pub(crate) theta: f64,
+    /// Which part of a head's features is rotated, where the config does not say; `None` if the
+    /// family always rotates all.
+    pub(crate) partial: Option<f64>,
+}
+
+impl RotaryDefaults {
+    /// Reads `partial_rotary_factor` under this key.
+    fn read_partial(&self, fields: &mut Fields, key: &str) -> Result<Option<f64>, ConfigError> {
+        match self.partial {
+            None => fields.only(key, &[json!(1.0), json!(1)]).map(|()| None),
+            Some(_) => fields.optional_positive(key),
+        }
+    }
+
+    /// Number of rotated features.
+    fn width(&self, factor: Option<f64>) -> Result<usize, ConfigError> {
+        let Some(factor) = factor.or(self.partial) else {
+            return Ok(self.d_head);
+        };
+        let width = (self.d_head as f64 * factor) as usize;
+        if width == 0 || width > self.d_head || width % 2 != 0 {
+            return Err(ConfigError::Invalid {
+                key: "partial_rotary_factor".to_owned(),
+                expected: format!(
+                    "a part of a head's {} features whose number is even",
+                    self.d_head
+                ),
+                found: factor.to_string(),
+            });
+        }
+        Ok(width)
+    }
+}
+
 /// Reads the rotary embedding shared by all layers of a model.
 ///
 /// # Errors
 /// If its type is not implemented, a number is missing, or it differs between kinds of layers.
 pub(crate) fn read_rotary(
     fields: &mut Fields,
-    d_head: usize,
-    max_positions: usize,
-    default_theta: f64,
+    defaults: &RotaryDefaults,
 ) -> Result<RotaryConfig, ConfigError> {
+    let max_positions = defaults.max_positions;
     let mut theta = fields.optional_positive("rope_theta")?;
-    fields.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
+    let outer_part = defaults.read_partial(fields, "partial_rotary_factor")?;
     let old = fields.optional_object("rope_scaling")?;
     let new = read_parameters(fields)?;
-    let scaling = match (old, new) {
-        (None, None) => RotaryScaling::Default,
-        (Some(old), None) => read_scaling(fields, "rope_scaling", old, d_head, max_positions)?,
+    let (scaling, d_head) = match (old, new) {
+        (None, None) => (RotaryScaling::Default, defaults.width(outer_part)?),
+        (Some(old), None) => {
+            let d_head = defaults.width(outer_part)?;
+            let scaling = read_scaling(fields, "rope_scaling", old, d_head, max_positions)?;
+            (scaling, d_head)
+        }
         (old, Some((key, mut new))) => {
-            new.only(
-                &format!("{key}.partial_rotary_factor"),
-                &[json!(1.0), json!(1)],
-            )?;
+            let part = defaults.read_partial(&mut new, &format!("{key}.partial_rotary_factor"))?;
+            let d_head = defaults.width(part.or(outer_part))?;
             let own = new.optional_positive(&format!("{key}.rope_theta"))?;
             let scaling = read_scaling(fields, &key, new, d_head, max_positions)?;
             // Releases before 5 read `rope_scaling`, and release 5 prefers it: the two must agree.
@@ -64,12 +107,8 @@ pub(crate) fn read_rotary(
                 let outer = read_scaling(fields, "rope_scaling", old, d_head, max_positions)?;
                 if outer != scaling {
                     let found = format!("{outer:?}");
-                    return Err(contradiction(
-                        "rope_scaling",
-                        found,
-                        &key,
-                        format!("{scaling:?}"),
-                    ));
+                    let expected = format!("{scaling:?}");
+                    return Err(contradiction("rope_scaling", found, &key, expected));
                 }
                 if let (Some(outer), Some(own)) = (theta, own)
                     && outer != own
@@ -85,15 +124,82 @@ pub(crate) fn read_rotary(
                 });
             }
             theta = own.or(theta);
-            scaling
+            (scaling, d_head)
         }
     };
     Ok(RotaryConfig {
         d_head,
-        theta: theta.unwrap_or(default_theta),
+        theta: theta.unwrap_or(defaults.theta),
         max_positions,
         scaling,
     })
+}
+
+/// Reads the rotary embeddings of a model that has one for layers with full attention and one for
+/// layers with a window, in this order.
+///
+/// # Errors
+/// If a type is not implemented, a number is missing, or the keys of different releases contradict
+/// each other.
+pub(crate) fn read_rotary_kinds(
+    fields: &mut Fields,
+    defaults: &RotaryDefaults,
+    local_theta: f64,
+) -> Result<[RotaryConfig; 2], ConfigError> {
+    const KEY: &str = "rope_parameters";
+    let (d_head, max_positions) = (defaults.d_head, defaults.max_positions);
+    let read = |fields: &mut Fields, key: &str, object: Fields| {
+        read_scaling(fields, key, object, d_head, max_positions)
+    };
+    let mut theta = fields
+        .optional_positive("rope_theta")?
+        .unwrap_or(defaults.theta);
+    let mut local_theta = fields
+        .optional_positive("rope_local_base_freq")?
+        .unwrap_or(local_theta);
+    let mut scaling = match fields.optional_object("rope_scaling")? {
+        Some(object) => Some(read(fields, "rope_scaling", object)?),
+        None => None,
+    };
+    let mut local_scaling = RotaryScaling::Default;
+    if let Some(mut parameters) = fields.optional_object(KEY)? {
+        let kinds = ["full_attention", "sliding_attention"].map(|kind| format!("{KEY}.{kind}"));
+        let [global, local] = &kinds;
+        let (of_global, of_local) = (
+            parameters.optional_object(global)?,
+            parameters.optional_object(local)?,
+        );
+        let (Some(mut of_global), Some(mut of_local)) = (of_global, of_local) else {
+            return Err(ConfigError::Missing {
+                key: format!("{global}` and `{local}"),
+            });
+        };
+        fields.absorb(parameters)?;
+        if let Some(own) = of_global.optional_positive(&format!("{global}.rope_theta"))? {
+            theta = own;
+        }
+        if let Some(own) = of_local.optional_positive(&format!("{local}.rope_theta"))? {
+            local_theta = own;
+        }
+        let own = read(fields, global, of_global)?;
+        if let Some(outer) = scaling.replace(own.clone())
+            && outer != own
+        {
+            let (found, expected) = (format!("{outer:?}"), format!("{own:?}"));
+            return Err(contradiction("rope_scaling", found, global, expected));
+        }
+        local_scaling = read(fields, local, of_local)?;
+    }
+    let config = |theta, scaling| RotaryConfig {
+        d_head,
+        theta,
+        max_positions,
+        scaling,
+    };
+    Ok([
+        config(theta, scaling.unwrap_or(RotaryScaling::Default)),
+        config(local_theta, local_scaling),
+    ])
 }
 
 /// `rope_parameters`, with the prefix of its keys.

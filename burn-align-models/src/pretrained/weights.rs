@@ -126,17 +126,17 @@ fn match_names(
     let mut matched = Matched::default();
     let mut unused = Vec::new();
     for name in checkpoint.tensors.keys() {
-        let path = name.strip_prefix(layout.prefix).unwrap_or(name);
-        if let Some(first) = matched.names.get(path) {
+        let path = layout.path(name);
+        if let Some(first) = matched.names.get(&path) {
             return Err(CheckpointError::SameParameter {
                 tensors: [first.clone(), name.clone()],
             });
         }
-        if shapes.contains_key(path) {
-            matched.names.insert(path.to_owned(), name.clone());
+        if shapes.contains_key(&path) {
+            matched.names.insert(path, name.clone());
         } else if is_of_another_head(name) {
             matched.other_heads.push(name.clone());
-        } else if !layout.may_ignore(path) {
+        } else if !layout.may_ignore(name) {
             unused.push(name.clone());
         }
     }

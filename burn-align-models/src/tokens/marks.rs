@@ -31,13 +31,13 @@ impl Tokenizer {
     /// [`token_strings`](Self::token_strings).
     ///
     /// ```
-    /// use burn_align_models::{FromPretrained, Gpt2, LoadOptions};
+    /// use burn_align_models::{FromPretrained, Decoder, LoadOptions};
     ///
     /// type B = burn::backend::Flex;
     ///
     /// let device = Default::default();
     /// let loaded =
-    ///     Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+    ///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
     /// let tokenizer = loaded.tokenizer()?;
     /// let ids = tokenizer.encode("The capital of Spain is")?;
     /// assert_eq!(tokenizer.token_marks(&ids).join("|"), "The|capital|of|Spain|is");

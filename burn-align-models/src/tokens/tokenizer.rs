@@ -31,12 +31,12 @@ const PLAIN_CLASS: &str = "PreTrainedTokenizerFast";
 /// Splits text into tokens, as described by the files of a model folder.
 ///
 /// ```
-/// use burn_align_models::{FromPretrained, Gpt2, LoadOptions};
+/// use burn_align_models::{FromPretrained, Decoder, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let ids = tokenizer.encode("The capital of Spain is")?;
 /// assert_eq!(tokenizer.token_strings(&ids), ["The", "capital", "of", "Spain", "is"]);

@@ -30,13 +30,13 @@ impl Tokenizer {
     /// found inside running text.
     ///
     /// ```
-    /// use burn_align_models::{FromPretrained, Gpt2, LoadOptions};
+    /// use burn_align_models::{FromPretrained, Decoder, LoadOptions};
     ///
     /// type B = burn::backend::Flex;
     ///
     /// let device = Default::default();
     /// let loaded =
-    ///     Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+    ///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
     /// let tokenizer = loaded.tokenizer()?;
     /// assert_eq!(tokenizer.positions_of("The capital of Spain is", "Spain")?, 3..4);
     /// assert_eq!(tokenizer.positions_of("The capital of Spain is", "capital of")?, 1..3);

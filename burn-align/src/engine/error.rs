@@ -89,14 +89,14 @@ pub enum PlanError {
         count: usize,
     },
     /// A site that the model does not have.
-    #[error("{site}: the model has no such site; it has {layers} layers{}", rotary_hint(*rotary))]
+    #[error("{site}: the model has no such site; it has {layers} layers{lacks}")]
     NoSuchSite {
         /// The site.
         site: Site,
         /// Number of the model's layers.
         layers: usize,
-        /// Whether the model has rotary embeddings.
-        rotary: bool,
+        /// What the model lacks.
+        lacks: &'static str,
     },
     /// A head that the site does not have.
     #[error("{site}: expected a {} below {heads}, found {found}", head(*site))]
@@ -296,17 +296,13 @@ pub enum PlanError {
 /// Keys and values may have fewer heads than queries.
 fn head(site: Site) -> &'static str {
     match site {
-        Site::Block(_, Component::KeyOutput | Component::ValueOutput | Component::RotaryKey) => {
-            "key-value head"
-        }
+        Site::Block(
+            _,
+            Component::KeyOutput
+            | Component::ValueOutput
+            | Component::KeyNorm
+            | Component::RotaryKey,
+        ) => "key-value head",
         _ => "head",
-    }
-}
-
-fn rotary_hint(rotary: bool) -> &'static str {
-    if rotary {
-        ""
-    } else {
-        " and no rotary embedding"
     }
 }

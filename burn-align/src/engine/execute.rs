@@ -162,8 +162,10 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let shared = model.begin(pos, &self.device);
         // The layout of the last block that ran on suffixes, and what belongs to it.
         let mut suffixes: Option<(&StageGroups, M::Pass)> = None;
-        let halves = model.halves();
+        let (halves, dims) = (model.halves(), model.dims());
         let mut x = None;
+        // The block's input, in blocks whose MLP reads it.
+        let mut block_input: Option<Tensor<B, 3>> = None;
         // What half a block has computed, before it is added to the residual stream.
         let mut added: Option<Tensor<B, 3>> = None;
         let mut normed = false;
@@ -172,6 +174,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             let forked = match (x.take(), before) {
                 (Some(x), Some(before)) => {
                     added = added.map(|added| fork(added, before.given(), current));
+                    block_input = block_input.map(|input| fork(input, before.given(), current));
                     Some(fork(x, before.given(), current))
                 }
                 _ if current.stage != Stage::Embed => {
@@ -213,18 +216,22 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                             let halves = halves.expect("the stages are those of halves");
                             added = Some(halves.attention(layer, stream.clone(), shared, tap));
                             let in_place: Vec<usize> = (0..current.groups.len()).collect();
-                            rearrange(stream, &current.layout, current.given(), &in_place)
+                            let stream =
+                                rearrange(stream, &current.layout, current.given(), &in_place);
+                            block_input = dims.parallel.then(|| stream.clone());
+                            stream
                         }
                         Part::AttentionOutput => {
-                            add(stream, &mut added, at(Component::AttentionOutput), tap)
+                            add(stream, &mut added, at(dims.added_by_attention()), tap)
                         }
                         Part::ResidualMid => tap.stream(at(Component::ResidualMid), stream),
                         Part::Mlp => {
                             let halves = halves.expect("the stages are those of halves");
-                            added = Some(halves.mlp(layer, stream.clone(), tap));
+                            let read = block_input.take().unwrap_or_else(|| stream.clone());
+                            added = Some(halves.mlp(layer, read, tap));
                             stream
                         }
-                        Part::MlpOutput => add(stream, &mut added, at(Component::MlpOutput), tap),
+                        Part::MlpOutput => add(stream, &mut added, at(dims.added_by_mlp()), tap),
                         Part::BlockOutput => tap.stream(at(Component::BlockOutput), stream),
                     }
                 }

@@ -161,7 +161,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
                 }
                 if let (Part::ResidualMid | Part::Mlp, Some(halves)) = (part, self.model.halves()) {
                     let added = halves.mlp(layer, x.clone(), tap);
-                    x = x + tap.stream(at(layer, Component::MlpOutput), added);
+                    x = x + tap.stream(at(layer, self.model.dims().added_by_mlp()), added);
                 }
                 x = tap.stream(at(layer, Component::BlockOutput), x);
                 layer + 1

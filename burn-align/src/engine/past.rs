@@ -62,10 +62,7 @@ pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
     let first = Stages::new(model).first_attention(start)?;
     model.computes_suffixes().then_some(KeysValueSites {
         layers: first..dims.layers,
-        key: match dims.rotary {
-            true => Component::RotaryKey,
-            false => Component::KeyOutput,
-        },
+        key: dims.attended_keys(),
         kv_heads: dims.kv_heads,
     })
 }

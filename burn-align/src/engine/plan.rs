@@ -223,12 +223,12 @@ impl Read {
 /// use burn_align::engine::{Edit, LogitPositions, Plan, Units};
 /// use burn_align::interventions::VanillaIntervention;
 /// use burn_align::models::Site;
-/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;

@@ -60,6 +60,10 @@ pub(super) struct Stages {
     pub(super) suffixes: bool,
     /// Whether blocks are split into halves.
     halves: bool,
+    /// Whether both halves read the block's input.
+    parallel: bool,
+    /// Whether halves have norms on their outputs.
+    post_norms: bool,
 }
 
 impl Stages {
@@ -70,6 +74,8 @@ impl Stages {
             outputs,
             suffixes: model.computes_suffixes(),
             halves: outputs && model.halves().is_some(),
+            parallel: model.dims().parallel,
+            post_norms: model.dims().post_norms,
         }
     }
 
@@ -90,8 +96,10 @@ impl Stages {
                 Site::Block(
                     _,
                     Component::QueryOutput
+                    | Component::QueryNorm
                     | Component::RotaryQuery
-                    | Component::AttentionValueOutput,
+                    | Component::AttentionValueOutput
+                    | Component::AttentionOutput,
                 ),
             ) => Stage::Layer(layer, Part::Queries),
             (stage, _) => stage,
@@ -102,11 +110,25 @@ impl Stages {
         match component {
             Component::BlockOutput if self.outputs => Part::BlockOutput,
             _ if !self.halves => Part::Block,
-            Component::AttentionOutput => Part::AttentionOutput,
+            Component::BlockInput
+            | Component::AttentionInput
+            | Component::QueryOutput
+            | Component::KeyOutput
+            | Component::ValueOutput
+            | Component::QueryNorm
+            | Component::KeyNorm
+            | Component::RotaryQuery
+            | Component::RotaryKey
+            | Component::AttentionScores
+            | Component::AttentionWeights
+            | Component::AttentionValueOutput => Part::Attention,
+            Component::AttentionOutput if self.post_norms => Part::Attention,
+            Component::AttentionOutput | Component::AttentionPostNorm => Part::AttentionOutput,
             Component::ResidualMid => Part::ResidualMid,
             Component::MlpInput | Component::MlpActivation => Part::Mlp,
-            Component::MlpOutput => Part::MlpOutput,
-            _ => Part::Attention,
+            Component::MlpOutput if self.post_norms => Part::Mlp,
+            Component::MlpOutput | Component::MlpPostNorm => Part::MlpOutput,
+            Component::BlockOutput => Part::BlockOutput,
         }
     }
 
@@ -121,7 +143,18 @@ impl Stages {
             Part::MlpOutput,
             Part::BlockOutput,
         ];
-        let parts: &[Part] = if self.halves { &HALVES } else { &WHOLE };
+        const PARALLEL: [Part; 5] = [
+            Part::Attention,
+            Part::AttentionOutput,
+            Part::Mlp,
+            Part::MlpOutput,
+            Part::BlockOutput,
+        ];
+        let parts: &[Part] = match (self.halves, self.parallel) {
+            (false, _) => &WHOLE,
+            (true, false) => &HALVES,
+            (true, true) => &PARALLEL,
+        };
         let layers = (0..self.layers)
             .flat_map(move |layer| parts.iter().map(move |part| Stage::Layer(layer, *part)));
         [Stage::Embed]
@@ -153,6 +186,12 @@ impl Stages {
             Stage::Embed | Stage::Unembed => return None,
             Stage::Layer(layer, Part::Block | Part::Attention) => (stage, before(layer)),
             Stage::Layer(layer, Part::Queries | Part::AttentionOutput) => {
+                (Stage::Layer(layer, Part::Attention), before(layer))
+            }
+            // The stream between the halves does not have what the second one reads.
+            Stage::Layer(layer, Part::ResidualMid | Part::Mlp | Part::MlpOutput)
+                if self.parallel =>
+            {
                 (Stage::Layer(layer, Part::Attention), before(layer))
             }
             Stage::Layer(layer, Part::ResidualMid | Part::Mlp) => {

@@ -271,7 +271,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         let SiteDims { heads, width } = self.model.site(site).ok_or(PlanError::NoSuchSite {
             site,
             layers: dims.layers,
-            rotary: dims.rotary,
+            lacks: dims.lacks(site),
         })?;
         if self.stages.of(site) < self.plan.start() {
             return Err(PlanError::NotReached { site });

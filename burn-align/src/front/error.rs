@@ -15,8 +15,8 @@ pub enum AlignError {
     NoRepresentations,
     /// A representation that the model does not have.
     #[error(
-        "representation {representation}: the model has no {site}; it has {layers} layers{}",
-        if *rotary { "" } else { " and no rotary embedding" }
+        "representation {representation}: the model has no {site}; it has {layers} \
+         layers{lacks}"
     )]
     NoSuchSite {
         /// Index of the representation.
@@ -25,8 +25,8 @@ pub enum AlignError {
         site: Site,
         /// Number of the model's layers.
         layers: usize,
-        /// Whether the model has rotary embeddings.
-        rotary: bool,
+        /// What the model lacks.
+        lacks: &'static str,
     },
     /// Heads are addressed where there are none.
     #[error(

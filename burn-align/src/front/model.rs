@@ -22,12 +22,12 @@ use crate::interventions::{BuiltinIntervention, Intervention};
 ///
 /// ```
 /// use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
@@ -365,7 +365,7 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
                 representation: index,
                 site,
                 layers: model.dims().layers,
-                rotary: model.dims().rotary,
+                lacks: model.dims().lacks(site),
             });
         };
         // A model may have a single head, for example for the keys of multi-query attention.

@@ -89,12 +89,12 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
 /// use burn_align::interventions::VanillaIntervention;
 /// use burn_align::methods::{SweepGrid, probability, sweep};
 /// use burn_align::models::AlignableTransformer;
-/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;

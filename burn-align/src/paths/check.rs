@@ -55,7 +55,7 @@ impl Stream {
         for (index, change) in self.changes.iter().enumerate() {
             let node = change.node;
             node.check(dims)?;
-            if let Some(reader) = reader.filter(|reader| reader.depth() <= node.depth()) {
+            if let Some(reader) = reader.filter(|reader| reader.depth(dims) <= node.depth(dims)) {
                 return Err(PathError::NotAfter {
                     sender: node,
                     receiver: reader.to_string(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use burn_align_models::{Component, ModelDims, Site};
+use burn_align_models::{ModelDims, Site};
 use serde::{Deserialize, Serialize};
 
 use super::PathError;
@@ -53,22 +53,28 @@ impl Node {
     }
 
     /// How many nodes come before it on a chain: 0 for the embedding.
-    pub(crate) fn depth(self) -> usize {
+    pub(crate) fn depth(self, dims: &ModelDims) -> usize {
         match self {
             Self::Embedding => 0,
+            // Both read the block's input.
+            Self::Attention { layer } | Self::Head { layer, .. } | Self::Mlp { layer }
+                if dims.parallel =>
+            {
+                layer + 1
+            }
             Self::Attention { layer } | Self::Head { layer, .. } => 2 * layer + 1,
             Self::Mlp { layer } => 2 * layer + 2,
         }
     }
 
     /// Where its output enters the residual stream; for a head, where that of all heads does.
-    pub(crate) fn output(self) -> Site {
+    pub(crate) fn output(self, dims: &ModelDims) -> Site {
         match self {
             Self::Embedding => Site::Embedding,
             Self::Attention { layer } | Self::Head { layer, .. } => {
-                Site::Block(layer, Component::AttentionOutput)
+                Site::Block(layer, dims.added_by_attention())
             }
-            Self::Mlp { layer } => Site::Block(layer, Component::MlpOutput),
+            Self::Mlp { layer } => Site::Block(layer, dims.added_by_mlp()),
         }
     }
 

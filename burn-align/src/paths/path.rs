@@ -82,7 +82,7 @@ impl Path {
         let mut sender = self.start;
         for hop in &self.hops {
             hop.node().check(dims)?;
-            if hop.node().depth() <= sender.depth() {
+            if hop.node().depth(dims) <= sender.depth(dims) {
                 return Err(PathError::NotAfter {
                     sender,
                     receiver: hop.to_string(),

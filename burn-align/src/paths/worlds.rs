@@ -1,6 +1,6 @@
 //! From streams to worlds of a plan.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{Component, ModelDims, Site, TokenBatch};
@@ -132,7 +132,7 @@ impl Worlds {
                 Node::Head { layer, head } => {
                     Edit::from_world(world, mixed(layer), units.of_head(head), Self::SWAP)
                 }
-                node => Edit::from_world(world, node.output(), units, Self::SWAP),
+                node => Edit::from_world(world, node.output(&self.dims), units, Self::SWAP),
             });
         }
         edits
@@ -147,21 +147,59 @@ impl Worlds {
     ) -> Vec<Edit> {
         let mut edits = self.run_edits(plan, stream);
         let run = self.run(plan, stream);
+        let mut layers_of_heads = BTreeSet::new();
         for change in stream.reader_changes() {
+            if let (Node::Head { layer, .. }, true) = (change.node, self.dims.post_norms) {
+                layers_of_heads.insert(layer);
+                continue;
+            }
             let world = self.value(plan, change.node, &change.value, Some(run));
             // The residual stream is a sum: what the output gains, the stream gains.
             for (world, intervention) in [(world, Self::ADD), (run, Self::SUBTRACT)] {
                 edits.push(self.edit(site, change, world, intervention));
             }
         }
+        for layer in layers_of_heads {
+            let changed = self.changed_heads(plan, stream, layer);
+            let output = Node::Attention { layer }.output(&self.dims);
+            for (world, intervention) in [(changed, Self::ADD), (run, Self::SUBTRACT)] {
+                let operand = Operand::Activation {
+                    world,
+                    site: output,
+                    units: Units::ALL,
+                };
+                edits.push(Edit::new(site, Units::ALL, intervention, operand));
+            }
+        }
         edits
+    }
+
+    /// A run with all changed heads of a layer that the reader of a stream sees: the sum of the heads
+    /// goes through a norm, so what they add to the stream is not the sum of what each adds.
+    fn changed_heads<B: Backend>(
+        &mut self,
+        plan: &mut Plan<B>,
+        stream: &Stream,
+        layer: usize,
+    ) -> WorldId {
+        let mut edits = self.run_edits(plan, stream);
+        for change in stream.reader_changes() {
+            if let Node::Head { layer: own, head } = change.node
+                && own == layer
+            {
+                let world = self.value(plan, change.node, &change.value, None);
+                let units = Units::positions(change.positions.clone()).of_head(head);
+                edits.push(Edit::from_world(world, mixed(layer), units, Self::SWAP));
+            }
+        }
+        plan.world(self.inputs[stream.input], edits)
     }
 
     fn edit(&self, site: Site, change: &Change, world: WorldId, intervention: usize) -> Edit {
         let units = Units::positions(change.positions.clone());
         let operand = Operand::Activation {
             world,
-            site: change.node.output(),
+            site: change.node.output(&self.dims),
             units: units.clone(),
         };
         Edit::new(site, units, intervention, operand)
@@ -198,7 +236,7 @@ impl Worlds {
                 self.attention(plan, layer, None, [query, key, value], None)
             }
             (Node::Mlp { layer }, Value::Mlp(stream)) => {
-                self.reader(plan, stream, Site::Block(layer, Component::ResidualMid))
+                self.reader(plan, stream, Site::Block(layer, self.dims.read_by_mlp()))
             }
             _ => unreachable!("checked before"),
         };

@@ -2,12 +2,12 @@
 //!
 //! ```
 //! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-//! use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+//! use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
 //! # type B = burn::backend::Flex;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Default::default();
-//! let gpt2 = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+//! let gpt2 = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 //! let representation = AlignableRepresentationConfig::new(2, Component::BlockOutput);
 //! let config = AlignableConfig::new([representation.with_low_rank(4)]);
 //! let alignable = AlignableModel::new(config, gpt2.model.clone())?;

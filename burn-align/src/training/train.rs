@@ -45,14 +45,14 @@ use crate::interventions::Intervention;
 /// ```
 /// use burn::backend::Autodiff;
 /// use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-/// use burn_align::models::{Component, FromPretrained, Gpt2, LoadOptions};
+/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
 /// use burn_align::training::{InterchangeData, InterchangeExample, TrainingConfig, losses, train};
 ///
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
 /// let options = LoadOptions::default();
-/// let loaded = Gpt2::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, &device)?;
+/// let loaded = Decoder::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// // The country of the source, and the question of the base.
 /// let example = InterchangeExample {

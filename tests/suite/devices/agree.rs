@@ -13,7 +13,7 @@ use burn_align::methods::{SweepGrid, probability, sweep, sweep_on_devices};
 use burn_align::training::{
     History, InterchangeData, Targets, TrainingConfig, losses, train, train_on_devices,
 };
-use burn_align_models::{Component, LanguageModel, Site, TokenBatch};
+use burn_align_models::{Component, Decoder, Site, TokenBatch};
 
 use crate::support::{load, values};
 
@@ -120,7 +120,7 @@ fn parameters<B: Backend, M: Module<B>>(module: &M) -> Vec<f32> {
     found.0
 }
 
-pub(crate) type Model<B> = AlignableModel<B, LanguageModel<B>>;
+pub(crate) type Model<B> = AlignableModel<B, Decoder<B>>;
 
 pub(crate) fn model<B: Backend>(kind: InterventionType, device: &B::Device) -> Model<B> {
     let mut representation =

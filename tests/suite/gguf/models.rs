@@ -7,8 +7,8 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_align_models::nn::keeps_quantized;
 use burn_align_models::pretrained::LoadError;
 use burn_align_models::{
-    AlignableTransformer, FromPretrained, LanguageModel, LanguageModelConfig, LoadOptions,
-    ModelInput, ModelSource, Pretrained, SavePretrained,
+    AlignableTransformer, Decoder, DecoderConfig, FromPretrained, LoadOptions, ModelInput,
+    ModelSource, Pretrained, SavePretrained,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -21,7 +21,7 @@ on_every_backend!(
     a_folder_and_a_file_are_the_same_model,
 );
 
-type Loaded<B> = Pretrained<LanguageModel<B>, LanguageModelConfig>;
+type Loaded<B> = Pretrained<Decoder<B>, DecoderConfig>;
 
 fn folder() -> PathBuf {
     fixtures().join("gguf/models")
@@ -44,7 +44,7 @@ fn load<B: Backend>(
     options: &LoadOptions,
     device: &B::Device,
 ) -> Loaded<B> {
-    LanguageModel::from_pretrained(source, options, device).expect("a model")
+    Decoder::from_pretrained(source, options, device).expect("a model")
 }
 
 /// Input ids and expected logits of every case of a model.
@@ -141,7 +141,7 @@ fn a_folder_and_a_file_are_the_same_model<B: Backend>(device: &B::Device) {
 /// Why a source cannot be loaded.
 #[cfg(feature = "flex")]
 fn refusal(source: impl Into<ModelSource>, options: &LoadOptions) -> LoadError {
-    LanguageModel::<burn::backend::Flex>::from_pretrained(source, options, &Default::default())
+    Decoder::<burn::backend::Flex>::from_pretrained(source, options, &Default::default())
         .expect_err("a model to refuse")
 }
 

@@ -242,12 +242,12 @@ fn a_configuration_of_other_sizes() {
         (
             "gpt2_plain",
             json!({"n_inner": MAX}),
-            "transformer.h.0.mlp.c_fc.bias",
+            "transformer.h.0.mlp.c_proj.weight",
         ),
         (
             "gpt2_plain",
             json!({"n_embd": MAX, "n_head": MAX, "vocab_size": MAX}),
-            "transformer.h.0.attn.c_attn.bias",
+            "transformer.wte.weight",
         ),
         (
             "llama_plain",

@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::Indices;
 use burn_align::paths::{Change, Node, Reach, Stream, Value};
 use burn_align_models::{
-    AlignableTransformer, Component, LanguageModel, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelInput, Site, Tap, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -43,7 +43,7 @@ impl<B: Backend> Tap<B> for Replacing<B> {
 type Seen<B> = HashMap<Site, Tensor<B, 4>>;
 
 struct Reference<'a, B: Backend> {
-    model: &'a LanguageModel<B>,
+    model: &'a Decoder<B>,
     inputs: &'a [TokenBatch],
     device: &'a B::Device,
 }

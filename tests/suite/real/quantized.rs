@@ -8,18 +8,18 @@ use burn_align::interventions::{
 };
 use burn_align_models::pretrained::Family;
 use burn_align_models::{
-    AlignableTransformer, Component, FromPretrained, Llama, LoadOptions, ModelInput, Site,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, ModelInput, Site,
 };
 
 use super::real;
 use crate::support::{tokens, values};
 
 /// The model with its weights in the file, and as tensors.
-fn both<B: Backend>() -> Option<[Llama<B>; 2]> {
+fn both<B: Backend>() -> Option<[Decoder<B>; 2]> {
     let file = real("SmolLM2-135M-Instruct.Q4_1.gguf")?;
     Some([true, false].map(|keep| {
         let options = LoadOptions::default().with_keep_quantised(keep);
-        let loaded = Llama::from_pretrained(file.clone(), &options, &Default::default());
+        let loaded = Decoder::from_pretrained(file.clone(), &options, &Default::default());
         loaded.expect("the model").model
     }))
 }

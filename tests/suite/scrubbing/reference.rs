@@ -12,7 +12,7 @@ use burn_align::methods::{
 };
 use burn_align::paths::{HeadInput, Node};
 use burn_align_models::{
-    AlignableTransformer, Component, LanguageModel, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelInput, Site, Tap, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -50,7 +50,7 @@ type Seen<B> = HashMap<Site, Tensor<B, 4>>;
 type Atom = Node;
 
 struct Reference<'a, B: Backend> {
-    model: &'a LanguageModel<B>,
+    model: &'a Decoder<B>,
     tokens: &'a TokenBatch,
     tree: &'a ScrubTree,
     apart: bool,

@@ -23,6 +23,9 @@ pub(super) fn dims() -> ModelDims {
         rotary: false,
         vocab: 41,
         max_positions: Some(16),
+        qk_norm: false,
+        post_norms: false,
+        parallel: false,
     }
 }
 

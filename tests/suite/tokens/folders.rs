@@ -322,12 +322,12 @@ fn special_tokens_have_names() {
 fn a_saved_model_keeps_its_tokenizer() {
     use burn::backend::Flex;
     use burn_align_models::SavePretrained;
-    use burn_align_models::{ChatMessage, ChatOptions, FromPretrained, LanguageModel, LoadOptions};
+    use burn_align_models::{ChatMessage, ChatOptions, Decoder, FromPretrained, LoadOptions};
 
     use crate::scratch::Scratch;
 
     let load = |folder: &Path| {
-        LanguageModel::<Flex>::from_pretrained(folder, &LoadOptions::default(), &Default::default())
+        Decoder::<Flex>::from_pretrained(folder, &LoadOptions::default(), &Default::default())
     };
     for name in [
         "llama_model_new",

@@ -246,10 +246,11 @@ fn attention<B: Backend>(
     window: Option<usize>,
 ) -> Tensor<B, 4> {
     let [_batch, _head, pos, _d_head] = q.dims();
-    let pass = CausalPass::new(pos, window, None, &q.device());
+    let pass = CausalPass::new(pos, window, Vec::new(), &q.device());
     let how = Attend {
         layer: 0,
         scale: 0.7,
+        cap: None,
         windowed: window.is_some(),
         pass: &pass,
     };

@@ -144,7 +144,7 @@ impl<E> Hypothesis<E> {
         let depth = match reader.map(|reader| &self.nodes[reader]) {
             None => output_depth(dims),
             Some(node) => {
-                let (depth, expected) = reading(&node.place);
+                let (depth, expected) = reading(&node.place, dims);
                 let by_head_input = |(input, _): &Read| input.is_some();
                 let wrong = match expected {
                     Reading::Nothing => reads.first(),
@@ -167,7 +167,7 @@ impl<E> Hypothesis<E> {
         for (index, (input, read)) in reads.iter().enumerate() {
             let node = &self.nodes[*read];
             if let Part::Node(part) = node.place.part
-                && part.depth() >= depth
+                && part.depth(dims) >= depth
             {
                 return Err(ScrubError::NotBefore {
                     reader: self.reader_name(reader),
@@ -236,11 +236,11 @@ enum Reading {
 }
 
 /// Where and how a part of the model reads.
-fn reading(place: &Place) -> (usize, Reading) {
+fn reading(place: &Place, dims: &ModelDims) -> (usize, Reading) {
     match place.part {
         Part::Stream | Part::Node(Node::Embedding) => (0, Reading::Nothing),
-        Part::Node(node @ Node::Mlp { .. }) => (node.depth(), Reading::Whole),
-        Part::Node(node) => (node.depth(), Reading::ByHead),
+        Part::Node(node @ Node::Mlp { .. }) => (node.depth(dims), Reading::Whole),
+        Part::Node(node) => (node.depth(dims), Reading::ByHead),
     }
 }
 

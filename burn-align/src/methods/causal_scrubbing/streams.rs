@@ -34,7 +34,7 @@ pub(super) fn pieces(
             })
         };
         for part in Node::all(dims) {
-            if part.depth() >= depth {
+            if part.depth(dims) >= depth {
                 continue;
             }
             match part {
@@ -187,10 +187,10 @@ impl Streams<'_> {
     }
 
     /// The parts whose sum a node of the tree reads.
-    fn before(&self, node: usize) -> impl Iterator<Item = Node> + use<> {
+    fn before(&self, node: usize) -> impl Iterator<Item = Node> {
         let depth = self.tree.depth(node, self.dims);
         let all = Node::all(self.dims).into_iter();
-        all.filter(move |part| part.depth() < depth)
+        all.filter(move |part| part.depth(self.dims) < depth)
     }
 
     /// Positions at which no change covers a part of the model; `None` if there are none.

@@ -284,7 +284,7 @@ impl ScrubTree {
         match &self.nodes[node].place {
             None => output_depth(dims),
             Some(place) => match place.part {
-                Part::Node(node) => node.depth(),
+                Part::Node(node) => node.depth(dims),
                 Part::Stream => 0,
             },
         }

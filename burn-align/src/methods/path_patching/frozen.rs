@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, NoTap, Site, TokenBatch};
+use burn_align_models::{AlignableTransformer, Component, ModelDims, NoTap, Site, TokenBatch};
 
 use super::sender_receiver::reaches;
 use super::{PathEffects, PathPatch, ReceiverInput, Sender, attention};
@@ -112,7 +112,9 @@ impl<'a, B: Backend> Clean<'a, B> {
         let logits = worlds.map(|world| plan.read_logits(world, LogitPositions::Last));
         let last = plan.read(worlds[0], end(model), Units::positions(last_of(inputs[0])));
         let senders = patches.iter().flat_map(|patch| &patch.senders);
-        let sites: BTreeSet<Site> = senders.map(|sender| taken_from(sender.node)).collect();
+        let sites: BTreeSet<Site> = senders
+            .map(|sender| taken_from(sender.node, model.dims()))
+            .collect();
         let reads: Vec<(Site, [ReadId; 2])> = sites
             .into_iter()
             .map(|site| {
@@ -179,7 +181,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         model: &M,
         sender: &Sender,
     ) -> Result<Tensor<B, 3>, PathError> {
-        let [base, source] = &self.outputs[&taken_from(sender.node)];
+        let [base, source] = &self.outputs[&taken_from(sender.node, model.dims())];
         let difference = match sender.node {
             Node::Head { layer, head } => {
                 let own = |x: &Tensor<B, 3>| x.clone().narrow(2, head * self.d_head, self.d_head);
@@ -221,10 +223,10 @@ fn first_difference([base, source]: [&TokenBatch; 2]) -> usize {
 }
 
 /// The activation that a sender's output is computed from.
-fn taken_from(node: Node) -> Site {
+fn taken_from(node: Node, dims: &ModelDims) -> Site {
     match node {
         Node::Head { layer, .. } => Site::Block(layer, Component::AttentionValueOutput),
-        node => node.output(),
+        node => node.output(dims),
     }
 }
 
@@ -309,7 +311,7 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
         let patch = &patches[*index];
         if let Some(change) = changes.remove(index) {
             let layer = attention::layer_of(patch).expect("it has changed");
-            let site = Site::Block(layer, Component::ResidualMid);
+            let site = Site::Block(layer, dims.added_by_attention());
             // The first query has only one key to look at, whatever it asks for.
             let first = clean.first.max(usize::from(attention::only_queries(patch)));
             let units = clean.from(first);
@@ -338,7 +340,7 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
                 continue;
             };
             let stream = match (receiver.input, site) {
-                (ReceiverInput::Mlp { layer }, _) => Site::Block(layer, Component::ResidualMid),
+                (ReceiverInput::Mlp { layer }, _) => Site::Block(layer, dims.read_by_mlp()),
                 (_, Site::Block(layer, _)) => Site::Block(layer, Component::BlockInput),
                 _ => unreachable!("receivers are in blocks"),
             };

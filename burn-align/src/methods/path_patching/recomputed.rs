@@ -51,14 +51,14 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
 
 /// The senders' outputs from the source, all later attention from the base.
 fn sender_edits(patch: &PathPatch, [base, source]: [WorldId; 2], dims: &ModelDims) -> Vec<Edit> {
-    let first = patch.senders.iter().map(|sender| sender.node.depth());
+    let first = patch.senders.iter().map(|sender| sender.node.depth(dims));
     let first = first.min().expect("checked");
     let last = patch.receivers.iter();
     let last = last.map(|receiver| receiver.input.depth(dims));
     let last = last.max().expect("checked");
     let mut edits = Vec::new();
     for layer in 0..dims.layers {
-        let depth = Node::Attention { layer }.depth();
+        let depth = Node::Attention { layer }.depth(dims);
         if first < depth && depth < last {
             // Before the output projection, where the heads are still separate.
             let site = Site::Block(layer, Component::AttentionValueOutput);
@@ -72,7 +72,7 @@ fn sender_edits(patch: &PathPatch, [base, source]: [WorldId; 2], dims: &ModelDim
                 let site = Site::Block(layer, Component::AttentionValueOutput);
                 Edit::from_world(source, site, units.of_head(head), Worlds::SWAP)
             }
-            node => Edit::from_world(source, node.output(), units, Worlds::SWAP),
+            node => Edit::from_world(source, node.output(dims), units, Worlds::SWAP),
         });
     }
     edits

@@ -89,9 +89,9 @@ impl ReceiverInput {
     pub(super) fn depth(self, dims: &ModelDims) -> usize {
         match self {
             Self::Query { layer, .. } | Self::Key { layer, .. } | Self::Value { layer, .. } => {
-                Node::Attention { layer }.depth()
+                Node::Attention { layer }.depth(dims)
             }
-            Self::Mlp { layer } => Node::Mlp { layer }.depth(),
+            Self::Mlp { layer } => Node::Mlp { layer }.depth(dims),
             Self::Logits => 2 * dims.layers + 1,
         }
     }
@@ -173,7 +173,9 @@ impl PathPatch {
     fn check(&self, patch: usize, dims: &ModelDims) -> Result<(), PathError> {
         let empty = |what| Err(PathError::Empty { patch, what });
         let (Some(first), Some(last)) = (
-            self.senders.iter().min_by_key(|sender| sender.node.depth()),
+            self.senders
+                .iter()
+                .min_by_key(|sender| sender.node.depth(dims)),
             self.receivers
                 .iter()
                 .max_by_key(|receiver| receiver.input.depth(dims)),
@@ -217,7 +219,7 @@ impl PathPatch {
 
 /// Whether a receiver reads what a node adds.
 pub(super) fn reaches(sender: Node, receiver: ReceiverInput, dims: &ModelDims) -> bool {
-    sender.depth() < receiver.depth(dims)
+    sender.depth(dims) < receiver.depth(dims)
 }
 
 /// What MLPs between senders and receivers do. All attention in between is frozen.
@@ -283,8 +285,9 @@ fn check_positions<B: Backend, M: AlignableTransformer<B>>(
     let mut plan = Plan::<B>::new();
     let input = plan.tokens(base);
     let world = plan.world(input, []);
+    let dims = model.dims();
     let senders = patches.iter().flat_map(|patch| &patch.senders);
-    let senders = senders.map(|sender| (sender.node.output(), &sender.positions));
+    let senders = senders.map(|sender| (sender.node.output(dims), &sender.positions));
     let receivers = patches.iter().flat_map(|patch| &patch.receivers);
     let receivers = receivers.filter_map(|receiver| {
         let (site, _head) = receiver.input.site()?;
@@ -332,12 +335,12 @@ pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
 /// ```
 /// use burn_align::engine::RunOptions;
 /// use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
-/// use burn_align::models::{AlignableTransformer, FromPretrained, Gpt2, LoadOptions};
+/// use burn_align::models::{AlignableTransformer, FromPretrained, Decoder, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Gpt2::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;

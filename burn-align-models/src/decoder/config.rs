@@ -1,0 +1,197 @@
+//! The knobs of a decoder.
+
+use burn::tensor::{DType, backend::Backend};
+use serde_json::Value;
+
+use super::{Decoder, DecoderFamily};
+use crate::dims::ModelDims;
+use crate::nn::{Activation, NormKind, ParamInit, RotaryConfig};
+use crate::pretrained::{ConfigError, Fields};
+
+/// The configuration of a [`Decoder`]: what its blocks compute, whatever its family calls it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DecoderConfig {
+    /// The family, which decides how the model is stored.
+    pub family: DecoderFamily,
+    /// The model's sizes.
+    pub dims: ModelDims,
+    /// The kind of all norms, except those of queries and keys.
+    pub norm: NormKind,
+    /// Added to the variance or the mean square in norms.
+    pub norm_epsilon: f64,
+    /// Whether attention and MLP read the residual stream through a norm.
+    pub pre_norms: bool,
+    /// Norms of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// How the projections to queries, keys and values are stored.
+    pub qkv: QkvLayout,
+    /// Which projections have biases.
+    pub biases: Biases,
+    /// How positions enter.
+    pub positions: Positions,
+    /// Limit on how far back some layers look.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Factor on query-key products.
+    pub score_scale: f64,
+    /// Whether that factor is divided by the layer's number, counted from 1.
+    pub score_scale_by_layer: bool,
+    /// Scores are limited to `±cap` as `cap · tanh(score / cap)`.
+    pub score_cap: Option<f64>,
+    /// The MLP's activation function; in a gated MLP, the gate's.
+    pub activation: Activation,
+    /// Whether a gated MLP stores gate and up projection as one matrix.
+    pub fused_gate_up: bool,
+    /// What the two halves of a block read.
+    pub residual: Residual,
+    /// Factor on the token embedding.
+    pub embedding_scale: Option<f64>,
+    /// Logits are limited to `±cap` as `cap · tanh(logit / cap)`.
+    pub logit_cap: Option<f64>,
+    /// Whether the unembedding is the transposed token embedding.
+    pub tie_word_embeddings: bool,
+    /// Standard deviation of initial weights.
+    pub initializer_range: f64,
+}
+
+/// Norms of queries and keys, between their projections and any rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QkNorm {
+    /// What the norm computes.
+    pub kind: NormKind,
+    /// Whether one norm runs over the features of all heads together, rather than over each head's.
+    pub all_heads: bool,
+}
+
+/// How the projections to queries, keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkvLayout {
+    /// Three matrices.
+    Split,
+    /// One matrix: all queries, then all keys, then all values.
+    Fused,
+    /// One matrix: for each head its query, its key and its value.
+    FusedByHead,
+}
+
+/// Which projections have biases.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub qkv: bool,
+    /// The attention's output projection.
+    pub output: bool,
+    /// The MLP's projections.
+    pub mlp: bool,
+    /// The unembedding, if it is not tied.
+    pub head: bool,
+}
+
+/// How positions enter a decoder.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Positions {
+    /// A learned vector for each of this many positions is added to the token embedding.
+    Learned(usize),
+    /// Queries and keys are rotated. If [`RotaryConfig::d_head`] is less than a head's width, the
+    /// features after it are not.
+    Rotary {
+        /// The rotation of all layers, or of those without a window if there is a local one.
+        global: RotaryConfig,
+        /// The rotation of layers with a window.
+        local: Option<RotaryConfig>,
+    },
+}
+
+/// What the two halves of a block read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residual {
+    /// The MLP reads what the attention has added to.
+    Sequential,
+    /// Both read the block's input.
+    Parallel {
+        /// Whether they share one norm.
+        shared_norm: bool,
+    },
+}
+
+/// A limit on how far back attention looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Number of positions that a query sees, itself included.
+    pub size: usize,
+    /// Which layers have this limit: an entry for each layer.
+    pub layers: Vec<bool>,
+}
+
+impl DecoderConfig {
+    /// Reads a `config.json`; its `model_type` names the family.
+    ///
+    /// # Errors
+    /// If a value is missing, wrong or not supported, or an unknown key may change what the model
+    /// computes.
+    pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
+        let mut fields = Fields::parse(&json.to_string(), &[])?;
+        let config = Self::read(&mut fields)?;
+        fields.finish()?;
+        Ok(config)
+    }
+
+    /// Writes a `config.json`.
+    pub fn to_json(&self) -> Value {
+        self.family.mapping().write(self)
+    }
+
+    pub(super) fn read(fields: &mut Fields) -> Result<Self, ConfigError> {
+        DecoderFamily::read(fields)?.mapping().read(fields)
+    }
+
+    /// Whether both halves of a block read its input.
+    pub fn is_parallel(&self) -> bool {
+        matches!(self.residual, Residual::Parallel { .. })
+    }
+
+    /// Whether a layer has the sliding window.
+    pub fn is_windowed(&self, layer: usize) -> bool {
+        let window = self.sliding_window.as_ref();
+        window.is_some_and(|window| window.layers.get(layer) == Some(&true))
+    }
+
+    /// Factor on the initial size of projections into the residual stream.
+    ///
+    /// In GPT-2 they are initialised smaller, so that the variance does not grow with depth: `1 /
+    /// √(number of projections)` (Radford et al. 2019, §2.3).
+    pub(super) fn residual_scale(&self) -> f64 {
+        match self.family {
+            DecoderFamily::Gpt2 => 1.0 / ((2 * self.dims.layers) as f64).sqrt(),
+            _ => 1.0,
+        }
+    }
+
+    /// A model in f32 with random weights drawn from seed 0.
+    ///
+    /// # Panics
+    /// If the parts of the configuration are inconsistent; see [`check`](Self::check).
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Decoder<B> {
+        self.init_seeded(0, DType::F32, device)
+    }
+
+    /// A model with random weights drawn from `seed`, in `dtype`.
+    ///
+    /// Each parameter is drawn when it is first used.
+    ///
+    /// # Panics
+    /// As [`init`](Self::init).
+    pub fn init_seeded<B: Backend>(
+        &self,
+        seed: u64,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Decoder<B> {
+        if let Err(error) = self.check() {
+            panic!("{error}");
+        }
+        Decoder::new(
+            self,
+            &mut ParamInit::new(device, dtype, seed, self.initializer_range),
+        )
+    }
+}

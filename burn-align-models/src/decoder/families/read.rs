@@ -1,0 +1,323 @@
+//! What readers and writers of several families share.
+
+use serde_json::{Value, json};
+
+use crate::decoder::{
+    Biases, DecoderConfig, DecoderFamily, Positions, QkvLayout, Residual, SlidingWindow,
+};
+use crate::dims::ModelDims;
+use crate::nn::{Activation, NormKind, RotaryConfig};
+use crate::pretrained::{ConfigError, Fields, RotaryDefaults, read_rotary, write_scaling};
+
+/// Types of layers in `layer_types`.
+pub(super) const FULL: &str = "full_attention";
+pub(super) const WINDOWED: &str = "sliding_attention";
+
+/// Keys that all families have, under different names, and their values if they are absent.
+pub(super) struct Keys {
+    pub(super) norm_epsilon: (&'static str, f64),
+    pub(super) activation: (&'static str, Activation),
+    /// `tie_word_embeddings`.
+    pub(super) tied: bool,
+}
+
+/// The names of sizes in a family whose heads divide the model's width.
+pub(super) struct SizeKeys {
+    pub(super) d_model: &'static str,
+    pub(super) layers: &'static str,
+    pub(super) heads: &'static str,
+    /// `4 * d_model` if absent.
+    pub(super) d_mlp: &'static str,
+}
+
+/// The configuration of a LLaMA without biases and windows, but for the values of `keys`.
+pub(super) fn config(
+    fields: &mut Fields,
+    family: DecoderFamily,
+    dims: ModelDims,
+    positions: Positions,
+    keys: &Keys,
+) -> Result<DecoderConfig, ConfigError> {
+    let (epsilon, default_epsilon) = keys.norm_epsilon;
+    let (activation, default_activation) = keys.activation;
+    Ok(DecoderConfig {
+        family,
+        norm: NormKind::Rms,
+        norm_epsilon: fields.optional_number(epsilon)?.unwrap_or(default_epsilon),
+        pre_norms: true,
+        qk_norm: None,
+        qkv: QkvLayout::Split,
+        biases: Biases::default(),
+        sliding_window: None,
+        score_scale: score_scale(&dims),
+        score_scale_by_layer: false,
+        score_cap: None,
+        activation: Activation::read(fields, activation, default_activation)?,
+        fused_gate_up: false,
+        residual: Residual::Sequential,
+        embedding_scale: None,
+        logit_cap: None,
+        tie_word_embeddings: fields.flag("tie_word_embeddings", keys.tied)?,
+        initializer_range: fields.optional_number("initializer_range")?.unwrap_or(0.02),
+        dims: ModelDims {
+            max_positions: match positions {
+                Positions::Learned(count) => Some(count),
+                Positions::Rotary { .. } => None,
+            },
+            rotary: matches!(positions, Positions::Rotary { .. }),
+            ..dims
+        },
+        positions,
+    })
+}
+
+/// The usual factor on scores.
+pub(super) fn score_scale(dims: &ModelDims) -> f64 {
+    (dims.d_head as f64).sqrt().recip()
+}
+
+/// The size under a key: the default if there is no such key, none if it is `null`.
+pub(super) fn size_or(
+    fields: &mut Fields,
+    key: &str,
+    default: Option<usize>,
+) -> Result<Option<usize>, ConfigError> {
+    let default = default.filter(|_| !fields.has(key));
+    Ok(fields.optional_size(key)?.or(default))
+}
+
+/// Sizes by LLaMA's names. Without a default, there are as many key-value heads as query heads, and
+/// heads divide the model's width.
+pub(super) fn dims(
+    fields: &mut Fields,
+    default_kv_heads: Option<usize>,
+    default_d_head: Option<usize>,
+) -> Result<ModelDims, ConfigError> {
+    let d_model = fields.size("hidden_size")?;
+    let heads = fields.size("num_attention_heads")?;
+    let kv_heads = size_or(fields, "num_key_value_heads", default_kv_heads)?.unwrap_or(heads);
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(ConfigError::Invalid {
+            key: "num_key_value_heads".to_owned(),
+            expected: format!("a divisor of num_attention_heads = {heads}"),
+            found: kv_heads.to_string(),
+        });
+    }
+    let d_head = match fields.optional_size("head_dim")?.or(default_d_head) {
+        Some(d_head) => d_head,
+        None if d_model.is_multiple_of(heads) => d_model / heads,
+        None => {
+            return Err(ConfigError::Invalid {
+                key: "num_attention_heads".to_owned(),
+                expected: format!("a divisor of hidden_size = {d_model}, or a head_dim"),
+                found: heads.to_string(),
+            });
+        }
+    };
+    Ok(ModelDims {
+        kv_heads,
+        d_head,
+        d_mlp: fields.size("intermediate_size")?,
+        gated_mlp: true,
+        heads,
+        vocab: fields.size("vocab_size")?,
+        ..ModelDims::features(fields.layers("num_hidden_layers")?, d_model, 0)
+    })
+}
+
+/// Sizes of a model with an MLP without a gate, whose heads divide its width and have their own
+/// keys and values.
+pub(super) fn multi_head(fields: &mut Fields, keys: &SizeKeys) -> Result<ModelDims, ConfigError> {
+    let d_model = fields.size(keys.d_model)?;
+    let heads = fields.size(keys.heads)?;
+    if !d_model.is_multiple_of(heads) {
+        return Err(ConfigError::Invalid {
+            key: keys.heads.to_owned(),
+            expected: format!("a divisor of {} = {d_model}", keys.d_model),
+            found: heads.to_string(),
+        });
+    }
+    Ok(ModelDims {
+        heads,
+        kv_heads: heads,
+        d_head: d_model / heads,
+        d_mlp: fields.optional_size(keys.d_mlp)?.unwrap_or(4 * d_model),
+        vocab: fields.size("vocab_size")?,
+        ..ModelDims::features(fields.layers(keys.layers)?, d_model, 0)
+    })
+}
+
+/// The rotation of all layers. `partial` is the share of each head that is rotated if the file does
+/// not say; `None` for families that rotate whole heads.
+pub(super) fn rotary(
+    fields: &mut Fields,
+    d_head: usize,
+    theta: f64,
+    partial: Option<f64>,
+) -> Result<RotaryConfig, ConfigError> {
+    if partial.is_none() {
+        check_even(d_head)?;
+    }
+    let max_positions = fields.size("max_position_embeddings")?;
+    let defaults = RotaryDefaults {
+        d_head,
+        max_positions,
+        theta,
+        partial,
+    };
+    read_rotary(fields, &defaults)
+}
+
+/// Checks that the features of a head can be rotated in pairs.
+pub(super) fn check_even(d_head: usize) -> Result<(), ConfigError> {
+    match d_head.is_multiple_of(2) {
+        true => Ok(()),
+        false => Err(ConfigError::Invalid {
+            key: "head_dim".to_owned(),
+            expected: "an even number, for the rotary embedding".to_owned(),
+            found: d_head.to_string(),
+        }),
+    }
+}
+
+/// The same rotation in all layers.
+pub(super) fn everywhere(global: RotaryConfig) -> Positions {
+    Positions::Rotary {
+        global,
+        local: None,
+    }
+}
+
+/// Checks that `layer_types`, if present, has the same type for every layer: the one that is
+/// computed.
+pub(super) fn only_layer_types(fields: &mut Fields, kind: &str) -> Result<(), ConfigError> {
+    let types = fields.optional_texts("layer_types")?.unwrap_or_default();
+    match types.into_iter().find(|found| found != kind) {
+        None => Ok(()),
+        Some(found) => Err(ConfigError::Unsupported {
+            key: "layer_types".to_owned(),
+            found: format!("`{found}`"),
+            reason: format!("all layers of this model are of type `{kind}`"),
+        }),
+    }
+}
+
+/// Which layers have a window, if `layer_types` says so.
+pub(super) fn layer_types(
+    fields: &mut Fields,
+    layers: usize,
+) -> Result<Option<Vec<bool>>, ConfigError> {
+    let types = fields.optional_texts("layer_types")?;
+    let types = types.map(|types| by_kind("layer_types", &types, layers, [FULL, WINDOWED]));
+    types.transpose()
+}
+
+/// Whether each layer is of the second kind.
+pub(super) fn by_kind(
+    key: &str,
+    found: &[String],
+    layers: usize,
+    kinds: [&str; 2],
+) -> Result<Vec<bool>, ConfigError> {
+    let invalid = |expected: String, found: String| ConfigError::Invalid {
+        key: key.to_owned(),
+        expected,
+        found,
+    };
+    if found.len() != layers {
+        let expected = format!("{layers} entries, one for each layer");
+        return Err(invalid(expected, found.len().to_string()));
+    }
+    let second = |kind: &String| match kinds.iter().position(|known| known == kind) {
+        Some(index) => Ok(index == 1),
+        None => Err(invalid(kinds.join(" or "), format!("`{kind}`"))),
+    };
+    found.iter().map(second).collect()
+}
+
+/// The window of these layers, if any has one.
+pub(super) fn window(size: usize, layers: Vec<bool>) -> Option<SlidingWindow> {
+    let any = layers.contains(&true);
+    any.then_some(SlidingWindow { size, layers })
+}
+
+/// The window of families in which all layers have the same; `default` if the key is absent.
+pub(super) fn window_of_all(
+    fields: &mut Fields,
+    layers: usize,
+    default: Option<usize>,
+) -> Result<Option<SlidingWindow>, ConfigError> {
+    let size = size_or(fields, "sliding_window", default)?;
+    only_layer_types(fields, if size.is_some() { WINDOWED } else { FULL })?;
+    Ok(size.and_then(|size| window(size, vec![true; layers])))
+}
+
+/// What [`config`] reads, as JSON.
+pub(super) fn to_json(config: &DecoderConfig, architecture: &str, keys: &Keys) -> Value {
+    let mut json = json!({
+        "architectures": [architecture],
+        "model_type": config.family.model_type(),
+        "vocab_size": config.dims.vocab,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "initializer_range": config.initializer_range,
+    });
+    json[keys.norm_epsilon.0] = config.norm_epsilon.into();
+    json[keys.activation.0] = config.activation.to_string().into();
+    json
+}
+
+/// Adds what [`dims`] reads.
+pub(super) fn put_dims(json: &mut Value, dims: &ModelDims) {
+    json["hidden_size"] = dims.d_model.into();
+    json["intermediate_size"] = dims.d_mlp.into();
+    json["num_hidden_layers"] = dims.layers.into();
+    json["num_attention_heads"] = dims.heads.into();
+    json["num_key_value_heads"] = dims.kv_heads.into();
+    json["head_dim"] = dims.d_head.into();
+}
+
+/// Adds what [`multi_head`] reads.
+pub(super) fn put_multi_head(json: &mut Value, dims: &ModelDims, keys: &SizeKeys) {
+    json[keys.d_model] = dims.d_model.into();
+    json[keys.layers] = dims.layers.into();
+    json[keys.heads] = dims.heads.into();
+    json[keys.d_mlp] = dims.d_mlp.into();
+}
+
+/// The rotation of all layers, or of those without a window.
+pub(super) fn global(config: &DecoderConfig) -> Option<&RotaryConfig> {
+    match &config.positions {
+        Positions::Rotary { global, .. } => Some(global),
+        Positions::Learned(_) => None,
+    }
+}
+
+/// Adds what [`rotary`] reads, without the rotated share; the base of the frequencies under `theta`.
+pub(super) fn put_rotary(json: &mut Value, config: &DecoderConfig, theta: &str) {
+    let Some(rotary) = global(config) else {
+        return;
+    };
+    json["max_position_embeddings"] = rotary.max_positions.into();
+    json[theta] = rotary.theta.into();
+    if let Some(scaling) = write_scaling(&rotary.scaling) {
+        json["rope_scaling"] = scaling;
+    }
+}
+
+/// The share of the features of a head that are rotated. Multiplied by their number and rounded
+/// down, it gives the number of rotated ones.
+pub(super) fn rotated_share(config: &DecoderConfig) -> f64 {
+    let d_head = config.dims.d_head as f64;
+    let rotated = global(config).map_or(0, |rotary| rotary.d_head) as f64;
+    let share = rotated / d_head;
+    match share * d_head < rotated {
+        true => share.next_up(),
+        false => share,
+    }
+}
+
+/// `layer_types` of layers with and without a window.
+pub(super) fn layer_types_json(windowed: &[bool]) -> Value {
+    let kind = |windowed: &bool| if *windowed { WINDOWED } else { FULL };
+    windowed.iter().map(kind).collect()
+}
