@@ -119,6 +119,15 @@ impl ModelDims {
         }
     }
 
+    /// The component of queries and that of keys in which heads are apart: after any norm, since one
+    /// may run over the features of all heads together.
+    pub fn queries_and_keys_by_head(&self) -> [Component; 2] {
+        match self.qk_norm {
+            true => [Component::QueryNorm, Component::KeyNorm],
+            false => [Component::QueryOutput, Component::KeyOutput],
+        }
+    }
+
     /// The component of the keys that meet the queries.
     pub fn attended_keys(&self) -> Component {
         match (self.rotary, self.qk_norm) {

@@ -40,7 +40,7 @@
 //! - [`saved`]: trained interventions in a folder, also in pyvene's format;
 //! - [`interventions`]: what is done to an activation;
 //! - [`engine`]: plans of worlds, and how they run in one pass;
-//! - [`models`]: GPT-2 and LLaMA, with a tap at every named activation.
+//! - [`models`]: decoder-only language models, with a tap at every named activation.
 //!
 //! The [`guide`] explains all of this chapter by chapter. Axis names are those of
 //! [`burn_align_models`].

@@ -5,9 +5,11 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, Units};
 use burn_align::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
-use burn_align_models::{Component, Decoder, FromPretrained, LoadOptions, Site, TokenBatch};
+use burn_align_models::{
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Site, TokenBatch,
+};
 
-use crate::support::{checkpoints, values};
+use crate::support::{FAMILIES, checkpoints, values};
 
 on_every_backend!(
     gradients_flow_through_worlds,
@@ -50,7 +52,7 @@ fn loss<B: Backend>(
 
 fn gradients_flow_through_worlds<B: Backend>(device: &B::Device) {
     const STEP: f32 = 1e-2;
-    for name in ["gpt2_plain", "llama_gqa"] {
+    for name in FAMILIES {
         let folder = checkpoints()[name].clone();
         let options = LoadOptions::default();
         let model = Decoder::<B>::from_pretrained(folder.clone(), &options, device);
@@ -60,7 +62,7 @@ fn gradients_flow_through_worlds<B: Backend>(device: &B::Device) {
 
         B::seed(device, 1);
         let normal = Distribution::Normal(0.0, 1.0);
-        let steering = Tensor::<B, 3>::random([1, 1, 16], normal, device);
+        let steering = Tensor::<B, 3>::random([1, 1, model.dims().d_model], normal, device);
         let weights = Tensor::<B, 3>::random([1, 3, 41], normal, device);
         let tracked = Tensor::from_inner(steering.clone()).require_grad();
         let gradients = loss(
@@ -104,7 +106,7 @@ impl<B: Backend> ModuleVisitor<B> for Tracked {
 }
 
 fn loaded_weights_are_tracked_on_wish<B: Backend>(device: &B::Device) {
-    for name in ["gpt2_plain", "llama_gqa"] {
+    for name in FAMILIES {
         for wished in [false, true] {
             let options = match wished {
                 false => LoadOptions::default(),

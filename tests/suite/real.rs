@@ -1,5 +1,7 @@
 //! Real models, from the folder that `BURN_ALIGN_REAL` names; without it these tests are skipped.
 
+#[cfg(feature = "flex")]
+mod gemma3;
 mod quantized;
 #[cfg(feature = "flex")]
 mod smollm2;

@@ -11,7 +11,7 @@ use burn_align_models::{AlignableTransformer, Decoder, ModelInput, TokenBatch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::paths::MODELS;
+use crate::paths::{FAMILIES, MODELS, depth};
 use crate::support::load;
 
 mod reference;
@@ -123,17 +123,14 @@ fn everything<B: Backend>(model: &Decoder<B>, by_head: bool) -> Hypothesis<Examp
         node => vec![node],
     });
     let all: Vec<Node> = all.collect();
-    let layer = |node: Node| match node {
-        Node::Embedding => 0,
-        Node::Attention { layer } | Node::Head { layer, .. } => 2 * layer + 1,
-        Node::Mlp { layer } => 2 * layer + 2,
-    };
     let mut hypothesis = Hypothesis::new();
     for node in &all {
         hypothesis = hypothesis.node(node.to_string(), *node, Feature::input());
     }
     for reader in &all {
-        let before = all.iter().filter(|node| layer(**node) < layer(*reader));
+        let before = all
+            .iter()
+            .filter(|node| depth(**node, dims) < depth(*reader, dims));
         let before: Vec<String> = before.map(ToString::to_string).collect();
         let name = reader.to_string();
         hypothesis = match reader {
@@ -151,7 +148,7 @@ fn everything<B: Backend>(model: &Decoder<B>, by_head: bool) -> Hypothesis<Examp
 
 fn the_whole_input_recovers_everything<B: Backend>(device: &B::Device) {
     let tokens = dataset(12);
-    for name in MODELS {
+    for name in FAMILIES {
         let model = load::<B>(name, device);
         let mut flat = Hypothesis::new();
         for node in Node::all(model.dims()) {

@@ -31,6 +31,24 @@ macro_rules! on_every_backend {
     };
 }
 
+/// A small model of every family, and of both kinds of residual where a family has two.
+pub(crate) const FAMILIES: [&str; 14] = [
+    "gpt2_plain",
+    "gpt_neo_plain",
+    "gpt_neox_plain",
+    "gpt_neox_sequential",
+    "llama_gqa",
+    "mistral_window",
+    "qwen2_window",
+    "qwen3_plain",
+    "gemma2_plain",
+    "gemma3_plain",
+    "phi_plain",
+    "phi_qk_layernorm",
+    "phi3_plain",
+    "olmo2_plain",
+];
+
 /// Every checkpoint among the fixtures, by name.
 pub(crate) fn checkpoints() -> BTreeMap<String, PathBuf> {
     workbench::fixtures::checkpoints().expect("the fixtures are there")

@@ -219,8 +219,11 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
         }
     }
 
+    /// `None` in models with norms after the attention: the sum of the heads goes through the norm,
+    /// so no head adds something of its own.
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-        Some(self.layers[layer].attention.output.head_output(head, mixed))
+        let output = &self.layers[layer].attention.output;
+        (!self.dims.post_norms).then(|| output.head_output(head, mixed))
     }
 
     fn head_mixed(

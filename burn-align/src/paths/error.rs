@@ -103,9 +103,11 @@ pub enum PathError {
         /// Which of them is missing.
         what: &'static str,
     },
-    /// A model that does not expose what its heads mix and add to the residual stream.
+    /// A model that does not say what each of its heads adds to the residual stream.
     #[error(
-        "the model does not expose what its heads mix and add to the residual stream: implement \
+        "the model does not say what each head adds to the residual stream. With a norm after the \
+         attention (Gemma 2 and 3, OLMo 2), only the sum of the heads is added: use \
+         Mlps::Recomputed or patch_paths. In a model of your own, implement \
          AlignableTransformer::head_mixed and head_output"
     )]
     NoHeadOutput,

@@ -278,9 +278,10 @@ impl Worlds {
                 continue;
             }
             let world = self.reader(plan, stream, site);
+            let [queries, keys] = self.dims.queries_and_keys_by_head();
             let (component, heads_of_one) = match input {
-                HeadInput::Query => (Component::QueryOutput, 1),
-                HeadInput::Key => (Component::KeyOutput, self.dims.heads / self.dims.kv_heads),
+                HeadInput::Query => (queries, 1),
+                HeadInput::Key => (keys, self.dims.heads / self.dims.kv_heads),
                 HeadInput::Value => (Component::ValueOutput, self.dims.heads / self.dims.kv_heads),
             };
             let units = head.map_or(Units::ALL, |head| Units::head(head / heads_of_one));

@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::{Mixed, mixed, sites};
 use crate::counted::Counted;
-use crate::support::{load, max_difference, values};
+use crate::support::{FAMILIES, load, max_difference, values};
 
 on_every_backend!(random_plans_run_as_their_definition_says);
 
@@ -221,17 +221,20 @@ fn magnitude<B: Backend>(tensor: &Tensor<B, 3>) -> f32 {
 }
 
 fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
-    for name in ["gpt2_plain", "llama_gqa", "mistral_window"] {
-        random_plans_of(name, &load::<B>(name, device));
+    let cases = std::env::var("PROPTEST_CASES").ok();
+    let cases: Option<u32> = cases.and_then(|n| n.parse().ok());
+    for name in FAMILIES {
+        let first = ["gpt2_plain", "llama_gqa", "mistral_window"].contains(&name);
+        let cases = cases.unwrap_or(if first { 400 } else { 80 });
+        random_plans_of(name, &load::<B>(name, device), cases);
     }
     // For a model whose blocks are not split into halves.
-    random_plans_of("gpt2_plain", &Counted::new(load::<B>("gpt2_plain", device)));
+    let whole = Counted::new(load::<B>("gpt2_plain", device));
+    random_plans_of("gpt2_plain", &whole, cases.unwrap_or(400));
 }
 
-fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M) {
+fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M, cases: u32) {
     let interventions = mixed();
-    let cases = std::env::var("PROPTEST_CASES").ok();
-    let cases: u32 = cases.and_then(|n| n.parse().ok()).unwrap_or(400);
     let config = Config {
         cases,
         failure_persistence: None,

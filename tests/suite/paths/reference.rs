@@ -9,12 +9,12 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::Indices;
 use burn_align::paths::{Change, Node, Reach, Stream, Value};
 use burn_align_models::{
-    AlignableTransformer, Component, Decoder, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelDims, ModelInput, Site, Tap, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::{MODELS, inputs, logits_of};
+use super::{FAMILIES, depth, inputs, logits_of};
 use crate::support::{load, values};
 
 on_every_backend!(random_streams_mean_what_their_definition_says);
@@ -88,97 +88,111 @@ impl<B: Backend> Reference<'_, B> {
         out
     }
 
+    /// Where a node's output enters the residual stream.
+    fn added_at(&self, node: Node) -> Site {
+        let dims = self.model.dims();
+        match node {
+            Node::Embedding => Site::Embedding,
+            Node::Attention { layer } => Site::Block(layer, dims.added_by_attention()),
+            Node::Mlp { layer } => Site::Block(layer, dims.added_by_mlp()),
+            Node::Head { .. } => unreachable!("heads enter together"),
+        }
+    }
+
     /// The run of a stream, including what it continues with.
     fn run(&self, stream: &Stream) -> Seen<B> {
         let mut replaced: Vec<(Site, Tensor<B, 4>)> = Vec::new();
         let mut changes: Vec<&Change> = stream.changes.iter().collect();
         changes.retain(|change| change.reach == Reach::Run);
         // Earlier ones first: a later position or head keeps what the run has there.
-        changes.sort_by_key(|change| match change.node {
-            Node::Embedding => 0,
-            Node::Attention { layer } | Node::Head { layer, .. } => 2 * layer + 1,
-            Node::Mlp { layer } => 2 * layer + 2,
-        });
+        changes.sort_by_key(|change| depth(change.node, self.model.dims()));
         for change in changes {
             let (seen, _) = self.forward(stream.input, replaced.clone());
-            let (site, new) = match change.node {
-                Node::Embedding => (Site::Embedding, None),
-                Node::Attention { layer } => (Site::Block(layer, Component::AttentionOutput), None),
-                Node::Mlp { layer } => (Site::Block(layer, Component::MlpOutput), None),
+            replaced.push(match change.node {
                 Node::Head { layer, head } => {
                     let site = Site::Block(layer, Component::AttentionValueOutput);
-                    let mixed = self.mixed(layer, &change.value);
-                    let [batch, _, pos, width] = mixed.dims();
-                    let own = mixed.narrow(1, head, 1);
-                    let place = [0..batch, head..head + 1, 0..pos, 0..width];
-                    (site, Some(seen[&site].clone().slice_assign(place, own)))
+                    let mixed = seen[&site].clone();
+                    (site, self.exchange(layer, head, change, mixed))
                 }
-            };
-            let new = new.unwrap_or_else(|| self.output(change.node, &change.value));
-            replaced.push((site, self.at(&change.positions, seen[&site].clone(), new)));
+                node => {
+                    let site = self.added_at(node);
+                    let new = self.output(node, &change.value);
+                    (site, self.at(&change.positions, seen[&site].clone(), new))
+                }
+            });
         }
         self.forward(stream.input, replaced).0
     }
 
     /// What a reader at a depth reads: the sum of everything added before it.
-    fn residual(&self, stream: &Stream, depth: usize) -> Tensor<B, 4> {
+    fn residual(&self, stream: &Stream, reader: usize) -> Tensor<B, 4> {
         let run = self.run(stream);
-        let layers = self.model.dims().layers;
-        let mut nodes = vec![(0, Node::Embedding)];
-        for layer in 0..layers {
-            nodes.push((2 * layer + 1, Node::Attention { layer }));
-            nodes.push((2 * layer + 2, Node::Mlp { layer }));
-        }
-        let mut sum: Option<Tensor<B, 4>> = None;
-        for (_, node) in nodes.into_iter().filter(|(at, _)| *at < depth) {
-            let mut output = match node {
-                Node::Embedding => run[&Site::Embedding].clone(),
-                Node::Attention { layer } => {
-                    run[&Site::Block(layer, Component::AttentionOutput)].clone()
-                }
-                Node::Mlp { layer } => run[&Site::Block(layer, Component::MlpOutput)].clone(),
-                Node::Head { .. } => unreachable!("not in the list"),
-            };
-            for change in stream.changes.iter().filter(|c| c.reach == Reach::Reader) {
-                match (node, change.node) {
-                    (Node::Attention { layer }, Node::Head { layer: own, head })
-                        if own == layer =>
-                    {
-                        // The head alone is exchanged.
-                        let mixed =
-                            run[&Site::Block(layer, Component::AttentionValueOutput)].clone();
-                        let old = self.head(layer, head, mixed);
-                        let new = self.head(layer, head, self.mixed(layer, &change.value));
-                        let exchanged = output.clone() - old + new;
-                        output = self.at(&change.positions, output, exchanged);
-                    }
-                    (node, changed) if node == changed => {
-                        let new = self.output(node, &change.value);
-                        output = self.at(&change.positions, output, new);
-                    }
-                    _ => {}
-                }
+        let dims = self.model.dims();
+        let before = Node::all(dims).into_iter();
+        let before = before.filter(|node| depth(*node, dims) < reader);
+        let outputs = before.map(|node| {
+            let mut output = run[&self.added_at(node)].clone();
+            let changes = stream.changes.iter();
+            let changes = changes.filter(|change| change.reach == Reach::Reader);
+            for change in changes.filter(|change| change.node == node) {
+                let new = self.output(node, &change.value);
+                output = self.at(&change.positions, output, new);
             }
-            sum = Some(match sum {
-                None => output,
-                Some(sum) => sum + output,
-            });
-        }
+            match node {
+                Node::Attention { layer } => self.with_heads(layer, stream, &run, output),
+                _ => output,
+            }
+        });
+        let sum = outputs.reduce(|sum, output| sum + output);
         sum.expect("the embedding lies before every reader")
     }
 
-    /// What one head adds: the output of the attention with it alone, less that with none.
-    fn head(&self, layer: usize, head: usize, mixed: Tensor<B, 4>) -> Tensor<B, 4> {
-        let [batch, _, pos, width] = mixed.dims();
-        let none = mixed.zeros_like();
-        let place = [0..batch, head..head + 1, 0..pos, 0..width];
-        let alone = none.clone().slice_assign(place, mixed.narrow(1, head, 1));
-        let site = Site::Block(layer, Component::AttentionValueOutput);
-        let [alone, none] = [alone, none].map(|mixed| {
-            let (seen, _) = self.forward(0, vec![(site, mixed)]);
-            seen[&Site::Block(layer, Component::AttentionOutput)].clone()
+    /// The output of an attention of which a reader sees other heads: these alone are exchanged,
+    /// all at once, and any norm comes after that.
+    fn with_heads(
+        &self,
+        layer: usize,
+        stream: &Stream,
+        run: &Seen<B>,
+        mut output: Tensor<B, 4>,
+    ) -> Tensor<B, 4> {
+        let changes = stream.changes.iter();
+        let changes = changes.filter_map(|change| match (change.reach, change.node) {
+            (Reach::Reader, Node::Head { layer: own, head }) if own == layer => {
+                Some((head, change))
+            }
+            _ => None,
         });
-        alone - none
+        let changes: Vec<(usize, &Change)> = changes.collect();
+        if changes.is_empty() {
+            return output;
+        }
+        let site = Site::Block(layer, Component::AttentionValueOutput);
+        let mut mixed = run[&site].clone();
+        for (head, change) in &changes {
+            mixed = self.exchange(layer, *head, change, mixed);
+        }
+        let (seen, _) = self.forward(0, vec![(site, mixed)]);
+        let new = &seen[&self.added_at(Node::Attention { layer })];
+        for (_, change) in &changes {
+            output = self.at(&change.positions, output, new.clone());
+        }
+        output
+    }
+
+    /// Mixed values in which one head's are those of a change, at its positions.
+    fn exchange(
+        &self,
+        layer: usize,
+        head: usize,
+        change: &Change,
+        mixed: Tensor<B, 4>,
+    ) -> Tensor<B, 4> {
+        let [batch, _, pos, width] = mixed.dims();
+        let own = self.mixed(layer, &change.value).narrow(1, head, 1);
+        let place = [0..batch, head..head + 1, 0..pos, 0..width];
+        let new = mixed.clone().slice_assign(place, own);
+        self.at(&change.positions, mixed, new)
     }
 
     /// The forward pass in which attention computes a value.
@@ -193,7 +207,8 @@ impl<B: Backend> Reference<'_, B> {
                     (value, Component::ValueOutput),
                 ];
                 for (stream, component) in inputs {
-                    let x = self.residual(stream, 2 * layer + 1);
+                    let reader = depth(Node::Attention { layer }, self.model.dims());
+                    let x = self.residual(stream, reader);
                     let site = Site::Block(layer, Component::BlockInput);
                     let (seen, _) = self.forward(0, vec![(site, x)]);
                     let site = Site::Block(layer, component);
@@ -209,27 +224,20 @@ impl<B: Backend> Reference<'_, B> {
         self.attention(layer, value)[&Site::Block(layer, Component::AttentionValueOutput)].clone()
     }
 
-    /// A node's output with this value, of all heads together.
+    /// What a node adds with this value, all heads together.
     fn output(&self, node: Node, value: &Value) -> Tensor<B, 4> {
-        match (node, value) {
-            (Node::Attention { layer }, value) => self.attention(layer, value)
-                [&Site::Block(layer, Component::AttentionOutput)]
-                .clone(),
-            (Node::Embedding, Value::Clean(input)) => {
-                self.forward(*input, Vec::new()).0[&Site::Embedding].clone()
-            }
-            (Node::Mlp { layer }, Value::Clean(input)) => {
-                let (seen, _) = self.forward(*input, Vec::new());
-                seen[&Site::Block(layer, Component::MlpOutput)].clone()
-            }
+        let seen = match (node, value) {
+            (Node::Attention { layer }, value) => self.attention(layer, value),
+            (_, Value::Clean(input)) => self.forward(*input, Vec::new()).0,
             (Node::Mlp { layer }, Value::Mlp(stream)) => {
-                let x = self.residual(stream, 2 * layer + 2);
-                let site = Site::Block(layer, Component::ResidualMid);
-                let (seen, _) = self.forward(0, vec![(site, x)]);
-                seen[&Site::Block(layer, Component::MlpOutput)].clone()
+                let dims = self.model.dims();
+                let x = self.residual(stream, depth(node, dims));
+                let site = Site::Block(layer, dims.read_by_mlp());
+                self.forward(0, vec![(site, x)]).0
             }
             _ => unreachable!("checked"),
-        }
+        };
+        seen[&self.added_at(node)].clone()
     }
 
     /// Logits of a stream after the last token.
@@ -244,18 +252,21 @@ impl<B: Backend> Reference<'_, B> {
 }
 
 /// Makes a tree of a list of choices; where the list ends, all choices are the first.
-struct Choices<'a>(std::slice::Iter<'a, u8>);
+struct Choices<'a> {
+    choices: std::slice::Iter<'a, u8>,
+    dims: &'a ModelDims,
+}
 
 impl Choices<'_> {
     fn below(&mut self, count: usize) -> usize {
-        usize::from(*self.0.next().unwrap_or(&0)) % count
+        usize::from(*self.choices.next().unwrap_or(&0)) % count
     }
 
-    fn stream(&mut self, depth: usize) -> Stream {
+    fn stream(&mut self, reader: usize) -> Stream {
         let mut stream = Stream::clean(self.below(3));
         let mut taken: Vec<(Node, Reach)> = Vec::new();
         for _ in 0..self.below(4) {
-            let node = self.node(depth);
+            let node = self.node(reader);
             let reach = [Reach::Reader, Reach::Run][self.below(2)];
             // Two changes of one output would need positions that differ.
             let layer = |node| match node {
@@ -293,18 +304,17 @@ impl Choices<'_> {
     }
 
     /// A node before a depth.
-    fn node(&mut self, depth: usize) -> Node {
-        let at = self.below(depth);
-        match (at, at % 2) {
-            (0, _) => Node::Embedding,
-            (_, 0) => Node::Mlp { layer: at / 2 - 1 },
-            _ => match self.below(5) {
-                4 => Node::Attention { layer: at / 2 },
-                head => Node::Head {
-                    layer: at / 2,
-                    head,
-                },
+    fn node(&mut self, reader: usize) -> Node {
+        let dims = self.dims;
+        let before = Node::all(dims).into_iter();
+        let before: Vec<Node> = before.filter(|node| depth(*node, dims) < reader).collect();
+        let at = self.below(before.len());
+        match before[at] {
+            Node::Attention { layer } => match self.below(dims.heads + 1) {
+                head if head < dims.heads => Node::Head { layer, head },
+                _ => Node::Attention { layer },
             },
+            node => node,
         }
     }
 
@@ -312,28 +322,29 @@ impl Choices<'_> {
         if self.below(3) == 0 {
             return Value::Clean(self.below(3));
         }
+        let reader = depth(node, self.dims);
         match node {
             Node::Embedding => Value::Clean(self.below(3)),
-            Node::Attention { layer } | Node::Head { layer, .. } => {
-                let query = self.stream(2 * layer + 1);
+            Node::Attention { .. } | Node::Head { .. } => {
+                let query = self.stream(reader);
                 let key = match self.below(2) {
                     0 => query.clone(),
-                    _ => self.stream(2 * layer + 1),
+                    _ => self.stream(reader),
                 };
                 Value::Attention {
                     query: Box::new(query),
                     key: Box::new(key),
-                    value: Box::new(self.stream(2 * layer + 1)),
+                    value: Box::new(self.stream(reader)),
                 }
             }
-            Node::Mlp { layer } => Value::Mlp(Box::new(self.stream(2 * layer + 2))),
+            Node::Mlp { .. } => Value::Mlp(Box::new(self.stream(reader))),
         }
     }
 }
 
 fn random_streams_mean_what_their_definition_says<B: Backend>(device: &B::Device) {
     let inputs = inputs();
-    for name in MODELS {
+    for name in FAMILIES {
         let model = load::<B>(name, device);
         let reference = Reference {
             model: &model,
@@ -341,6 +352,7 @@ fn random_streams_mean_what_their_definition_says<B: Backend>(device: &B::Device
             device,
         };
         let config = Config {
+            cases: (2 * Config::default().cases).div_ceil(3),
             failure_persistence: None,
             ..Config::default()
         };
@@ -350,7 +362,11 @@ fn random_streams_mean_what_their_definition_says<B: Backend>(device: &B::Device
         let mut runner = TestRunner::new_with_rng(config, rng);
         let computed = Cell::new(0);
         let run = runner.run(&strategy, |choices| {
-            let stream = Choices(choices.iter()).stream(5);
+            let mut choices = Choices {
+                choices: choices.iter(),
+                dims: model.dims(),
+            };
+            let stream = choices.stream(2 * model.dims().layers + 1);
             let computes = |change: &Change| !matches!(change.value, Value::Clean(_));
             computed.set(computed.get() + u32::from(stream.changes.iter().any(computes)));
             let expected = reference.logits(&stream);

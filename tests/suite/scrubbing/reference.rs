@@ -12,13 +12,13 @@ use burn_align::methods::{
 };
 use burn_align::paths::{HeadInput, Node};
 use burn_align_models::{
-    AlignableTransformer, Component, Decoder, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelDims, ModelInput, Site, Tap, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::{Example, dataset, loss, scrubbed, token};
-use crate::paths::MODELS;
+use crate::paths::{FAMILIES, depth};
 use crate::support::load;
 
 on_every_backend!(random_trees_mean_what_their_definition_says);
@@ -80,18 +80,18 @@ impl<B: Backend> Reference<'_, B> {
     }
 
     /// Where an atom's value is: a head's before the output projection.
-    fn site(atom: Atom) -> Site {
+    fn site(&self, atom: Atom) -> Site {
         match atom {
             Node::Embedding => Site::Embedding,
             Node::Head { layer, .. } => Site::Block(layer, Component::AttentionValueOutput),
-            Node::Mlp { layer } => Site::Block(layer, Component::MlpOutput),
+            Node::Mlp { layer } => Site::Block(layer, self.model.dims().added_by_mlp()),
             Node::Attention { .. } => unreachable!("not an atom"),
         }
     }
 
     /// An atom's value in a clean run.
     fn clean(&self, rows: &[usize], atom: Atom) -> Tensor<B, 4> {
-        self.forward(rows, Vec::new()).0[&Self::site(atom)].clone()
+        self.forward(rows, Vec::new()).0[&self.site(atom)].clone()
     }
 
     /// An atom's value in a node of the tree.
@@ -101,25 +101,26 @@ impl<B: Backend> Reference<'_, B> {
         if node.reads.is_empty() {
             return self.clean(self.tree.donors(index), atom);
         }
+        let dims = self.model.dims();
         match place.part {
-            Part::Node(Node::Mlp { layer }) => {
-                let x = self.residual(index, None, 2 * layer + 2);
-                let replaced = vec![(Site::Block(layer, Component::ResidualMid), x)];
-                self.with(Self::site(atom), replaced)
+            Part::Node(node @ Node::Mlp { layer }) => {
+                let x = self.residual(index, None, depth(node, dims));
+                let replaced = vec![(Site::Block(layer, dims.read_by_mlp()), x)];
+                self.with(self.site(atom), replaced)
             }
-            Part::Node(Node::Head { layer, .. } | Node::Attention { layer }) => {
+            Part::Node(node @ (Node::Head { layer, .. } | Node::Attention { layer })) => {
                 let inputs = [
                     (HeadInput::Query, Component::QueryOutput),
                     (HeadInput::Key, Component::KeyOutput),
                     (HeadInput::Value, Component::ValueOutput),
                 ];
                 let replaced = inputs.map(|(input, component)| {
-                    let x = self.residual(index, Some(input), 2 * layer + 1);
+                    let x = self.residual(index, Some(input), depth(node, dims));
                     let site = Site::Block(layer, component);
                     let replaced = vec![(Site::Block(layer, Component::BlockInput), x)];
                     (site, self.with(site, replaced))
                 });
-                self.with(Self::site(atom), replaced.to_vec())
+                self.with(self.site(atom), replaced.to_vec())
             }
             Part::Node(Node::Embedding) | Part::Stream => unreachable!("these read nothing"),
         }
@@ -168,28 +169,26 @@ impl<B: Backend> Reference<'_, B> {
         value
     }
 
-    /// The sum of all that a node reads by an input, up to a depth.
-    fn residual(&self, index: usize, input: Option<HeadInput>, depth: usize) -> Tensor<B, 4> {
-        let mut sum = self.read(index, input, Node::Embedding);
-        for at in 1..depth {
-            let layer = (at - 1) / 2;
-            sum = sum
-                + match at % 2 {
-                    0 => self.read(index, input, Node::Mlp { layer }),
-                    _ => {
-                        let heads = 0..self.model.dims().heads;
-                        let mixed = heads.map(|head| {
-                            let atom = Node::Head { layer, head };
-                            self.read(index, input, atom).narrow(1, head, 1)
-                        });
-                        let site = Site::Block(layer, Component::AttentionValueOutput);
-                        let mixed = Tensor::cat(mixed.collect(), 1);
-                        let output = Site::Block(layer, Component::AttentionOutput);
-                        self.with(output, vec![(site, mixed)])
-                    }
-                };
-        }
-        sum
+    /// The sum of all that a node at a depth reads by an input.
+    fn residual(&self, index: usize, input: Option<HeadInput>, reader: usize) -> Tensor<B, 4> {
+        let dims = self.model.dims();
+        let before = Node::all(dims).into_iter();
+        let before = before.filter(|node| depth(*node, dims) < reader);
+        let outputs = before.map(|node| match node {
+            Node::Attention { layer } => {
+                let mixed = (0..dims.heads).map(|head| {
+                    let atom = Node::Head { layer, head };
+                    self.read(index, input, atom).narrow(1, head, 1)
+                });
+                let mixed = Tensor::cat(mixed.collect(), 1);
+                let site = Site::Block(layer, Component::AttentionValueOutput);
+                let output = Site::Block(layer, dims.added_by_attention());
+                self.with(output, vec![(site, mixed)])
+            }
+            atom => self.read(index, input, atom),
+        });
+        let sum = outputs.reduce(|sum, output| sum + output);
+        sum.expect("the embedding lies before every reader")
     }
 
     /// Loss and divergence from the model, `[row]` each.
@@ -226,6 +225,7 @@ impl<B: Backend> Reference<'_, B> {
 /// Makes a hypothesis of a list of choices; where the list ends, all choices are the first.
 struct Choices<'a> {
     choices: std::slice::Iter<'a, u8>,
+    dims: &'a ModelDims,
     hypothesis: Hypothesis<Example>,
     /// Nodes made so far: name, place, and whether it reads others.
     nodes: Vec<(String, Place)>,
@@ -237,7 +237,7 @@ impl Choices<'_> {
     }
 
     /// The names of nodes that one reads before a depth, none of which meet.
-    fn reads(&mut self, depth: usize, count: usize) -> Vec<String> {
+    fn reads(&mut self, reader: usize, count: usize) -> Vec<String> {
         let mut names: Vec<String> = Vec::new();
         let mut places: Vec<Place> = Vec::new();
         for _ in 0..count {
@@ -247,10 +247,10 @@ impl Choices<'_> {
                     let index = self.below(self.nodes.len());
                     self.nodes[index].clone()
                 }
-                false => (String::new(), self.place(depth)),
+                false => (String::new(), self.place(reader)),
             };
             let fits = match place.part {
-                Part::Node(node) => depth_of(node) < depth,
+                Part::Node(node) => depth(node, self.dims) < reader,
                 Part::Stream => true,
             };
             if !fits || places.iter().any(|other| meet(other, &place)) {
@@ -271,6 +271,7 @@ impl Choices<'_> {
         if let Part::Node(node) = place.part
             && self.below(3) > 0
         {
+            let reader = depth(node, self.dims);
             let inputs = match node {
                 Node::Embedding => Vec::new(),
                 Node::Mlp { .. } => vec![None],
@@ -278,7 +279,7 @@ impl Choices<'_> {
             };
             for input in inputs {
                 let count = self.below(3);
-                reads.push((input, self.reads(depth_of(node), count)));
+                reads.push((input, self.reads(reader, count)));
             }
         }
         let name = format!("n{}", self.nodes.len());
@@ -301,19 +302,18 @@ impl Choices<'_> {
         name
     }
 
-    fn place(&mut self, depth: usize) -> Place {
-        let at = self.below(depth + 1);
-        let place = match (at, at % 2) {
-            (0, _) => Node::Embedding.into(),
-            (at, _) if at == depth => Place::stream(),
-            (_, 0) => Node::Mlp { layer: at / 2 - 1 }.into(),
-            _ => match self.below(5) {
-                4 => Node::Attention { layer: at / 2 }.into(),
-                head => Place::from(Node::Head {
-                    layer: at / 2,
-                    head,
-                }),
+    fn place(&mut self, reader: usize) -> Place {
+        let dims = self.dims;
+        let before = Node::all(dims).into_iter();
+        let before: Vec<Node> = before.filter(|node| depth(*node, dims) < reader).collect();
+        let at = self.below(before.len() + 1);
+        let place = match before.get(at).copied() {
+            None => Place::stream(),
+            Some(Node::Attention { layer }) => match self.below(dims.heads + 1) {
+                head if head < dims.heads => Place::from(Node::Head { layer, head }),
+                _ => Place::from(Node::Attention { layer }),
             },
+            Some(node) => Place::from(node),
         };
         let each = (0..ROWS).map(|row| vec![row % 5]);
         let positions = [
@@ -326,11 +326,11 @@ impl Choices<'_> {
     }
 }
 
-fn depth_of(node: Node) -> usize {
+/// The node with whose output its own enters the residual stream.
+fn whole(node: Node) -> Node {
     match node {
-        Node::Embedding => 0,
-        Node::Attention { layer } | Node::Head { layer, .. } => 2 * layer + 1,
-        Node::Mlp { layer } => 2 * layer + 2,
+        Node::Head { layer, .. } => Node::Attention { layer },
+        node => node,
     }
 }
 
@@ -341,7 +341,7 @@ fn meet(a: &Place, b: &Place) -> bool {
             Part::Node(Node::Head { layer: a, head: c }),
             Part::Node(Node::Head { layer: b, head: d }),
         ) => (a, c) != (b, d),
-        (Part::Node(a), Part::Node(b)) => depth_of(a) != depth_of(b),
+        (Part::Node(a), Part::Node(b)) => whole(a) != whole(b),
         _ => false,
     };
     let positions = match (&a.positions, &b.positions) {
@@ -355,11 +355,11 @@ const ROWS: usize = 6;
 
 fn random_trees_mean_what_their_definition_says<B: Backend>(device: &B::Device) {
     let tokens = dataset(ROWS);
-    for name in MODELS {
+    for name in FAMILIES {
         let model = load::<B>(name, device);
         // Many of the trees are small, and those that are not have many forward passes.
         let config = Config {
-            cases: Config::default().cases.min(64),
+            cases: Config::default().cases.min(42),
             failure_persistence: None,
             ..Config::default()
         };
@@ -368,13 +368,14 @@ fn random_trees_mean_what_their_definition_says<B: Backend>(device: &B::Device) 
         let run = runner.run(&strategy, |(choices, seed)| {
             let mut choices = Choices {
                 choices: choices.iter(),
+                dims: model.dims(),
                 hypothesis: Hypothesis::new(),
                 nodes: Vec::new(),
             };
             let samples = 1 + choices.below(2);
             let unimportant = [Unimportant::Shared, Unimportant::Apart][choices.below(2)];
             let count = 1 + choices.below(3);
-            let reads = choices.reads(5, count);
+            let reads = choices.reads(2 * model.dims().layers + 1, count);
             let hypothesis = choices.hypothesis.output_reads(reads);
             let options = ScrubOptions::default()
                 .with_seed(seed)

@@ -1,7 +1,7 @@
 //! Path patching with everything between sender and receiver frozen. The receiver's input then
 //! changes by exactly the change in the sender's output, so no run is needed for it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, ModelDims, NoTap, Site, TokenBatch};
@@ -306,7 +306,11 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
     let input = plan.tokens(clean.base);
     let mut constants: HashMap<Vec<&Sender>, ConstantId> = HashMap::new();
     let mut reads: Vec<ReadId> = Vec::new();
-    let mut changes = attention::changes(model, clean, others, patches, differences)?;
+    let mut changes = match dims.post_norms {
+        // What heads add is not known: their layer is run.
+        true => BTreeMap::new(),
+        false => attention::changes(model, clean, others, patches, differences)?,
+    };
     for index in others {
         let patch = &patches[*index];
         if let Some(change) = changes.remove(index) {
@@ -335,7 +339,7 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
                 let operand = Operand::Constant(constant);
                 Edit::new(site, clean.from(clean.first), Worlds::ADD, operand)
             };
-            let Some((site, head)) = receiver.input.site() else {
+            let Some((site, head)) = receiver.input.site(dims) else {
                 edits.push(add(end(model)));
                 continue;
             };

@@ -82,7 +82,7 @@ fn sender_edits(patch: &PathPatch, [base, source]: [WorldId; 2], dims: &ModelDim
 fn receiver_edits(patch: &PathPatch, [base, record]: [WorldId; 2], dims: &ModelDims) -> Vec<Edit> {
     let edits = patch.receivers.iter().flat_map(|receiver| {
         let units = Units::positions(receiver.positions.clone());
-        match receiver.input.site() {
+        match receiver.input.site(dims) {
             Some((site, head)) => {
                 let units = match head {
                     Some(head) => units.of_head(head),

@@ -98,12 +98,11 @@ impl ReceiverInput {
 
     /// The site and head at which the received input is recorded and patched. `None` for the
     /// logits.
-    pub(super) fn site(self) -> Option<(Site, Option<usize>)> {
+    pub(super) fn site(self, dims: &ModelDims) -> Option<(Site, Option<usize>)> {
+        let [queries, keys] = dims.queries_and_keys_by_head();
         Some(match self {
-            Self::Query { layer, head } => (Site::Block(layer, Component::QueryOutput), Some(head)),
-            Self::Key { layer, kv_head } => {
-                (Site::Block(layer, Component::KeyOutput), Some(kv_head))
-            }
+            Self::Query { layer, head } => (Site::Block(layer, queries), Some(head)),
+            Self::Key { layer, kv_head } => (Site::Block(layer, keys), Some(kv_head)),
             Self::Value { layer, kv_head } => {
                 (Site::Block(layer, Component::ValueOutput), Some(kv_head))
             }
@@ -290,7 +289,7 @@ fn check_positions<B: Backend, M: AlignableTransformer<B>>(
     let senders = senders.map(|sender| (sender.node.output(dims), &sender.positions));
     let receivers = patches.iter().flat_map(|patch| &patch.receivers);
     let receivers = receivers.filter_map(|receiver| {
-        let (site, _head) = receiver.input.site()?;
+        let (site, _head) = receiver.input.site(dims)?;
         Some((site, &receiver.positions))
     });
     for (site, positions) in senders.chain(receivers).collect::<HashSet<_>>() {
