@@ -78,12 +78,17 @@ fn gradients_flow_through_worlds<B: Backend>(device: &B::Device) {
             "{name}: the gradient vanishes: {gradient:?}"
         );
 
-        for feature in 0..16 {
+        let d_model = model.dims().d_model;
+        for feature in 0..d_model {
             let moved = |by: f32| {
                 let mut moved = values(steering.clone());
                 moved[feature] += by;
                 let moved = Tensor::<B, 1>::from_floats(moved.as_slice(), device);
-                values(loss(&model, moved.reshape([1, 1, 16]), weights.clone()))[0]
+                values(loss(
+                    &model,
+                    moved.reshape([1, 1, d_model]),
+                    weights.clone(),
+                ))[0]
             };
             let difference = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
             assert!(
