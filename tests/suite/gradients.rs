@@ -37,7 +37,12 @@ fn loss<B: Backend>(
         Operand::Constant(steering),
     );
     let source = plan.world(source, [steer]);
-    let site = Site::Block(1, Component::ResidualMid);
+    // Where the second position has reached the third, through attention.
+    let site = match model.dims().parallel {
+        true => Component::AttentionOutput,
+        false => Component::ResidualMid,
+    };
+    let site = Site::Block(1, site);
     let swap = Edit::from_world(source, site, Units::position(2), 0)
         .with_features(Indices::Same((0..10).collect()));
     let world = plan.world(base, [swap]);

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::bundled::Bundled;
 use super::gguf::architecture::Architecture;
-use super::gguf::{Gguf, GgufError, TokenizerTexts, vocabulary};
+use super::gguf::{Gguf, GgufError, vocabulary};
 use super::{CONFIG, ConfigError, LoadError, LoadOptions};
 use crate::files::cut_off;
+use crate::tokens::TokenizerFiles;
 
 /// Where a model comes from.
 ///
@@ -130,8 +131,6 @@ pub enum Repository {
 pub struct GgufModel {
     file: PathBuf,
     gguf: Arc<Gguf>,
-    /// `None` if the file has no vocabulary.
-    tokenizer: Option<Arc<TokenizerTexts>>,
 }
 
 impl GgufModel {
@@ -140,24 +139,35 @@ impl GgufModel {
         &self.gguf
     }
 
-    /// The contents of a file of the Hugging Face layout; `None` if the GGUF file has nothing for
-    /// it.
-    fn text(&self, file: &str) -> Result<Option<String>, LoadError> {
-        let tokenizer = self.tokenizer.as_deref();
-        Ok(match file {
-            CONFIG => {
-                let config = Architecture::of(&self.gguf)
-                    .and_then(|architecture| architecture.config(&self.gguf));
-                let config = config.map_err(|cause| LoadError::Gguf {
-                    file: self.file.clone(),
-                    cause,
-                })?;
-                Some(config.to_string())
-            }
-            "tokenizer.json" => tokenizer.map(|texts| texts.tokenizer_json.clone()),
-            "tokenizer_config.json" => tokenizer.map(|texts| texts.tokenizer_config_json.clone()),
-            _ => None,
-        })
+    /// The configuration, as a `config.json`.
+    fn config(&self) -> Result<String, LoadError> {
+        let config =
+            Architecture::of(&self.gguf).and_then(|architecture| architecture.config(&self.gguf));
+        config
+            .map(|config| config.to_string())
+            .map_err(|cause| self.error(cause))
+    }
+
+    /// The tokenizer's files; `None` if the file has no vocabulary. They are made anew each time, so
+    /// that a vocabulary's text is not in memory beside the tokenizer.
+    pub(super) fn tokenizer_files(&self) -> Result<Option<TokenizerFiles>, LoadError> {
+        let texts = vocabulary(&self.gguf).map_err(|cause| self.error(cause))?;
+        let Some(texts) = texts else {
+            return Ok(None);
+        };
+        // A GGUF file has no rules beyond those its tokenizer is built from.
+        let files = TokenizerFiles::default()
+            .with_deciding_tokenizer(texts.tokenizer_json)
+            .with_config(texts.tokenizer_config_json)
+            .with_model_config(self.config()?);
+        Ok(Some(files))
+    }
+
+    fn error(&self, cause: GgufError) -> LoadError {
+        LoadError::Gguf {
+            file: self.file.clone(),
+            cause,
+        }
     }
 }
 
@@ -219,16 +229,13 @@ impl Repository {
                 source_text: file.display().to_string(),
             });
         }
-        let error = |cause| LoadError::Gguf {
+        let gguf = Gguf::open(file).map_err(|cause| LoadError::Gguf {
             file: file.to_owned(),
             cause,
-        };
-        let gguf = Gguf::open(file).map_err(error)?;
-        let tokenizer = vocabulary(&gguf).map_err(error)?.map(Arc::new);
+        })?;
         Ok(Self::Gguf(GgufModel {
             file: file.to_owned(),
             gguf: Arc::new(gguf),
-            tokenizer,
         }))
     }
 
@@ -264,7 +271,8 @@ impl Repository {
                 }),
             },
             Self::Bundled(bundled) => Ok(bundled.text(file).map(str::to_owned)),
-            Self::Gguf(model) => model.text(file),
+            Self::Gguf(model) if file == CONFIG => model.config().map(Some),
+            Self::Gguf(_) => Ok(None),
         }
     }
 

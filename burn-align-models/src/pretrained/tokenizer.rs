@@ -40,26 +40,13 @@ pub(super) fn save(tokenizer: &Tokenizer, folder: &mut Replacement) -> Result<()
 impl Repository {
     /// The tokenizer; `None` if there is no file with a vocabulary.
     pub(super) fn tokenizer(&self) -> Result<Option<Tokenizer>, LoadError> {
-        let sentencepiece = match self.optional_bytes(TokenizerFiles::SENTENCEPIECE)? {
-            Some(bytes) => Some(bytes),
-            None => self.optional_bytes(TokenizerFiles::SENTENCEPIECE_OF_T5)?,
+        let files = match self {
+            Self::Gguf(model) => model.tokenizer_files()?,
+            Self::Folder(_) | Self::Bundled(_) => Some(self.tokenizer_files()?),
         };
-        let files = TokenizerFiles {
-            tokenizer: self.optional_text(TokenizerFiles::TOKENIZER)?,
-            config: self.optional_text(TokenizerFiles::CONFIG)?,
-            special_tokens_map: self.optional_text(TokenizerFiles::SPECIAL_TOKENS_MAP)?,
-            added_tokens: self.optional_text(TokenizerFiles::ADDED_TOKENS)?,
-            vocab: self.optional_text(TokenizerFiles::VOCAB)?,
-            merges: self.optional_text(TokenizerFiles::MERGES)?,
-            sentencepiece,
-            model_config: self.optional_text(CONFIG)?,
-            // A GGUF file has no rules beyond those its tokenizer is built from.
-            tokenizer_decides: matches!(self, Self::Gguf(_)),
-            chat_templates: self.chat_templates()?,
-        };
-        if !files.has_vocabulary() {
+        let Some(files) = files.filter(TokenizerFiles::has_vocabulary) else {
             return Ok(None);
-        }
+        };
         let json = files.tokenizer.is_some();
         Tokenizer::from_files(files).map(Some).map_err(|cause| {
             let file = match &cause {
@@ -72,6 +59,25 @@ impl Repository {
                 file: self.describe(file),
                 cause,
             }
+        })
+    }
+
+    fn tokenizer_files(&self) -> Result<TokenizerFiles, LoadError> {
+        let sentencepiece = match self.optional_bytes(TokenizerFiles::SENTENCEPIECE)? {
+            Some(bytes) => Some(bytes),
+            None => self.optional_bytes(TokenizerFiles::SENTENCEPIECE_OF_T5)?,
+        };
+        Ok(TokenizerFiles {
+            tokenizer: self.optional_text(TokenizerFiles::TOKENIZER)?,
+            config: self.optional_text(TokenizerFiles::CONFIG)?,
+            special_tokens_map: self.optional_text(TokenizerFiles::SPECIAL_TOKENS_MAP)?,
+            added_tokens: self.optional_text(TokenizerFiles::ADDED_TOKENS)?,
+            vocab: self.optional_text(TokenizerFiles::VOCAB)?,
+            merges: self.optional_text(TokenizerFiles::MERGES)?,
+            sentencepiece,
+            model_config: self.optional_text(CONFIG)?,
+            tokenizer_decides: false,
+            chat_templates: self.chat_templates()?,
         })
     }
 

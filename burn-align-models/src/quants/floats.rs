@@ -18,7 +18,7 @@ pub(super) fn bf16(block: &[u8; 2], out: &mut [f32; 1]) {
 
 /// A half-precision number in f32, without branches and without checking the CPU's features.
 #[inline(always)]
-pub(super) fn widen_f16(half: u16) -> f32 {
+pub(crate) fn widen_f16(half: u16) -> f32 {
     /// The difference between the exponent biases: 127 - 15.
     const REBASE: f32 = f32::from_bits((127 + 112) << 23);
     /// The exponent of infinities and NaNs.

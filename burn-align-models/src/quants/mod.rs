@@ -17,6 +17,7 @@ pub(crate) mod tests;
 
 use std::{fmt, hint};
 
+pub(crate) use floats::widen_f16;
 pub use matrix::{QuantizedMatrix, QuantizedMatrixError};
 
 /// Defines [`BlockFormat`] from a table of formats: name, number in GGUF files, function.

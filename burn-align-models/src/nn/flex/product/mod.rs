@@ -7,6 +7,7 @@
 //! whatever it is batched with.
 
 mod aligned;
+mod blocks;
 mod elements;
 mod few_rows;
 mod many_rows;
@@ -78,6 +79,11 @@ fn affine_of(
         _ if rows == 0 || d_output == 0 => Vec::new(),
         (Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
             few_rows::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
+        }
+        (Elements::Blocks(weight), [1, stride])
+            if rows <= blocks::MOST_ROWS && blocks::multiplies(&weight, stride, d_input) =>
+        {
+            blocks::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
         (elements @ (Elements::F32(_) | Elements::Blocks(_)), [1, stride])
             if rows <= transposed::MOST_ROWS =>
