@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-//! use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
+//! use burn_align::models::{Component, Decoder, FromPretrained, LoadOptions};
 //! # type B = burn::backend::Flex;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -31,7 +31,7 @@ impl Tokenizer {
     /// [`token_strings`](Self::token_strings).
     ///
     /// ```
-    /// use burn_align_models::{FromPretrained, Decoder, LoadOptions};
+    /// use burn_align_models::{Decoder, FromPretrained, LoadOptions};
     ///
     /// type B = burn::backend::Flex;
     ///

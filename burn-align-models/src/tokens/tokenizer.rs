@@ -31,7 +31,7 @@ const PLAIN_CLASS: &str = "PreTrainedTokenizerFast";
 /// Splits text into tokens, as described by the files of a model folder.
 ///
 /// ```
-/// use burn_align_models::{FromPretrained, Decoder, LoadOptions};
+/// use burn_align_models::{Decoder, FromPretrained, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///

@@ -30,7 +30,7 @@ impl Tokenizer {
     /// found inside running text.
     ///
     /// ```
-    /// use burn_align_models::{FromPretrained, Decoder, LoadOptions};
+    /// use burn_align_models::{Decoder, FromPretrained, LoadOptions};
     ///
     /// type B = burn::backend::Flex;
     ///

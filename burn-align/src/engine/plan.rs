@@ -223,7 +223,7 @@ impl Read {
 /// use burn_align::engine::{Edit, LogitPositions, Plan, Units};
 /// use burn_align::interventions::VanillaIntervention;
 /// use burn_align::models::Site;
-/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
+/// use burn_align::models::{Component, Decoder, FromPretrained, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///

@@ -22,7 +22,7 @@ use crate::interventions::{BuiltinIntervention, Intervention};
 ///
 /// ```
 /// use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
+/// use burn_align::models::{Component, Decoder, FromPretrained, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///

@@ -89,7 +89,7 @@ pub(super) fn numbers(count: usize) -> Vec<String> {
 /// use burn_align::interventions::VanillaIntervention;
 /// use burn_align::methods::{SweepGrid, probability, sweep};
 /// use burn_align::models::AlignableTransformer;
-/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
+/// use burn_align::models::{Component, Decoder, FromPretrained, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///

@@ -45,7 +45,7 @@ use crate::interventions::Intervention;
 /// ```
 /// use burn::backend::Autodiff;
 /// use burn_align::front::{AlignableConfig, AlignableModel, AlignableRepresentationConfig};
-/// use burn_align::models::{Component, FromPretrained, Decoder, LoadOptions};
+/// use burn_align::models::{Component, Decoder, FromPretrained, LoadOptions};
 /// use burn_align::training::{InterchangeData, InterchangeExample, TrainingConfig, losses, train};
 ///
 /// type B = burn::backend::Flex;

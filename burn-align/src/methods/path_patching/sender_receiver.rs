@@ -334,7 +334,7 @@ pub fn path_grid<B: Backend, M: AlignableTransformer<B>>(
 /// ```
 /// use burn_align::engine::RunOptions;
 /// use burn_align::methods::{Mlps, ReceiverInput, head_effects, logit_difference};
-/// use burn_align::models::{AlignableTransformer, FromPretrained, Decoder, LoadOptions};
+/// use burn_align::models::{AlignableTransformer, Decoder, FromPretrained, LoadOptions};
 ///
 /// type B = burn::backend::Flex;
 ///
