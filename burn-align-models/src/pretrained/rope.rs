@@ -63,7 +63,7 @@ impl RotaryDefaults {
             return Ok(self.d_head);
         };
         let width = (self.d_head as f64 * factor) as usize;
-        if width == 0 || width > self.d_head || width % 2 != 0 {
+        if width == 0 || width > self.d_head || !width.is_multiple_of(2) {
             return Err(ConfigError::Invalid {
                 key: "partial_rotary_factor".to_owned(),
                 expected: format!(

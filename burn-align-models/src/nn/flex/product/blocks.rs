@@ -5,6 +5,11 @@
 //! rows of `x` leave most of a vector empty. A sum runs over the features in order, as in the other
 //! kernels.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "plain loops over lanes become vectors"
+)]
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 

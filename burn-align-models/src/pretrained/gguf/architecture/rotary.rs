@@ -61,7 +61,7 @@ impl Rotary {
         positions: u64,
     ) -> Result<Self, GgufError> {
         const COUNT: &str = "rope.dimension_count";
-        if d_head % 2 != 0 {
+        if !d_head.is_multiple_of(2) {
             let expected = "heads with an even number of features";
             return Err(reader.wrong("attention.head_count", expected));
         }
