@@ -17,6 +17,7 @@ pub(crate) mod tests;
 
 use std::{fmt, hint};
 
+#[cfg(feature = "flex")]
 pub(crate) use floats::widen_f16;
 pub use matrix::{QuantizedMatrix, QuantizedMatrixError};
 
