@@ -179,9 +179,7 @@ fn added_embedding<B: Backend>(device: &B::Device) {
     let rome = tokenizer.single_token(" Rome").expect("one token") as usize;
     let embedding = gpt2
         .model
-        .wte
-        .weight
-        .val()
+        .token_embedding()
         .narrow(0, rome, 1)
         .unsqueeze::<3>();
     let config = AlignableConfig::new((0..12).map(|layer| {

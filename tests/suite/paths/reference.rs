@@ -379,6 +379,6 @@ fn random_streams_mean_what_their_definition_says<B: Backend>(device: &B::Device
             Ok(())
         });
         run.unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(computed.get() > cases / 3, "most trees compute nothing");
+        assert!(computed.get() > cases / 6, "most trees compute nothing");
     }
 }
