@@ -35,7 +35,7 @@ pub use halves::BlockHalves;
 pub use model::{AlignableTransformer, InputKinds, ModelInput};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
-pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
+pub use suffixes::{KeysValues, Prefixes, Queries, RunsSuffixes, SuffixClass, Suffixes};
 pub use tap::{NoTap, Tap};
 pub use tokens::{
     Chat, ChatMessage, ChatOptions, ChatTurn, SpecialTokens, TokenBatch, Tokenizer, TokenizerFiles,

@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use crate::dims::{ModelDims, SiteDims};
 use crate::halves::BlockHalves;
 use crate::site::Site;
-use crate::suffixes::Suffixes;
+use crate::suffixes::RunsSuffixes;
 use crate::tap::{NoTap, Tap};
 
 /// What a model reads.
@@ -114,13 +114,9 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
         true
     }
 
-    /// Whether each position depends only on itself and the positions before it, and blocks can run
-    /// on [`Suffixes`], after [`begin_suffixes`](Self::begin_suffixes).
-    ///
-    /// Queries then meet the keys at [`Component::RotaryKey`](crate::Component::RotaryKey), or at
-    /// [`Component::KeyOutput`](crate::Component::KeyOutput) where there are no rotary embeddings.
-    fn computes_suffixes(&self) -> bool {
-        false
+    /// How blocks run on suffixes of rows, if they can. Default: they can't.
+    fn suffixes(&self) -> Option<&dyn RunsSuffixes<B, Self::Pass>> {
+        None
     }
 
     /// The shape of the activation at `site`; `None` where the model has no such site.
@@ -136,15 +132,6 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     fn pass_bytes(&self, pos: usize) -> u64 {
         let _none = pos;
         0
-    }
-
-    /// The same pass for blocks that run on suffixes, as `[1, token, d_model]`. Attention scores
-    /// and weights of such blocks are never tapped.
-    ///
-    /// # Panics
-    /// If the model [cannot](Self::computes_suffixes).
-    fn begin_suffixes(&self, _pass: &Self::Pass, _suffixes: Suffixes<B>) -> Self::Pass {
-        unimplemented!("a model that computes suffixes must implement begin_suffixes")
     }
 
     /// The residual stream that enters the first block, `[batch, pos, d_model]`.

@@ -20,6 +20,14 @@ pub struct Suffixes<B: Backend> {
     pub queries: Option<Queries<B>>,
 }
 
+/// A model whose blocks run on [`Suffixes`]: each position depends only on itself and the positions
+/// before it, and queries meet the keys at [`ModelDims::attended_keys`](crate::ModelDims::attended_keys).
+pub trait RunsSuffixes<B: Backend, Pass> {
+    /// A pass for blocks that run on these suffixes, as `[1, token, d_model]`, from the pass over whole
+    /// rows. Attention scores and weights of such blocks are never tapped.
+    fn begin_suffixes(&self, pass: &Pass, suffixes: Suffixes<B>) -> Pass;
+}
+
 /// Tokens for which attention is computed. The others are not read later, so only their keys and
 /// values are computed.
 #[derive(Clone, Debug)]

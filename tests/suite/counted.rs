@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, Decoder, InputKinds, ModelDims, ModelInput, NoTap, Suffixes, Tap,
+    AlignableTransformer, Decoder, InputKinds, ModelDims, ModelInput, NoTap, RunsSuffixes, Tap,
 };
 
 /// A model and the number of its stages that have been run. Clones share the count.
@@ -75,12 +75,8 @@ impl<B: Backend> AlignableTransformer<B> for Counted<B> {
         self.count().begin(pos, device)
     }
 
-    fn computes_suffixes(&self) -> bool {
-        self.model.computes_suffixes()
-    }
-
-    fn begin_suffixes(&self, pass: &Self::Pass, suffixes: Suffixes<B>) -> Self::Pass {
-        self.model.begin_suffixes(pass, suffixes)
+    fn suffixes(&self) -> Option<&dyn RunsSuffixes<B, Self::Pass>> {
+        self.model.suffixes()
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

@@ -1,6 +1,7 @@
 //! Checks for a configuration that was built by hand.
 
 use super::{DecoderConfig, Positions, QkvLayout};
+use crate::dims::ModelDims;
 
 /// Why no model can have this configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,13 +54,15 @@ pub enum DecoderConfigError {
         /// Width in the rotary configuration.
         found: usize,
     },
-    /// A part of the sizes that says something else than another part of the configuration.
-    #[error("dims.{field}: expected {expected}, as in the rest of the configuration")]
+    /// Sizes that say something else than the rest of the configuration.
+    #[error(
+        "dims: expected max_positions {:?}, rotary {}, qk_norm {}, parallel {}, as in the rest of \
+         the configuration", expected.max_positions, expected.rotary, expected.qk_norm,
+        expected.parallel
+    )]
     Dims {
-        /// The field of [`ModelDims`](crate::ModelDims).
-        field: &'static str,
-        /// What the rest of the configuration says.
-        expected: String,
+        /// The sizes that fit the rest.
+        expected: Box<ModelDims>,
     },
     /// Gate and up projection as one matrix, in an MLP without a gate.
     #[error("fused_gate_up: the MLP has no gate; set dims.gated_mlp")]
@@ -93,32 +96,21 @@ impl DecoderConfig {
         if self.fused_gate_up && !dims.gated_mlp {
             return Err(DecoderConfigError::NoGate);
         }
-        let (rotary, max_positions) = match &self.positions {
-            Positions::Learned(count) => (false, Some(*count)),
-            Positions::Rotary { global, local } => {
-                for rotary in [Some(global), local.as_ref()].into_iter().flatten() {
-                    let (d_head, found) = (dims.d_head, rotary.d_head);
-                    if found > d_head || found % 2 != 0 {
-                        return Err(DecoderConfigError::RotaryWidth { d_head, found });
-                    }
+        if let Positions::Rotary { global, local } = &self.positions {
+            for rotary in [Some(global), local.as_ref()].into_iter().flatten() {
+                let (d_head, found) = (dims.d_head, rotary.d_head);
+                if found > d_head || found % 2 != 0 {
+                    return Err(DecoderConfigError::RotaryWidth { d_head, found });
                 }
-                (true, None)
             }
-        };
-        let same = |field, is: bool, expected: String| match is {
+        }
+        let expected = self.dims_in_step();
+        match *dims == expected {
             true => Ok(()),
-            false => Err(DecoderConfigError::Dims { field, expected }),
-        };
-        same("rotary", dims.rotary == rotary, rotary.to_string())?;
-        same(
-            "max_positions",
-            dims.max_positions == max_positions,
-            format!("{max_positions:?}"),
-        )?;
-        let qk_norm = self.qk_norm.is_some();
-        same("qk_norm", dims.qk_norm == qk_norm, qk_norm.to_string())?;
-        let parallel = self.is_parallel();
-        same("parallel", dims.parallel == parallel, parallel.to_string())
+            false => Err(DecoderConfigError::Dims {
+                expected: Box::new(expected),
+            }),
+        }
     }
 }
 
@@ -158,13 +150,7 @@ mod tests {
         let error = with(|config| config.dims.d_head = 32);
         assert!(matches!(error, Err(DecoderConfigError::RotaryWidth { .. })));
         let error = with(|config| config.residual = Residual::Parallel { shared_norm: true });
-        assert!(matches!(
-            error,
-            Err(DecoderConfigError::Dims {
-                field: "parallel",
-                ..
-            })
-        ));
+        assert!(matches!(error, Err(DecoderConfigError::Dims { .. })));
         let error = with(|config| config.dims.max_positions = Some(3));
         assert!(matches!(error, Err(DecoderConfigError::Dims { .. })));
     }

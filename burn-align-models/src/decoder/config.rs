@@ -137,11 +137,27 @@ impl DecoderConfig {
 
     /// Writes a `config.json`.
     pub fn to_json(&self) -> Value {
-        self.family.mapping().write(self)
+        (self.family.mapping().write)(self)
     }
 
     pub(super) fn read(fields: &mut Fields) -> Result<Self, ConfigError> {
-        DecoderFamily::read(fields)?.mapping().read(fields)
+        let mut config = (DecoderFamily::read(fields)?.mapping().read)(fields)?;
+        config.dims = config.dims_in_step();
+        Ok(config)
+    }
+
+    /// The sizes, with what follows from the rest of the configuration.
+    pub(super) fn dims_in_step(&self) -> ModelDims {
+        ModelDims {
+            max_positions: match self.positions {
+                Positions::Learned(count) => Some(count),
+                Positions::Rotary { .. } => None,
+            },
+            rotary: matches!(self.positions, Positions::Rotary { .. }),
+            qk_norm: self.qk_norm.is_some(),
+            parallel: self.is_parallel(),
+            ..self.dims.clone()
+        }
     }
 
     /// Whether both halves of a block read its input.

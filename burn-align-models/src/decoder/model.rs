@@ -13,7 +13,7 @@ use crate::nn::{
     mask_bytes, soft_cap, unembed,
 };
 use crate::site::Site;
-use crate::suffixes::Suffixes;
+use crate::suffixes::{RunsSuffixes, Suffixes};
 use crate::tap::Tap;
 
 /// A decoder-only language model of any [family](super::DecoderFamily).
@@ -126,6 +126,12 @@ impl<B: Backend> BlockHalves<B, CausalPass<B>> for Decoder<B> {
     }
 }
 
+impl<B: Backend> RunsSuffixes<B, CausalPass<B>> for Decoder<B> {
+    fn begin_suffixes(&self, pass: &CausalPass<B>, suffixes: Suffixes<B>) -> CausalPass<B> {
+        pass.clone().with_suffixes(suffixes)
+    }
+}
+
 impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
     type Pass = CausalPass<B>;
 
@@ -156,12 +162,8 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
         mask_bytes::<B>(pos, self.window, dtype, &self.device())
     }
 
-    fn computes_suffixes(&self) -> bool {
-        true
-    }
-
-    fn begin_suffixes(&self, pass: &CausalPass<B>, suffixes: Suffixes<B>) -> CausalPass<B> {
-        pass.clone().with_suffixes(suffixes)
+    fn suffixes(&self) -> Option<&dyn RunsSuffixes<B, CausalPass<B>>> {
+        Some(self)
     }
 
     fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {

@@ -86,7 +86,7 @@ impl<B: Backend> Family<B> for Decoder<B> {
         let mapping = config.family.mapping();
         WeightLayout {
             prefix: mapping.prefix,
-            names: mapping.names,
+            names: mapping.names.concat(),
             is_transposed: match mapping.input_first {
                 true => |path| path == WeightLayout::HEAD,
                 false => is_projection,

@@ -56,16 +56,20 @@ impl<B: Backend> Norm<B> {
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let in_model = || self.weight.val();
         let weight = || in_model().cast(DType::F32).unsqueeze();
-        match (self.kind, &self.bias) {
-            (NormKind::Layer, Some(bias)) => {
-                let (weight, bias) = (in_model().cast(DType::F32), bias.val().cast(DType::F32));
+        match self.kind {
+            NormKind::Layer => {
+                let weight = in_model().cast(DType::F32);
+                let bias = match &self.bias {
+                    Some(bias) => bias.val().cast(DType::F32),
+                    None => weight.zeros_like(),
+                };
                 in_f32(x, |x| layer_norm(x, weight, bias, self.epsilon))
             }
-            (NormKind::Layer | NormKind::Rms, _) => {
+            NormKind::Rms => {
                 in_f32(x, |x| root_mean_square(x, self.epsilon)) * in_model().unsqueeze()
             }
-            (NormKind::RmsF32, _) => in_f32(x, |x| root_mean_square(x, self.epsilon) * weight()),
-            (NormKind::RmsPlusOne, _) => {
+            NormKind::RmsF32 => in_f32(x, |x| root_mean_square(x, self.epsilon) * weight()),
+            NormKind::RmsPlusOne => {
                 in_f32(x, |x| root_mean_square(x, self.epsilon) * (weight() + 1.0))
             }
         }

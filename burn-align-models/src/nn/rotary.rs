@@ -67,6 +67,17 @@ pub struct LongRope {
     pub original: usize,
 }
 
+impl LongRope {
+    /// The factor on rotations where none is given, if sequences are `factor` times as long as
+    /// originally: that of the paper's authors and of `transformers`.
+    pub fn default_attention_factor(factor: f64, original: usize) -> f64 {
+        match factor > 1.0 {
+            true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+            false => 1.0,
+        }
+    }
+}
+
 /// Parameters of YaRN (arXiv 2309.00071).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Yarn {

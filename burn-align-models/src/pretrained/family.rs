@@ -49,13 +49,13 @@ pub trait Family<B: Backend>: AlignableTransformer<B> {
 }
 
 /// How a family's tensors are named and laid out in a checkpoint.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct WeightLayout {
     /// Prefix of the names of all parameters but the head's; a checkpoint may lack it.
     pub prefix: &'static str,
     /// Modules by their paths, and their names in a checkpoint without the prefix, with `*` for the
     /// index of a layer. Modules without an entry have their path as name.
-    pub names: &'static [(&'static str, &'static str)],
+    pub names: Vec<(&'static str, &'static str)>,
     /// Which matrices are stored transposed, `[d_output, d_input]`, by the paths of their parameters.
     pub is_transposed: fn(&str) -> bool,
     /// Which tensors are not parameters: masks and tables that old versions stored. Names come without
@@ -75,7 +75,7 @@ impl WeightLayout {
 
     /// Whether a tensor without a parameter may be ignored.
     pub(super) fn may_ignore(&self, name: &str) -> bool {
-        let is_head = self.path(name) == Self::HEAD;
+        let is_head = self.path(name).as_deref() == Some(Self::HEAD);
         (self.is_ignored)(self.stripped(name)) || (self.tied_head.is_some() && is_head)
     }
 
@@ -99,24 +99,24 @@ impl WeightLayout {
         }
     }
 
-    /// The path in the module of the parameter with this name in the checkpoint.
-    pub(super) fn path(&self, name: &str) -> String {
+    /// The path in the module of the parameter with this name in the checkpoint; `None` for a name that
+    /// is the path of a module with another name.
+    pub(super) fn path(&self, name: &str) -> Option<String> {
         let name = self.stripped(name);
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
         let mut entries = self.names.iter();
         let own = entries.find_map(|(own, stored)| translated(module, stored, own));
-        // A module that is called something else does not go by its own path.
         let is_renamed = || {
             let mut entries = self.names.iter();
             entries.any(|(own, _)| translated(module, own, own).is_some())
         };
+        let is_tied = self.tied_head.is_some();
         match own {
-            Some(own) if own == Self::HEAD_MODULE && kind == "bias" && self.tied_head.is_some() => {
-                Self::TIED_HEAD_BIAS.to_owned()
+            Some(own) if is_tied && (own.as_str(), kind) == (Self::HEAD_MODULE, "bias") => {
+                Some(Self::TIED_HEAD_BIAS.to_owned())
             }
-            Some(own) => format!("{own}.{kind}"),
-            None if is_renamed() => format!("unknown {name}"),
-            None => name.to_owned(),
+            Some(own) => Some(format!("{own}.{kind}")),
+            None => (!is_renamed()).then(|| name.to_owned()),
         }
     }
 
@@ -151,7 +151,7 @@ mod tests {
     fn names_and_paths_are_inverse() {
         let layout = WeightLayout {
             prefix: "model.",
-            names: &[
+            names: vec![
                 ("embedding", "embed"),
                 ("layers.*.mlp.up", "blocks.*.fc"),
                 ("lm_head", "embed_out"),
@@ -168,14 +168,12 @@ mod tests {
             ("layers.1.norm.weight", "model.layers.1.norm.weight"),
         ] {
             assert_eq!(layout.name(path), name);
-            assert_eq!(layout.path(name), path);
+            assert_eq!(layout.path(name).as_deref(), Some(path));
         }
         // Without the prefix, and under a path that is not a name.
-        assert_eq!(layout.path("blocks.0.fc.weight"), "layers.0.mlp.up.weight");
-        assert_ne!(
-            layout.path("layers.0.mlp.up.weight"),
-            "layers.0.mlp.up.weight"
-        );
+        let path = layout.path("blocks.0.fc.weight");
+        assert_eq!(path.as_deref(), Some("layers.0.mlp.up.weight"));
+        assert_eq!(layout.path("layers.0.mlp.up.weight"), None);
         assert!(layout.may_ignore("model.blocks.0.mask"));
         assert!(!layout.may_ignore("embed_out.weight"));
         let tied = WeightLayout {
@@ -183,7 +181,7 @@ mod tests {
             ..layout
         };
         assert!(tied.may_ignore("embed_out.weight"));
-        assert_eq!(tied.path("embed_out.bias"), "head_bias");
+        assert_eq!(tied.path("embed_out.bias").as_deref(), Some("head_bias"));
         assert_eq!(tied.name("head_bias"), "embed_out.bias");
     }
 }

@@ -315,7 +315,9 @@ fn own_head(
     };
     let stored = |path: &str| {
         let mut names = checkpoint.tensors.keys();
-        names.find(|name| layout.path(name) == path).cloned()
+        names
+            .find(|name| layout.path(name).as_deref() == Some(path))
+            .cloned()
     };
     match (stored(embedding), stored(WeightLayout::HEAD)) {
         (Some(embedding), Some(head)) if !checkpoint.equal(&embedding, &head)? => Ok(Some(head)),

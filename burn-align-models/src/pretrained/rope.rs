@@ -350,10 +350,7 @@ fn read_longrope(
     let factor = object.optional_positive(&name("factor"))?;
     let original = outer.or(inner).unwrap_or(max_positions);
     let factor = factor.unwrap_or(max_positions as f64 / original as f64);
-    let default_attention_factor = match factor > 1.0 {
-        true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
-        false => 1.0,
-    };
+    let default_attention_factor = LongRope::default_attention_factor(factor, original);
     let mut divisors = |inner: &str| {
         let key = name(inner);
         let divisors = object.optional_numbers(&key)?;

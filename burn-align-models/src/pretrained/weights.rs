@@ -26,7 +26,7 @@ pub(super) fn load<B: Backend, M: Family<B>>(
     let Matched {
         mut names,
         other_heads,
-    } = match_names(&shapes(&model), layout, &checkpoint)?;
+    } = match_names(&shapes(&model), &layout, &checkpoint)?;
     let mut notes = checkpoint.notes.clone();
     if !other_heads.is_empty() {
         notes.push(LoadNote::OtherHeads {
@@ -120,19 +120,20 @@ struct Matched {
 /// Finds the tensor of every parameter.
 fn match_names(
     shapes: &BTreeMap<String, Vec<usize>>,
-    layout: WeightLayout,
+    layout: &WeightLayout,
     checkpoint: &Checkpoint,
 ) -> Result<Matched, CheckpointError> {
     let mut matched = Matched::default();
     let mut unused = Vec::new();
     for name in checkpoint.tensors.keys() {
         let path = layout.path(name);
-        if let Some(first) = matched.names.get(&path) {
+        let path = path.filter(|path| shapes.contains_key(path));
+        if let Some(first) = path.as_ref().and_then(|path| matched.names.get(path)) {
             return Err(CheckpointError::SameParameter {
                 tensors: [first.clone(), name.clone()],
             });
         }
-        if shapes.contains_key(&path) {
+        if let Some(path) = path {
             matched.names.insert(path, name.clone());
         } else if is_of_another_head(name) {
             matched.other_heads.push(name.clone());

@@ -200,7 +200,10 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             {
                 let queries = current.queries.as_ref();
                 let new = (current.layout).suffixes(queries, tap.run.plan, &tap.run.device);
-                suffixes = new.map(|new| (current, model.begin_suffixes(&shared, new)));
+                suffixes = new.map(|new| {
+                    let runs = model.suffixes().expect("the layout is of a model that can");
+                    (current, runs.begin_suffixes(&shared, new))
+                });
             }
             let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);
             x = Some(match stage {

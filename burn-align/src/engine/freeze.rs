@@ -27,7 +27,7 @@ impl<B: Backend> Plan<B> {
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
-    /// If the model [computes suffixes](AlignableTransformer::computes_suffixes), positions that
+    /// If the model [runs suffixes](AlignableTransformer::suffixes), positions that
     /// are no longer changed or read are not recomputed either: their keys and values are cached
     /// for all remaining layers.
     ///

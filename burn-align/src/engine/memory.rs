@@ -92,12 +92,18 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         let work = work.map(|([rows, tokens, keys], [_, queries, _])| {
             let attention = of_attention(dims, tokens, queries, keys);
             let mlp = of_mlp(dims, tokens);
+            // The block's input is kept for the MLP.
+            let kept = if dims.parallel {
+                tokens * dims.d_model
+            } else {
+                0
+            };
             rows * match stage.stage {
                 Stage::Layer(_, Part::Block) => attention.max(mlp),
                 Stage::Layer(_, Part::Attention) => attention,
-                Stage::Layer(_, Part::Mlp) => mlp,
+                Stage::Layer(_, Part::Mlp) => mlp + kept,
                 // The stream before and after, and what is added or normalised.
-                _ => 3 * tokens * dims.d_model,
+                _ => 3 * tokens * dims.d_model + kept,
             }
         });
         let logits = match stage.stage {

@@ -60,7 +60,7 @@ pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
 ) -> Option<KeysValueSites> {
     let dims = model.dims();
     let first = Stages::new(model).first_attention(start)?;
-    model.computes_suffixes().then_some(KeysValueSites {
+    model.suffixes().map(|_| KeysValueSites {
         layers: first..dims.layers,
         key: dims.attended_keys(),
         kv_heads: dims.kv_heads,

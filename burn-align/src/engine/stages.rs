@@ -72,7 +72,7 @@ impl Stages {
         Self {
             layers: model.dims().layers,
             outputs,
-            suffixes: model.computes_suffixes(),
+            suffixes: model.suffixes().is_some(),
             halves: outputs && model.halves().is_some(),
             parallel: model.dims().parallel,
             post_norms: model.dims().post_norms,

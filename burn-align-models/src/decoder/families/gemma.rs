@@ -23,33 +23,20 @@ const fn mapping(
         write,
         prefix: "model.",
         names: &[
-            ("embedding", "embed_tokens"),
-            ("layers.*.attention_norm", "layers.*.input_layernorm"),
-            ("layers.*.attention.q", "layers.*.self_attn.q_proj"),
-            ("layers.*.attention.k", "layers.*.self_attn.k_proj"),
-            ("layers.*.attention.v", "layers.*.self_attn.v_proj"),
-            // Of Gemma 3 alone.
-            ("layers.*.attention.query_norm", "layers.*.self_attn.q_norm"),
-            ("layers.*.attention.key_norm", "layers.*.self_attn.k_norm"),
-            ("layers.*.attention.output", "layers.*.self_attn.o_proj"),
-            (
-                "layers.*.attention_post_norm",
-                "layers.*.post_attention_layernorm",
-            ),
-            ("layers.*.mlp_norm", "layers.*.pre_feedforward_layernorm"),
-            ("layers.*.mlp.gate", "layers.*.mlp.gate_proj"),
-            ("layers.*.mlp.up", "layers.*.mlp.up_proj"),
-            ("layers.*.mlp.down", "layers.*.mlp.down_proj"),
-            (
-                "layers.*.mlp_post_norm",
-                "layers.*.post_feedforward_layernorm",
-            ),
-            ("final_norm", "norm"),
-            ("lm_head", "lm_head"),
+            read::EMBEDDING,
+            read::FINAL_NORM,
+            &[
+                ("layers.*.attention_norm", "layers.*.input_layernorm"),
+                ("layers.*.mlp_norm", "layers.*.pre_feedforward_layernorm"),
+            ],
+            read::POST_NORMS,
+            read::QKV,
+            read::QK_NORM,
+            read::OUTPUT,
+            read::GATED_MLP,
         ],
         input_first: false,
-        // Rotary tables.
-        is_buffer: |name| name.split('.').any(|part| part.starts_with("rotary_emb")),
+        is_buffer: read::is_rotary_table,
     }
 }
 
@@ -172,7 +159,6 @@ fn read_gemma3(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
         kind: NormKind::RmsPlusOne,
         all_heads: false,
     });
-    config.dims.qk_norm = true;
     // Stored by `transformers`, and not passed on to its attention.
     fields.optional_number("attn_logit_softcapping")?;
     config.logit_cap = fields.optional_positive("final_logit_softcapping")?;

@@ -13,7 +13,7 @@ pub(super) const GPT2: Mapping = Mapping {
     read: read_config,
     write,
     prefix: "transformer.",
-    names: &[
+    names: &[&[
         ("embedding", "wte"),
         ("positions", "wpe"),
         ("layers.*.attention_norm", "h.*.ln_1"),
@@ -24,7 +24,7 @@ pub(super) const GPT2: Mapping = Mapping {
         ("layers.*.mlp.down", "h.*.mlp.c_proj"),
         ("final_norm", "ln_f"),
         ("lm_head", "lm_head"),
-    ],
+    ]],
     input_first: true,
     // Causal masks.
     is_buffer: |name| name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),

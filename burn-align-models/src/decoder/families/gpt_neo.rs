@@ -13,7 +13,7 @@ pub(super) const GPT_NEO: Mapping = Mapping {
     read: read_config,
     write,
     prefix: "transformer.",
-    names: &[
+    names: &[&[
         ("embedding", "wte"),
         ("positions", "wpe"),
         ("layers.*.attention_norm", "h.*.ln_1"),
@@ -26,7 +26,7 @@ pub(super) const GPT_NEO: Mapping = Mapping {
         ("layers.*.mlp.down", "h.*.mlp.c_proj"),
         ("final_norm", "ln_f"),
         ("lm_head", "lm_head"),
-    ],
+    ]],
     input_first: false,
     // Causal masks.
     is_buffer: |name| {

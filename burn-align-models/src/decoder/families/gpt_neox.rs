@@ -13,7 +13,7 @@ pub(super) const GPT_NEOX: Mapping = Mapping {
     read: read_config,
     write,
     prefix: "gpt_neox.",
-    names: &[
+    names: &[&[
         ("embedding", "embed_in"),
         ("layers.*.attention_norm", "layers.*.input_layernorm"),
         (
@@ -26,13 +26,13 @@ pub(super) const GPT_NEOX: Mapping = Mapping {
         ("layers.*.mlp.down", "layers.*.mlp.dense_4h_to_h"),
         ("final_norm", "final_layer_norm"),
         ("lm_head", "embed_out"),
-    ],
+    ]],
     input_first: false,
     // Causal masks and rotary tables.
     is_buffer: |name| {
         name.ends_with(".attention.bias")
             || name.ends_with(".attention.masked_bias")
-            || name.split('.').any(|part| part == "rotary_emb")
+            || read::is_rotary_table(name)
     },
 };
 
@@ -69,7 +69,6 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
     };
     if fields.flag("use_parallel_residual", true)? {
         config.residual = Residual::Parallel { shared_norm: false };
-        config.dims.parallel = true;
     }
     Ok(config)
 }

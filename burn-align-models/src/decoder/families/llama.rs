@@ -25,25 +25,16 @@ const fn mapping(
         write,
         prefix: "model.",
         names: &[
-            ("embedding", "embed_tokens"),
-            ("layers.*.attention_norm", "layers.*.input_layernorm"),
-            ("layers.*.attention.q", "layers.*.self_attn.q_proj"),
-            ("layers.*.attention.k", "layers.*.self_attn.k_proj"),
-            ("layers.*.attention.v", "layers.*.self_attn.v_proj"),
-            // Of Qwen3 alone.
-            ("layers.*.attention.query_norm", "layers.*.self_attn.q_norm"),
-            ("layers.*.attention.key_norm", "layers.*.self_attn.k_norm"),
-            ("layers.*.attention.output", "layers.*.self_attn.o_proj"),
-            ("layers.*.mlp_norm", "layers.*.post_attention_layernorm"),
-            ("layers.*.mlp.gate", "layers.*.mlp.gate_proj"),
-            ("layers.*.mlp.up", "layers.*.mlp.up_proj"),
-            ("layers.*.mlp.down", "layers.*.mlp.down_proj"),
-            ("final_norm", "norm"),
-            ("lm_head", "lm_head"),
+            read::EMBEDDING,
+            read::FINAL_NORM,
+            read::PRE_NORMS,
+            read::QKV,
+            read::QK_NORM,
+            read::OUTPUT,
+            read::GATED_MLP,
         ],
         input_first: false,
-        // Rotary tables.
-        is_buffer: |name| name.split('.').any(|part| part == "rotary_emb"),
+        is_buffer: read::is_rotary_table,
     }
 }
 
@@ -124,7 +115,6 @@ fn read_qwen3(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
         kind: NormKind::Rms,
         all_heads: false,
     });
-    config.dims.qk_norm = true;
     let attention_bias = fields.flag("attention_bias", false)?;
     config.biases.qkv = attention_bias;
     config.biases.output = attention_bias;

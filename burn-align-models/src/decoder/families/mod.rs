@@ -57,22 +57,12 @@ pub(crate) struct Mapping {
     /// Prefix of the names of all tensors but the head's; a checkpoint may lack it.
     pub(crate) prefix: &'static str,
     /// Modules of [`Decoder`](super::Decoder) by their paths, with `*` for the layer, and their names
-    /// in checkpoints, without the prefix. The head is `lm_head`.
-    pub(crate) names: &'static [(&'static str, &'static str)],
+    /// in checkpoints, without the prefix; lists that some families share. The head is `lm_head`.
+    pub(crate) names: &'static [&'static [(&'static str, &'static str)]],
     /// Whether the matrices of blocks are stored `[d_input, d_output]`, as in GPT-2's `Conv1D`.
     pub(crate) input_first: bool,
     /// Buffers that old versions of `transformers` stored with the weights.
     pub(crate) is_buffer: fn(&str) -> bool,
-}
-
-impl Mapping {
-    pub(crate) fn read(&self, fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
-        (self.read)(fields)
-    }
-
-    pub(crate) fn write(&self, config: &DecoderConfig) -> Value {
-        (self.write)(config)
-    }
 }
 
 impl DecoderFamily {

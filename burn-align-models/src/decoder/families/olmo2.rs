@@ -14,26 +14,13 @@ pub(super) const OLMO2: Mapping = Mapping {
     write,
     prefix: "model.",
     names: &[
-        ("embedding", "embed_tokens"),
-        ("layers.*.attention.q", "layers.*.self_attn.q_proj"),
-        ("layers.*.attention.k", "layers.*.self_attn.k_proj"),
-        ("layers.*.attention.v", "layers.*.self_attn.v_proj"),
-        ("layers.*.attention.query_norm", "layers.*.self_attn.q_norm"),
-        ("layers.*.attention.key_norm", "layers.*.self_attn.k_norm"),
-        ("layers.*.attention.output", "layers.*.self_attn.o_proj"),
-        (
-            "layers.*.attention_post_norm",
-            "layers.*.post_attention_layernorm",
-        ),
-        ("layers.*.mlp.gate", "layers.*.mlp.gate_proj"),
-        ("layers.*.mlp.up", "layers.*.mlp.up_proj"),
-        ("layers.*.mlp.down", "layers.*.mlp.down_proj"),
-        (
-            "layers.*.mlp_post_norm",
-            "layers.*.post_feedforward_layernorm",
-        ),
-        ("final_norm", "norm"),
-        ("lm_head", "lm_head"),
+        read::EMBEDDING,
+        read::FINAL_NORM,
+        read::POST_NORMS,
+        read::QKV,
+        read::QK_NORM,
+        read::OUTPUT,
+        read::GATED_MLP,
     ],
     input_first: false,
     // Rotary tables.
@@ -58,7 +45,6 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
         kind: NormKind::RmsF32,
         all_heads: true,
     });
-    config.dims.qk_norm = true;
     let attention_bias = fields.flag("attention_bias", false)?;
     config.biases.qkv = attention_bias;
     config.biases.output = attention_bias;

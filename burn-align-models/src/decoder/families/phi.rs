@@ -14,24 +14,23 @@ pub(super) const PHI: Mapping = Mapping {
     write,
     prefix: "model.",
     names: &[
-        ("embedding", "embed_tokens"),
-        ("layers.*.attention_norm", "layers.*.input_layernorm"),
-        ("layers.*.attention.q", "layers.*.self_attn.q_proj"),
-        ("layers.*.attention.k", "layers.*.self_attn.k_proj"),
-        ("layers.*.attention.v", "layers.*.self_attn.v_proj"),
-        (
-            "layers.*.attention.query_norm",
-            "layers.*.self_attn.q_layernorm",
-        ),
-        (
-            "layers.*.attention.key_norm",
-            "layers.*.self_attn.k_layernorm",
-        ),
-        ("layers.*.attention.output", "layers.*.self_attn.dense"),
-        ("layers.*.mlp.up", "layers.*.mlp.fc1"),
-        ("layers.*.mlp.down", "layers.*.mlp.fc2"),
-        ("final_norm", "final_layernorm"),
-        ("lm_head", "lm_head"),
+        read::EMBEDDING,
+        read::QKV,
+        &[
+            ("layers.*.attention_norm", "layers.*.input_layernorm"),
+            (
+                "layers.*.attention.query_norm",
+                "layers.*.self_attn.q_layernorm",
+            ),
+            (
+                "layers.*.attention.key_norm",
+                "layers.*.self_attn.k_layernorm",
+            ),
+            ("layers.*.attention.output", "layers.*.self_attn.dense"),
+            ("layers.*.mlp.up", "layers.*.mlp.fc1"),
+            ("layers.*.mlp.down", "layers.*.mlp.fc2"),
+            ("final_norm", "final_layernorm"),
+        ],
     ],
     input_first: false,
     // Rotary tables.
@@ -58,9 +57,7 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
         head: true,
     };
     config.residual = Residual::Parallel { shared_norm: true };
-    config.dims.parallel = true;
-    config.dims.qk_norm = fields.flag("qk_layernorm", false)?;
-    config.qk_norm = config.dims.qk_norm.then_some(QkNorm {
+    config.qk_norm = fields.flag("qk_layernorm", false)?.then_some(QkNorm {
         kind: NormKind::Layer,
         all_heads: false,
     });

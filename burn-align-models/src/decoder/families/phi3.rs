@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::read::{self, Keys};
 use super::{DecoderFamily, Mapping};
 use crate::decoder::{DecoderConfig, QkvLayout};
-use crate::nn::{Activation, RotaryScaling};
+use crate::nn::{Activation, LongRope, RotaryScaling};
 use crate::pretrained::{ConfigError, Fields};
 
 pub(super) const PHI3: Mapping = Mapping {
@@ -14,15 +14,15 @@ pub(super) const PHI3: Mapping = Mapping {
     write,
     prefix: "model.",
     names: &[
-        ("embedding", "embed_tokens"),
-        ("layers.*.attention_norm", "layers.*.input_layernorm"),
-        ("layers.*.attention.qkv", "layers.*.self_attn.qkv_proj"),
-        ("layers.*.attention.output", "layers.*.self_attn.o_proj"),
-        ("layers.*.mlp_norm", "layers.*.post_attention_layernorm"),
-        ("layers.*.mlp.gate_up", "layers.*.mlp.gate_up_proj"),
-        ("layers.*.mlp.down", "layers.*.mlp.down_proj"),
-        ("final_norm", "norm"),
-        ("lm_head", "lm_head"),
+        read::EMBEDDING,
+        read::FINAL_NORM,
+        read::PRE_NORMS,
+        read::OUTPUT,
+        &[
+            ("layers.*.attention.qkv", "layers.*.self_attn.qkv_proj"),
+            ("layers.*.mlp.gate_up", "layers.*.mlp.gate_up_proj"),
+            ("layers.*.mlp.down", "layers.*.mlp.down_proj"),
+        ],
     ],
     input_first: false,
     // Rotary tables.
@@ -75,10 +75,7 @@ fn write(config: &DecoderConfig) -> Value {
             json!({"type": "longrope", "short_factor": long.short, "long_factor": long.long});
         json[ORIGINAL] = long.original.into();
         let factor = rotary.max_positions as f64 / long.original as f64;
-        let default = match factor > 1.0 {
-            true => (1.0 + factor.ln() / (long.original as f64).ln()).sqrt(),
-            false => 1.0,
-        };
+        let default = LongRope::default_attention_factor(factor, long.original);
         if long.attention_factor != default {
             json["rope_scaling"]["attention_factor"] = long.attention_factor.into();
         }

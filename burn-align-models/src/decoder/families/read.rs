@@ -13,6 +13,49 @@ use crate::pretrained::{ConfigError, Fields, RotaryDefaults, read_rotary, write_
 pub(super) const FULL: &str = "full_attention";
 pub(super) const WINDOWED: &str = "sliding_attention";
 
+/// Names of modules that several families share.
+pub(super) type Names = &'static [(&'static str, &'static str)];
+
+pub(super) const EMBEDDING: Names = &[("embedding", "embed_tokens"), ("lm_head", "lm_head")];
+pub(super) const FINAL_NORM: Names = &[("final_norm", "norm")];
+/// Norms before attention and MLP, in LLaMA's words.
+pub(super) const PRE_NORMS: Names = &[
+    ("layers.*.attention_norm", "layers.*.input_layernorm"),
+    ("layers.*.mlp_norm", "layers.*.post_attention_layernorm"),
+];
+/// Norms after attention and MLP.
+pub(super) const POST_NORMS: Names = &[
+    (
+        "layers.*.attention_post_norm",
+        "layers.*.post_attention_layernorm",
+    ),
+    (
+        "layers.*.mlp_post_norm",
+        "layers.*.post_feedforward_layernorm",
+    ),
+];
+pub(super) const QKV: Names = &[
+    ("layers.*.attention.q", "layers.*.self_attn.q_proj"),
+    ("layers.*.attention.k", "layers.*.self_attn.k_proj"),
+    ("layers.*.attention.v", "layers.*.self_attn.v_proj"),
+];
+pub(super) const QK_NORM: Names = &[
+    ("layers.*.attention.query_norm", "layers.*.self_attn.q_norm"),
+    ("layers.*.attention.key_norm", "layers.*.self_attn.k_norm"),
+];
+pub(super) const OUTPUT: Names = &[("layers.*.attention.output", "layers.*.self_attn.o_proj")];
+pub(super) const GATED_MLP: Names = &[
+    ("layers.*.mlp.gate", "layers.*.mlp.gate_proj"),
+    ("layers.*.mlp.up", "layers.*.mlp.up_proj"),
+    ("layers.*.mlp.down", "layers.*.mlp.down_proj"),
+];
+
+/// Whether a tensor is a table of angles, which old versions of `transformers` stored.
+pub(super) fn is_rotary_table(name: &str) -> bool {
+    let mut parts = name.split('.');
+    parts.any(|part| part.starts_with("rotary_emb"))
+}
+
 /// Keys that all families have, under different names, and their values if they are absent.
 pub(super) struct Keys {
     pub(super) norm_epsilon: (&'static str, f64),
@@ -59,14 +102,7 @@ pub(super) fn config(
         logit_cap: None,
         tie_word_embeddings: fields.flag("tie_word_embeddings", keys.tied)?,
         initializer_range: fields.optional_number("initializer_range")?.unwrap_or(0.02),
-        dims: ModelDims {
-            max_positions: match positions {
-                Positions::Learned(count) => Some(count),
-                Positions::Rotary { .. } => None,
-            },
-            rotary: matches!(positions, Positions::Rotary { .. }),
-            ..dims
-        },
+        dims,
         positions,
     })
 }

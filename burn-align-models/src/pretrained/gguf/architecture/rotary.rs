@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::{GgmlType, GgufError};
 use super::Reader;
+use crate::nn::LongRope;
 
 /// The divisors of the frequencies in LLaMA 3.1 and later.
 const DIVISORS: &str = "rope_freqs.weight";
@@ -194,10 +195,7 @@ fn long_rope(
     // Phi-3's class in `transformers` takes no more keys than these.
     let mut scaling = json!({"type": "longrope", "short_factor": short, "long_factor": long});
     let factor = positions as f64 / original as f64;
-    let default = match factor > 1.0 {
-        true => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
-        false => 1.0,
-    };
+    let default = LongRope::default_attention_factor(factor, original as usize);
     let own = reader.optional_float("rope.scaling.attn_factor")?;
     let own = own.unwrap_or(1.0);
     if (own - default).abs() > 1e-6 * default {
