@@ -111,27 +111,36 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
 #[test]
 fn runs_stay_within_their_memory() {
     let device = Default::default();
-    let gpt2 = DecoderConfig::from_json(&json!({
-        "model_type": "gpt2",
-        "vocab_size": 1000,
-        "n_positions": 64,
-        "n_embd": 96,
-        "n_layer": 4,
-        "n_head": 6,
-    }))
-    .expect("a valid configuration");
-    check("gpt2", &gpt2.init_seeded::<B>(0, DType::F32, &device));
-    let llama = DecoderConfig::from_json(&json!({
-        "model_type": "llama",
+    let sizes = json!({
         "vocab_size": 1000,
         "hidden_size": 96,
         "intermediate_size": 256,
         "num_hidden_layers": 4,
         "num_attention_heads": 6,
-        "num_key_value_heads": 2,
         "max_position_embeddings": 64,
         "tie_word_embeddings": true,
-    }))
-    .expect("a valid configuration");
-    check("llama", &llama.init_seeded::<B>(0, DType::F32, &device));
+    });
+    for more in [
+        json!({
+            "model_type": "gpt2",
+            "n_positions": 64,
+            "n_embd": 96,
+            "n_layer": 4,
+            "n_head": 6,
+        }),
+        json!({"model_type": "llama", "num_key_value_heads": 2}),
+        // Parallel blocks; norms after attention and MLP, and soft caps.
+        json!({"model_type": "gpt_neox"}),
+        json!({"model_type": "gemma2", "num_key_value_heads": 2, "head_dim": 16}),
+    ] {
+        let name = more["model_type"].as_str().expect("a family").to_owned();
+        let mut config = match name.as_str() {
+            "gpt2" => json!({"vocab_size": 1000}),
+            _ => sizes.clone(),
+        };
+        let known = config.as_object_mut().expect("an object");
+        known.extend(more.as_object().expect("an object").clone());
+        let config = DecoderConfig::from_json(&config).expect("a valid configuration");
+        check(&name, &config.init_seeded::<B>(0, DType::F32, &device));
+    }
 }

@@ -62,7 +62,7 @@ pub(super) fn gradient_of_x(arch: Arch, y: &FlexTensor, matrix: &QuantizedMatrix
 }
 
 /// The elements, row by row, and the stride between rows.
-fn elements(matrix: &QuantizedMatrix) -> (Elements<'_>, usize) {
+pub(super) fn elements(matrix: &QuantizedMatrix) -> (Elements<'_>, usize) {
     let (first, stride) = matrix.layout();
     let blocks = Blocks {
         format: matrix.format(),

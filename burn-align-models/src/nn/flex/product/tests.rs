@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::quantized::{affine_quantized_by, gradient_of_x};
+use super::quantized::{affine_quantized_by, elements, gradient_of_x};
 use super::*;
 use crate::quants::BlockFormat;
 use crate::quants::tests::any_matrix;
@@ -196,7 +196,7 @@ const SHAPES: [[usize; 2]; 4] = [[576, 576], [576, 1536], [1536, 576], [576, 491
 fn timings() {
     let arch = Arch::new();
     for [d_input, d_output] in SHAPES {
-        for rows in [1, 5, 16, 40, 100, 160, 512] {
+        for rows in [1, 5, 8, 16, 40, 100, 160, 512] {
             if d_output > 10_000 && rows > 100 {
                 continue;
             }
@@ -222,6 +222,16 @@ fn timings() {
                 let forward = shortest(|| drop(affine_quantized_by(arch, &x, &matrix, None)));
                 let backward = shortest(|| drop(gradient_of_x(arch, &y, &matrix)));
                 println!("       {format} {forward:.3} ms, back {backward:.3}");
+                let (elements, stride) = elements(&matrix);
+                if let Elements::Blocks(blocks) = elements
+                    && rows <= blocks::MOST_ROWS
+                    && blocks::multiplies(&blocks, stride, d_input)
+                {
+                    let dims = [rows, d_input, d_output];
+                    let (x, by) = (x.storage(), transposed::affine);
+                    let widened = shortest(|| drop(by(arch, x, elements, stride, None, dims)));
+                    println!("       {format} by widened rows: {widened:.3} ms");
+                }
             }
         }
     }
