@@ -40,7 +40,8 @@ use burn_align::training::{
     evaluate_with_controls, losses, train,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap,
+    AlignableTransformer, Component, Cx, InputKinds, LayerLayout, ModelDims, ModelInput,
+    ModelLayout, Pass, Sublayer,
 };
 use clap::Parser;
 use rand::{Rng, SeedableRng};
@@ -61,50 +62,46 @@ struct Mlp<B: Backend> {
     hidden: Vec<Linear<B>>,
     output: Linear<B>,
     #[module(skip)]
-    dims: ModelDims,
+    layout: ModelLayout,
 }
 
 impl<B: Backend> Mlp<B> {
     fn new(device: &B::Device) -> Self {
         let linear = |from, to| LinearConfig::new(from, to).init(device);
+        let hidden = Sublayer::by_position("hidden layer").followed_by(Component::BlockOutput);
         Self {
             hidden: (0..3).map(|_| linear(HIDDEN, HIDDEN)).collect(),
             output: linear(HIDDEN, 2),
-            dims: ModelDims::features(3, HIDDEN, 2),
+            layout: ModelLayout::new(
+                ModelDims::features(3, HIDDEN, 2),
+                InputKinds::features(HIDDEN),
+                vec![LayerLayout::new([hidden]); 3],
+            ),
         }
     }
 }
 
 impl<B: Backend> AlignableTransformer<B> for Mlp<B> {
-    type Pass = ();
-
-    fn dims(&self) -> &ModelDims {
-        &self.dims
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     fn device(&self) -> B::Device {
         self.output.weight.val().device()
     }
 
-    fn input_kinds(&self) -> InputKinds {
-        InputKinds::features(HIDDEN)
-    }
-
-    fn begin(&self, _pos: usize, _device: &B::Device) {}
-
-    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn embed(&self, input: ModelInput<B>, _pass: &Pass<B>) -> Tensor<B, 3> {
         let ModelInput::Features(x) = input else {
             panic!("this model reads features, not tokens");
         };
-        tap.stream(Site::Embedding, x)
+        x
     }
 
-    fn block(&self, layer: usize, x: Tensor<B, 3>, (): &(), tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let x = relu(self.hidden[layer].forward(x));
-        tap.stream(Site::Block(layer, Component::BlockOutput), x)
+    fn sublayer(&self, layer: usize, _: usize, x: Tensor<B, 3>, _: &mut Cx<'_, B>) -> Tensor<B, 3> {
+        relu(self.hidden[layer].forward(x))
     }
 
-    fn final_norm(&self, x: Tensor<B, 3>, _tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn final_norm(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         x
     }
 

@@ -21,7 +21,8 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig, Unit,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap,
+    AlignableTransformer, Component, Cx, InputKinds, LayerLayout, ModelDims, ModelInput,
+    ModelLayout, Pass, Site, Sublayer,
 };
 use clap::Parser;
 use workbench::{BackendArgs, on_backend, out};
@@ -41,35 +42,19 @@ struct Gru<B: Backend> {
     candidate: Linear<B>,
     output: Linear<B>,
     #[module(skip)]
-    dims: ModelDims,
+    layout: ModelLayout,
 }
 
 impl<B: Backend> AlignableTransformer<B> for Gru<B> {
-    type Pass = ();
-
-    fn dims(&self) -> &ModelDims {
-        &self.dims
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     fn device(&self) -> B::Device {
         self.gates.weight.val().device()
     }
 
-    fn layers_are_steps(&self) -> bool {
-        true
-    }
-
-    fn block_output_is_stream(&self) -> bool {
-        false // the stream also holds the inputs
-    }
-
-    fn input_kinds(&self) -> InputKinds {
-        InputKinds::features(D_INPUT)
-    }
-
-    fn begin(&self, _pos: usize, _device: &B::Device) {}
-
-    fn embed(&self, input: ModelInput<B>, _tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn embed(&self, input: ModelInput<B>, _pass: &Pass<B>) -> Tensor<B, 3> {
         let ModelInput::Features(x) = input else {
             panic!("this model reads features, not tokens");
         };
@@ -78,7 +63,7 @@ impl<B: Backend> AlignableTransformer<B> for Gru<B> {
         Tensor::cat(vec![x, hidden], 2)
     }
 
-    fn block(&self, step: usize, x: Tensor<B, 3>, (): &(), tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn sublayer(&self, step: usize, _: usize, x: Tensor<B, 3>, cx: &mut Cx<'_, B>) -> Tensor<B, 3> {
         let inputs = x.clone().narrow(2, 0, D_INPUT);
         let states = x.narrow(2, D_INPUT, D_HIDDEN); // [batch, step, d_hidden]
         let input = inputs.clone().narrow(1, step, 1);
@@ -99,11 +84,11 @@ impl<B: Backend> AlignableTransformer<B> for Gru<B> {
         let state = before.clone() + update * (candidate - before);
         let [batch, _, _] = state.dims();
         let states = states.slice_assign([0..batch, step..step + 1, 0..D_HIDDEN], state);
-        let states = tap.stream(Site::Block(step, Component::BlockOutput), states);
+        let states = cx.stream(Site::Block(step, Component::BlockOutput), states);
         Tensor::cat(vec![inputs, states], 2)
     }
 
-    fn final_norm(&self, x: Tensor<B, 3>, _tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn final_norm(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         x
     }
 
@@ -129,11 +114,19 @@ fn main() -> ExitCode {
 fn swap_states<B: Backend>(device: &B::Device) -> Result<()> {
     B::seed(device, 0);
     let linear = |from, to| LinearConfig::new(from, to).init(device);
+    // The stream also holds the inputs, so the states are tapped within a step.
+    let step = LayerLayout::new([Sublayer::of_rows("step").tapping([Component::BlockOutput])]);
     let model = Gru {
         gates: linear(D_INPUT + D_HIDDEN, 2 * D_HIDDEN),
         candidate: linear(D_INPUT + D_HIDDEN, D_HIDDEN),
         output: linear(D_HIDDEN, 2),
-        dims: ModelDims::features(STEPS, D_HIDDEN, 2),
+        layout: ModelLayout::new(
+            ModelDims::features(STEPS, D_HIDDEN, 2),
+            InputKinds::features(D_INPUT),
+            vec![step; STEPS],
+        )
+        .with_opaque_stream()
+        .with_layers_as_steps(),
     };
     let random =
         |steps| Tensor::<B, 3>::random([1, steps, D_INPUT], Distribution::Normal(0.0, 2.0), device);

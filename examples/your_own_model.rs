@@ -1,6 +1,6 @@
 //! How do you make your own model alignable?
 //!
-//! By describing its stages to the engine, with a tap at each named activation. Here: a plain MLP
+//! By saying what its layers are made of, and running one of them at a time. Here: a plain MLP
 //! classifier, whose input is features, with one position and no tokens.
 //!
 //! ```sh
@@ -19,7 +19,8 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig, Subspaces,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, InputKinds, ModelDims, ModelInput, Site, Tap,
+    AlignableTransformer, Component, Cx, InputKinds, LayerLayout, ModelDims, ModelInput,
+    ModelLayout, Pass, Sublayer,
 };
 use clap::Parser;
 use workbench::{BackendArgs, on_backend, out};
@@ -31,40 +32,30 @@ struct Mlp<B: Backend> {
     hidden: Vec<Linear<B>>,
     output: Linear<B>,
     #[module(skip)]
-    dims: ModelDims,
+    layout: ModelLayout,
 }
 
 impl<B: Backend> AlignableTransformer<B> for Mlp<B> {
-    type Pass = ();
-
-    fn dims(&self) -> &ModelDims {
-        &self.dims
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     fn device(&self) -> B::Device {
         self.input.weight.val().device()
     }
 
-    fn input_kinds(&self) -> InputKinds {
-        let [d_input, _d_hidden] = self.input.weight.dims();
-        InputKinds::features(d_input)
-    }
-
-    fn begin(&self, _pos: usize, _device: &B::Device) {}
-
-    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn embed(&self, input: ModelInput<B>, _pass: &Pass<B>) -> Tensor<B, 3> {
         let ModelInput::Features(x) = input else {
             panic!("this model reads features, not tokens");
         };
-        tap.stream(Site::Embedding, self.input.forward(x))
+        self.input.forward(x)
     }
 
-    fn block(&self, layer: usize, x: Tensor<B, 3>, (): &(), tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let x = relu(self.hidden[layer].forward(x));
-        tap.stream(Site::Block(layer, Component::BlockOutput), x)
+    fn sublayer(&self, layer: usize, _: usize, x: Tensor<B, 3>, _: &mut Cx<'_, B>) -> Tensor<B, 3> {
+        relu(self.hidden[layer].forward(x))
     }
 
-    fn final_norm(&self, x: Tensor<B, 3>, _tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    fn final_norm(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         x
     }
 
@@ -90,11 +81,16 @@ fn main() -> ExitCode {
 fn swap_hidden<B: Backend>(device: &B::Device) -> Result<()> {
     B::seed(device, 0);
     let linear = |from, to| LinearConfig::new(from, to).init(device);
+    let hidden = Sublayer::by_position("hidden layer").followed_by(Component::BlockOutput);
     let model = Mlp {
         input: linear(4, 16),
         hidden: vec![linear(16, 16), linear(16, 16)],
         output: linear(16, 3),
-        dims: ModelDims::features(2, 16, 3),
+        layout: ModelLayout::new(
+            ModelDims::features(2, 16, 3), // layers, width, outputs
+            InputKinds::features(4),
+            vec![LayerLayout::new([hidden]); 2],
+        ),
     };
     let random = || Tensor::<B, 3>::random([1, 1, 4], Distribution::Normal(0.0, 1.0), device);
     let (base, source) = (random(), random());

@@ -1,6 +1,6 @@
 //! The sizes of a model, from which the width of every site follows.
 
-use crate::site::{Component, Site};
+use crate::site::Component;
 
 /// The sizes of a model.
 ///
@@ -72,26 +72,6 @@ impl ModelDims {
             qk_norm: false,
             post_norms: false,
             parallel: false,
-        }
-    }
-
-    /// What a model with these sizes lacks, if it has no such site although it has the layer: for
-    /// messages, after the number of layers.
-    pub fn lacks(&self, site: Site) -> &'static str {
-        let Site::Block(layer, component) = site else {
-            return "";
-        };
-        if layer >= self.layers || self.site(site).is_some() {
-            return "";
-        }
-        match component {
-            Component::RotaryQuery | Component::RotaryKey => " and no rotary embedding",
-            Component::QueryNorm | Component::KeyNorm => " and no norms of queries and keys",
-            Component::AttentionPostNorm | Component::MlpPostNorm => {
-                " and no norms after attention and MLP"
-            }
-            Component::ResidualMid => ", and its MLPs read the blocks' inputs",
-            _ => "",
         }
     }
 
@@ -167,48 +147,45 @@ impl ModelDims {
         2 * (self.d_model * self.vocab) as u64
     }
 
-    /// The shape of the activation at `site` of a transformer with these sizes; `None` if there
-    /// is no such site: a layer past the end, or rotary queries without rotary embeddings.
-    pub fn site(&self, site: Site) -> Option<SiteDims> {
-        let features = |heads, width| SiteDims {
-            heads,
-            width: SiteWidth::Features(width),
-        };
-        let (layer, component) = match site {
-            Site::Embedding | Site::FinalNorm => return Some(features(1, self.d_model)),
-            Site::Block(layer, component) => (layer, component),
-        };
-        if layer >= self.layers {
-            return None;
-        }
-        Some(match component {
+    /// The shape of the residual stream.
+    pub fn stream(&self) -> SiteDims {
+        SiteDims::features(1, self.d_model)
+    }
+
+    /// The shape of a component's activation in a model with these sizes, if it has the component.
+    pub fn component(&self, component: Component) -> SiteDims {
+        match component {
             Component::BlockInput
             | Component::AttentionInput
             | Component::AttentionOutput
+            | Component::AttentionPostNorm
+            | Component::ResidualMid
             | Component::MlpInput
             | Component::MlpOutput
-            | Component::BlockOutput => features(1, self.d_model),
-            Component::AttentionPostNorm | Component::MlpPostNorm if self.post_norms => {
-                features(1, self.d_model)
-            }
-            Component::AttentionPostNorm | Component::MlpPostNorm => return None,
-            Component::ResidualMid if !self.parallel => features(1, self.d_model),
-            Component::ResidualMid => return None,
-            Component::QueryNorm if self.qk_norm => features(self.heads, self.d_head),
-            Component::KeyNorm if self.qk_norm => features(self.kv_heads, self.d_head),
-            Component::QueryNorm | Component::KeyNorm => return None,
-            Component::QueryOutput | Component::AttentionValueOutput => {
-                features(self.heads, self.d_head)
-            }
-            Component::KeyOutput | Component::ValueOutput => features(self.kv_heads, self.d_head),
-            Component::RotaryQuery if self.rotary => features(self.heads, self.d_head),
-            Component::RotaryKey if self.rotary => features(self.kv_heads, self.d_head),
-            Component::RotaryQuery | Component::RotaryKey => return None,
+            | Component::MlpPostNorm
+            | Component::BlockOutput => self.stream(),
+            Component::QueryOutput
+            | Component::QueryNorm
+            | Component::RotaryQuery
+            | Component::AttentionValueOutput => SiteDims::features(self.heads, self.d_head),
+            Component::KeyOutput
+            | Component::ValueOutput
+            | Component::KeyNorm
+            | Component::RotaryKey => SiteDims::features(self.kv_heads, self.d_head),
             Component::AttentionScores | Component::AttentionWeights => SiteDims {
                 heads: self.heads,
                 width: SiteWidth::KeyPositions,
             },
-            Component::MlpActivation => features(1, self.d_mlp),
-        })
+            Component::MlpActivation => SiteDims::features(1, self.d_mlp),
+        }
+    }
+}
+
+impl SiteDims {
+    fn features(heads: usize, width: usize) -> Self {
+        Self {
+            heads,
+            width: SiteWidth::Features(width),
+        }
     }
 }

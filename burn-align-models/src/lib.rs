@@ -15,8 +15,9 @@
 
 pub mod decoder;
 mod dims;
-mod halves;
+mod layout;
 mod model;
+mod pass;
 mod site;
 mod suffixes;
 mod tap;
@@ -31,11 +32,15 @@ pub mod quants;
 
 pub use decoder::{Decoder, DecoderConfig, DecoderFamily};
 pub use dims::{ModelDims, SiteDims, SiteWidth};
-pub use halves::BlockHalves;
-pub use model::{AlignableTransformer, InputKinds, ModelInput};
+pub use layout::{
+    LayerLayout, Mixing, ModelLayout, Place, Positions, Reads, Sublayer, SublayerKind,
+    SublayerOutput,
+};
+pub use model::{AlignableTransformer, ByHead, InputKinds, ModelInput};
+pub use pass::{Cx, Pass, Tables};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
-pub use suffixes::{KeysValues, Prefixes, Queries, RunsSuffixes, SuffixClass, Suffixes};
+pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
 pub use tap::{NoTap, Tap};
 pub use tokens::{
     Chat, ChatMessage, ChatOptions, ChatTurn, SpecialTokens, TokenBatch, Tokenizer, TokenizerFiles,

@@ -6,9 +6,9 @@ use burn::module::Module;
 use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::dims::{ModelDims, SiteDims};
-use crate::halves::BlockHalves;
+use crate::layout::{ModelLayout, Reads, SublayerOutput};
+use crate::pass::{Cx, Pass, Tables};
 use crate::site::Site;
-use crate::suffixes::RunsSuffixes;
 use crate::tap::{NoTap, Tap};
 
 /// What a model reads.
@@ -72,133 +72,71 @@ impl fmt::Display for InputKinds {
     }
 }
 
-/// A model whose stages the engine drives one by one.
+/// A model whose sublayers the engine drives one by one.
 ///
-/// The model does not run from end to end by itself. The engine owns the loop, so it can start from
-/// stored residuals, stop early, and change the batch between layers:
+/// The model does not run from end to end by itself. It says what it is made of ([`ModelLayout`]), and
+/// the engine owns the loop, so it can start from stored residuals, stop early, and change the batch
+/// between sublayers:
 ///
 /// ```text
-/// begin → embed → block(0) → … → block(layers - 1) → final_norm → unembed
+/// embed → sublayer(0, 0) → sublayer(0, 1) → … → final_norm → unembed
 /// ```
 ///
-/// Each stage hands its named activations to the tap, see [`Tap`].
+/// The caller adds what a sublayer returns to the residual stream, or replaces the stream by it, and
+/// taps the stream. A sublayer taps what is within it, through its [`Cx`].
 pub trait AlignableTransformer<B: Backend>: Module<B> {
-    /// What the blocks of one pass share, computed once: masks, rotary tables.
-    type Pass: Clone;
-
-    /// The model's sizes.
-    fn dims(&self) -> &ModelDims;
+    /// What the model is made of.
+    fn layout(&self) -> &ModelLayout;
 
     /// Where the model's parameters are.
     fn device(&self) -> B::Device;
 
-    /// Which inputs the model reads; the engine passes no others. Default: token ids, and vectors
-    /// as wide as the residual stream.
-    fn input_kinds(&self) -> InputKinds {
-        InputKinds {
-            tokens: true,
-            features: Some(self.dims().d_model),
-        }
-    }
+    /// The residual stream that enters the first layer, `[batch, pos, width]`.
+    fn embed(&self, input: ModelInput<B>, pass: &Pass<B>) -> Tensor<B, 3>;
 
-    /// Whether the model's layers are the time steps of a recurrent network, so that layer `t`
-    /// computes position `t`.
-    fn layers_are_steps(&self) -> bool {
-        false
-    }
-
-    /// Whether what a block returns is the activation at
-    /// [`Component::BlockOutput`](crate::Component::BlockOutput), so that it can also be read and
-    /// changed between blocks. `false` if a block returns more than that.
-    fn block_output_is_stream(&self) -> bool {
-        true
-    }
-
-    /// How blocks run on suffixes of rows, if they can. Default: they can't.
-    fn suffixes(&self) -> Option<&dyn RunsSuffixes<B, Self::Pass>> {
-        None
-    }
-
-    /// The shape of the activation at `site`; `None` where the model has no such site.
-    fn site(&self, site: Site) -> Option<SiteDims> {
-        self.dims().site(site)
-    }
-
-    /// Prepares a pass over sequences of `pos` positions.
-    fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass;
-
-    /// Bytes of what the blocks of such a pass share, if they are significant: masks, which have an
-    /// entry for each pair of positions. They are part of a run's memory estimate. Default: none.
-    fn pass_bytes(&self, pos: usize) -> u64 {
-        let _none = pos;
-        0
-    }
-
-    /// The residual stream that enters the first block, `[batch, pos, d_model]`.
-    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
-
-    /// The halves of the blocks, if blocks have halves; [`block`](Self::block) is then
-    /// [`BlockHalves::whole_block`].
-    fn halves(&self) -> Option<&dyn BlockHalves<B, Self::Pass>> {
-        None
-    }
-
-    /// Runs one block.
+    /// Runs one sublayer: what it adds to the residual stream, or the new stream, as the layout says.
+    /// Each of its [taps](crate::Sublayer::taps) must be passed to [`Cx::stream`] or [`Cx::heads`], in
+    /// this order.
     ///
     /// # Shapes
-    /// - x, output: `[batch, pos, d_model]`
-    fn block(
+    /// - x: what the sublayer [reads](Reads), `[batch, pos, width]`
+    /// - output: `[batch, pos, width]`; if it is added to the stream, only the tokens with a
+    ///   [query](Pass::queries)
+    fn sublayer(
         &self,
         layer: usize,
+        sublayer: usize,
         x: Tensor<B, 3>,
-        pass: &Self::Pass,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3>;
 
-    /// Normalises the residual stream that leaves the last block.
+    /// Normalises the residual stream that leaves the last layer.
     ///
     /// # Shapes
-    /// - x, output: `[batch, pos, d_model]`
-    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3>;
+    /// - x, output: `[batch, pos, width]`
+    fn final_norm(&self, x: Tensor<B, 3>) -> Tensor<B, 3>;
 
     /// Turns normalised residuals into logits; any selection of positions may be given.
     ///
     /// # Shapes
-    /// - x: `[batch, pos, d_model]`
+    /// - x: `[batch, pos, width]`
     /// - output: `[batch, pos, vocab]`
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3>;
 
-    /// What one head adds to the residual stream, from its mixed values
-    /// ([`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput)): their product
-    /// with the head's rows of the output projection. The sum over heads, plus the projection's
-    /// bias if it has one, is the output of the attention. `None` in a model without attention
-    /// heads.
-    ///
-    /// # Shapes
-    /// - mixed: `[batch, pos, d_head]`
-    /// - output: `[batch, pos, d_model]`
-    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-        let _without = (layer, head, mixed);
+    /// The attention heads one by one, if the model has heads that can be told apart. Default: it has
+    /// none.
+    fn by_head(&self) -> Option<&dyn ByHead<B>> {
         None
     }
 
-    /// What one head mixes, before the output projection, when its queries, keys and values read
-    /// these residual streams at the block's input. If all three are the same, this is the head's
-    /// part of [`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput). `None`
-    /// in a model without attention heads.
-    ///
-    /// # Shapes
-    /// - streams, in the order queries, keys, values: `[batch, pos, d_model]`
-    /// - output: `[batch, pos, d_head]`
-    fn head_mixed(
-        &self,
-        layer: usize,
-        head: usize,
-        streams: [Tensor<B, 3>; 3],
-        pass: &Self::Pass,
-    ) -> Option<Tensor<B, 3>> {
-        let _without = (layer, head, streams, pass);
-        None
+    /// The model's sizes.
+    fn dims(&self) -> &ModelDims {
+        self.layout().dims()
+    }
+
+    /// The shape of the activation at `site`; `None` if the model has no such site.
+    fn site(&self, site: Site) -> Option<SiteDims> {
+        self.layout().site(site)
     }
 
     /// The plain forward pass: logits `[batch, pos, vocab]`.
@@ -209,12 +147,98 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// The forward pass under a tap: logits `[batch, pos, vocab]`.
     fn forward_tapped(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         let [_batch, pos] = input.dims();
-        let pass = self.begin(pos, &input.device());
-        let mut x = self.embed(input, tap);
-        for layer in 0..self.dims().layers {
-            x = self.block(layer, x, &pass, tap);
+        let pass = Pass::new(pos, &input.device(), &Tables::new());
+        let x = self.embed(input, &pass);
+        let mut cx = Cx::new(tap, &pass);
+        let is_activation = self.layout().stream_is_activation();
+        let mut x = match is_activation {
+            true => cx.stream(Site::Embedding, x),
+            false => x,
+        };
+        for layer in 0..self.layout().layers().len() {
+            x = self.layer(layer, x, &mut cx);
         }
-        let x = self.final_norm(x, tap);
-        self.unembed(x)
+        let x = self.final_norm(x);
+        self.unembed(match is_activation {
+            true => cx.stream(Site::FinalNorm, x),
+            false => x,
+        })
     }
+
+    /// Runs a layer.
+    ///
+    /// # Shapes
+    /// - x, output: the residual stream, `[batch, pos, width]`
+    fn layer(&self, layer: usize, x: Tensor<B, 3>, cx: &mut Cx<'_, B>) -> Tensor<B, 3> {
+        let x = match self.layout().layers()[layer].entry() {
+            Some(component) => cx.stream(Site::Block(layer, component), x),
+            None => x,
+        };
+        self.sublayers_from(layer, 0, x, cx)
+    }
+
+    /// Runs the sublayers of a layer from one on that comes after the layer's
+    /// [entry](crate::LayerLayout::entry). No sublayer from the second on may read the layer's input,
+    /// unless the first is this one.
+    ///
+    /// # Shapes
+    /// - x, output: the residual stream, `[batch, pos, width]`
+    fn sublayers_from(
+        &self,
+        layer: usize,
+        first: usize,
+        x: Tensor<B, 3>,
+        cx: &mut Cx<'_, B>,
+    ) -> Tensor<B, 3> {
+        let input = x.clone();
+        let mut x = x;
+        let sublayers = self.layout().layers()[layer].sublayers();
+        for (index, sublayer) in sublayers.iter().enumerate().skip(first) {
+            let read = match sublayer.reads() {
+                Reads::Stream => x.clone(),
+                Reads::LayerInput => input.clone(),
+            };
+            let output = self.sublayer(layer, index, read, cx);
+            x = match sublayer.output() {
+                SublayerOutput::Adds(component) => {
+                    x + cx.stream(Site::Block(layer, component), output)
+                }
+                SublayerOutput::Replaces => output,
+            };
+            if let Some(component) = sublayer.exit() {
+                x = cx.stream(Site::Block(layer, component), x);
+            }
+        }
+        x
+    }
+}
+
+/// What single attention heads compute, which path patching needs.
+pub trait ByHead<B: Backend> {
+    /// What one head adds to the output of the attention
+    /// ([`Component::AttentionOutput`](crate::Component::AttentionOutput)), from its mixed values
+    /// ([`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput)): their product
+    /// with the head's rows of the output projection. The sum over heads, plus the projection's
+    /// bias if it has one, is that output. If a norm follows, no head adds something of its own to the
+    /// residual stream.
+    ///
+    /// # Shapes
+    /// - mixed: `[batch, pos, d_head]`
+    /// - output: `[batch, pos, d_model]`
+    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// What one head mixes, before the output projection, when its queries, keys and values read
+    /// these residual streams at the layer's input. If all three are the same, this is the head's
+    /// part of [`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput).
+    ///
+    /// # Shapes
+    /// - streams, in the order queries, keys, values: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, d_head]`
+    fn head_mixed(
+        &self,
+        layer: usize,
+        head: usize,
+        streams: [Tensor<B, 3>; 3],
+        pass: &Pass<B>,
+    ) -> Tensor<B, 3>;
 }

@@ -1,14 +1,14 @@
-//! Rows of which only the last positions are run through a block.
+//! Rows of which only the last positions are computed.
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
-/// Which positions of which rows a block computes, when the others are already known.
+/// Which positions of which rows a sublayer computes, when the others are already known.
 ///
 /// Under a causal mask, a row that differs from another one only from some position on has the same
 /// keys and values before that position. Then only its *suffix* is computed, and its queries attend
 /// to the other row's keys before its own.
 ///
-/// The block sees all suffixes as one row of *tokens*, `[1, token, d_model]`: class by class, row
+/// A sublayer sees all suffixes as one row of *tokens*, `[1, token, d_model]`: class by class, row
 /// by row, position by position. Only attention needs to know where one ends.
 #[derive(Clone, Debug)]
 pub struct Suffixes<B: Backend> {
@@ -18,14 +18,6 @@ pub struct Suffixes<B: Backend> {
     pub classes: Vec<SuffixClass<B>>,
     /// The tokens with a query; `None` if all have one.
     pub queries: Option<Queries<B>>,
-}
-
-/// A model whose blocks run on [`Suffixes`]: each position depends only on itself and the positions
-/// before it, and queries meet the keys at [`ModelDims::attended_keys`](crate::ModelDims::attended_keys).
-pub trait RunsSuffixes<B: Backend, Pass> {
-    /// A pass for blocks that run on these suffixes, as `[1, token, d_model]`, from the pass over whole
-    /// rows. Attention scores and weights of such blocks are never tapped.
-    fn begin_suffixes(&self, pass: &Pass, suffixes: Suffixes<B>) -> Pass;
 }
 
 /// Tokens for which attention is computed. The others are not read later, so only their keys and

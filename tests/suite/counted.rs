@@ -1,4 +1,4 @@
-//! A language model that counts what it computes, and whose blocks are not split into halves.
+//! A language model that counts what it computes, and whose blocks are one sublayer each.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,24 +6,33 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{
-    AlignableTransformer, Decoder, InputKinds, ModelDims, ModelInput, NoTap, RunsSuffixes, Tap,
+    AlignableTransformer, Component, Cx, Decoder, LayerLayout, Mixing, ModelInput, ModelLayout,
+    NoTap, Pass, Site, Sublayer, Tap,
 };
 
 /// A model and the number of its stages that have been run. Clones share the count.
 #[derive(Module, Debug)]
 pub(crate) struct Counted<B: Backend> {
     model: Decoder<B>,
-    recurrent: bool,
     silent: bool,
+    #[module(skip)]
+    layout: ModelLayout,
     #[module(skip)]
     stages: Arc<AtomicUsize>,
 }
 
 impl<B: Backend> Counted<B> {
     pub(crate) fn new(model: Decoder<B>) -> Self {
+        let inner = model.layout();
+        let there = |component: &Component| inner.site(Site::Block(0, *component)).is_some();
+        let taps = Component::ALL.into_iter().filter(there);
+        let block = Sublayer::other("block", Mixing::Causal { window: None })
+            .tapping(taps.filter(|component| *component != Component::BlockOutput))
+            .followed_by(Component::BlockOutput);
+        let blocks = vec![LayerLayout::new([block]); inner.layers().len()];
         Self {
+            layout: ModelLayout::new(inner.dims().clone(), inner.inputs(), blocks),
             model,
-            recurrent: false,
             silent: false,
             stages: Arc::default(),
         }
@@ -31,7 +40,7 @@ impl<B: Backend> Counted<B> {
 
     /// The same, with its layers as time steps.
     pub(crate) fn recurrent(mut self) -> Self {
-        self.recurrent = true;
+        self.layout = self.layout.with_layers_as_steps();
         self
     }
 
@@ -53,52 +62,51 @@ impl<B: Backend> Counted<B> {
 }
 
 impl<B: Backend> AlignableTransformer<B> for Counted<B> {
-    type Pass = <Decoder<B> as AlignableTransformer<B>>::Pass;
-
-    fn dims(&self) -> &ModelDims {
-        self.model.dims()
-    }
-
-    fn input_kinds(&self) -> InputKinds {
-        self.model.input_kinds()
-    }
-
-    fn layers_are_steps(&self) -> bool {
-        self.recurrent
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     fn device(&self) -> B::Device {
         self.model.device()
     }
 
-    fn begin(&self, pos: usize, device: &B::Device) -> Self::Pass {
-        self.count().begin(pos, device)
+    fn embed(&self, input: ModelInput<B>, pass: &Pass<B>) -> Tensor<B, 3> {
+        self.count().embed(input, pass)
     }
 
-    fn suffixes(&self) -> Option<&dyn RunsSuffixes<B, Self::Pass>> {
-        self.model.suffixes()
-    }
-
-    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        self.count().embed(input, tap)
-    }
-
-    fn block(
+    fn sublayer(
         &self,
         layer: usize,
+        _: usize,
         x: Tensor<B, 3>,
-        pass: &Self::Pass,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
-        let tap: &mut dyn Tap<B> = if self.silent { &mut NoTap } else { tap };
-        self.count().block(layer, x, pass, tap)
+        let pass = cx.pass();
+        if self.silent {
+            return self.count().layer(layer, x, &mut Cx::new(&mut NoTap, pass));
+        }
+        let mut tap = Inside(cx.tap());
+        self.count().layer(layer, x, &mut Cx::new(&mut tap, pass))
     }
 
-    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        self.count().final_norm(x, tap)
+    fn final_norm(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.count().final_norm(x)
     }
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         self.count().unembed(x)
+    }
+}
+
+/// Leaves the block's output to the caller.
+struct Inside<'a, B: Backend>(&'a mut dyn Tap<B>);
+
+impl<B: Backend> Tap<B> for Inside<'_, B> {
+    fn wants(&self, site: Site) -> bool {
+        !matches!(site, Site::Block(_, Component::BlockOutput)) && self.0.wants(site)
+    }
+
+    fn visit(&mut self, site: Site, activation: Tensor<B, 4>) -> Tensor<B, 4> {
+        self.0.visit(site, activation)
     }
 }

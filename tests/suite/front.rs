@@ -108,7 +108,7 @@ fn right_inputs_are_computed_and_counted() {
     let model = AlignableModel::new(AlignableConfig::new([output()]), model("llama_gqa"));
     let model = model.expect("right");
     model.forward_inputs(&inputs(1)).expect("right");
-    assert_eq!(model.model().stages(), 6);
+    assert_eq!(model.model().stages(), 5);
 }
 
 #[test]
@@ -223,8 +223,8 @@ fn groups_in_serial_mode() {
 
 #[test]
 fn skip_of_what_has_no_input_of_its_own() {
-    let dims = model("llama_gqa").dims().clone();
-    let there = |component: &Component| dims.site(Site::Block(0, *component)).is_some();
+    let layout = model("llama_gqa").layout().clone();
+    let there = |component: &Component| layout.site(Site::Block(0, *component)).is_some();
     for component in Component::ALL.into_iter().filter(there) {
         let skip = at(0, component).with_intervention(InterventionType::Skip);
         let result =

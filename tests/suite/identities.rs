@@ -8,7 +8,8 @@ use burn_align::front::{
     Subspaces, Unit, UnitLocations,
 };
 use burn_align_models::{
-    AlignableTransformer, Component, Decoder, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Cx, Decoder, ModelInput, NoTap, Pass, Site, Tables, Tap,
+    TokenBatch,
 };
 
 use crate::support::{load, max_difference, tokens, values};
@@ -277,13 +278,12 @@ fn zero_embedding_is_zero_features<B: Backend>(device: &B::Device) {
         let zero = at(0, RepresentationSite::Embedding).with_intervention(InterventionType::Zero);
         let zeroed = logits(&model, [zero], &AlignableInputs::new(base()));
         // What the first block reads is all zeros, whatever the tokens.
-        let pass = model.begin(5, device);
+        let pass = Pass::new(5, device, &Tables::new());
         let mut x = Tensor::zeros([2, 5, 16], device);
-        let mut no_tap = burn_align_models::NoTap;
         for layer in 0..model.dims().layers {
-            x = model.block(layer, x, &pass, &mut no_tap);
+            x = model.layer(layer, x, &mut Cx::new(&mut NoTap, &pass));
         }
-        let x = model.final_norm(x, &mut no_tap);
+        let x = model.final_norm(x);
         let expected = at_tokens(model.unembed(x), &base());
         assert_close(zeroed, &expected, name);
     }
@@ -475,9 +475,8 @@ fn skipped_blocks_are_not_there<B: Backend>(device: &B::Device) {
         // Without its blocks, a model unembeds the embedding.
         let found = logits(&model, [skip(0), skip(1)], &AlignableInputs::new(base()));
         let input = ModelInput::Tokens(base().to_tensor(device));
-        let mut no_tap = burn_align_models::NoTap;
-        let x = model.embed(input, &mut no_tap);
-        let x = model.final_norm(x, &mut no_tap);
+        let x = model.embed(input, &Pass::new(5, device, &Tables::new()));
+        let x = model.final_norm(x);
         assert_close(found, &at_tokens(model.unembed(x), &base()), name);
         // Skipping all heads equals skipping the whole.
         let heads = at(0, Component::QueryOutput).with_unit(Unit::Head);

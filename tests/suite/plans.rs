@@ -112,8 +112,8 @@ fn a_right_plan_is_computed_and_counted() {
     let mut plan = Plan::new();
     edited(&mut plan, zero(OUTPUT, Units::position(2)));
     plan.run(&model, &interventions()).expect("right");
-    // begin, embed, two blocks, the norm and the unembedding
-    assert_eq!(model.stages(), 6);
+    // the embedding, two blocks, the norm and the unembedding
+    assert_eq!(model.stages(), 5);
 }
 
 #[test]
@@ -129,8 +129,8 @@ fn a_site_that_is_named_but_not_tapped() {
         let error = plan.run(&model, &interventions()).expect_err("refused");
         assert_eq!(
             message(&error),
-            "the model never taps the activation at layer 1 mlp_input: call the tap there, or \
-             return None for it from AlignableTransformer::site"
+            "the model never taps the activation at layer 1 mlp_input: call Cx::stream or \
+             Cx::heads there, or take it out of the model's ModelLayout"
         );
     }
 }

@@ -11,8 +11,8 @@ use burn_align_models::nn::{Weight, keeps_quantized};
 use burn_align_models::pretrained::Family;
 use burn_align_models::quants::{BlockFormat, QuantizedMatrix};
 use burn_align_models::{
-    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, SavePretrained, Site,
-    TokenBatch,
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Pass, SavePretrained,
+    Site, Tables, TokenBatch,
 };
 
 use crate::support::{tokens, values};
@@ -128,12 +128,10 @@ fn a_quantized_model_computes_what_its_tensors_would<B: Backend>(device: &B::Dev
 
             let dims = model.dims();
             let x = Tensor::<B, 3>::ones([2, 3, dims.d_model], device) * 0.3;
-            let pass = model.begin(3, device);
-            let mixed = model.head_mixed(1, 2, [x.clone(), x.clone() * 2.0, x], &pass);
-            let mixed = mixed.expect("it has heads");
-            let output = model
-                .head_output(1, 2, mixed.clone())
-                .expect("it has heads");
+            let pass = Pass::new(3, device, &Tables::new());
+            let heads = model.by_head().expect("it has heads");
+            let mixed = heads.head_mixed(1, 2, [x.clone(), x.clone() * 2.0, x], &pass);
+            let output = heads.head_output(1, 2, mixed.clone());
             [values(logits), values(mixed), values(output)]
         });
         let [found, expected] = &results;

@@ -6,10 +6,11 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::{DecoderConfig, Positions, QkvLayout};
 use crate::nn::{
-    Attend, CausalPass, Norm, ParamInit, Projection, attend, head_part, merge_heads, split_heads,
+    Attend, Norm, ParamInit, Projection, RotaryConfig, attend, head_part, merge_heads, split_heads,
 };
+use crate::pass::{Cx, Pass};
 use crate::site::{Component, Site};
-use crate::tap::{NoTap, Tap};
+use crate::tap::NoTap;
 
 /// Grouped-query causal attention.
 ///
@@ -40,10 +41,11 @@ pub struct Attention<B: Backend> {
     scale: f64,
     #[module(skip)]
     cap: Option<f64>,
-    windowed: bool,
-    /// Which of the pass's rotary tables.
     #[module(skip)]
-    rotary: Option<usize>,
+    window: Option<usize>,
+    #[module(skip)]
+    rotary: Option<RotaryConfig>,
+    pub(super) fused: bool,
 }
 
 /// Which of queries, keys and values.
@@ -91,13 +93,15 @@ impl<B: Backend> Attention<B> {
             norms_all_heads: config.qk_norm.is_some_and(|norm| norm.all_heads),
             scale: config.score_scale / by_layer,
             cap: config.score_cap,
-            windowed: config.is_windowed(layer),
+            window: config.window(layer),
             rotary: match &config.positions {
                 Positions::Learned(_) => None,
-                Positions::Rotary { local, .. } => {
-                    Some(usize::from(local.is_some() && config.is_windowed(layer)))
+                Positions::Rotary { global, local } => {
+                    let local = local.as_ref().filter(|_| config.is_windowed(layer));
+                    Some(local.unwrap_or(global).clone())
                 }
             },
+            fused: false,
         }
     }
 
@@ -107,41 +111,37 @@ impl<B: Backend> Attention<B> {
         &self,
         layer: usize,
         x: Tensor<B, 3>,
-        pass: &CausalPass<B>,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
         let site = |component| Site::Block(layer, component);
-        let [q, k, v] = self.queries_keys_values(x, pass);
-        let q = tap.heads(site(Component::QueryOutput), q); // [batch, head, pos, d_head]
-        let k = tap.heads(site(Component::KeyOutput), k); // [batch, kv_head, pos, d_head]
-        let v = tap.heads(site(Component::ValueOutput), v); // [batch, kv_head, pos, d_head]
+        let [q, k, v] = self.queries_keys_values(x, cx.pass());
+        let q = cx.heads(site(Component::QueryOutput), q); // [batch, head, pos, d_head]
+        let k = cx.heads(site(Component::KeyOutput), k); // [batch, kv_head, pos, d_head]
+        let v = cx.heads(site(Component::ValueOutput), v); // [batch, kv_head, pos, d_head]
 
-        let q = self.normed(Input::Query, q, site(Component::QueryNorm), tap);
-        let k = self.normed(Input::Key, k, site(Component::KeyNorm), tap);
-        let [q, k] = match self.rotary {
+        let q = self.normed(Input::Query, q, site(Component::QueryNorm), cx);
+        let k = self.normed(Input::Key, k, site(Component::KeyNorm), cx);
+        let [q, k] = match &self.rotary {
             None => [q, k],
-            Some(kind) => {
-                let [of_queries, of_keys] = pass.rotary(kind);
+            Some(rotary) => {
+                let [of_queries, of_keys] = cx.pass().rotary(rotary, q.dtype());
                 [
-                    tap.heads(site(Component::RotaryQuery), of_queries.rotate(q)),
-                    tap.heads(site(Component::RotaryKey), of_keys.rotate(k)),
+                    cx.heads(site(Component::RotaryQuery), of_queries.rotate(q)),
+                    cx.heads(site(Component::RotaryKey), of_keys.rotate(k)),
                 ]
             }
         };
 
-        let mixed = attend(q, k, v, &self.how(layer, pass), tap);
-        let mixed = tap.heads(site(Component::AttentionValueOutput), mixed);
+        let mixed = attend(q, k, v, &self.how(layer), cx);
+        let mixed = cx.heads(site(Component::AttentionValueOutput), mixed);
         self.output.forward(merge_heads(mixed))
     }
 
     /// Queries, keys and values, `[batch, head, pos, d_head]`; queries only for the tokens that
     /// attend.
-    fn queries_keys_values(&self, x: Tensor<B, 3>, pass: &CausalPass<B>) -> [Tensor<B, 4>; 3] {
+    fn queries_keys_values(&self, x: Tensor<B, 3>, pass: &Pass<B>) -> [Tensor<B, 4>; 3] {
         let (heads, kv_heads) = (self.heads, self.kv_heads);
-        let asking = |x: &Tensor<B, 3>| match pass.queries() {
-            Some(queries) => x.clone().select(1, queries.tokens.clone()),
-            None => x.clone(),
-        };
+        let asking = |x: &Tensor<B, 3>| pass.querying(x.clone());
         let Some(qkv) = &self.qkv else {
             let q = self.projected(Input::Query, asking(&x));
             let k = self.projected(Input::Key, x.clone());
@@ -197,22 +197,28 @@ impl<B: Backend> Attention<B> {
         input: Input,
         x: Tensor<B, 4>,
         site: Site,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 4> {
-        let norm = match input {
-            Input::Query => &self.query_norm,
-            Input::Key => &self.key_norm,
-            Input::Value => &None,
-        };
-        let Some(norm) = norm else {
-            return x;
-        };
+        match self.norm(input) {
+            None => x,
+            Some(norm) => cx.heads(site, self.apply(norm, x)),
+        }
+    }
+
+    fn norm(&self, input: Input) -> Option<&Norm<B>> {
+        match input {
+            Input::Query => self.query_norm.as_ref(),
+            Input::Key => self.key_norm.as_ref(),
+            Input::Value => None,
+        }
+    }
+
+    fn apply(&self, norm: &Norm<B>, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_batch, heads, _pos, _d_head] = x.dims();
-        let normed = match self.norms_all_heads {
+        match self.norms_all_heads {
             true => split_heads(norm.forward(merge_heads(x)), heads),
             false => norm.forward_heads(x),
-        };
-        tap.heads(site, normed)
+        }
     }
 
     /// What one head mixes, from what its queries, keys and values read.
@@ -225,50 +231,43 @@ impl<B: Backend> Attention<B> {
         layer: usize,
         head: usize,
         [q, k, v]: [Tensor<B, 3>; 3],
-        pass: &CausalPass<B>,
+        pass: &Pass<B>,
     ) -> Tensor<B, 3> {
         let kv_head = head / (self.heads / self.kv_heads);
-        let q = self.of_one_head(Input::Query, head, q, layer);
-        let k = self.of_one_head(Input::Key, kv_head, k, layer);
-        let v = self.of_one_head(Input::Value, kv_head, v, layer);
-        let [q, k] = match self.rotary {
+        let q = self.of_one_head(Input::Query, head, q);
+        let k = self.of_one_head(Input::Key, kv_head, k);
+        let v = self.of_one_head(Input::Value, kv_head, v);
+        let [q, k] = match &self.rotary {
             None => [q, k],
-            Some(kind) => {
-                let [of_queries, of_keys] = pass.rotary(kind);
+            Some(rotary) => {
+                let [of_queries, of_keys] = pass.rotary(rotary, q.dtype());
                 [of_queries.rotate(q), of_keys.rotate(k)]
             }
         };
-        attend(q, k, v, &self.how(layer, pass), &mut NoTap).squeeze_dim(1)
+        attend(q, k, v, &self.how(layer), &mut Cx::new(&mut NoTap, pass)).squeeze_dim(1)
     }
 
     /// One head's queries, keys or values, after any norm, `[batch, 1, pos, d_head]`.
-    fn of_one_head(
-        &self,
-        input: Input,
-        head: usize,
-        x: Tensor<B, 3>,
-        layer: usize,
-    ) -> Tensor<B, 4> {
-        let unused = Site::Block(layer, Component::QueryNorm);
-        // A norm over all heads needs them all.
-        if self.norms_all_heads && input != Input::Value {
-            let all = match &self.qkv {
-                None => self.projected(input, x),
-                Some(_) => {
-                    let heads = match input {
-                        Input::Query => self.heads,
-                        Input::Key | Input::Value => self.kv_heads,
-                    };
-                    let each = (0..heads).map(|head| self.one_projected(input, head, x.clone()));
-                    Tensor::cat(each.collect(), 1)
-                }
-            };
-            return self
-                .normed(input, all, unused, &mut NoTap)
-                .narrow(1, head, 1);
+    fn of_one_head(&self, input: Input, head: usize, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        let Some(norm) = self.norm(input) else {
+            return self.one_projected(input, head, x);
+        };
+        if !self.norms_all_heads {
+            return self.apply(norm, self.one_projected(input, head, x));
         }
-        let own = self.one_projected(input, head, x);
-        self.normed(input, own, unused, &mut NoTap)
+        // A norm over all heads needs them all.
+        let all = match &self.qkv {
+            None => self.projected(input, x),
+            Some(_) => {
+                let heads = match input {
+                    Input::Query => self.heads,
+                    Input::Key | Input::Value => self.kv_heads,
+                };
+                let each = (0..heads).map(|head| self.one_projected(input, head, x.clone()));
+                Tensor::cat(each.collect(), 1)
+            }
+        };
+        self.apply(norm, all).narrow(1, head, 1)
     }
 
     /// One head's queries, keys or values as projected, `[batch, 1, pos, d_head]`.
@@ -289,13 +288,13 @@ impl<B: Backend> Attention<B> {
         projection.forward_part(outputs, x).unsqueeze_dim::<4>(1)
     }
 
-    fn how<'a>(&self, layer: usize, pass: &'a CausalPass<B>) -> Attend<'a, B> {
+    fn how(&self, layer: usize) -> Attend {
         Attend {
             layer,
             scale: self.scale,
             cap: self.cap,
-            windowed: self.windowed,
-            pass,
+            window: self.window,
+            fused: self.fused,
         }
     }
 }

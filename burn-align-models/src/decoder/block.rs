@@ -4,9 +4,9 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Attention, DecoderConfig, Mlp, Residual};
-use crate::nn::{CausalPass, Norm, ParamInit};
+use crate::nn::{Norm, ParamInit};
+use crate::pass::Cx;
 use crate::site::{Component, Site};
-use crate::tap::Tap;
 
 /// One block. Attention and MLP read the residual stream through a norm, and what they add to it may go
 /// through another one.
@@ -52,17 +52,16 @@ impl<B: Backend> Block<B> {
         &self,
         layer: usize,
         x: Tensor<B, 3>,
-        pass: &CausalPass<B>,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
         let x = self.attention_input(x);
-        let x = tap.stream(Site::Block(layer, Component::AttentionInput), x);
-        let output = self.attention.forward(layer, x, pass, tap);
+        let x = cx.stream(Site::Block(layer, Component::AttentionInput), x);
+        let output = self.attention.forward(layer, x, cx);
         match &self.attention_post_norm {
             None => output,
             Some(norm) => {
                 let site = Site::Block(layer, Component::AttentionOutput);
-                norm.forward(tap.stream(site, output))
+                norm.forward(cx.stream(site, output))
             }
         }
     }
@@ -77,7 +76,7 @@ impl<B: Backend> Block<B> {
 
     /// What the MLP adds to the residual stream; its component is
     /// [`ModelDims::added_by_mlp`](crate::ModelDims::added_by_mlp), and is not tapped here.
-    pub(super) fn mlp(&self, layer: usize, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+    pub(super) fn mlp(&self, layer: usize, x: Tensor<B, 3>, cx: &mut Cx<'_, B>) -> Tensor<B, 3> {
         let norm = match self.shared_norm {
             true => &self.attention_norm,
             false => &self.mlp_norm,
@@ -86,13 +85,13 @@ impl<B: Backend> Block<B> {
             None => x,
             Some(norm) => norm.forward(x),
         };
-        let x = tap.stream(Site::Block(layer, Component::MlpInput), x);
-        let output = self.mlp.forward(layer, x, tap);
+        let x = cx.stream(Site::Block(layer, Component::MlpInput), x);
+        let output = self.mlp.forward(layer, x, cx);
         match &self.mlp_post_norm {
             None => output,
             Some(norm) => {
                 let site = Site::Block(layer, Component::MlpOutput);
-                norm.forward(tap.stream(site, output))
+                norm.forward(cx.stream(site, output))
             }
         }
     }

@@ -171,6 +171,15 @@ impl DecoderConfig {
         window.is_some_and(|window| window.layers.get(layer) == Some(&true))
     }
 
+    /// How many positions a query of a layer sees, itself included, if fewer than all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let window = self
+            .sliding_window
+            .as_ref()
+            .filter(|_| self.is_windowed(layer));
+        window.map(|window| window.size)
+    }
+
     /// Factor on the initial size of projections into the residual stream.
     ///
     /// In GPT-2 they are initialised smaller, so that the variance does not grow with depth: `1 /

@@ -5,8 +5,8 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::DecoderConfig;
 use crate::nn::{Activation, ParamInit, Projection};
+use crate::pass::Cx;
 use crate::site::{Component, Site};
-use crate::tap::Tap;
 
 /// `down(activation(up(x)))`, or with a gate `down(activation(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
@@ -43,11 +43,11 @@ impl<B: Backend> Mlp<B> {
         &self,
         layer: usize,
         x: Tensor<B, 3>,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
         let mut activated = |x| {
             let hidden = self.activation.forward(x); // [batch, pos, d_mlp]
-            tap.stream(Site::Block(layer, Component::MlpActivation), hidden)
+            cx.stream(Site::Block(layer, Component::MlpActivation), hidden)
         };
         let hidden = match (&self.gate, &self.up, &self.gate_up) {
             (Some(gate), Some(up), _) => activated(gate.forward(x.clone())) * up.forward(x),

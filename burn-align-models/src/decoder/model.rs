@@ -5,16 +5,10 @@ use burn::nn::Embedding;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::{Block, DecoderConfig, Positions};
-use crate::dims::ModelDims;
-use crate::halves::BlockHalves;
-use crate::model::{AlignableTransformer, ModelInput};
-use crate::nn::{
-    CausalPass, LastPass, Norm, ParamInit, PassKey, Projection, RotaryConfig, TokenEmbedding,
-    mask_bytes, soft_cap, unembed,
-};
-use crate::site::Site;
-use crate::suffixes::{RunsSuffixes, Suffixes};
-use crate::tap::Tap;
+use crate::layout::ModelLayout;
+use crate::model::{AlignableTransformer, ByHead, ModelInput};
+use crate::nn::{Norm, ParamInit, Projection, TokenEmbedding, soft_cap, unembed};
+use crate::pass::{Cx, Pass};
 
 /// A decoder-only language model of any [family](super::DecoderFamily).
 ///
@@ -47,19 +41,11 @@ pub struct Decoder<B: Backend> {
     /// Bias of a tied unembedding, `[vocab]`.
     pub head_bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
-    dims: ModelDims,
+    layout: ModelLayout,
     #[module(skip)]
     embedding_scale: Option<f64>,
     #[module(skip)]
     logit_cap: Option<f64>,
-    fused_attention: bool,
-    /// The rotary embeddings of each kind of layer.
-    #[module(skip)]
-    rotary: Vec<RotaryConfig>,
-    #[module(skip)]
-    window: Option<usize>,
-    #[module(skip)]
-    last_pass: LastPass,
 }
 
 impl<B: Backend> Decoder<B> {
@@ -80,18 +66,9 @@ impl<B: Backend> Decoder<B> {
                 .then(|| init.linear(d_model, vocab, config.biases.head)),
             head_bias: (config.tie_word_embeddings && config.biases.head)
                 .then(|| init.constant([vocab], 0.0)),
-            dims,
+            layout: ModelLayout::transformer(dims, |layer| config.window(layer)),
             embedding_scale: config.embedding_scale,
             logit_cap: config.logit_cap,
-            fused_attention: false,
-            rotary: match &config.positions {
-                Positions::Learned(_) => Vec::new(),
-                Positions::Rotary { global, local } => {
-                    [global].into_iter().chain(local).cloned().collect()
-                }
-            },
-            window: config.sliding_window.as_ref().map(|window| window.size),
-            last_pass: LastPass::default(),
         }
     }
 
@@ -100,7 +77,9 @@ impl<B: Backend> Decoder<B> {
     /// without. On the CPU backends it is no faster (`cargo bench --bench workloads -- --fused`); on
     /// GPUs it has not been measured.
     pub fn with_fused_attention(mut self, fused: bool) -> Self {
-        self.fused_attention = fused;
+        for block in &mut self.layers {
+            block.attention.fused = fused;
+        }
         self
     }
 
@@ -110,64 +89,16 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
-impl<B: Backend> BlockHalves<B, CausalPass<B>> for Decoder<B> {
-    fn attention(
-        &self,
-        layer: usize,
-        x: Tensor<B, 3>,
-        pass: &CausalPass<B>,
-        tap: &mut dyn Tap<B>,
-    ) -> Tensor<B, 3> {
-        self.layers[layer].attention(layer, x, pass, tap)
-    }
-
-    fn mlp(&self, layer: usize, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        self.layers[layer].mlp(layer, x, tap)
-    }
-}
-
-impl<B: Backend> RunsSuffixes<B, CausalPass<B>> for Decoder<B> {
-    fn begin_suffixes(&self, pass: &CausalPass<B>, suffixes: Suffixes<B>) -> CausalPass<B> {
-        pass.clone().with_suffixes(suffixes)
-    }
-}
-
 impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
-    type Pass = CausalPass<B>;
-
-    fn dims(&self) -> &ModelDims {
-        &self.dims
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     fn device(&self) -> B::Device {
         self.embedding.weight.device()
     }
 
-    fn begin(&self, pos: usize, device: &B::Device) -> CausalPass<B> {
-        let key = PassKey {
-            pos,
-            device: device.clone(),
-            dtype: self.embedding.weight.dtype(),
-            fused: self.fused_attention,
-        };
-        self.last_pass.or_begin(key, |key| {
-            let tables = self.rotary.iter().map(|rotary| rotary.tables(pos, device));
-            let tables = tables.map(|tables| tables.cast(key.dtype)).collect();
-            CausalPass::new(pos, self.window, tables, device).with_fused(key.fused)
-        })
-    }
-
-    fn pass_bytes(&self, pos: usize) -> u64 {
-        let dtype = self.embedding.weight.dtype();
-        mask_bytes::<B>(pos, self.window, dtype, &self.device())
-    }
-
-    fn suffixes(&self) -> Option<&dyn RunsSuffixes<B, CausalPass<B>>> {
-        Some(self)
-    }
-
-    fn embed(&self, input: ModelInput<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        let [_batch, pos] = input.dims();
+    fn embed(&self, input: ModelInput<B>, pass: &Pass<B>) -> Tensor<B, 3> {
         let x = match input {
             ModelInput::Tokens(tokens) => {
                 let x = self.embedding.forward(tokens);
@@ -184,29 +115,27 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
             }
             ModelInput::Features(features) => features,
         };
-        let x = match &self.positions {
+        match &self.positions {
             None => x,
-            Some(positions) => x + positions.weight.val().narrow(0, 0, pos).unsqueeze(),
-        };
-        tap.stream(Site::Embedding, x)
+            Some(positions) => x + positions.weight.val().narrow(0, 0, pass.pos()).unsqueeze(),
+        }
     }
 
-    fn halves(&self) -> Option<&dyn BlockHalves<B, CausalPass<B>>> {
-        Some(self)
-    }
-
-    fn block(
+    fn sublayer(
         &self,
         layer: usize,
+        sublayer: usize,
         x: Tensor<B, 3>,
-        pass: &CausalPass<B>,
-        tap: &mut dyn Tap<B>,
+        cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
-        self.whole_block(&self.dims, layer, x, pass, tap)
+        match sublayer {
+            0 => self.layers[layer].attention(layer, x, cx),
+            _ => self.layers[layer].mlp(layer, x, cx),
+        }
     }
 
-    fn final_norm(&self, x: Tensor<B, 3>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
-        tap.stream(Site::FinalNorm, self.final_norm.forward(x))
+    fn final_norm(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.final_norm.forward(x)
     }
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
@@ -221,11 +150,14 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
         }
     }
 
-    /// `None` in models with norms after the attention: the sum of the heads goes through the norm,
-    /// so no head adds something of its own.
-    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
-        let output = &self.layers[layer].attention.output;
-        (!self.dims.post_norms).then(|| output.head_output(head, mixed))
+    fn by_head(&self) -> Option<&dyn ByHead<B>> {
+        Some(self)
+    }
+}
+
+impl<B: Backend> ByHead<B> for Decoder<B> {
+    fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.layers[layer].attention.output.head_output(head, mixed)
     }
 
     fn head_mixed(
@@ -233,10 +165,10 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
         layer: usize,
         head: usize,
         streams: [Tensor<B, 3>; 3],
-        pass: &CausalPass<B>,
-    ) -> Option<Tensor<B, 3>> {
+        pass: &Pass<B>,
+    ) -> Tensor<B, 3> {
         let block = &self.layers[layer];
         let inputs = streams.map(|x| block.attention_input(x));
-        Some(block.attention.head_mixed(layer, head, inputs, pass))
+        block.attention.head_mixed(layer, head, inputs, pass)
     }
 }

@@ -82,7 +82,7 @@ impl<B: Backend> Family<B> for Decoder<B> {
         weights
     }
 
-    fn layout(config: &DecoderConfig) -> WeightLayout {
+    fn weight_layout(config: &DecoderConfig) -> WeightLayout {
         let mapping = config.family.mapping();
         WeightLayout {
             prefix: mapping.prefix,

@@ -6,95 +6,13 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
 
-use super::masks::CausalMasks;
-use super::rotary::Rotary;
+use crate::pass::{Cx, Pass};
 use crate::site::{Component, Site};
-use crate::suffixes::{Prefixes, Queries, SuffixClass, Suffixes};
-use crate::tap::{NoTap, Tap};
-
-/// State shared by the blocks of one pass over sequences of equal length.
-#[derive(Clone, Debug)]
-pub struct CausalPass<B: Backend> {
-    /// Where queries must not look.
-    pub masks: CausalMasks<B>,
-    /// How many positions a query sees, itself included, if fewer than all.
-    pub window: Option<usize>,
-    /// Rotary tables, one for each kind of layer; none in models without rotary embeddings.
-    pub rotary: Vec<Rotary<B>>,
-    /// Tables of the tokens with a query, if not all have one.
-    pub query_rotary: Option<Vec<Rotary<B>>>,
-    /// Whether to use the backend's fused attention where scores and weights are not tapped.
-    pub fused: bool,
-    /// Which positions of which rows are computed, if not all.
-    pub suffixes: Option<Suffixes<B>>,
-}
-
-impl<B: Backend> CausalPass<B> {
-    /// A pass over sequences of `pos` positions in which each position sees itself and the `window
-    /// - 1` positions before it.
-    pub fn new(
-        pos: usize,
-        window: Option<usize>,
-        rotary: Vec<Rotary<B>>,
-        device: &B::Device,
-    ) -> Self {
-        let window = window.filter(|window| *window < pos);
-        Self {
-            masks: CausalMasks::new(pos, window, device),
-            window,
-            rotary,
-            query_rotary: None,
-            fused: false,
-            suffixes: None,
-        }
-    }
-
-    /// The same for suffixes of rows.
-    pub fn with_suffixes(mut self, suffixes: Suffixes<B>) -> Self {
-        let at = |positions| {
-            self.rotary
-                .iter()
-                .map(|tables| tables.at(positions))
-                .collect()
-        };
-        self.query_rotary = suffixes
-            .queries
-            .as_ref()
-            .map(|queries| at(&queries.positions));
-        self.rotary = at(&suffixes.positions);
-        self.suffixes = Some(suffixes);
-        self
-    }
-
-    /// The tokens with a query, if not all have one.
-    pub(crate) fn queries(&self) -> Option<&Queries<B>> {
-        self.suffixes.as_ref()?.queries.as_ref()
-    }
-
-    /// The rotary tables of queries and of keys, for layers of one kind.
-    pub(crate) fn rotary(&self, kind: usize) -> [&Rotary<B>; 2] {
-        let of_queries = self.query_rotary.as_ref().unwrap_or(&self.rotary);
-        [&of_queries[kind], &self.rotary[kind]]
-    }
-
-    /// The same with or without fused attention.
-    pub fn with_fused(mut self, fused: bool) -> Self {
-        self.fused = fused;
-        self
-    }
-}
-
-/// Numbers of heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads {
-    /// Query heads.
-    pub query: usize,
-    /// Key-value heads, each shared by `query / kv` query heads.
-    pub kv: usize,
-}
+use crate::suffixes::{Prefixes, SuffixClass, Suffixes};
+use crate::tap::NoTap;
 
 /// `[batch, pos, head * d_head]` → `[batch, head, pos, d_head]`.
-pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
     head_part(x, heads, 0..heads)
 }
 
@@ -103,11 +21,7 @@ pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B
 /// # Shapes
 /// - x: `[batch, pos, all * d_head]`
 /// - output: `[batch, head, pos, d_head]`
-pub(crate) fn head_part<B: Backend>(
-    x: Tensor<B, 3>,
-    all: usize,
-    part: Range<usize>,
-) -> Tensor<B, 4> {
+pub fn head_part<B: Backend>(x: Tensor<B, 3>, all: usize, part: Range<usize>) -> Tensor<B, 4> {
     #[cfg(feature = "flex")]
     let x = match super::flex::head_part(x, all, part.clone()) {
         Ok(heads) => return heads,
@@ -120,7 +34,7 @@ pub(crate) fn head_part<B: Backend>(
 }
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
-pub(crate) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
+pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     #[cfg(feature = "flex")]
     let x = match super::flex::merge_heads(x) {
         Ok(merged) => return merged,
@@ -131,33 +45,38 @@ pub(crate) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
 }
 
 /// How one layer attends.
-pub(crate) struct Attend<'a, B: Backend> {
-    pub(crate) layer: usize,
-    /// Factor on the query-key products.
-    pub(crate) scale: f64,
-    /// Soft cap of the scores.
-    pub(crate) cap: Option<f64>,
-    /// Whether this layer uses the sliding window.
-    pub(crate) windowed: bool,
-    pub(crate) pass: &'a CausalPass<B>,
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attend {
+    /// The layer, for the sites of scores and weights.
+    pub layer: usize,
+    /// Factor on the query-key products; usually `1 / √d_head`.
+    pub scale: f64,
+    /// Soft cap of the scores, `cap · tanh(score / cap)` (Gemma 2).
+    pub cap: Option<f64>,
+    /// How many positions a query sees, itself included, if fewer than all.
+    pub window: Option<usize>,
+    /// Whether to use the backend's fused attention where scores and weights are not tapped.
+    pub fused: bool,
 }
 
-/// Mixes the values: `softmax(scale · q kᵀ, masked) v`, tapped at scores and weights.
+/// Mixes the values: `softmax(scale · q kᵀ, masked) v`, tapped at scores and weights. Runs on whole rows
+/// and on [`Suffixes`]. Each key-value head is shared by `head / kv_head` adjacent query heads.
 ///
 /// # Shapes
-/// - q: `[batch, head, pos, d_head]`
+/// - q: `[batch, head, pos, d_head]`; only the tokens with a [query](Pass::queries)
 /// - k, v: `[batch, kv_head, pos, d_head]`
-/// - output: `[batch, head, pos, d_head]`
-pub(crate) fn attend<B: Backend>(
+/// - output: as q
+pub fn attend<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    layer: &Attend<'_, B>,
-    tap: &mut dyn Tap<B>,
+    how: &Attend,
+    cx: &mut Cx<'_, B>,
 ) -> Tensor<B, 4> {
-    match &layer.pass.suffixes {
-        Some(suffixes) => attend_suffixes(&q, &k, &v, layer, suffixes),
-        None => attend_rows(q, k, v, layer, tap),
+    let pass = cx.pass();
+    match pass.suffixes() {
+        Some(suffixes) => attend_suffixes(&q, &k, &v, how, pass, suffixes),
+        None => attend_rows(q, k, v, how, cx),
     }
 }
 
@@ -166,21 +85,21 @@ fn attend_rows<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    layer: &Attend<'_, B>,
-    tap: &mut dyn Tap<B>,
+    how: &Attend,
+    cx: &mut Cx<'_, B>,
 ) -> Tensor<B, 4> {
     let [_batch, head, q_pos, d_head] = q.dims();
     let [_batch, _kv_head, k_pos, _d_head] = k.dims();
-    let windowed = layer.windowed && layer.pass.window.is_some();
+    let pass = cx.pass();
+    let windowed = how.window.is_some_and(|window| window < k_pos);
 
-    let square = q_pos == k_pos;
-    let plain = square && !windowed && layer.cap.is_none();
-    if plain && layer.pass.fused && !tap.wants_attention_pattern(layer.layer) {
+    let plain = q_pos == k_pos && !windowed && how.cap.is_none();
+    if plain && how.fused && !cx.wants_attention_pattern(how.layer) {
         let [k, v] = [k, v].map(|x| repeat_kv(x, head));
         let standard = 1.0 / (d_head as f64).sqrt();
         let options = AttentionModuleOptions {
             // Backends only take their fast path with the default scale.
-            scale: (layer.scale != standard).then_some(layer.scale),
+            scale: (how.scale != standard).then_some(how.scale),
             is_causal: true,
             ..Default::default()
         };
@@ -188,18 +107,15 @@ fn attend_rows<B: Backend>(
     }
 
     let scores = by_group(q, k.swap_dims(2, 3)); // [batch, head, q_pos, k_pos]
-    let site = Site::Block(layer.layer, Component::AttentionScores);
-    let (scores, scale) = match layer.cap {
-        Some(cap) => (soft_cap(scores * layer.scale, cap), 1.0),
-        None if tap.wants(site) => (scores * layer.scale, 1.0),
-        None => (scores, layer.scale),
+    let site = Site::Block(how.layer, Component::AttentionScores);
+    let (scores, scale) = match how.cap {
+        Some(cap) => (soft_cap(scores * how.scale, cap), 1.0),
+        None if cx.wants(site) => (scores * how.scale, 1.0),
+        None => (scores, how.scale),
     };
-    let scores = tap.heads(site, scores);
-    let weights = masked_softmax(scores, scale, layer);
-    let weights = tap.heads(
-        Site::Block(layer.layer, Component::AttentionWeights),
-        weights,
-    );
+    let scores = cx.heads(site, scores);
+    let weights = masked_softmax(scores, scale, how.window, pass);
+    let weights = cx.heads(Site::Block(how.layer, Component::AttentionWeights), weights);
     by_group(weights, v)
 }
 
@@ -213,7 +129,8 @@ fn attend_suffixes<B: Backend>(
     q: &Tensor<B, 4>,
     k: &Tensor<B, 4>,
     v: &Tensor<B, 4>,
-    layer: &Attend<'_, B>,
+    how: &Attend,
+    pass: &Pass<B>,
     suffixes: &Suffixes<B>,
 ) -> Tensor<B, 4> {
     // The part of a class, row by row.
@@ -232,7 +149,7 @@ fn attend_suffixes<B: Backend>(
         if asking > 0 {
             let q = part(q, first_query, class.rows, asking);
             let class_mixed = match &class.prefixes {
-                None => attend_rows(q, own(k), own(v), layer, &mut NoTap),
+                None => attend_rows(q, own(k), own(v), how, &mut Cx::new(&mut NoTap, pass)),
                 Some(prefixes) => {
                     // [prefix, kv_head, start, d_head]
                     let before = match prefixes {
@@ -240,12 +157,12 @@ fn attend_suffixes<B: Backend>(
                             [k, v].map(|x| rows_of(take(x, tokens), *rows))
                         }
                         Prefixes::Kept(layers) => {
-                            let kept = layers.iter().find(|kept| kept.layer == layer.layer);
+                            let kept = layers.iter().find(|kept| kept.layer == how.layer);
                             let kept = kept.expect("every layer that is run has been kept");
                             [kept.keys.clone(), kept.values.clone()]
                         }
                     };
-                    attend_after(q, [own(k), own(v)], before, layer, class)
+                    attend_after(q, [own(k), own(v)], before, how, pass, class)
                 }
             };
             mixed.push(tokens_of(class_mixed));
@@ -303,7 +220,8 @@ fn attend_after<B: Backend>(
     q: Tensor<B, 4>,
     own: [Tensor<B, 4>; 2],
     before: [Tensor<B, 4>; 2],
-    layer: &Attend<'_, B>,
+    how: &Attend,
+    pass: &Pass<B>,
     class: &SuffixClass<B>,
 ) -> Tensor<B, 4> {
     let [_row, _kv_head, len, _d_head] = own[0].dims();
@@ -319,11 +237,11 @@ fn attend_after<B: Backend>(
         ],
         3,
     );
-    let (scores, scale) = match layer.cap {
-        Some(cap) => (soft_cap(scores * layer.scale, cap), 1.0),
-        None => (scores, layer.scale),
+    let (scores, scale) = match how.cap {
+        Some(cap) => (soft_cap(scores * how.scale, cap), 1.0),
+        None => (scores, how.scale),
     };
-    let weights = masked_softmax(scores, scale, layer); // [row, head, q_pos, pos]
+    let weights = masked_softmax(scores, scale, how.window, pass); // [row, head, q_pos, pos]
     let weights_before = by_prefix(weights.clone().narrow(3, 0, start), prefix);
     by_row(by_group(weights_before, v_before), class.rows)
         + by_group(weights.narrow(3, start, len), v)
@@ -354,7 +272,7 @@ fn by_row<B: Backend>(x: Tensor<B, 4>, row: usize) -> Tensor<B, 4> {
 }
 
 /// `cap · tanh(x / cap)`.
-pub(crate) fn soft_cap<B: Backend, const D: usize>(x: Tensor<B, D>, cap: f64) -> Tensor<B, D> {
+pub fn soft_cap<B: Backend, const D: usize>(x: Tensor<B, D>, cap: f64) -> Tensor<B, D> {
     (x / cap).tanh() * cap
 }
 
@@ -366,25 +284,24 @@ pub(crate) fn soft_cap<B: Backend, const D: usize>(x: Tensor<B, D>, cap: f64) ->
 fn masked_softmax<B: Backend>(
     scores: Tensor<B, 4>,
     scale: f64,
-    layer: &Attend<'_, B>,
+    window: Option<usize>,
+    pass: &Pass<B>,
 ) -> Tensor<B, 4> {
-    let window = layer.pass.window.filter(|_| layer.windowed);
+    let [_batch, _head, q_pos, k_pos] = scores.dims();
+    let window = window.filter(|window| *window < pass.pos());
     #[cfg(feature = "flex")]
     let scores = match super::flex::causal_softmax(scores, scale, window) {
         Ok(weights) => return weights,
         Err(scores) => scores,
     };
-    let [_batch, _head, q_pos, k_pos] = scores.dims();
-    let masks = &layer.pass.masks;
-    let outside = window.and_then(|_| masks.outside_window());
-    let mask = outside.unwrap_or_else(|| masks.future());
-    let mask = mask
+    let hidden = pass.mask(window).hidden();
+    let hidden = hidden
         .narrow(2, k_pos - q_pos, q_pos)
         .narrow(3, 0, k_pos)
         .expand(scores.shape());
     let dtype = scores.dtype();
     let scores = (scores * scale).cast(DType::F32);
-    activation::softmax(scores.mask_fill(mask, f32::NEG_INFINITY), 3).cast(dtype)
+    activation::softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3).cast(dtype)
 }
 
 /// The product of each query head's matrix with that of its key-value head, which is not copied per

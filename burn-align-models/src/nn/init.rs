@@ -6,11 +6,12 @@ use burn::tensor::{DType, Distribution, Shape, Tensor, backend::Backend};
 
 use super::{Projection, TokenEmbedding};
 
-/// Makes the parameters of one model.
+/// Makes the parameters of one model: random ones, or placeholders for those of a checkpoint.
 ///
 /// Parameters are lazy: a model that is about to be loaded from a checkpoint allocates nothing
 /// for them. Each draws from its own seed, so their values do not depend on which is read first.
-pub(crate) struct ParamInit<'a, B: Backend> {
+#[derive(Debug)]
+pub struct ParamInit<'a, B: Backend> {
     device: &'a B::Device,
     dtype: DType,
     seed: u64,
@@ -19,7 +20,9 @@ pub(crate) struct ParamInit<'a, B: Backend> {
 
 impl<'a, B: Backend> ParamInit<'a, B> {
     /// Weights are drawn from a normal distribution with standard deviation `std`.
-    pub(crate) fn new(device: &'a B::Device, dtype: DType, seed: u64, std: f64) -> Self {
+    ///
+    /// - seed: models of different seeds share no numbers
+    pub fn new(device: &'a B::Device, dtype: DType, seed: u64, std: f64) -> Self {
         Self {
             device,
             dtype,
@@ -29,7 +32,8 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         }
     }
 
-    pub(crate) fn constant<const D: usize>(
+    /// A parameter whose elements all begin with this value.
+    pub fn constant<const D: usize>(
         &mut self,
         shape: [usize; D],
         value: f64,
@@ -40,7 +44,8 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         })
     }
 
-    pub(crate) fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<B, D>> {
+    /// A parameter of normally distributed elements.
+    pub fn normal<const D: usize>(&mut self, shape: [usize; D]) -> Param<Tensor<B, D>> {
         self.scaled_normal(shape, 1.0)
     }
 
@@ -58,22 +63,25 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         })
     }
 
-    pub(crate) fn embedding(&mut self, rows: usize, d_model: usize) -> Embedding<B> {
+    /// A vector for each row, `[row, d_model]`.
+    pub fn embedding(&mut self, rows: usize, d_model: usize) -> Embedding<B> {
         Embedding {
             weight: self.normal([rows, d_model]),
         }
     }
 
-    pub(crate) fn token_embedding(&mut self, vocab: usize, d_model: usize) -> TokenEmbedding<B> {
+    /// A vector for each token, `[vocab, d_model]`.
+    pub fn token_embedding(&mut self, vocab: usize, d_model: usize) -> TokenEmbedding<B> {
         TokenEmbedding::new(self.normal([vocab, d_model]))
     }
 
-    pub(crate) fn linear(&mut self, d_input: usize, d_output: usize, bias: bool) -> Projection<B> {
+    /// `[d_input, d_output]`, with a bias of 0 if there is one.
+    pub fn linear(&mut self, d_input: usize, d_output: usize, bias: bool) -> Projection<B> {
         self.scaled_linear(d_input, d_output, bias, 1.0)
     }
 
     /// A linear layer whose initial weights are `scale` times the usual size.
-    pub(crate) fn scaled_linear(
+    pub fn scaled_linear(
         &mut self,
         d_input: usize,
         d_output: usize,

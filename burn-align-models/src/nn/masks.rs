@@ -4,64 +4,41 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 
-/// Which keys the queries of one pass must not attend to.
+/// Which keys the queries of one pass must not attend to: those at later positions, and those further
+/// back than a window reaches.
 ///
 /// A mask has an entry for each pair of positions, and is not needed at all where attention has its
-/// own kernel. So each is made at first use, and then shared by all layers and all clones.
+/// own kernel. So it is made at first use, and then shared by all layers and all clones.
 #[derive(Clone, Debug)]
-pub struct CausalMasks<B: Backend> {
+pub struct CausalMask<B: Backend> {
     pos: usize,
     window: Option<usize>,
     device: B::Device,
-    made: Arc<Made<B>>,
+    made: Arc<OnceLock<Tensor<B, 4, Bool>>>,
 }
 
-/// `[1, 1, q_pos, k_pos]`, each.
-#[derive(Debug)]
-struct Made<B: Backend> {
-    future: OnceLock<Tensor<B, 4, Bool>>,
-    outside_window: OnceLock<Tensor<B, 4, Bool>>,
-}
-
-impl<B: Backend> CausalMasks<B> {
-    /// Masks for sequences of `pos` positions, of which windowed layers see the last `window`.
+impl<B: Backend> CausalMask<B> {
+    /// A mask for sequences of `pos` positions, of which a query sees the last `window`.
     pub fn new(pos: usize, window: Option<usize>, device: &B::Device) -> Self {
         Self {
             pos,
             window,
             device: device.clone(),
-            made: Arc::new(Made {
-                future: OnceLock::new(),
-                outside_window: OnceLock::new(),
-            }),
+            made: Arc::default(),
         }
     }
 
-    /// Number of positions.
-    pub fn pos(&self) -> usize {
-        self.pos
-    }
-
-    /// `true` for keys that a query must not attend to: those at later positions. `[1, 1, q_pos,
-    /// k_pos]`.
-    pub fn future(&self) -> Tensor<B, 4, Bool> {
+    /// `true` for keys that a query must not attend to, `[1, 1, q_pos, k_pos]`.
+    pub fn hidden(&self) -> Tensor<B, 4, Bool> {
         let make = || {
             let [q_pos, k_pos] = self.positions();
-            k_pos.greater(q_pos)
+            let future = k_pos.clone().greater(q_pos.clone());
+            match self.window {
+                None => future,
+                Some(window) => future.bool_or(k_pos.lower_equal(q_pos - window as i64)),
+            }
         };
-        self.made.future.get_or_init(make).clone()
-    }
-
-    /// [`future`](Self::future), and positions further back than the window reaches; `None` where there
-    /// is no window.
-    pub fn outside_window(&self) -> Option<Tensor<B, 4, Bool>> {
-        let window = self.window? as i64;
-        let make = || {
-            let [q_pos, k_pos] = self.positions();
-            let too_early = k_pos.clone().lower_equal(q_pos.clone() - window);
-            k_pos.greater(q_pos).bool_or(too_early)
-        };
-        Some(self.made.outside_window.get_or_init(make).clone())
+        self.made.get_or_init(make).clone()
     }
 
     /// Positions of queries and of keys, at each pair of them.
@@ -72,18 +49,18 @@ impl<B: Backend> CausalMasks<B> {
             .map(|shape| line.clone().reshape(shape).expand([1, 1, pos, pos]))
     }
 
-    /// Whether any has been made.
+    /// Whether it has been made.
     #[cfg(test)]
-    pub(crate) fn any_made(&self) -> bool {
-        self.made.future.get().is_some() || self.made.outside_window.get().is_some()
+    pub(crate) fn is_made(&self) -> bool {
+        self.made.get().is_some()
     }
 }
 
-/// Bytes of the masks that a pass over `pos` positions needs: none if attention in `dtype` has its
-/// own kernel.
-pub(crate) fn mask_bytes<B: Backend>(
+/// Bytes of the masks that a pass over `pos` positions needs, whose layers have these windows: none if
+/// attention in `dtype` has its own kernel.
+pub fn mask_bytes<B: Backend>(
     pos: usize,
-    window: Option<usize>,
+    windows: impl IntoIterator<Item = Option<usize>>,
     dtype: DType,
     device: &B::Device,
 ) -> u64 {
@@ -95,13 +72,11 @@ pub(crate) fn mask_bytes<B: Backend>(
     }
     #[cfg(not(feature = "flex"))]
     let _without_kernels = dtype;
-    let one = CausalMasks::<B>::new(1, None, device).future();
-    // Layers with a window, and some without.
-    let masks = if window.is_some_and(|window| window < pos) {
-        2
-    } else {
-        1
-    };
+    let one = CausalMask::<B>::new(1, None, device).hidden();
+    let windows = windows
+        .into_iter()
+        .map(|window| window.filter(|window| *window < pos));
+    let masks = windows.collect::<std::collections::BTreeSet<_>>().len();
     (masks * pos * pos * one.dtype().size()) as u64
 }
 
@@ -112,29 +87,27 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{AlignableTransformer, DecoderConfig, ModelInput};
+    use crate::{AlignableTransformer, Cx, DecoderConfig, ModelInput, NoTap, Pass, Tables};
 
     type B = Flex;
 
     #[test]
     fn masks_are_made_when_they_are_asked_for() {
-        let masks = CausalMasks::<B>::new(4, Some(2), &FlexDevice);
-        let clone = masks.clone();
-        assert!(!masks.any_made());
         let rows = |mask: Tensor<B, 4, Bool>| -> Vec<bool> { mask.into_data().iter().collect() };
-        let expected = |masked: fn(usize, usize) -> bool| -> Vec<bool> {
+        let expected = |hidden: fn(usize, usize) -> bool| -> Vec<bool> {
             let pairs = (0..4).flat_map(|q| (0..4).map(move |k| (q, k)));
-            pairs.map(|(q, k)| masked(q, k)).collect()
+            pairs.map(|(q, k)| hidden(q, k)).collect()
         };
-        assert_eq!(rows(masks.future()), expected(|q, k| k > q));
-        let outside = masks.outside_window().expect("a window");
-        assert_eq!(rows(outside), expected(|q, k| k > q || k + 2 <= q));
-        assert!(clone.any_made(), "they are shared");
-        assert!(
-            CausalMasks::<B>::new(4, None, &FlexDevice)
-                .outside_window()
-                .is_none()
+        let windowed = CausalMask::<B>::new(4, Some(2), &FlexDevice);
+        let clone = windowed.clone();
+        assert!(!windowed.is_made());
+        assert_eq!(
+            rows(windowed.hidden()),
+            expected(|q, k| k > q || k + 2 <= q)
         );
+        assert!(clone.is_made(), "they are shared");
+        let plain = CausalMask::<B>::new(4, None, &FlexDevice);
+        assert_eq!(rows(plain.hidden()), expected(|q, k| k > q));
     }
 
     #[test]
@@ -153,19 +126,27 @@ mod tests {
             config["sliding_window"] = json!(window);
             DecoderConfig::from_json(&config).expect("a valid configuration")
         };
-        let tokens = || ModelInput::Tokens(Tensor::<B, 2, Int>::ones([1, 16], &FlexDevice));
         for (window, dtype, [at_16, at_5]) in [
             (None, DType::F32, [0, 0]),
             (None, DType::BF16, [16 * 16, 5 * 5]),
             (Some(5), DType::F32, [0, 0]),
-            (Some(5), DType::BF16, [2 * 16 * 16, 5 * 5]),
+            (Some(5), DType::BF16, [16 * 16, 5 * 5]),
         ] {
             let model = tiny(window).init_seeded::<B>(0, dtype, &FlexDevice);
-            model.forward(tokens()).into_data();
-            let pass = model.begin(16, &FlexDevice);
-            assert_eq!(pass.masks.any_made(), at_16 > 0, "{window:?} {dtype:?}");
-            assert_eq!(model.pass_bytes(16), at_16, "{window:?} {dtype:?}");
-            assert_eq!(model.pass_bytes(5), at_5, "{window:?} {dtype:?}");
+            let tables = Tables::new();
+            let pass = Pass::new(16, &FlexDevice, &tables);
+            let tokens = Tensor::<B, 2, Int>::ones([1, 16], &FlexDevice);
+            let x = model.embed(ModelInput::Tokens(tokens), &pass);
+            model
+                .layer(0, x, &mut Cx::new(&mut NoTap, &pass))
+                .into_data();
+            assert_eq!(
+                pass.mask(window).is_made(),
+                at_16 > 0,
+                "{window:?} {dtype:?}"
+            );
+            let bytes = |pos| mask_bytes::<B>(pos, [window], dtype, &FlexDevice);
+            assert_eq!([bytes(16), bytes(5)], [at_16, at_5], "{window:?} {dtype:?}");
         }
     }
 }

@@ -1,4 +1,6 @@
-//! The parts that the model families share.
+//! The parts that models are made of: attention, norms, rotary embeddings, projections, dense or
+//! quantised. They run on suffixes of rows and take the fast paths of the backend, so a model
+//! outside of this crate that is made of them is as fast as one inside.
 
 mod activation;
 mod attention;
@@ -6,7 +8,6 @@ mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
 mod init;
-mod last_pass;
 mod masks;
 mod norm;
 mod projection;
@@ -14,16 +15,11 @@ mod rotary;
 mod weight;
 
 pub use activation::{Activation, UnknownActivation};
-pub use attention::{CausalPass, Heads};
+pub use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
 pub use embedding::TokenEmbedding;
-pub use masks::CausalMasks;
+pub use init::ParamInit;
+pub use masks::{CausalMask, mask_bytes};
 pub use norm::{Norm, NormKind};
-pub use projection::Projection;
+pub use projection::{Projection, unembed};
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
 pub use weight::{Weight, WeightShapeError, keeps_quantized};
-
-pub(crate) use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
-pub(crate) use init::ParamInit;
-pub(crate) use last_pass::{LastPass, PassKey};
-pub(crate) use masks::mask_bytes;
-pub(crate) use projection::unembed;

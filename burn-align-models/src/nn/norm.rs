@@ -32,12 +32,8 @@ pub struct Norm<B: Backend> {
 }
 
 impl<B: Backend> Norm<B> {
-    pub(crate) fn new(
-        kind: NormKind,
-        width: usize,
-        epsilon: f64,
-        init: &mut ParamInit<'_, B>,
-    ) -> Self {
+    /// A norm that does not change the scale of normalised vectors yet.
+    pub fn new(kind: NormKind, width: usize, epsilon: f64, init: &mut ParamInit<'_, B>) -> Self {
         let one = if kind == NormKind::RmsPlusOne {
             0.0
         } else {

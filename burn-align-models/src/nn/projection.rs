@@ -100,7 +100,7 @@ impl<B: Backend> Projection<B> {
     /// # Shapes
     /// - mixed: `[batch, pos, d_head]`
     /// - output: `[batch, pos, d_model]`
-    pub(crate) fn head_output(&self, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub fn head_output(&self, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
         let [_batch, _pos, d_head] = mixed.dims();
         self.contribution(head * d_head..(head + 1) * d_head, mixed)
     }
@@ -158,7 +158,7 @@ pub(super) fn affine_quantized<B: Backend>(
 /// # Shapes
 /// - x: `[batch, pos, d_model]`
 /// - output: `[batch, pos, vocab]`
-pub(crate) fn unembed<B: Backend>(
+pub fn unembed<B: Backend>(
     head: Option<&Projection<B>>,
     embedding: &TokenEmbedding<B>,
     x: Tensor<B, 3>,

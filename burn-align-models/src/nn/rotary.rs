@@ -230,7 +230,7 @@ impl<B: Backend> Rotary<B> {
     ///
     /// # Shapes
     /// - x, output: `[batch, head, pos, d_head]`
-    pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    pub fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_batch, _head, _pos, d_head] = x.dims();
         let [_one, _one_head, _table_pos, half] = self.cos.dims();
         if d_head > 2 * half {

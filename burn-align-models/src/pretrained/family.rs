@@ -39,7 +39,7 @@ pub trait Family<B: Backend>: AlignableTransformer<B> {
     }
 
     /// How the weights are stored.
-    fn layout(config: &Self::Config) -> WeightLayout;
+    fn weight_layout(config: &Self::Config) -> WeightLayout;
 
     /// The weights that may stay quantised, by the paths of their parameters in the module.
     /// Default: none; quantised weights are then dequantised.

@@ -282,7 +282,7 @@ pub fn load_family<B: Backend, M: Family<B>>(
     let of_tokenizer = tokenizer.iter().flat_map(Tokenizer::notes);
     notes.extend(of_tokenizer.map(|what| LoadNote::Tokenizer { what: what.clone() }));
     let checkpoint = Checkpoint::open(repository)?;
-    if let Some(tensor) = own_head(M::layout(&config), &checkpoint)? {
+    if let Some(tensor) = own_head(M::weight_layout(&config), &checkpoint)? {
         if !M::untie_head(&mut config) {
             let tensors = vec![tensor];
             return Err(CheckpointError::UnusedTensors { tensors }.into());
@@ -290,7 +290,8 @@ pub fn load_family<B: Backend, M: Family<B>>(
         notes.push(LoadNote::HeadNotTied { tensor });
     }
     let model = M::skeleton(&config, options.dtype, device);
-    let (model, passed_over) = weights::load(model, M::layout(&config), checkpoint, options)?;
+    let (model, passed_over) =
+        weights::load(model, M::weight_layout(&config), checkpoint, options)?;
     notes.extend(passed_over);
     let model = if options.require_grad {
         model

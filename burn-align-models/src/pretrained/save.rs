@@ -53,7 +53,7 @@ pub fn save_family<B: Backend, M: Family<B>>(
         .overwrite(true)
         .clear_metadata()
         .metadata("format", "pt")
-        .with_to_adapter(ToHuggingFace(M::layout(config)));
+        .with_to_adapter(ToHuggingFace(M::weight_layout(config)));
     store
         .collect_from(model)
         .map_err(|error| SaveError::Weights {

@@ -49,7 +49,7 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
                 .collect();
             let is_kept =
                 |operand: &Operand| operand_key(operand).is_some_and(|key| kept.contains(&key));
-            Schedule::new(plan, whole.stages, &reads, &is_kept)
+            Schedule::new(plan, &whole.stages, &reads, &is_kept)
                 .expect("a part of a plan without circles has none")
         };
         // The largest part that fits, by bisection: `fits` worlds fit, `too_many` do not.

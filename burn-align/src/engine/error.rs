@@ -284,8 +284,8 @@ pub enum PlanError {
     },
     /// A model that does not tap a site that it declares.
     #[error(
-        "the model never taps the activation at {site}: call the tap there, or return None for it \
-         from AlignableTransformer::site"
+        "the model never taps the activation at {site}: call Cx::stream or Cx::heads there, or \
+         take it out of the model's ModelLayout"
     )]
     NeverTapped {
         /// The site.

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, ModelInput, NoTap, Site, Tap};
+use burn_align_models::{
+    AlignableTransformer, Cx, Mixing, ModelInput, Pass as ModelPass, Reads, Site, SublayerOutput,
+    Tables, Tap,
+};
 
 use super::cells::{Cells, gather};
 use super::chunks::{OperandKey, chunks};
@@ -12,7 +15,7 @@ use super::lockstep_tap::LockstepTap;
 use super::marks::Mark;
 use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
-use super::stages::{Part, Stage};
+use super::stages::{Stage, Step};
 use super::validate::validate;
 use super::{PlanError, Units};
 use crate::interventions::Intervention;
@@ -62,6 +65,9 @@ pub struct RunOptions {
     /// and without activations kept for gradients. A plan that needs more is split into parts as
     /// with [`max_rows`](Self::max_rows). Default: no limit.
     pub memory_budget: Option<u64>,
+    /// Masks and rotary tables, kept between runs. Runs with clones of the same options share them;
+    /// they matter where many runs are short, as in training. Default: none yet.
+    pub tables: Tables,
 }
 
 impl RunOptions {
@@ -111,6 +117,7 @@ impl<B: Backend> Plan<B> {
             schedule: &whole,
             interventions,
             device: model.device(),
+            tables: options.tables.clone(),
             kept: HashMap::new(),
             values: self.known.clone(),
         };
@@ -144,8 +151,41 @@ pub(super) struct Run<'a, B: Backend, I> {
     pub(super) schedule: &'a Schedule,
     pub(super) interventions: &'a [I],
     device: B::Device,
+    tables: Tables,
     pub(super) kept: Kept<B>,
     pub(super) values: Vec<Option<Tensor<B, 3>>>,
+}
+
+/// What flows from one stage of a pass to the next.
+struct Streams<B: Backend> {
+    /// The residual stream.
+    x: Tensor<B, 3>,
+    /// The stream that entered the layer, while a sublayer will read it.
+    input: Option<Tensor<B, 3>>,
+    /// What a sublayer has computed, before it is added to the stream.
+    added: Option<Tensor<B, 3>>,
+    /// Whether the stream has been normalised.
+    normed: bool,
+}
+
+impl<B: Backend> Streams<B> {
+    fn new(x: Tensor<B, 3>) -> Self {
+        Self {
+            x,
+            input: None,
+            added: None,
+            normed: false,
+        }
+    }
+
+    fn map(self, f: impl Fn(Tensor<B, 3>) -> Tensor<B, 3>) -> Self {
+        Self {
+            x: f(self.x),
+            input: self.input.map(&f),
+            added: self.added.map(&f),
+            normed: self.normed,
+        }
+    }
 }
 
 impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
@@ -159,96 +199,112 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             return Ok(());
         };
         let pos = first.layout.pos;
-        let shared = model.begin(pos, &self.device);
-        // The layout of the last block that ran on suffixes, and what belongs to it.
-        let mut suffixes: Option<(&StageGroups, M::Pass)> = None;
-        let (halves, dims) = (model.halves(), model.dims());
-        let mut x = None;
-        // The block's input, in blocks whose MLP reads it.
-        let mut block_input: Option<Tensor<B, 3>> = None;
-        // What half a block has computed, before it is added to the residual stream.
-        let mut added: Option<Tensor<B, 3>> = None;
-        let mut normed = false;
+        let whole = ModelPass::new(pos, &self.device, &self.tables);
+        // The layout of the last sublayer that mixed positions of suffixes, and what belongs to it.
+        let mut suffixes: Option<(&StageGroups, ModelPass<B>)> = None;
+        let mut streams = match first.stage {
+            Stage::Embed => {
+                let input = stack(self.plan, first, pos, &self.device);
+                Streams::new(model.embed(input, &whole))
+            }
+            _ => {
+                let residuals = stack_residuals(self.plan, first, pos);
+                let rows = Layout::whole(self.plan, &first.groups, pos);
+                Streams::new(rearrange(residuals, &rows, &first.layout, &in_place(first)))
+            }
+        };
         let mut before: Option<&StageGroups> = None;
         for current in &pass.stages {
-            let forked = match (x.take(), before) {
-                (Some(x), Some(before)) => {
-                    added = added.map(|added| fork(added, before.given(), current));
-                    block_input = block_input.map(|input| fork(input, before.given(), current));
-                    Some(fork(x, before.given(), current))
-                }
-                _ if current.stage != Stage::Embed => {
-                    let residuals = stack_residuals(self.plan, current, pos);
-                    let whole = Layout::whole(self.plan, &current.groups, pos);
-                    let in_place: Vec<usize> = (0..current.groups.len()).collect();
-                    Some(rearrange(residuals, &whole, &current.layout, &in_place))
-                }
-                _ => None,
-            };
+            if let Some(before) = before {
+                streams = streams.map(|x| fork(x, before.given(), current));
+            }
             before = Some(current);
-            let mut tap = LockstepTap::new(self, index, current);
-            let (stage, Some(stream)) = (current.stage, forked) else {
-                let input = stack(tap.run.plan, current, pos, &tap.run.device);
-                x = Some(model.embed(input, &mut tap));
-                tap.finish()?;
-                continue;
-            };
-            if let Stage::Layer(_, Part::Block | Part::Attention) = stage
+            let stages = &self.schedule.stages;
+            if stages.mixing(current.stage) != Mixing::None
+                && current.stage != Stage::Embed
                 && suffixes.as_ref().is_none_or(|(other, _)| {
                     (&other.layout, &other.queries) != (&current.layout, &current.queries)
                 })
             {
                 let queries = current.queries.as_ref();
-                let new = (current.layout).suffixes(queries, tap.run.plan, &tap.run.device);
-                suffixes = new.map(|new| {
-                    let runs = model.suffixes().expect("the layout is of a model that can");
-                    (current, runs.begin_suffixes(&shared, new))
-                });
+                let new = (current.layout).suffixes(queries, self.plan, &self.device);
+                suffixes = new.map(|new| (current, whole.with_suffixes(new)));
             }
-            let shared = suffixes.as_ref().map_or(&shared, |(_, shared)| shared);
-            x = Some(match stage {
-                Stage::Embed => unreachable!("nothing comes before the embedding"),
-                Stage::Layer(layer, Part::Block) => model.block(layer, stream, shared, &mut tap),
-                Stage::Layer(layer, part) => {
-                    let at = |component| Site::Block(layer, component);
+            let given = suffixes.as_ref().map_or(&whole, |(_, pass)| pass);
+            let needs_input = stages.needs_layer_input(current.stage);
+            let reads = stages.reads(current.stage);
+            let layout = model.layout();
+            let mut tap = LockstepTap::new(self, index, current);
+            match current.stage {
+                Stage::Embed if layout.stream_is_activation() => {
+                    streams.x = (&mut tap as &mut dyn Tap<B>).stream(Site::Embedding, streams.x);
+                }
+                Stage::Embed => {}
+                Stage::Layer {
+                    layer,
+                    sublayer,
+                    step: Step::Run,
+                } => {
+                    let mut cx = Cx::new(&mut tap, given);
+                    if sublayer == 0 {
+                        if let Some(component) = layout.layers()[layer].entry() {
+                            streams.x = cx.stream(Site::Block(layer, component), streams.x);
+                        }
+                        streams.input = needs_input.then(|| streams.x.clone());
+                    }
+                    let read = match (reads, &streams.input) {
+                        (Reads::LayerInput, Some(input)) => input.clone(),
+                        _ => streams.x.clone(),
+                    };
+                    let output = model.sublayer(layer, sublayer, read, &mut cx);
+                    let to_given = |x| match &current.queries {
+                        Some(queries) => rearrange(x, &current.layout, queries, &in_place(current)),
+                        None => x,
+                    };
+                    streams.input = streams.input.filter(|_| needs_input).map(to_given);
+                    match layout.sublayer(layer, sublayer).output() {
+                        SublayerOutput::Adds(_) => {
+                            streams.x = to_given(streams.x);
+                            streams.added = Some(output);
+                        }
+                        SublayerOutput::Replaces => streams.x = output,
+                    }
+                }
+                Stage::Layer {
+                    layer,
+                    sublayer,
+                    step,
+                } => {
+                    let sublayer = layout.sublayer(layer, sublayer);
                     let tap: &mut dyn Tap<B> = &mut tap;
-                    match part {
-                        Part::Block | Part::Queries => unreachable!("no stage of halves"),
-                        Part::Attention => {
-                            let stream = tap.stream(at(Component::BlockInput), stream);
-                            let halves = halves.expect("the stages are those of halves");
-                            added = Some(halves.attention(layer, stream.clone(), shared, tap));
-                            let in_place: Vec<usize> = (0..current.groups.len()).collect();
-                            let stream =
-                                rearrange(stream, &current.layout, current.given(), &in_place);
-                            block_input = dims.parallel.then(|| stream.clone());
-                            stream
+                    match (
+                        step,
+                        sublayer.output(),
+                        sublayer.exit(),
+                        streams.added.take(),
+                    ) {
+                        (Step::Output, SublayerOutput::Adds(component), _, Some(added)) => {
+                            let added = tap.stream(Site::Block(layer, component), added);
+                            streams.x = streams.x + added;
                         }
-                        Part::AttentionOutput => {
-                            add(stream, &mut added, at(dims.added_by_attention()), tap)
+                        (Step::Exit, _, Some(component), _) => {
+                            streams.x = tap.stream(Site::Block(layer, component), streams.x);
                         }
-                        Part::ResidualMid => tap.stream(at(Component::ResidualMid), stream),
-                        Part::Mlp => {
-                            let halves = halves.expect("the stages are those of halves");
-                            let read = block_input.take().unwrap_or_else(|| stream.clone());
-                            added = Some(halves.mlp(layer, read, tap));
-                            stream
-                        }
-                        Part::MlpOutput => add(stream, &mut added, at(dims.added_by_mlp()), tap),
-                        Part::BlockOutput => tap.stream(at(Component::BlockOutput), stream),
+                        _ => unreachable!("stages follow from the layout"),
                     }
                 }
                 // Only logits remain to be read: only their positions are normalised.
-                Stage::FinalNorm if tap.is_idle() => stream,
+                Stage::FinalNorm if tap.is_idle() => {}
                 Stage::FinalNorm => {
-                    normed = true;
-                    model.final_norm(stream, &mut tap)
+                    streams.normed = true;
+                    let normed = model.final_norm(streams.x);
+                    streams.x = (&mut tap as &mut dyn Tap<B>).stream(Site::FinalNorm, normed);
                 }
                 Stage::Unembed => {
-                    self.unembed(stream, normed, current, model);
+                    self.unembed(streams.x, streams.normed, current, model);
                     return Ok(());
                 }
-            });
+            }
             tap.finish()?;
         }
         Ok(())
@@ -289,7 +345,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let x = x.unsqueeze_dim::<3>(0); // [1, cell, d_model]
         let x = match normed {
             true => x,
-            false => model.final_norm(x, &mut NoTap),
+            false => model.final_norm(x),
         };
         let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
         let [all, vocab] = logits.dims();
@@ -318,15 +374,9 @@ fn fork<B: Backend>(x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Ten
     rearrange(x, before, &next.layout, &parents)
 }
 
-/// Adds what half a block has computed to the residual stream.
-fn add<B: Backend>(
-    stream: Tensor<B, 3>,
-    added: &mut Option<Tensor<B, 3>>,
-    site: Site,
-    tap: &mut dyn Tap<B>,
-) -> Tensor<B, 3> {
-    let added = added.take().expect("the half comes before its output");
-    stream + tap.stream(site, added)
+/// The groups of a stage, each as its own parent.
+fn in_place(stage: &StageGroups) -> Vec<usize> {
+    (0..stage.groups.len()).collect()
 }
 
 /// The positions of a logit read, as units.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::{AlignableTransformer, Sublayer, SublayerKind};
 use serde::Serialize;
 
 use super::PlanError;
@@ -12,7 +12,7 @@ use super::execute::logit_units;
 use super::memory::Memory;
 use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Pass, Schedule, StageGroups};
-use super::stages::{Part, Stage};
+use super::stages::{Stage, Step};
 use super::validate::validate_without_interventions;
 
 /// What a plan will run, and what sharing saves over running every world separately.
@@ -92,22 +92,29 @@ impl<B: Backend> Plan<B> {
         };
         for pass in &schedule.passes {
             for stage in &pass.stages {
-                let Stage::Layer(_, part) = stage.stage else {
+                let Stage::Layer {
+                    sublayer,
+                    step: Step::Run,
+                    ..
+                } = stage.stage
+                else {
                     continue;
                 };
-                if let Part::Block | Part::Attention = part {
+                if sublayer == 0 {
                     explanation.row_layers += stage.layout.rows();
                 }
+                let kind = schedule.stages.sublayer(stage.stage).map(Sublayer::kind);
                 let queries = stage.given().work();
                 for ([rows, computed, seen], [_, asking, _]) in
                     stage.layout.work().into_iter().zip(queries)
                 {
                     explanation.flops += rows as u64
-                        * match part {
-                            Part::Block => dims.block_flops(computed, seen),
-                            Part::Attention => dims.attention_flops(computed, asking, seen),
-                            Part::Mlp => dims.mlp_flops(computed),
-                            _ => 0,
+                        * match kind {
+                            Some(SublayerKind::Attention) => {
+                                dims.attention_flops(computed, asking, seen)
+                            }
+                            Some(SublayerKind::Mlp) => dims.mlp_flops(computed),
+                            Some(SublayerKind::Other) | None => dims.block_flops(computed, seen),
                         };
                 }
             }
@@ -159,7 +166,7 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
         let parents: BTreeSet<usize> = stage.groups.iter().map(|group| group.parent).collect();
         let forks = stage.groups.len() - parents.len();
         StageExplanation {
-            stage: stage_name(stage.stage),
+            stage: schedule.stages.name(stage.stage),
             worlds: worlds.len(),
             rows: stage.layout.rows(),
             positions: stage
@@ -173,10 +180,10 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
             reads: reads.count(),
         }
     });
-    // Most of the time nothing happens between blocks and their halves.
+    // Most of the time nothing happens between sublayers.
     let computes = |stage: &StageGroups| match stage.stage {
-        Stage::Layer(_, part) => matches!(part, Part::Block | Part::Attention | Part::Mlp),
-        _ => true,
+        Stage::Layer { step, .. } => step == Step::Run,
+        Stage::Embed | Stage::FinalNorm | Stage::Unembed => true,
     };
     let stages = pass.stages.iter().zip(stages);
     let stages = stages.filter(|(stage, explained)| {
@@ -186,23 +193,6 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
     PassExplanation {
         pos: pass.stages.first().map_or(0, |first| first.layout.pos),
         stages,
-    }
-}
-
-fn stage_name(stage: Stage) -> String {
-    match stage {
-        Stage::Embed => Site::Embedding.to_string(),
-        Stage::Layer(layer, part) => match part {
-            Part::Block => format!("layer {layer}"),
-            Part::Attention | Part::Queries => format!("layer {layer} attention"),
-            Part::AttentionOutput => format!("layer {layer} {}", Component::AttentionOutput),
-            Part::ResidualMid => format!("layer {layer} {}", Component::ResidualMid),
-            Part::Mlp => format!("layer {layer} mlp"),
-            Part::MlpOutput => format!("layer {layer} {}", Component::MlpOutput),
-            Part::BlockOutput => format!("layer {layer} {}", Component::BlockOutput),
-        },
-        Stage::FinalNorm => Site::FinalNorm.to_string(),
-        Stage::Unembed => "unembed".to_owned(),
     }
 }
 

@@ -27,12 +27,12 @@ impl<B: Backend> Plan<B> {
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
-    /// If the model [runs suffixes](AlignableTransformer::suffixes), positions that
+    /// If no sublayer of the model [needs whole rows](burn_align_models::Mixing::Rows), positions that
     /// are no longer changed or read are not recomputed either: their keys and values are cached
     /// for all remaining layers.
     ///
     /// The plan is returned unchanged if there is nothing to gain: if the first edit is at the
-    /// embedding, if the model's blocks return more than the residual stream, or if the plan has
+    /// embedding, if the model's stream is not an activation between its layers, or if the plan has
     /// cached keys and values already.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl<B: Backend> Plan<B> {
         if self.inputs.iter().any(|input| input.past().is_some()) {
             return Ok(self.clone());
         }
-        let stages = Stages::new(model);
+        let stages = Stages::new(model.layout());
         let changing = self.changing_worlds(&trained);
         let changes = |edit: &Edit| {
             let taken = match &edit.operand {
@@ -69,7 +69,7 @@ impl<B: Backend> Plan<B> {
         };
         let freezer = Freezer {
             plan: self,
-            keys_values: keys_values(start, model),
+            keys_values: keys_values(start, &stages, model.dims().kv_heads),
             stages,
             start,
             residual,

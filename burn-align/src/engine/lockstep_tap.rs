@@ -324,7 +324,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
 
     fn cells(&self, site: Site, world: WorldId, units: &Units, heads: usize) -> Cells {
         let input = self.run.plan.input_of(world);
-        let layout = self.stage.layout_at(self.run.schedule.stages, site);
+        let layout = self.stage.layout_at(&self.run.schedule.stages, site);
         let first_row = layout.first_row(self.group_of[&world]);
         let sizes = [input.pos(), heads];
         Cells::of_units(units, input.batch(), sizes, |example, head, position| {

@@ -3,22 +3,26 @@
 use std::collections::HashSet;
 
 use burn::module::{ModuleVisitor, Param};
-use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteWidth};
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_align_models::nn::mask_bytes;
+use burn_align_models::{
+    AlignableTransformer, Mixing, ModelDims, Site, SiteWidth, Sublayer, SublayerKind,
+};
 
 use super::Units;
 use super::chunks::operand_key;
 use super::execute::logit_units;
 use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Schedule, StageGroups};
-use super::stages::{Part, Stage};
+use super::stages::{Stage, Stages, Step};
 
 /// What the memory estimate of a run depends on.
 pub(super) struct Memory<'a, B: Backend, M> {
     plan: &'a Plan<B>,
     model: &'a M,
-    /// Bytes of a number.
-    element: u64,
+    stages: Stages,
+    /// What the model computes in.
+    dtype: DType,
     /// Numbers that stay until the end once computed: what is read, and what one world uses from
     /// another.
     kept: u64,
@@ -30,7 +34,8 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         let mut memory = Self {
             plan,
             model,
-            element: element_bytes(model),
+            stages: whole.stages.clone(),
+            dtype: dtype(model),
             kept: 0,
         };
         let reads = plan.open_reads().map(|(_, read)| memory.of_read(read));
@@ -56,8 +61,19 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
             .iter()
             .filter_map(|pass| pass.stages.first());
         let longest = passes.map(|stage| stage.layout.pos).max();
-        let masks = longest.map_or(0, |pos| self.model.pass_bytes(pos));
-        self.element * (self.kept + largest) + masks
+        let masks = longest.map_or(0, |pos| self.of_masks(pos));
+        self.dtype.size().max(2) as u64 * (self.kept + largest) + masks
+    }
+
+    /// Bytes of the masks of attention.
+    fn of_masks(&self, pos: usize) -> u64 {
+        let layers = self.model.layout().layers().iter();
+        let sublayers = layers.flat_map(|layer| layer.sublayers());
+        let windows = sublayers.filter_map(|sublayer| match sublayer.mixing() {
+            Mixing::Causal { window } => Some(window),
+            Mixing::None | Mixing::Rows => None,
+        });
+        mask_bytes::<B>(pos, windows, self.dtype, &self.model.device())
     }
 
     fn of_read(&self, read: &Read) -> u64 {
@@ -73,7 +89,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
 
     fn of_units(&self, world: WorldId, site: Site, units: &Units) -> u64 {
         let input = self.plan.input_of(world);
-        let Some(dims) = self.model.site(site) else {
+        let Some(dims) = self.model.layout().site(site) else {
             return 0;
         };
         let width = match dims.width {
@@ -92,18 +108,23 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         let work = work.map(|([rows, tokens, keys], [_, queries, _])| {
             let attention = of_attention(dims, tokens, queries, keys);
             let mlp = of_mlp(dims, tokens);
-            // The block's input is kept for the MLP.
-            let kept = if dims.parallel {
-                tokens * dims.d_model
-            } else {
-                0
+            // The layer's input is kept for a later sublayer.
+            let kept = match self.stages.needs_layer_input(stage.stage) {
+                true => tokens * dims.d_model,
+                false => 0,
             };
-            rows * match stage.stage {
-                Stage::Layer(_, Part::Block) => attention.max(mlp),
-                Stage::Layer(_, Part::Attention) => attention,
-                Stage::Layer(_, Part::Mlp) => mlp + kept,
+            let runs = match stage.stage {
+                Stage::Layer {
+                    step: Step::Run, ..
+                } => self.stages.sublayer(stage.stage).map(Sublayer::kind),
+                _ => None,
+            };
+            rows * match runs {
+                Some(SublayerKind::Attention) => attention,
+                Some(SublayerKind::Mlp) => mlp + kept,
+                Some(SublayerKind::Other) => attention.max(mlp) + kept,
                 // The stream before and after, and what is added or normalised.
-                _ => 3 * tokens * dims.d_model + kept,
+                None => 3 * tokens * dims.d_model + kept,
             }
         });
         let logits = match stage.stage {
@@ -143,21 +164,21 @@ fn of_mlp(dims: &ModelDims, tokens: usize) -> usize {
     tokens * (3 * dims.d_model + hidden * dims.d_mlp)
 }
 
-/// Bytes per number in the model's largest tensor, which is the dtype it computes in.
+/// The dtype of the model's largest tensor, which it computes in.
 ///
 /// Only among existing tensors, if there are any: weights that stay quantised would be dequantised
 /// for this.
-fn element_bytes<B: Backend, M: AlignableTransformer<B>>(model: &M) -> u64 {
+fn dtype<B: Backend, M: AlignableTransformer<B>>(model: &M) -> DType {
     struct Largest {
         lazy: bool,
         count: usize,
-        bytes: usize,
+        dtype: Option<DType>,
     }
     impl<B: Backend> ModuleVisitor<B> for Largest {
         fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
             let count = parameter.lazy_shape().num_elements();
             if count > self.count && (self.lazy || parameter.is_initialized()) {
-                (self.count, self.bytes) = (count, parameter.val().dtype().size());
+                (self.count, self.dtype) = (count, Some(parameter.val().dtype()));
             }
         }
     }
@@ -165,14 +186,12 @@ fn element_bytes<B: Backend, M: AlignableTransformer<B>>(model: &M) -> u64 {
         let mut largest = Largest {
             lazy,
             count: 0,
-            bytes: 0,
+            dtype: None,
         };
         model.visit(&mut largest);
-        largest.bytes
+        largest.dtype
     };
-    let bytes = match largest(false) {
-        0 => largest(true),
-        bytes => bytes,
-    };
-    bytes.max(2) as u64
+    largest(false)
+        .or_else(|| largest(true))
+        .unwrap_or(DType::F32)
 }

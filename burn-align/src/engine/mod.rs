@@ -44,6 +44,7 @@ mod stages;
 mod units;
 mod validate;
 mod wanted;
+mod zip;
 
 pub(crate) use devices::moved;
 pub use devices::replicate;

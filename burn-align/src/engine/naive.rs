@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::iter;
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, Site, Tap};
+use burn_align_models::{AlignableTransformer, Cx, Pass, Site, Tables, Tap};
 
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::{logit_units, stack_inputs};
 use super::non_finite::Watch;
 use super::plan::{Edit, Operand, Plan, Read, Resumed, WorldId, WorldInput};
-use super::stages::{Part, Stage};
+use super::stages::{Stage, Step};
 use super::validate::validate;
 use super::{Indices, PlanError, Results, Units};
 use crate::interventions::{Intervention, Operands};
@@ -150,28 +150,38 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
     fn resumed(&self, resumed: &Resumed<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         let mut x = resumed.x.clone();
         let [_batch, pos, _d_model] = x.dims();
-        let pass = self.model.begin(pos, &self.device);
-        let layers = self.model.dims().layers;
-        let at = |layer, component| Site::Block(layer, component);
+        let pass = Pass::new(pos, &self.device, &Tables::new());
+        let mut cx = Cx::new(tap, &pass);
+        let layers = self.model.layout().layers().len();
         let next = match resumed.stage {
-            Stage::Layer(layer, Part::Block | Part::Attention) => layer,
-            Stage::Layer(layer, part) => {
-                if part == Part::ResidualMid {
-                    x = tap.stream(at(layer, Component::ResidualMid), x);
+            Stage::Layer {
+                layer,
+                sublayer: 0,
+                step: Step::Run,
+            } => layer,
+            Stage::Layer {
+                layer,
+                sublayer,
+                step,
+            } => {
+                let first = match step {
+                    Step::Run => sublayer,
+                    Step::Queries | Step::Output | Step::Exit => sublayer + 1,
+                };
+                let exit = self.model.layout().sublayer(layer, sublayer).exit();
+                if let (Step::Exit, Some(component)) = (step, exit) {
+                    x = cx.stream(Site::Block(layer, component), x);
                 }
-                if let (Part::ResidualMid | Part::Mlp, Some(halves)) = (part, self.model.halves()) {
-                    let added = halves.mlp(layer, x.clone(), tap);
-                    x = x + tap.stream(at(layer, self.model.dims().added_by_mlp()), added);
-                }
-                x = tap.stream(at(layer, Component::BlockOutput), x);
+                x = self.model.sublayers_from(layer, first, x, &mut cx);
                 layer + 1
             }
             Stage::Embed | Stage::FinalNorm | Stage::Unembed => layers,
         };
         for layer in next..layers {
-            x = self.model.block(layer, x, &pass, tap);
+            x = self.model.layer(layer, x, &mut cx);
         }
-        self.model.unembed(self.model.final_norm(x, tap))
+        let x = self.model.final_norm(x);
+        self.model.unembed(cx.stream(Site::FinalNorm, x))
     }
 }
 

@@ -303,7 +303,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Search<'_, B, M
             Some(Need::UpTo(site)) => Some(site),
             Some(Need::Logits) => None,
         };
-        let (plan, stages) = (self.plan, self.schedule.stages);
+        let (plan, stages) = (self.plan, &self.schedule.stages);
         let mut watch = Watch::new(plan, world, until);
         match plan.input_of(world) {
             WorldInput::Features(x) => {

@@ -1,9 +1,7 @@
 //! Cached keys and values of positions that are no longer computed.
 
-use std::ops::Range;
-
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::{Component, Mixing, Site};
 
 use super::Units;
 use super::execute::logit_units;
@@ -29,48 +27,32 @@ pub(super) struct PastLayer<B: Backend> {
     pub(super) values: Tensor<B, 3>,
 }
 
-impl<B: Backend> Past<B> {
-    /// The same cache with other tensors, for other examples.
-    pub(super) fn map<A: Backend>(
-        &self,
-        starts: Vec<usize>,
-        tensor: impl Fn(&Tensor<B, 3>) -> Tensor<A, 3>,
-    ) -> Past<A> {
-        Past {
-            starts,
-            kv_heads: self.kv_heads,
-            layers: self
-                .layers
-                .iter()
-                .map(|kept| PastLayer {
-                    layer: kept.layer,
-                    keys: tensor(&kept.keys),
-                    values: tensor(&kept.values),
-                })
-                .collect(),
+/// The sites of the keys and values that are computed from a stage on, if the engine can pass them
+/// back to the model.
+pub(super) fn keys_values(
+    start: Stage,
+    stages: &Stages,
+    kv_heads: usize,
+) -> Option<KeysValueSites> {
+    if !stages.run_suffixes() {
+        return None;
+    }
+    let mut layers = Vec::new();
+    for stage in stages.mixing_stages().filter(|stage| *stage >= start) {
+        let (Stage::Layer { layer, .. }, Some(sublayer)) = (stage, stages.sublayer(stage)) else {
+            continue;
+        };
+        if let Mixing::Causal { .. } = sublayer.mixing() {
+            layers.push((layer, sublayer.attended_keys()?));
         }
     }
-}
-
-/// The sites of the keys and values that blocks compute from a stage on, if the engine can pass
-/// them back to the model.
-pub(super) fn keys_values<B: Backend, M: AlignableTransformer<B>>(
-    start: Stage,
-    model: &M,
-) -> Option<KeysValueSites> {
-    let dims = model.dims();
-    let first = Stages::new(model).first_attention(start)?;
-    model.suffixes().map(|_| KeysValueSites {
-        layers: first..dims.layers,
-        key: dims.attended_keys(),
-        kv_heads: dims.kv_heads,
-    })
+    (!layers.is_empty()).then_some(KeysValueSites { layers, kv_heads })
 }
 
 /// Where the keys and values of the remaining layers are.
 pub(super) struct KeysValueSites {
-    layers: Range<usize>,
-    key: Component,
+    /// Layers, with the component of their keys.
+    layers: Vec<(usize, Component)>,
     kv_heads: usize,
 }
 
@@ -127,12 +109,12 @@ impl<B: Backend> Freezer<'_, B> {
                 true => Units::positions(0..longest),
                 false => Units::ALL,
             };
-            let reads = sites.layers.clone().map(|layer| {
-                let reads = [sites.key, Component::ValueOutput].map(|component| {
-                    let site = Site::Block(layer, component);
+            let reads = sites.layers.iter().map(|(layer, key)| {
+                let reads = [*key, Component::ValueOutput].map(|component| {
+                    let site = Site::Block(*layer, component);
                     prefix.read(self.plan.world_id(world), site, before.clone())
                 });
-                (layer, reads)
+                (*layer, reads)
             });
             Some(PastReads {
                 layers: reads.collect(),

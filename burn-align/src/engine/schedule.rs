@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::Site;
+use burn_align_models::{Mixing, Site};
 
 use super::layout::{Edited, Layout, lower};
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
-use super::stages::{Part, Stage, Stages};
+use super::stages::{Stage, Stages, Step};
 use super::wanted::Uses;
 
 /// How far a world must be run.
@@ -27,7 +27,7 @@ impl Need {
     }
 
     /// The last stage that is run.
-    pub(super) fn stage(self, stages: Stages) -> Stage {
+    pub(super) fn stage(self, stages: &Stages) -> Stage {
         match self {
             Self::UpTo(site) => stages.of(site),
             Self::Logits => Stage::Unembed,
@@ -62,9 +62,12 @@ impl StageGroups {
     }
 
     /// Where the positions of an activation are.
-    pub(super) fn layout_at(&self, stages: Stages, site: Site) -> &Layout {
+    pub(super) fn layout_at(&self, stages: &Stages, site: Site) -> &Layout {
         match stages.of_use(site) {
-            Stage::Layer(_, Part::Queries) => self.given(),
+            Stage::Layer {
+                step: Step::Queries,
+                ..
+            } => self.given(),
             _ => &self.layout,
         }
     }
@@ -94,7 +97,7 @@ impl Schedule {
     /// - `is_kept`: whether an operand is available already
     pub(super) fn new<B: Backend>(
         plan: &Plan<B>,
-        stages: Stages,
+        stages: &Stages,
         reads: &[usize],
         is_kept: &dyn Fn(&Operand) -> bool,
     ) -> Result<Self, Site> {
@@ -114,7 +117,7 @@ impl Schedule {
             passes,
             pass_of,
             needs,
-            stages,
+            stages: stages.clone(),
         })
     }
 
@@ -262,7 +265,7 @@ impl Pass {
         plan: &Plan<B>,
         worlds: &[WorldId],
         needs: &[Option<Need>],
-        model: Stages,
+        model: &Stages,
     ) -> Self {
         let mut stages: Vec<StageGroups> = Vec::new();
         // Before the first stage, worlds on the same input are equal.
@@ -273,6 +276,7 @@ impl Pass {
         let inputs = worlds.iter().map(|world| plan.input_of(*world).pos());
         let pos = inputs.max().unwrap_or(0);
         let start = plan.start();
+        let suffixes = model.run_suffixes();
         let patterns = pattern_stages(plan, model);
         let uses = Uses::new(plan, needs, model);
         let mut edited: Vec<Edited> = plan
@@ -317,19 +321,23 @@ impl Pass {
             let edited: Vec<&Edited> = edited.collect();
             // The embedding consists of whole rows, and taps get attention patterns as wholes.
             let mut queries = None;
-            let layout = if !model.suffixes || stage == Stage::Embed || patterns.contains(&stage) {
-                Layout::whole(plan, &groups, pos)
-            } else if stage.is_by_position() {
-                let wanted = uses.wanted(plan, needs, stage, &groups);
-                Layout::by_position(plan, &groups, pos, &edited, &wanted)
-            } else if let Stage::Layer(layer, Part::Attention) = stage {
-                let of_queries = Stage::Layer(layer, Part::Queries);
-                let wanted = uses.wanted(plan, needs, of_queries, &groups);
-                let layout;
-                (layout, queries) = Layout::with_queries(plan, &groups, pos, &edited, &wanted);
-                layout
-            } else {
-                Layout::with_suffixes(plan, &groups, pos, &edited)
+            let layout = match (model.mixing(stage), stage) {
+                _ if !suffixes || patterns.contains(&stage) => Layout::whole(plan, &groups, pos),
+                (Mixing::Rows, _) => Layout::whole(plan, &groups, pos),
+                (Mixing::None, _) => {
+                    let wanted = uses.wanted(plan, needs, stage, &groups);
+                    Layout::by_position(plan, &groups, pos, &edited, &wanted)
+                }
+                // What replaces the stream replaces all of it.
+                (Mixing::Causal { .. }, _) if !model.adds(stage) => {
+                    Layout::with_suffixes(plan, &groups, pos, &edited)
+                }
+                (Mixing::Causal { .. }, stage) => {
+                    let wanted = uses.wanted(plan, needs, stage.queries(), &groups);
+                    let layout;
+                    (layout, queries) = Layout::with_queries(plan, &groups, pos, &edited, &wanted);
+                    layout
+                }
             };
             stages.push(StageGroups {
                 stage,
@@ -343,7 +351,7 @@ impl Pass {
 }
 
 /// The stages in which attention scores or weights are read or changed.
-fn pattern_stages<B: Backend>(plan: &Plan<B>, model: Stages) -> BTreeSet<Stage> {
+fn pattern_stages<B: Backend>(plan: &Plan<B>, model: &Stages) -> BTreeSet<Stage> {
     let edits = plan.worlds.iter().flat_map(|world| &world.edits);
     let of_edits = edits.flat_map(|edit| match &edit.operand {
         Operand::Activation { site, .. } => vec![edit.site, *site],

@@ -1,221 +1,265 @@
 //! The steps of a pass, between which the batch can change.
 //!
 //! The smaller the steps, the later a world must leave the others: one that is first edited at a
-//! layer's MLP output shares the layer's attention and MLP with the rest.
+//! layer's MLP output shares the layer's attention and MLP with the rest. All of it follows from the
+//! model's [`ModelLayout`].
 
-use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::{
+    Mixing, ModelLayout, Place, Positions, Reads, Site, Sublayer, SublayerOutput,
+};
 
 /// A step of a pass. The batch can change only between stages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Stage {
     Embed,
-    Layer(usize, Part),
+    Layer {
+        layer: usize,
+        sublayer: usize,
+        step: Step,
+    },
     FinalNorm,
     Unembed,
 }
 
-/// A part of a layer, in the order in which a pass reaches it.
+/// A step of a sublayer, in the order in which a pass reaches it.
 ///
-/// Where the engine itself handles the output of a block, or of one of its halves, a world that is
-/// first edited there shares everything before it with the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
-    /// The block, if the model does not split it into halves.
-    Block,
-    /// The attention, starting at the block's input.
-    Attention,
+/// The engine itself handles what a sublayer adds to the stream, and the stream afterwards, so a world
+/// that is first edited there shares everything before it with the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Step {
+    /// The model runs the sublayer. In the first one of a layer, starting at the layer's entry.
+    Run,
     /// What an attention computes for the querying tokens only. It is not a stage, but a point at
     /// which activations are used.
     Queries,
-    /// What attention adds to the residual stream.
-    AttentionOutput,
-    /// The residual stream between the halves.
-    ResidualMid,
-    /// The MLP.
-    Mlp,
-    /// What the MLP adds to the residual stream.
-    MlpOutput,
-    /// The residual stream after the block.
-    BlockOutput,
+    /// What the sublayer returns is added to the stream.
+    Output,
+    /// The stream after the sublayer.
+    Exit,
 }
 
 impl Stage {
-    /// Whether each position depends on itself alone.
-    pub(super) fn is_by_position(self) -> bool {
-        !matches!(
-            self,
-            Self::Embed | Self::Layer(_, Part::Block | Part::Attention)
-        )
+    /// The point at which what only querying tokens have is used, in a stage in which a sublayer is
+    /// run.
+    pub(super) fn queries(self) -> Self {
+        match self {
+            Self::Layer {
+                layer,
+                sublayer,
+                step: Step::Run,
+            } => Self::Layer {
+                layer,
+                sublayer,
+                step: Step::Queries,
+            },
+            other => other,
+        }
     }
 }
 
 /// The stages of a model.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stages {
-    layers: usize,
-    /// Whether a block returns exactly the activation at its output.
-    outputs: bool,
-    /// Whether blocks accept suffixes of rows.
-    pub(super) suffixes: bool,
-    /// Whether blocks are split into halves.
-    halves: bool,
-    /// Whether both halves read the block's input.
-    parallel: bool,
-    /// Whether halves have norms on their outputs.
-    post_norms: bool,
+    layout: ModelLayout,
 }
 
 impl Stages {
-    pub(super) fn new<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Self {
-        let outputs = model.block_output_is_stream();
+    pub(super) fn new(layout: &ModelLayout) -> Self {
         Self {
-            layers: model.dims().layers,
-            outputs,
-            suffixes: model.suffixes().is_some(),
-            halves: outputs && model.halves().is_some(),
-            parallel: model.dims().parallel,
-            post_norms: model.dims().post_norms,
+            layout: layout.clone(),
         }
     }
 
-    /// The stage that a site belongs to.
-    pub(super) fn of(self, site: Site) -> Stage {
-        match site {
-            Site::Embedding => Stage::Embed,
-            Site::Block(layer, component) => Stage::Layer(layer, self.part_of(component)),
-            Site::FinalNorm => Stage::FinalNorm,
-        }
+    /// The stage that a site belongs to. The model must have the site.
+    pub(super) fn of(&self, site: Site) -> Stage {
+        self.at(site, |_positions| Step::Run)
     }
 
     /// Where a site is used: at its stage or, within an attention, after keys and values.
-    pub(super) fn of_use(self, site: Site) -> Stage {
-        match (self.of(site), site) {
-            (
-                Stage::Layer(layer, Part::Attention),
-                Site::Block(
-                    _,
-                    Component::QueryOutput
-                    | Component::QueryNorm
-                    | Component::RotaryQuery
-                    | Component::AttentionValueOutput
-                    | Component::AttentionOutput,
-                ),
-            ) => Stage::Layer(layer, Part::Queries),
-            (stage, _) => stage,
+    pub(super) fn of_use(&self, site: Site) -> Stage {
+        self.at(site, |positions| match positions {
+            Positions::All => Step::Run,
+            Positions::Queries => Step::Queries,
+        })
+    }
+
+    fn at(&self, site: Site, inside: impl Fn(Positions) -> Step) -> Stage {
+        let (layer, component) = match site {
+            Site::Embedding => return Stage::Embed,
+            Site::FinalNorm => return Stage::FinalNorm,
+            Site::Block(layer, component) => (layer, component),
+        };
+        let place = self.layout.layers()[layer].place(component);
+        let (sublayer, place) = place.expect("sites are checked when a plan is validated");
+        let step = match place {
+            Place::Entry => Step::Run,
+            Place::Inside(positions) => inside(positions),
+            Place::Output => Step::Output,
+            Place::Exit => Step::Exit,
+        };
+        Stage::Layer {
+            layer,
+            sublayer,
+            step,
         }
     }
 
-    fn part_of(self, component: Component) -> Part {
-        match component {
-            Component::BlockOutput if self.outputs => Part::BlockOutput,
-            _ if !self.halves => Part::Block,
-            Component::BlockInput
-            | Component::AttentionInput
-            | Component::QueryOutput
-            | Component::KeyOutput
-            | Component::ValueOutput
-            | Component::QueryNorm
-            | Component::KeyNorm
-            | Component::RotaryQuery
-            | Component::RotaryKey
-            | Component::AttentionScores
-            | Component::AttentionWeights
-            | Component::AttentionValueOutput => Part::Attention,
-            Component::AttentionOutput if self.post_norms => Part::Attention,
-            Component::AttentionOutput | Component::AttentionPostNorm => Part::AttentionOutput,
-            Component::ResidualMid => Part::ResidualMid,
-            Component::MlpInput | Component::MlpActivation => Part::Mlp,
-            Component::MlpOutput if self.post_norms => Part::Mlp,
-            Component::MlpOutput | Component::MlpPostNorm => Part::MlpOutput,
-            Component::BlockOutput => Part::BlockOutput,
+    /// The sublayer that a stage belongs to.
+    pub(super) fn sublayer(&self, stage: Stage) -> Option<&Sublayer> {
+        match stage {
+            Stage::Layer {
+                layer, sublayer, ..
+            } => Some(self.layout.sublayer(layer, sublayer)),
+            Stage::Embed | Stage::FinalNorm | Stage::Unembed => None,
+        }
+    }
+
+    /// Whether what a sublayer returns is added to the stream.
+    pub(super) fn adds(&self, stage: Stage) -> bool {
+        let output = self.sublayer(stage).map(Sublayer::output);
+        matches!(output, Some(SublayerOutput::Adds(_)))
+    }
+
+    /// How positions depend on each other in a stage.
+    pub(super) fn mixing(&self, stage: Stage) -> Mixing {
+        match (stage, self.sublayer(stage)) {
+            (Stage::Embed, _) => Mixing::Rows,
+            (
+                Stage::Layer {
+                    step: Step::Run, ..
+                },
+                Some(sublayer),
+            ) => sublayer.mixing(),
+            _ => Mixing::None,
+        }
+    }
+
+    /// Whether rows can be suffixes of others: no sublayer needs whole rows.
+    pub(super) fn run_suffixes(&self) -> bool {
+        let sublayers = self
+            .layout
+            .layers()
+            .iter()
+            .flat_map(|layer| layer.sublayers());
+        let mut mixing = sublayers.map(Sublayer::mixing);
+        mixing.all(|mixing| mixing != Mixing::Rows)
+    }
+
+    /// Whether a layer's input is used in a stage or after it.
+    pub(super) fn needs_layer_input(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::Layer {
+                layer,
+                sublayer,
+                step: Step::Run,
+            } => self.layout.layers()[layer].reads_input_from(sublayer),
+            Stage::Layer {
+                layer, sublayer, ..
+            } => self.layout.layers()[layer].reads_input_from(sublayer + 1),
+            Stage::Embed | Stage::FinalNorm | Stage::Unembed => false,
         }
     }
 
     /// Every stage.
-    pub(super) fn all(self) -> impl Iterator<Item = Stage> {
-        const WHOLE: [Part; 2] = [Part::Block, Part::BlockOutput];
-        const HALVES: [Part; 6] = [
-            Part::Attention,
-            Part::AttentionOutput,
-            Part::ResidualMid,
-            Part::Mlp,
-            Part::MlpOutput,
-            Part::BlockOutput,
-        ];
-        const PARALLEL: [Part; 5] = [
-            Part::Attention,
-            Part::AttentionOutput,
-            Part::Mlp,
-            Part::MlpOutput,
-            Part::BlockOutput,
-        ];
-        let parts: &[Part] = match (self.halves, self.parallel) {
-            (false, _) => &WHOLE,
-            (true, false) => &HALVES,
-            (true, true) => &PARALLEL,
-        };
-        let layers = (0..self.layers)
-            .flat_map(move |layer| parts.iter().map(move |part| Stage::Layer(layer, *part)));
-        [Stage::Embed]
-            .into_iter()
-            .chain(layers)
-            .chain([Stage::FinalNorm, Stage::Unembed])
+    pub(super) fn all(&self) -> impl Iterator<Item = Stage> + '_ {
+        let layers = self.layout.layers().iter().enumerate();
+        let layers = layers.flat_map(|(layer, layout)| {
+            let sublayers = layout.sublayers().iter().enumerate();
+            sublayers.flat_map(move |(index, sublayer)| {
+                let adds = matches!(sublayer.output(), SublayerOutput::Adds(_));
+                let steps = [
+                    Some(Step::Run),
+                    adds.then_some(Step::Output),
+                    sublayer.exit().map(|_| Step::Exit),
+                ];
+                steps.into_iter().flatten().map(move |step| Stage::Layer {
+                    layer,
+                    sublayer: index,
+                    step,
+                })
+            })
+        });
+        let ends = [Stage::FinalNorm, Stage::Unembed];
+        [Stage::Embed].into_iter().chain(layers).chain(ends)
     }
 
-    /// The next stage after this one that mixes positions.
-    pub(super) fn next_attention(self, stage: Stage) -> Option<Stage> {
-        let attention = match self.halves {
-            true => Part::Attention,
-            false => Part::Block,
-        };
-        let layer = match stage {
-            Stage::Embed => 0,
-            Stage::Layer(layer, _) => layer + 1,
-            Stage::FinalNorm | Stage::Unembed => return None,
-        };
-        (layer < self.layers).then_some(Stage::Layer(layer, attention))
+    /// The stages that mix positions, in order.
+    pub(super) fn mixing_stages(&self) -> impl Iterator<Item = Stage> + '_ {
+        self.all()
+            .filter(|stage| self.mixing(*stage) != Mixing::None)
+            .skip(1)
     }
 
     /// Where a run can resume before a stage: at which stage, and with the residual stream of which
-    /// site.
-    pub(super) fn residual_before(self, stage: Stage) -> Option<(Stage, Site)> {
-        let after = |layer| Site::Block(layer, Component::BlockOutput);
-        let before = |layer: usize| layer.checked_sub(1).map_or(Site::Embedding, after);
-        let (start, site) = match stage {
-            Stage::Embed | Stage::Unembed => return None,
-            Stage::Layer(layer, Part::Block | Part::Attention) => (stage, before(layer)),
-            Stage::Layer(layer, Part::Queries | Part::AttentionOutput) => {
-                (Stage::Layer(layer, Part::Attention), before(layer))
-            }
-            // The stream between the halves does not have what the second one reads.
-            Stage::Layer(layer, Part::ResidualMid | Part::Mlp | Part::MlpOutput)
-                if self.parallel =>
-            {
-                (Stage::Layer(layer, Part::Attention), before(layer))
-            }
-            Stage::Layer(layer, Part::ResidualMid | Part::Mlp) => {
-                (stage, Site::Block(layer, Component::ResidualMid))
-            }
-            Stage::Layer(layer, Part::MlpOutput) => (
-                Stage::Layer(layer, Part::Mlp),
-                Site::Block(layer, Component::ResidualMid),
-            ),
-            Stage::Layer(layer, Part::BlockOutput) => (stage, after(layer)),
-            Stage::FinalNorm => (stage, after(self.layers.checked_sub(1)?)),
+    /// site. `None` if the stream is not an activation on the way there.
+    pub(super) fn residual_before(&self, stage: Stage) -> Option<(Stage, Site)> {
+        let run = |layer, sublayer| Stage::Layer {
+            layer,
+            sublayer,
+            step: Step::Run,
         };
-        self.outputs.then_some((start, site))
+        let exit = |layer: usize, sublayer: usize| {
+            let exit = self.layout.sublayer(layer, sublayer).exit();
+            exit.map(|component| Site::Block(layer, component))
+        };
+        let after = |layer: usize| {
+            let last = self.layout.layers()[layer]
+                .sublayers()
+                .len()
+                .checked_sub(1)?;
+            exit(layer, last)
+        };
+        match stage {
+            Stage::Embed | Stage::Unembed => None,
+            Stage::FinalNorm => match self.layout.layers().len() {
+                0 => None,
+                layers => Some((stage, after(layers - 1)?)),
+            },
+            Stage::Layer {
+                layer,
+                sublayer,
+                step,
+            } => match step {
+                // The stream does not have what a later sublayer reads.
+                Step::Exit if self.needs_layer_input(stage) => self.residual_before(run(layer, 0)),
+                Step::Exit => Some((stage, exit(layer, sublayer)?)),
+                Step::Queries | Step::Output => self.residual_before(run(layer, sublayer)),
+                Step::Run if sublayer > 0 => match exit(layer, sublayer - 1) {
+                    Some(site) if !self.needs_layer_input(stage) => Some((stage, site)),
+                    _ => self.residual_before(run(layer, sublayer - 1)),
+                },
+                Step::Run if layer > 0 => Some((stage, after(layer - 1)?)),
+                Step::Run => {
+                    let is_activation = self.layout.stream_is_activation();
+                    is_activation.then_some((stage, Site::Embedding))
+                }
+            },
+        }
     }
 
-    /// The first layer whose keys and values are computed when starting from a stage.
-    pub(super) fn first_attention(self, start: Stage) -> Option<usize> {
-        let first = match start {
-            Stage::Layer(layer, Part::Block | Part::Attention) => layer,
-            _ => match self.next_attention(start)? {
-                Stage::Layer(layer, _) => layer,
-                _ => return None,
-            },
+    /// The name of a stage, for people.
+    pub(super) fn name(&self, stage: Stage) -> String {
+        let (Stage::Layer { layer, step, .. }, Some(sublayer)) = (stage, self.sublayer(stage))
+        else {
+            return match stage {
+                Stage::Embed => Site::Embedding.to_string(),
+                Stage::FinalNorm => Site::FinalNorm.to_string(),
+                _ => "unembed".to_owned(),
+            };
         };
-        (first < self.layers).then_some(first)
+        let component = match (step, sublayer.output()) {
+            (Step::Output, SublayerOutput::Adds(component)) => Some(component),
+            (Step::Exit, _) => sublayer.exit(),
+            _ => None,
+        };
+        match component {
+            Some(component) => Site::Block(layer, component).to_string(),
+            None => format!("layer {layer} {}", sublayer.name()),
+        }
+    }
+
+    /// What a sublayer reads.
+    pub(super) fn reads(&self, stage: Stage) -> Reads {
+        self.sublayer(stage).map_or(Reads::Stream, Sublayer::reads)
     }
 }

@@ -50,16 +50,16 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
 ) -> Result<Schedule, PlanError> {
-    check_inputs(plan, model.dims(), model.input_kinds())?;
+    check_inputs(plan, model.dims(), model.layout().inputs())?;
     // Done first, because an edit may use a world that comes later.
     for world in &plan.worlds {
         check_id("input", world.input.0, world.input.1, &plan.marks.inputs)?;
     }
-    let stages = Stages::new(model);
+    let stages = Stages::new(model.layout());
     let checker = Checker {
         plan,
         model,
-        stages,
+        stages: &stages,
     };
     for (world, edits) in plan
         .world_ids()
@@ -114,7 +114,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
         }
     }
     let reads: Vec<usize> = plan.open_reads().map(|(index, _)| index).collect();
-    Schedule::new(plan, stages, &reads, &|_| false).map_err(|site| PlanError::Circular { site })
+    Schedule::new(plan, &stages, &reads, &|_| false).map_err(|site| PlanError::Circular { site })
 }
 
 fn check_inputs<B: Backend>(
@@ -261,17 +261,17 @@ fn broadcast(found: [usize; 3], expected: [usize; 3]) -> [usize; 3] {
 struct Checker<'a, B: Backend, M> {
     plan: &'a Plan<B>,
     model: &'a M,
-    stages: Stages,
+    stages: &'a Stages,
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
     /// What an intervention gets of these units: `[batch, unit, d_site]`.
     fn shape(&self, world: WorldId, site: Site, units: &Units) -> Result<[usize; 3], PlanError> {
-        let dims = self.model.dims();
-        let SiteDims { heads, width } = self.model.site(site).ok_or(PlanError::NoSuchSite {
+        let layout = self.model.layout();
+        let SiteDims { heads, width } = layout.site(site).ok_or(PlanError::NoSuchSite {
             site,
-            layers: dims.layers,
-            lacks: dims.lacks(site),
+            layers: layout.layers().len(),
+            lacks: layout.lacks(site),
         })?;
         if self.stages.of(site) < self.plan.start() {
             return Err(PlanError::NotReached { site });

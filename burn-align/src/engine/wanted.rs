@@ -16,8 +16,10 @@ use super::stages::{Stage, Stages};
 use super::{Indices, Units};
 
 /// Where activations and logits of worlds are used.
-pub(super) struct Uses {
-    stages: Stages,
+pub(super) struct Uses<'s> {
+    stages: &'s Stages,
+    /// The stages that mix positions, in order.
+    mixing: Vec<Stage>,
     /// For each world: stages and positions.
     of_world: Vec<Vec<(Stage, Indices)>>,
 }
@@ -25,8 +27,12 @@ pub(super) struct Uses {
 /// For each input and each of its examples: the first position that is needed.
 pub(super) type Wanted = BTreeMap<InputId, Vec<usize>>;
 
-impl Uses {
-    pub(super) fn new<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>], stages: Stages) -> Self {
+impl<'s> Uses<'s> {
+    pub(super) fn new<B: Backend>(
+        plan: &Plan<B>,
+        needs: &[Option<Need>],
+        stages: &'s Stages,
+    ) -> Self {
         let mut of_world: Vec<Vec<(Stage, Indices)>> = vec![Vec::new(); plan.worlds.len()];
         let mut add = |world: WorldId, stage, units: &Units| {
             of_world[world.0].push((stage, units.positions.clone()));
@@ -51,7 +57,11 @@ impl Uses {
                 }
             }
         }
-        Self { stages, of_world }
+        Self {
+            stages,
+            mixing: stages.mixing_stages().collect(),
+            of_world,
+        }
     }
 
     /// What is needed of the rows of a stage, in this stage and later ones.
@@ -62,7 +72,7 @@ impl Uses {
         stage: Stage,
         groups: &[Group],
     ) -> Wanted {
-        let next = self.stages.next_attention(stage);
+        let next = self.mixing.iter().find(|mixing| **mixing > stage);
         let mut wanted = Wanted::new();
         for world in groups.iter().flat_map(|group| &group.worlds) {
             let input = plan.worlds[world.0].input;
@@ -71,7 +81,7 @@ impl Uses {
                 .entry(input)
                 .or_insert_with(|| vec![usize::MAX; batch]);
             let goes_on = next.is_some_and(|next| {
-                needs[world.0].is_some_and(|need| need.stage(self.stages) >= next)
+                needs[world.0].is_some_and(|need| need.stage(self.stages) >= *next)
             });
             if goes_on {
                 firsts.fill(0);

@@ -360,12 +360,13 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
     }
     for (index, representation) in config.representations.iter().enumerate() {
         let site = representation.place();
-        let Some(dims) = model.site(site) else {
+        let layout = model.layout();
+        let Some(dims) = layout.site(site) else {
             return Err(AlignError::NoSuchSite {
                 representation: index,
                 site,
                 layers: model.dims().layers,
-                lacks: model.dims().lacks(site),
+                lacks: layout.lacks(site),
             });
         };
         // A model may have a single head, for example for the keys of multi-query attention.
@@ -377,7 +378,7 @@ fn check_config<B: Backend, M: AlignableTransformer<B>>(
                 unit: representation.unit,
             });
         }
-        if representation.unit == Unit::Step && !model.layers_are_steps() {
+        if representation.unit == Unit::Step && !layout.layers_are_steps() {
             return Err(AlignError::NoTimeSteps {
                 representation: index,
             });

@@ -108,7 +108,7 @@ pub enum PathError {
         "the model does not say what each head adds to the residual stream. With a norm after the \
          attention (Gemma 2 and 3, OLMo 2), only the sum of the heads is added: use \
          Mlps::Recomputed or patch_paths. In a model of your own, implement \
-         AlignableTransformer::head_mixed and head_output"
+         ByHead and return it from AlignableTransformer::by_head"
     )]
     NoHeadOutput,
     /// The plan cannot be run.

@@ -6,14 +6,14 @@ use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;
 
 use super::super::attention::{
-    Attend, CausalPass, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
+    Attend, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
 };
 use super::super::norm::{layer_norm, root_mean_square};
 use super::super::projection::{affine, affine_quantized};
 use crate::nn::{Activation, RotaryConfig, RotaryScaling};
 use crate::quants::BlockFormat;
 use crate::quants::tests::any_matrix;
-use crate::tap::NoTap;
+use crate::{Cx, NoTap, Pass, Tables};
 
 /// Differentiated twice, Flex is not recognised.
 type Portable = Autodiff<Autodiff<Flex>>;
@@ -246,15 +246,15 @@ fn attention<B: Backend>(
     window: Option<usize>,
 ) -> Tensor<B, 4> {
     let [_batch, _head, pos, _d_head] = q.dims();
-    let pass = CausalPass::new(pos, window, Vec::new(), &q.device());
+    let pass = Pass::new(pos, &q.device(), &Tables::new());
     let how = Attend {
         layer: 0,
         scale: 0.7,
         cap: None,
-        windowed: window.is_some(),
-        pass: &pass,
+        window,
+        fused: false,
     };
-    attend(q, k, v, &how, &mut NoTap)
+    attend(q, k, v, &how, &mut Cx::new(&mut NoTap, &pass))
 }
 
 /// The gradients of a weighted sum of the results of a function of some tensors.

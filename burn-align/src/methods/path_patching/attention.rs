@@ -6,9 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, ModelDims};
+use burn_align_models::{AlignableTransformer, ByHead, ModelDims, Pass, Tables};
 
-use super::frozen::{Clean, sum};
+use super::frozen::{Clean, by_head, sum};
 use super::{PathPatch, Receiver, ReceiverInput, Sender};
 use crate::engine::Indices;
 use crate::paths::PathError;
@@ -57,8 +57,9 @@ pub(super) fn changes<B: Backend, M: AlignableTransformer<B>>(
     let mut changes = BTreeMap::new();
     for (receivers, (layer, which)) in to_same {
         let attention = Receiving {
-            model,
-            pass: model.begin(pos, &model.device()),
+            dims: model.dims(),
+            heads: by_head(model)?,
+            pass: Pass::new(pos, &model.device(), &Tables::new()),
             clean,
             layer,
             receivers,
@@ -68,7 +69,7 @@ pub(super) fn changes<B: Backend, M: AlignableTransformer<B>>(
                 let senders: Vec<&Sender> = patches[*index].senders.iter().collect();
                 sum(&senders, differences)
             });
-            let change = attention.change(&added.collect::<Vec<_>>())?;
+            let change = attention.change(&added.collect::<Vec<_>>());
             for (number, index) in together.iter().enumerate() {
                 changes.insert(*index, change.clone().narrow(0, number * batch, batch));
             }
@@ -78,23 +79,24 @@ pub(super) fn changes<B: Backend, M: AlignableTransformer<B>>(
 }
 
 /// A layer's attention, some of whose inputs receive.
-struct Receiving<'a, B: Backend, M: AlignableTransformer<B>> {
-    model: &'a M,
-    pass: M::Pass,
+struct Receiving<'a, B: Backend> {
+    dims: &'a ModelDims,
+    heads: &'a dyn ByHead<B>,
+    pass: Pass<B>,
     clean: &'a Clean<'a, B>,
     layer: usize,
     receivers: &'a [Receiver],
 }
 
-impl<B: Backend, M: AlignableTransformer<B>> Receiving<'_, B, M> {
+impl<B: Backend> Receiving<'_, B> {
     /// The change in the attention's output if these are added to the stream, stacked along the
     /// batch axis.
-    fn change(&self, added: &[Tensor<B, 3>]) -> Result<Tensor<B, 3>, PathError> {
+    fn change(&self, added: &[Tensor<B, 3>]) -> Tensor<B, 3> {
         let stream = self.clean.streams[&self.layer].clone();
         let base = Tensor::cat(vec![stream; added.len()], 0);
         let added = Tensor::cat(added.to_vec(), 0);
         let mut change: Option<Tensor<B, 3>> = None;
-        for head in self.heads(self.model.dims()) {
+        for head in self.receiving_heads() {
             let streams = self.received_by(head).map(|positions| {
                 if positions.is_empty() {
                     return base.clone();
@@ -108,41 +110,38 @@ impl<B: Backend, M: AlignableTransformer<B>> Receiving<'_, B, M> {
                 let [batch, ..] = mask.dims();
                 base.clone() + added.clone() * mask.repeat_dim(0, rows / batch)
             });
-            let mixed = self.mixed(head, streams)? - self.mixed_before(head, &base)?;
-            let output = self.model.head_output(self.layer, head, mixed);
-            let output = output.ok_or(PathError::NoHeadOutput)?;
+            let mixed = self.mixed(head, streams) - self.mixed_before(head, &base);
+            let output = self.heads.head_output(self.layer, head, mixed);
             change = Some(match change {
                 Some(change) => change + output,
                 None => output,
             });
         }
-        Ok(change.expect("a patch has a receiver"))
+        change.expect("a patch has a receiver")
     }
 
-    fn mixed(&self, head: usize, streams: [Tensor<B, 3>; 3]) -> Result<Tensor<B, 3>, PathError> {
-        let mixed = self.model.head_mixed(self.layer, head, streams, &self.pass);
-        mixed.ok_or(PathError::NoHeadOutput)
+    fn mixed(&self, head: usize, streams: [Tensor<B, 3>; 3]) -> Tensor<B, 3> {
+        (self.heads).head_mixed(self.layer, head, streams, &self.pass)
     }
 
     /// What a head mixes in the base, repeated as often as `base` repeats the base.
-    fn mixed_before(&self, head: usize, base: &Tensor<B, 3>) -> Result<Tensor<B, 3>, PathError> {
+    fn mixed_before(&self, head: usize, base: &Tensor<B, 3>) -> Tensor<B, 3> {
         let batch = self.clean.base.batch();
         let [rows, ..] = base.dims();
         let once = base.clone().narrow(0, 0, batch);
-        let mixed = self.mixed(head, [once.clone(), once.clone(), once])?;
-        Ok(mixed.repeat_dim(0, rows / batch))
+        let mixed = self.mixed(head, [once.clone(), once.clone(), once]);
+        mixed.repeat_dim(0, rows / batch)
     }
 
     /// The query heads that receive through any of their inputs.
-    fn heads(&self, dims: &ModelDims) -> Vec<usize> {
+    fn receiving_heads(&self) -> Vec<usize> {
         let receives = |head: &usize| self.received_by(*head).iter().any(|at| !at.is_empty());
-        (0..dims.heads).filter(receives).collect()
+        (0..self.dims.heads).filter(receives).collect()
     }
 
     /// The positions at which queries, keys and values of a query head receive.
     fn received_by(&self, head: usize) -> [Vec<&Indices>; 3] {
-        let dims = self.model.dims();
-        let kv_head = head / (dims.heads / dims.kv_heads);
+        let kv_head = head / (self.dims.heads / self.dims.kv_heads);
         let layer = self.layer;
         let inputs = [
             ReceiverInput::Query { layer, head },

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_align_models::{AlignableTransformer, Component, ModelDims, NoTap, Site, TokenBatch};
+use burn_align_models::{AlignableTransformer, ByHead, Component, ModelDims, Site, TokenBatch};
 
 use super::sender_receiver::reaches;
 use super::{PathEffects, PathPatch, ReceiverInput, Sender, attention};
@@ -186,8 +186,7 @@ impl<'a, B: Backend> Clean<'a, B> {
             Node::Head { layer, head } => {
                 let own = |x: &Tensor<B, 3>| x.clone().narrow(2, head * self.d_head, self.d_head);
                 let mixed = own(source) - own(base); // [batch, unit, d_head]
-                let output = model.head_output(layer, head, mixed);
-                output.ok_or(PathError::NoHeadOutput)?
+                by_head(model)?.head_output(layer, head, mixed)
             }
             _ => source.clone() - base.clone(),
         };
@@ -277,7 +276,7 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
         });
         let count = patches_together.len();
         let x = Tensor::cat(rows.collect(), 0).reshape([1, count * batch, d_model]);
-        let x = model.final_norm(x, &mut NoTap);
+        let x = model.final_norm(x);
         let logits = model.unembed(x).squeeze_dim::<2>(0); // [patch * batch, vocab]
         for patch in 0..count {
             let own = logits.clone().narrow(0, patch * batch, batch);
@@ -364,4 +363,12 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
         .into_iter()
         .map(|read| metric(results.get(read).squeeze_dim(1)).mean());
     Ok((plan, values.collect()))
+}
+
+/// The heads of a model in which each adds something of its own to the residual stream.
+pub(super) fn by_head<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+) -> Result<&dyn ByHead<B>, PathError> {
+    let heads = model.by_head().filter(|_| !model.dims().post_norms);
+    heads.ok_or(PathError::NoHeadOutput)
 }

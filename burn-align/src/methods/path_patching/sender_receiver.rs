@@ -265,9 +265,7 @@ pub fn path_patch<B: Backend, M: AlignableTransformer<B>>(
     check_positions(model, base, patches)?;
     let mut senders = patches.iter().flat_map(|patch| &patch.senders);
     if mlps == Mlps::Frozen && senders.any(|sender| matches!(sender.node, Node::Head { .. })) {
-        let mixed = Tensor::zeros([1, 1, model.dims().d_head], &model.device());
-        let output = model.head_output(0, 0, mixed);
-        output.ok_or(PathError::NoHeadOutput)?;
+        frozen::by_head(model)?;
     }
     match mlps {
         Mlps::Frozen => frozen::run(model, [base, source], patches, metric, options),
