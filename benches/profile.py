@@ -21,7 +21,7 @@ SETTING_UP = r"rand|chacha|TensorData::random|distribution|ParamInit|boxcar"
 # The first that fits.
 KINDS = {
     "products in attention, Flex": r"^gemm|gemm_common|gemm_f32|matmul",
-    "kernels of ours": r"pulp|burn_align_models",
+    "kernels of ours": r"pulp|burn_align_(flex|quants|models)",
     "copies, zeros and fresh pages": r"memmove|memcpy|memset|clear_page|page_fault|to_contiguous"
     r"|StridedIter|strided|handle_mm|alloc_pages|mem_cgroup|lru_|folio|zap_|unmap|SpecFromIter",
     "waiting and waking": r"spindle|syscall|futex|sched|rayon|crossbeam|spin_unlock|task_switch"

@@ -32,7 +32,9 @@ fn links_lead_to_files() {
         "CONTRIBUTING.md",
         "benches/peers/README.md",
         "burn-align/README.md",
+        "burn-align-flex/README.md",
         "burn-align-models/README.md",
+        "burn-align-quants/README.md",
         "examples/README.md",
     ] {
         let folder = root().join(file);

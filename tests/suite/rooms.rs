@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const LIBRARIES: [&str; 2] = ["burn-align-models/src", "burn-align/src"];
+const LIBRARIES: [&str; 4] = [
+    "burn-align-quants/src",
+    "burn-align-flex/src",
+    "burn-align-models/src",
+    "burn-align/src",
+];
 
 /// All source files of the libraries and the workbench open with a line that says what they are for.
 #[test]
@@ -137,7 +142,7 @@ fn the_engine_names_no_model() {
 }
 
 #[test]
-fn only_the_fast_paths_name_a_backend() {
+fn only_the_kernels_name_a_backend() {
     assert_only_in(
         &[
             "burn_flex",
@@ -148,7 +153,7 @@ fn only_the_fast_paths_name_a_backend() {
             "Vulkan",
             "Cuda",
         ],
-        &["burn-align-models/src/nn/flex/"],
+        &["burn-align-flex/src/"],
     );
 }
 

@@ -1,18 +1,15 @@
 //! The fast paths agree with the portable path, forwards and backwards.
 
-use burn::backend::Autodiff;
+use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Distribution, Tensor, TensorData};
-use burn_flex::Flex;
+use burn::tensor::{Tensor, TensorData};
 
 use super::super::attention::{
     Attend, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
 };
 use super::super::norm::{layer_norm, root_mean_square};
-use super::super::projection::{affine, affine_quantized};
+use super::super::projection::affine;
 use crate::nn::{Activation, RotaryConfig, RotaryScaling};
-use crate::quants::BlockFormat;
-use crate::quants::tests::any_matrix;
 use crate::{Cx, NoTap, Pass, Tables};
 
 /// Differentiated twice, Flex is not recognised.
@@ -158,25 +155,6 @@ fn products() {
     }
 }
 
-/// To the bit: a row run in lockstep equals the row run alone.
-#[test]
-fn a_row_of_a_product_does_not_depend_on_its_batch() {
-    let (inputs, outputs) = (520, 803);
-    let (x, _) = both([180, inputs], 0.2);
-    let (w, _) = both([inputs, outputs], 0.2);
-    let (b, _) = both([outputs], 0.2);
-    let columns = w.clone().transpose().into_data();
-    let transposed = Tensor::<Flex, 2>::from_data(columns, &w.device()).transpose();
-    let expected = affine(x.clone(), w.clone(), Some(b.clone()));
-    for w in [w, transposed] {
-        for rows in [1, 2, 10, 11, 14, 15, 17, 43, 160, 161, 175] {
-            let some = affine(x.clone().narrow(0, 5, rows), w.clone(), Some(b.clone()));
-            let expected = expected.clone().narrow(0, 5, rows).into_data();
-            assert_eq!(some.into_data(), expected, "{rows} rows");
-        }
-    }
-}
-
 #[test]
 fn gradients_of_products() {
     /// A product by the fast path, or by its definition: Burn's own cannot be differentiated twice.
@@ -217,23 +195,6 @@ fn gradients_of_products() {
                 gradients::<Fast, _, _>(fast, |x| product(x, transposed, true)),
                 gradients::<Portable, _, _>(portable, |x| product(x, transposed, false)),
             );
-        }
-    }
-}
-
-/// To the bit, for blocks too.
-#[test]
-fn a_row_of_a_quantized_product_does_not_depend_on_its_batch() {
-    let (inputs, outputs) = (512, 803);
-    let (x, _) = both([180, inputs], 0.2);
-    let (b, _) = both([outputs], 0.2);
-    for format in [BlockFormat::Q4_1, BlockFormat::Q6_K, BlockFormat::F16] {
-        let matrix = any_matrix(format, [outputs, inputs]);
-        let expected = affine_quantized(x.clone(), &matrix, Some(b.clone()));
-        for rows in [1, 2, 7, 8, 9, 33, 64, 160, 161, 175] {
-            let some = affine_quantized(x.clone().narrow(0, 5, rows), &matrix, Some(b.clone()));
-            let expected = expected.clone().narrow(0, 5, rows).into_data();
-            assert_eq!(some.into_data(), expected, "{format} {rows} rows");
         }
     }
 }
@@ -387,19 +348,4 @@ fn gradients_of_attention() {
             attention(q, k, v, window)
         });
     }
-}
-
-#[test]
-fn nothing_is_kept_where_nothing_is_tracked() {
-    let device = Default::default();
-    let x = Tensor::<Fast, 3>::random([2, 3, 4], Distribution::Default, &device);
-    let y = Tensor::<Fast, 3>::random([2, 3, 4], Distribution::Default, &device).require_grad();
-    let gradients = (Activation::Silu.forward(x.clone()) * y.clone())
-        .sum()
-        .backward();
-    assert!(x.grad(&gradients).is_none());
-    assert_eq!(
-        y.grad(&gradients).expect("it is a leaf").to_data(),
-        Activation::Silu.forward(x.inner()).to_data()
-    );
 }

@@ -1,15 +1,13 @@
 //! A quantised weight is the same parameter to Burn, and the same matrix to the model.
 
-use burn::backend::Autodiff;
+use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
-use burn_flex::Flex;
 
 use super::*;
 use crate::nn::{Projection, TokenEmbedding};
 use crate::quants::BlockFormat;
-use crate::quants::tests::any_matrix;
 
 type Tracked = Autodiff<Flex>;
 /// Differentiated twice, Flex is not recognised.
@@ -17,6 +15,15 @@ type Other = Autodiff<Autodiff<Flex>>;
 
 const INPUTS: usize = 64;
 const OUTPUTS: usize = 40;
+
+/// A matrix of different blocks. The bits that are never set keep the scales small.
+fn any_matrix(format: BlockFormat, [rows, cols]: [usize; 2]) -> QuantizedMatrix {
+    let length = rows * format.row_bytes(cols).expect("whole blocks");
+    let bytes: Vec<u8> = (0..length as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 17) as u8 & 0xb7)
+        .collect();
+    QuantizedMatrix::new(format, [rows, cols], bytes).expect("as many bytes")
+}
 
 fn matrix() -> QuantizedMatrix {
     any_matrix(BlockFormat::Q4_1, [OUTPUTS, INPUTS])

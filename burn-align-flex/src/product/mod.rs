@@ -2,9 +2,9 @@
 //!
 //! With few rows, products are limited by memory: [`few_rows`] and, for transposed weights,
 //! [`transposed`] read the weight once, in its own layout; [`blocks`] does so for common formats of
-//! GGUF files. With many rows, they are limited by arithmetic: [`many_rows`] copies the weight part by
-//! part into the order in which it is needed. All of them add the features in order to the bias, so a row's result is the same to the bit
-//! whatever it is batched with.
+//! GGUF files. With many rows, they are limited by arithmetic: [`many_rows`] copies the weight part
+//! by part into the order in which it is needed. All of them add the features in order to the bias,
+//! so a row's result is the same to the bit whatever it is batched with.
 
 mod aligned;
 mod blocks;

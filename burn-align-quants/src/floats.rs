@@ -16,9 +16,10 @@ pub(super) fn bf16(block: &[u8; 2], out: &mut [f32; 1]) {
     *out = [f32::from_bits(upper << 16)];
 }
 
-/// A half-precision number in f32, without branches and without checking the CPU's features.
+/// A half-precision number, given by its bits, in f32: without branches and without checking the
+/// CPU's features, so that a loop over it becomes vectors.
 #[inline(always)]
-pub(crate) fn widen_f16(half: u16) -> f32 {
+pub fn widen_f16(half: u16) -> f32 {
     /// The difference between the exponent biases: 127 - 15.
     const REBASE: f32 = f32::from_bits((127 + 112) << 23);
     /// The exponent of infinities and NaNs.

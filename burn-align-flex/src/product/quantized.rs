@@ -7,13 +7,13 @@ use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 use pulp::Arch;
 
 use super::elements::{Blocks, Elements};
 use super::many_rows::Matrix;
 use super::{Tracked, affine_of, gradient_of_bias, in_order};
-use crate::quants::QuantizedMatrix;
 
 /// `x Qᵀ + b`.
 ///
@@ -22,7 +22,7 @@ use crate::quants::QuantizedMatrix;
 /// - matrix: `[d_output, d_input]`
 /// - bias: `[d_output]`
 /// - output: `[row, d_output]`
-pub(in super::super) fn affine_quantized(
+pub(crate) fn affine_quantized(
     x: &FlexTensor,
     matrix: &QuantizedMatrix,
     bias: Option<&FlexTensor>,
@@ -97,7 +97,7 @@ impl Backward<Flex, 2> for OfQuantized {
 }
 
 /// [`affine_quantized`] under autodiff. The weight has no gradient.
-pub(in super::super) fn affine_quantized_tracked(
+pub(crate) fn affine_quantized_tracked(
     x: Tracked,
     matrix: &QuantizedMatrix,
     bias: Option<Tracked>,

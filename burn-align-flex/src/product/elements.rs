@@ -1,10 +1,9 @@
 //! Matrices in their own dtype or in blocks, whose products are computed in f32.
 
 use burn::tensor::{DType, bf16, f16};
+use burn_align_quants::{BlockFormat, widen_part};
 use burn_flex::FlexTensor;
 use pulp::{NullaryFnOnce, Simd};
-
-use crate::quants::{BlockFormat, widen_part};
 
 /// Elements that are only read.
 #[derive(Clone, Copy)]

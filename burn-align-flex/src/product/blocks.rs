@@ -1,20 +1,20 @@
 //! Products of a few rows with a weight in blocks of 32 elements, such as Q4_1 and Q8_0.
 //!
-//! The same word of 16 rows of the weight is loaded at a time, so that a vector holds one element of
-//! each: widened there, it is multiplied by an element of `x`, and 16 sums grow together. Otherwise, few
-//! rows of `x` leave most of a vector empty. A sum runs over the features in order, as in the other
-//! kernels.
+//! The same word of 16 rows of the weight is loaded at a time, so that a vector holds one element
+//! of each: widened there, it is multiplied by an element of `x`, and 16 sums grow together.
+//! Otherwise, few rows of `x` leave most of a vector empty. A sum runs over the features in order, as
+//! in the other kernels.
 
 #![expect(
     clippy::needless_range_loop,
     reason = "plain loops over lanes become vectors"
 )]
 
+use burn_align_quants::{BlockFormat, widen_f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::elements::Blocks;
-use crate::quants::{BlockFormat, widen_f16};
 
 /// Maximum number of rows that are faster here than in [`transposed`](super::transposed).
 pub(super) const MOST_ROWS: usize = 8;

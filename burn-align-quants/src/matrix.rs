@@ -177,11 +177,18 @@ impl QuantizedMatrix {
     }
 
     /// The elements in a tensor `[cols, rows]`, rounded to this dtype, a float.
-    pub(crate) fn to_transposed_tensor<B: Backend>(
+    pub fn to_transposed_tensor<B: Backend>(
         &self,
         device: &B::Device,
         dtype: DType,
     ) -> Tensor<B, 2> {
+        let [rows, cols] = self.dims();
+        let data = TensorData::new(self.dequantize_transposed(), [cols, rows]);
+        Tensor::from_data(data.convert_dtype(dtype), (device, dtype))
+    }
+
+    /// The elements in f32, column by column.
+    fn dequantize_transposed(&self) -> Vec<f32> {
         /// This many neighbours are written before moving on to the next ones, which are far away.
         const TILE: usize = 16;
         let [rows, cols] = self.dims();
@@ -199,8 +206,7 @@ impl QuantizedMatrix {
                 }
             }
         }
-        let data = TensorData::new(elements, [cols, rows]).convert_dtype(dtype);
-        Tensor::from_data(data, (device, dtype))
+        elements
     }
 
     /// Writes the elements of a row, in f32.
@@ -214,15 +220,16 @@ impl QuantizedMatrix {
         widen_part(self.format, blocks, self.cols.start, out);
     }
 
-    /// Whole stored rows, starting at the first row.
-    pub(crate) fn blocks(&self) -> &[u8] {
+    /// The blocks of the stored rows, one row after another: of some of the columns, too, they are
+    /// whole rows. [`layout`](Self::layout) tells where the elements are.
+    pub fn blocks(&self) -> &[u8] {
         let all: &[u8] = (*self.bytes).as_ref();
         &all[self.first..][..self.rows * self.row_bytes()]
     }
 
-    /// Offset of the first element, and stride between rows, in elements.
-    #[cfg(feature = "flex")]
-    pub(crate) fn layout(&self) -> (usize, usize) {
+    /// Where the elements are in [`blocks`](Self::blocks): the offset of the first one, which need
+    /// not begin a block, and the stride between rows, in elements.
+    pub fn layout(&self) -> (usize, usize) {
         (self.cols.start, self.stored)
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use burn_align_quants::BlockFormat;
+
 use super::quantized::{affine_quantized_by, elements, gradient_of_x};
 use super::*;
-use crate::quants::BlockFormat;
-use crate::quants::tests::any_matrix;
+use crate::tests::any_matrix;
 
 /// All vector widths of this CPU: with the widest alone, the others would go untested.
 fn architectures() -> Vec<Arch> {
@@ -188,8 +189,8 @@ fn shortest(mut run: impl FnMut()) -> f64 {
 /// The shapes of the projections of SmolLM2 135M, and of its unembedding.
 const SHAPES: [[usize; 2]; 4] = [[576, 576], [576, 1536], [1536, 576], [576, 49152]];
 
-/// Times products with weights in blocks against those with the same weights in f32: `cargo test
-/// --release -p burn-align-models --features flex --lib timings -- --ignored --nocapture`
+/// Times products with weights in blocks against those with the same weights in f32:
+/// `cargo test --release -p burn-align-flex --lib timings -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 #[expect(clippy::print_stdout, reason = "its result")]

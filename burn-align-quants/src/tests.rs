@@ -86,7 +86,7 @@ fn formats_have_the_numbers_and_sizes_of_ggml() {
 }
 
 /// A matrix of different blocks. The bits that are never set keep the scales small.
-pub(crate) fn any_matrix(format: BlockFormat, [rows, cols]: [usize; 2]) -> QuantizedMatrix {
+fn any_matrix(format: BlockFormat, [rows, cols]: [usize; 2]) -> QuantizedMatrix {
     let length = rows * format.row_bytes(cols).expect("whole blocks");
     let bytes: Vec<u8> = (0..length as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 17) as u8 & 0xb7)

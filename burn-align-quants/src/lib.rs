@@ -4,8 +4,13 @@
 //! multiplied by. The layouts are those of ggml's `ggml-quants.c`; the values equal, to the bit,
 //! those that the Python package `gguf` computes (`gguf/quants.py`, version 0.19).
 //!
-//! A format is one function from the bytes of a block to its elements, and one line of the table
-//! below.
+//! A format is one function from the bytes of a block to its elements, and one line of the table in
+//! this file.
+//!
+//! [`dequantize`] converts whole blocks. A [`QuantizedMatrix`] stays in blocks, in memory or in a
+//! mapped file, and gives parts of itself without a copy. Kernels that multiply by blocks call
+//! [`widen_part`] and [`widen_f16`], which are inlined into a function that is compiled for the
+//! vectors of the CPU.
 
 mod floats;
 mod iq4;
@@ -13,12 +18,11 @@ mod k;
 mod legacy;
 mod matrix;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::{fmt, hint};
 
-#[cfg(feature = "flex")]
-pub(crate) use floats::widen_f16;
+pub use floats::widen_f16;
 pub use matrix::{QuantizedMatrix, QuantizedMatrixError};
 
 /// Defines [`BlockFormat`] from a table of formats: name, number in GGUF files, function.
@@ -61,6 +65,7 @@ macro_rules! formats {
             }
 
             /// Elements of a block.
+            #[inline]
             pub const fn block_elements(self) -> usize {
                 match self {
                     $(Self::$format => $elements,)+
@@ -68,6 +73,7 @@ macro_rules! formats {
             }
 
             /// Bytes of a block.
+            #[inline]
             pub const fn block_bytes(self) -> usize {
                 match self {
                     $(Self::$format => $bytes,)+
@@ -77,7 +83,7 @@ macro_rules! formats {
 
         /// [`dequantize`], compiled with the vector width of the calling function.
         #[inline(always)]
-        pub(crate) fn widen(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
+        fn widen(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
             match format {
                 $(BlockFormat::$format => each::<$bytes, $elements>(blocks, out, $widen),)+
             }
@@ -150,9 +156,15 @@ pub fn dequantize(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
     widen(format, blocks, out);
 }
 
-/// Writes consecutive elements of a row to `out`, starting and ending at any element.
+/// Writes consecutive elements of a row to `out`, in f32, starting and ending at any element.
+///
+/// - row: its blocks, or some from the first one on
+/// - first: the index of the first element
+///
+/// # Panics
+/// If the row ends before the last of these elements.
 #[inline(always)]
-pub(crate) fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]) {
+pub fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]) {
     let (elements, bytes) = (format.block_elements(), format.block_bytes());
     let (mut at, mut rest) = (first, out);
     while !rest.is_empty() {

@@ -8,10 +8,11 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{FloatTensor, FloatTensorOps, ModuleOps};
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
+use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
-use super::{cast, kernels, product, strided};
-use crate::quants::QuantizedMatrix;
+use super::recognise::cast;
+use super::{kernels, product, strided};
 
 /// A tensor of the autodiff backend on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;

@@ -1,0 +1,387 @@
+//! Fast CPU kernels for Burn's backend [`Flex`](burn_flex::Flex), called from code that is generic
+//! over the backend.
+//!
+//! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex,
+//! with or without autodiff, the kernel runs, with its own gradient. Otherwise, and for a dtype
+//! that has no kernel, the argument comes back as `Err`, and the caller computes the result with
+//! Burn's operations:
+//!
+//! ```
+//! use burn::tensor::{Tensor, activation, backend::Backend};
+//!
+//! fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+//!     match burn_align_flex::silu(x) {
+//!         Ok(activated) => activated,
+//!         Err(x) => activation::silu(x),
+//!     }
+//! }
+//!
+//! let zeros = Tensor::<burn_flex::Flex, 1>::zeros([3], &Default::default());
+//! assert_eq!(silu(zeros.clone()).into_data(), zeros.into_data());
+//! ```
+//!
+//! There are kernels for f32; for products of weights also for bf16, f16, and the blocks of GGUF
+//! files ([`QuantizedMatrix`]). They use the widest vectors that the CPU has, and all cores. A row
+//! of a result is the same, to the bit, whatever it is batched with and however many threads there
+//! are.
+//!
+//! The axes in the lists of shapes: `batch` (examples), `pos` (token positions; `q_pos` and `k_pos`
+//! where queries meet keys), `head`, `d_head` (features of a head), `width` (features), `row` (rows
+//! of a product).
+
+mod autodiff;
+mod kernels;
+mod product;
+mod recognise;
+mod strided;
+#[cfg(test)]
+mod tests;
+
+use std::any::TypeId;
+use std::ops::Range;
+
+use burn::backend::Autodiff;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_quants::QuantizedMatrix;
+use burn_flex::{Flex, FlexTensor};
+
+use autodiff::{Gradient, Saved};
+use recognise::{constant, generic, in_place, recognise_any, recognise_view};
+
+/// `x W + b`, in f32, bf16 or f16; sums are in f32.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - weight: `[d_input, d_output]`
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it, or the weight is of another dtype.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn affine<B: Backend>(
+    x: Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    assert_multiplies(&x, weight.dims(), bias);
+    if weight.dtype() != x.dtype() || !product::multiplies(x.dtype()) {
+        return Err(x);
+    }
+    let x = match recognise_any(x) {
+        Ok(x) => {
+            let known = "of the same backend";
+            let weight = recognise_any(weight.clone()).expect(known);
+            let bias = bias.map(|bias| recognise_any(bias.clone()).expect(known));
+            return Ok(generic(product::affine(&x, &weight, bias.as_ref())));
+        }
+        Err(x) => x,
+    };
+    autodiff::affine(x, weight, bias)
+}
+
+/// Whether [`affine_quantized`] supports this backend.
+pub fn multiplies_quantized<B: Backend>() -> bool {
+    let primitive = TypeId::of::<FloatTensor<B>>();
+    primitive == TypeId::of::<FlexTensor>()
+        || primitive == TypeId::of::<FloatTensor<Autodiff<Flex>>>()
+}
+
+/// `x Qᵀ + b`, with the gradients of `x` and `b`: equal to the bit to [`affine`] with the
+/// transposed matrix in f32.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - matrix: `[d_output, d_input]`
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn affine_quantized<B: Backend>(
+    x: Tensor<B, 2>,
+    matrix: &QuantizedMatrix,
+    bias: Option<&Tensor<B, 1>>,
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let [d_output, d_input] = matrix.dims();
+    assert_multiplies(&x, [d_input, d_output], bias);
+    if !product::multiplies(x.dtype()) {
+        return Err(x);
+    }
+    let x = match recognise_any(x) {
+        Ok(x) => {
+            let known = "of the same backend";
+            let bias = bias.map(|bias| recognise_any(bias.clone()).expect(known));
+            return Ok(generic(product::affine_quantized(
+                &x,
+                matrix,
+                bias.as_ref(),
+            )));
+        }
+        Err(x) => x,
+    };
+    autodiff::affine_quantized(x, matrix, bias)
+}
+
+/// Asserts that `x` can be multiplied by a weight of this shape, and the bias added.
+fn assert_multiplies<B: Backend>(
+    x: &Tensor<B, 2>,
+    weight: [usize; 2],
+    bias: Option<&Tensor<B, 1>>,
+) {
+    let ([_row, width], [d_input, d_output]) = (x.dims(), weight);
+    assert_eq!(width, d_input, "features of x, and rows of the weight");
+    if let Some(bias) = bias {
+        assert_eq!(
+            bias.dims(),
+            [d_output],
+            "the bias, and columns of the weight"
+        );
+    }
+}
+
+/// `softmax(scale · scores)` over the keys that each query sees: itself and the positions before
+/// it, down to `window - 1` back. 0 for the others.
+///
+/// # Shapes
+/// - scores, output: `[batch, head, q_pos, k_pos]`; the last query sees up to the last key
+///
+/// # Errors
+/// `scores`, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If there are more queries than keys.
+pub fn causal_softmax<B: Backend>(
+    scores: Tensor<B, 4>,
+    scale: f64,
+    window: Option<usize>,
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [_batch, _head, q_pos, k_pos] = scores.dims();
+    assert!(q_pos <= k_pos, "{q_pos} queries of {k_pos} keys");
+    let scale = scale as f32;
+    in_place(
+        scores,
+        |scores| kernels::causal_softmax(scores, q_pos, k_pos, scale, window),
+        |_, weights| Saved::Softmax(weights.clone(), scale),
+    )
+}
+
+/// Rotates the pairs `(x[i], x[i + d_head / 2])` by the angles of their positions.
+///
+/// # Shapes
+/// - x, output: `[batch, head, pos, d_head]`
+/// - cos, sin: `[1, 1, pos, d_head / 2]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it, or the tables are of another dtype.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn rotate<B: Backend>(
+    x: Tensor<B, 4>,
+    [cos, sin]: [&Tensor<B, 4>; 2],
+) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [_batch, _head, pos, d_head] = x.dims();
+    let half = d_head / 2;
+    assert_eq!(d_head, 2 * half, "features of a head are pairs");
+    for table in [cos, sin] {
+        assert_eq!(table.dims(), [1, 1, pos, half], "a table of angles");
+    }
+    let (Some(cos), Some(sin)) = (constant(cos), constant(sin)) else {
+        return Err(x);
+    };
+    in_place(
+        x,
+        |x| kernels::rotate(x, cos.storage(), sin.storage(), half, 1.0),
+        |_, _| Saved::Rotation(cos.clone(), sin.clone()),
+    )
+}
+
+/// `x / √(mean(x²) + ε)` over the last axis.
+///
+/// # Shapes
+/// - x, output: `[batch, pos, width]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn root_mean_square<B: Backend>(
+    x: Tensor<B, 3>,
+    epsilon: f64,
+) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
+    let [_batch, _pos, width] = x.dims();
+    let epsilon = epsilon as f32;
+    in_place(
+        x,
+        |x| kernels::root_mean_square(x, width, epsilon),
+        |x, _| Saved::RootMeanSquare(x, epsilon),
+    )
+}
+
+/// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without autodiff,
+/// Flex has its own.
+///
+/// # Shapes
+/// - x, output: `[batch, pos, width]`
+/// - weight, bias: `[width]`
+///
+/// # Errors
+/// `x`, without autodiff, or if there is [no kernel](crate) for it, its weight or its bias.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn layer_norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    bias: &Tensor<B, 1>,
+    epsilon: f64,
+) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
+    let [_batch, _pos, width] = x.dims();
+    assert_eq!(
+        [weight.dims(), bias.dims()],
+        [[width]; 2],
+        "weight and bias"
+    );
+    autodiff::layer_norm(x, weight, bias, epsilon)
+}
+
+/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, of every element.
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn gelu_tanh<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    of_each(x, kernels::gelu_tanh, kernels::gelu_tanh_gradient)
+}
+
+/// `x σ(1.702 x)` of every element.
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn quick_gelu<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    of_each(x, kernels::quick_gelu, kernels::quick_gelu_gradient)
+}
+
+/// `σ(x) = 1 / (1 + e⁻ˣ)` of every element.
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    of_each(x, kernels::sigmoid, kernels::sigmoid_gradient)
+}
+
+/// `x σ(x)` of every element.
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    of_each(x, kernels::silu, kernels::silu_gradient)
+}
+
+/// Some of `all` heads, which lie side by side, under autodiff. Without autodiff they are a view
+/// anyway.
+///
+/// # Shapes
+/// - x: `[batch, pos, all * d_head]`
+/// - output: `[batch, head, pos, d_head]`
+///
+/// # Errors
+/// `x`, without autodiff, or if there is [no kernel](crate) for it.
+///
+/// # Panics
+/// If there are no such heads.
+pub fn head_part<B: Backend>(
+    x: Tensor<B, 3>,
+    all: usize,
+    part: Range<usize>,
+) -> Result<Tensor<B, 4>, Tensor<B, 3>> {
+    let [batch, pos, width] = x.dims();
+    assert!(width.is_multiple_of(all), "{all} heads of {width} features");
+    assert!(
+        part.start <= part.end && part.end <= all,
+        "heads {part:?} of {all}"
+    );
+    let d_head = width / all;
+    let view = |x: FlexTensor| {
+        let split = x.reshape([batch, pos, all, d_head].into());
+        split.narrow(2, part.start, part.len()).transpose(1, 2)
+    };
+    autodiff::apply(x, view, |_, _| Saved::HeadPart(all, part.start))
+}
+
+/// Puts heads side by side.
+///
+/// # Shapes
+/// - x: `[batch, head, pos, d_head]`
+/// - output: `[batch, pos, head * d_head]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 3>, Tensor<B, 4>> {
+    let [batch, head, pos, d_head] = x.dims();
+    let merge = |x: FlexTensor| {
+        strided::contiguous(x.transpose(1, 2)).reshape([batch, pos, head * d_head].into())
+    };
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(merge(x))),
+        Err(x) => autodiff::apply(x, merge, |_, _| Saved::Merged(head)),
+    }
+}
+
+/// The rows of tokens in one row, a view.
+///
+/// # Shapes
+/// - x: `[1, head, row * len, d_head]`
+/// - output: `[row, head, len, d_head]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+///
+/// # Panics
+/// If `x` has several rows, or its tokens are not as many rows.
+pub fn rows_of<B: Backend>(x: Tensor<B, 4>, rows: usize) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [one, _head, tokens, _d_head] = x.dims();
+    assert_eq!(one, 1, "a single row of tokens");
+    assert!(
+        rows > 0 && tokens.is_multiple_of(rows),
+        "{rows} rows of {tokens} tokens"
+    );
+    let view = |x: FlexTensor| strided::rows_of(x, rows);
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(view(x))),
+        Err(x) => autodiff::apply(x, view, |_, _| Saved::Rows),
+    }
+}
+
+/// The inverse of [`rows_of`], a copy.
+///
+/// # Shapes
+/// - x: `[row, head, len, d_head]`
+/// - output: `[1, head, row * len, d_head]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [rows, _head, _len, _d_head] = x.dims();
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(strided::tokens_of(x))),
+        Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
+    }
+}
+
+/// Applies a function to every element.
+fn of_each<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    kernel: fn(&mut [f32]),
+    gradient: Gradient,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    in_place(x, kernel, |x, _| Saved::Argument(x, gradient))
+}

@@ -1,0 +1,31 @@
+//! Fast paths for the CPU backend Flex, taken when a generic backend turns out to be Flex: the
+//! kernels of the crate `burn-align-flex`.
+//!
+//! On other backends and for other dtypes, every function here returns its argument, and the caller
+//! takes the portable path.
+
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::Activation;
+
+pub(super) use burn_align_flex::{
+    affine, affine_quantized, causal_softmax, head_part, layer_norm, merge_heads,
+    multiplies_quantized, root_mean_square, rotate, rows_of, tokens_of,
+};
+
+/// Applies `activation` to every element, if there is a kernel for it.
+pub(super) fn activate<B: Backend, const D: usize>(
+    activation: Activation,
+    x: Tensor<B, D>,
+) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    match activation {
+        Activation::GeluTanh => burn_align_flex::gelu_tanh(x),
+        Activation::QuickGelu => burn_align_flex::quick_gelu(x),
+        Activation::Sigmoid => burn_align_flex::sigmoid(x),
+        Activation::Silu => burn_align_flex::silu(x),
+        _ => Err(x),
+    }
+}
