@@ -80,9 +80,7 @@ fn affine_of(
         (Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
             few_rows::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
-        (Elements::Blocks(weight), [1, stride])
-            if rows <= blocks::MOST_ROWS && blocks::multiplies(&weight, stride, d_input) =>
-        {
+        (Elements::Blocks(weight), [1, stride]) if blocks::multiplies(&weight, stride, dims) => {
             blocks::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
         (elements @ (Elements::F32(_) | Elements::Blocks(_)), [1, stride])

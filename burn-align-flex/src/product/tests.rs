@@ -224,11 +224,10 @@ fn timings() {
                 let backward = shortest(|| drop(gradient_of_x(arch, &y, &matrix)));
                 println!("       {format} {forward:.3} ms, back {backward:.3}");
                 let (elements, stride) = elements(&matrix);
+                let dims = [rows, d_input, d_output];
                 if let Elements::Blocks(blocks) = elements
-                    && rows <= blocks::MOST_ROWS
-                    && blocks::multiplies(&blocks, stride, d_input)
+                    && blocks::multiplies(&blocks, stride, dims)
                 {
-                    let dims = [rows, d_input, d_output];
                     let (x, by) = (x.storage(), transposed::affine);
                     let widened = shortest(|| drop(by(arch, x, elements, stride, None, dims)));
                     println!("       {format} by widened rows: {widened:.3} ms");

@@ -3,24 +3,13 @@
 use std::collections::HashSet;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Site};
+use burn_align_models::AlignableTransformer;
 
-use super::execute::RunOptions;
+use super::PlanError;
 use super::memory::Memory;
-use super::plan::{Operand, Plan, WorldId};
+use super::options::RunOptions;
+use super::plan::{Operand, OperandKey, Plan, WorldId};
 use super::schedule::{Pass, Schedule};
-use super::{PlanError, Units};
-
-/// The identity of an operand: an activation that one part computes and another uses.
-pub(super) type OperandKey = (WorldId, Site, Units);
-
-/// The key of an operand that is another world's activation.
-pub(super) fn operand_key(operand: &Operand) -> Option<OperandKey> {
-    match operand {
-        Operand::Activation { world, site, units } => Some((*world, *site, units.clone())),
-        Operand::None | Operand::Constant(_) => None,
-    }
-}
 
 /// Schedules of parts that run one after another, each within the budgets of `options`. An
 /// activation that an earlier part has computed is not recomputed.
@@ -42,13 +31,13 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
     let mut rest = &worlds[..];
     while !rest.is_empty() {
         let part = |count: usize| {
+            // The worlds are sorted.
             let reads: Vec<usize> = plan
                 .open_reads()
-                .filter(|(_, read)| rest[..count].contains(&read.world()))
+                .filter(|(_, read)| rest[..count].binary_search(&read.world()).is_ok())
                 .map(|(index, _)| index)
                 .collect();
-            let is_kept =
-                |operand: &Operand| operand_key(operand).is_some_and(|key| kept.contains(&key));
+            let is_kept = |operand: &Operand| operand.key().is_some_and(|key| kept.contains(&key));
             Schedule::new(plan, &whole.stages, &reads, &is_kept)
                 .expect("a part of a plan without circles has none")
         };
@@ -69,9 +58,8 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
             return Err(exceeded.expect("a part with one world does not fit"));
         };
         for taker in plan.world_ids() {
-            let keys = whole
-                .edits(plan, taker)
-                .filter_map(|edit| operand_key(&edit.operand));
+            let edits = whole.needs.edits(plan, taker);
+            let keys = edits.filter_map(|(_, edit)| edit.operand.key());
             kept.extend(keys.filter(|(world, site, _)| schedule.reaches(*world, *site)));
         }
         chunks.push(schedule);

@@ -1,6 +1,7 @@
 //! The lockstep executor.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use burn_align_models::{
@@ -8,16 +9,17 @@ use burn_align_models::{
     Tables, Tap,
 };
 
+use super::PlanError;
 use super::cells::{Cells, gather};
-use super::chunks::{OperandKey, chunks};
+use super::chunks::chunks;
 use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
 use super::marks::Mark;
-use super::plan::{InputId, LogitPositions, Plan, Read, ReadId, WorldInput};
+use super::options::RunOptions;
+use super::plan::{OperandKey, Plan, Read, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Stage, Step};
 use super::validate::validate;
-use super::{PlanError, Units};
 use crate::interventions::Intervention;
 
 /// The values of a plan's reads.
@@ -50,37 +52,6 @@ impl<B: Backend> Results<B> {
     /// The values of all reads, in the order in which they were added.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor<B, 3>> {
         self.values.iter()
-    }
-}
-
-/// How to run a plan.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct RunOptions {
-    /// Maximum number of rows (examples of worlds) that go through a layer together. A plan with
-    /// more is split into parts, which still share their sources. Default: no limit.
-    pub max_rows: Option<usize>,
-    /// Bytes available for activations at a time, as estimated by [`explain`](Plan::explain)
-    /// ([`Explanation::peak_bytes`](super::Explanation::peak_bytes)): without the model's weights,
-    /// and without activations kept for gradients. A plan that needs more is split into parts as
-    /// with [`max_rows`](Self::max_rows). Default: no limit.
-    pub memory_budget: Option<u64>,
-    /// Masks and rotary tables, kept between runs. Runs with clones of the same options share them;
-    /// they matter where many runs are short, as in training. Default: none yet.
-    pub tables: Tables,
-}
-
-impl RunOptions {
-    /// At most this many rows at a time.
-    pub fn with_max_rows(mut self, max_rows: usize) -> Self {
-        self.max_rows = Some(max_rows);
-        self
-    }
-
-    /// At most this many bytes of activations at a time.
-    pub fn with_memory_budget(mut self, bytes: u64) -> Self {
-        self.memory_budget = Some(bytes);
-        self
     }
 }
 
@@ -137,9 +108,6 @@ impl<B: Backend> Plan<B> {
     }
 }
 
-/// Activations of worlds that edits elsewhere will use.
-type Kept<B> = HashMap<OperandKey, Tensor<B, 3>>;
-
 /// A plan being run.
 pub(super) struct Run<'a, B: Backend, I> {
     pub(super) plan: &'a Plan<B>,
@@ -152,7 +120,8 @@ pub(super) struct Run<'a, B: Backend, I> {
     pub(super) interventions: &'a [I],
     device: B::Device,
     tables: Tables,
-    pub(super) kept: Kept<B>,
+    /// Activations of worlds that edits elsewhere will use.
+    pub(super) kept: HashMap<OperandKey, Tensor<B, 3>>,
     pub(super) values: Vec<Option<Tensor<B, 3>>>,
 }
 
@@ -209,13 +178,15 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             }
             _ => {
                 let residuals = stack_residuals(self.plan, first, pos);
-                let rows = Layout::whole(self.plan, &first.groups, pos);
+                let rows = Layout::whole(&self.schedule.sizes, &first.groups, pos);
                 Streams::new(rearrange(residuals, &rows, &first.layout, &in_place(first)))
             }
         };
         let mut before: Option<&StageGroups> = None;
         for current in &pass.stages {
-            if let Some(before) = before {
+            if let Some(before) = before
+                && !(current.parents.is_none() && Arc::ptr_eq(before.given(), &current.layout))
+            {
                 streams = streams.map(|x| fork(x, before.given(), current));
             }
             before = Some(current);
@@ -226,7 +197,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                     (&other.layout, &other.queries) != (&current.layout, &current.queries)
                 })
             {
-                let queries = current.queries.as_ref();
+                let queries = current.queries.as_deref();
                 let new = (current.layout).suffixes(queries, self.plan, &self.device);
                 suffixes = new.map(|new| (current, whole.with_suffixes(new)));
             }
@@ -321,17 +292,27 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let [rows, pos, d_model] = x.dims();
         let mut cells = Cells::default();
         let mut wanted = Vec::new();
-        for (number, group) in current.groups.iter().enumerate() {
+        let reads = self.schedule.reads.get(&Stage::Unembed);
+        let mut reads_of: HashMap<WorldId, Vec<usize>> = HashMap::new();
+        for index in reads.into_iter().flatten() {
+            if self.values[*index].is_none() {
+                let of_world = reads_of.entry(self.plan.reads[*index].world());
+                of_world.or_default().push(*index);
+            }
+        }
+        for (number, worlds) in current.groups.iter().enumerate() {
             let start = current.layout.first_row(number);
-            for (index, read) in self.plan.reads.iter().enumerate() {
-                let Read::Logits { world, positions } = read else {
+            let mut own: Vec<usize> = Vec::new();
+            for world in worlds {
+                own.extend(reads_of.get(world).into_iter().flatten());
+            }
+            own.sort_unstable();
+            for index in own {
+                let Read::Logits { world, positions } = &self.plan.reads[index] else {
                     continue;
                 };
-                if !group.worlds.contains(world) || self.values[index].is_some() {
-                    continue;
-                }
                 let input = self.plan.input_of(*world);
-                let units = logit_units(positions, input);
+                let units = positions.units(input);
                 let unit_count = units.positions.count(input.pos());
                 let sizes = [input.pos(), 1];
                 let place = |example: usize, _head: usize, position: usize| {
@@ -370,25 +351,15 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
 
 /// Makes the rows of the next stage's groups, as copies of their parents' rows.
 fn fork<B: Backend>(x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Tensor<B, 3> {
-    let parents: Vec<usize> = next.groups.iter().map(|group| group.parent).collect();
-    rearrange(x, before, &next.layout, &parents)
+    match &next.parents {
+        Some(parents) => rearrange(x, before, &next.layout, parents),
+        None => rearrange(x, before, &next.layout, &in_place(next)),
+    }
 }
 
 /// The groups of a stage, each as its own parent.
 fn in_place(stage: &StageGroups) -> Vec<usize> {
     (0..stage.groups.len()).collect()
-}
-
-/// The positions of a logit read, as units.
-pub(super) fn logit_units<B: Backend>(positions: &LogitPositions, input: &WorldInput<B>) -> Units {
-    Units::positions(match positions {
-        LogitPositions::All => super::Indices::All,
-        LogitPositions::Last => {
-            let last = input.lengths().into_iter().map(|length| vec![length - 1]);
-            super::Indices::Each(last.collect())
-        }
-        LogitPositions::Each(examples) => super::Indices::Each(examples.clone()),
-    })
 }
 
 /// The residual stream of the next stage.
@@ -429,24 +400,16 @@ fn stack<B: Backend>(
     pos: usize,
     device: &B::Device,
 ) -> ModelInput<B> {
-    let inputs: Vec<InputId> = stage
-        .groups
-        .iter()
-        .map(|group| plan.worlds[group.worlds[0].0].input)
-        .collect();
-    stack_inputs(
-        inputs.iter().map(|input| &plan.inputs[input.0]),
-        pos,
-        device,
-    )
+    let inputs = stage.groups.firsts().map(|world| plan.input_of(world));
+    stack_inputs(inputs, pos, device)
 }
 
 /// The stacked residuals that all groups start from, padded on the right.
 fn stack_residuals<B: Backend>(plan: &Plan<B>, stage: &StageGroups, pos: usize) -> Tensor<B, 3> {
     let residuals = stage
         .groups
-        .iter()
-        .map(|group| match plan.input_of(group.worlds[0]) {
+        .firsts()
+        .map(|world| match plan.input_of(world) {
             WorldInput::Resumed(resumed) => padded(&resumed.x, pos),
             _ => unreachable!("checked when the plan was validated"),
         });

@@ -8,7 +8,6 @@ use burn_align_models::{AlignableTransformer, Sublayer, SublayerKind};
 use serde::Serialize;
 
 use super::PlanError;
-use super::execute::logit_units;
 use super::memory::Memory;
 use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Pass, Schedule, StageGroups};
@@ -82,7 +81,7 @@ impl<B: Backend> Plan<B> {
             .collect();
         let mut explanation = Explanation {
             worlds: schedule.needs.iter().flatten().count(),
-            unused_worlds: schedule.needs.iter().filter(|need| need.is_none()).count(),
+            unused_worlds: schedule.needs.iter().filter(Option::is_none).count(),
             row_layers: 0,
             row_layers_alone: 0,
             flops: 0,
@@ -122,7 +121,7 @@ impl<B: Backend> Plan<B> {
         for read in &self.reads {
             if let Read::Logits { world, positions } = read {
                 let input = self.input_of(*world);
-                let count = logit_units(positions, input).positions.count(input.pos());
+                let count = positions.units(input).positions.count(input.pos());
                 explanation.flops += (input.batch() * count) as u64 * dims.unembed_flops();
             }
         }
@@ -144,27 +143,23 @@ fn needed_worlds<B: Backend>(plan: &Plan<B>, schedule: &Schedule) -> impl Iterat
 }
 
 fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) -> PassExplanation {
-    let stages = pass.stages.iter().map(|stage| {
-        let worlds: Vec<WorldId> = stage
-            .groups
+    let mut is_here = vec![false; plan.worlds.len()];
+    let mut explain = |stage: &StageGroups| {
+        let worlds = stage.groups.worlds();
+        let reads = schedule
+            .reads
+            .get(&stage.stage)
+            .map_or(&[][..], Vec::as_slice);
+        worlds.iter().for_each(|world| is_here[world.0] = true);
+        let reads = reads
             .iter()
-            .flat_map(|group| group.worlds.clone())
-            .collect();
-        let edits = stage.groups.iter().map(|group| {
-            let edits = schedule.edits(plan, group.worlds[0]);
-            edits
-                .filter(|edit| schedule.stages.of(edit.site) == stage.stage)
-                .count()
+            .filter(|index| is_here[plan.reads[**index].world().0])
+            .count();
+        worlds.iter().for_each(|world| is_here[world.0] = false);
+        let forks = stage.parents.as_ref().map_or(0, |parents| {
+            let distinct: BTreeSet<&usize> = parents.iter().collect();
+            parents.len() - distinct.len()
         });
-        let reads = plan.reads.iter().filter(|read| {
-            let at = match read {
-                Read::Activation { site, .. } => schedule.stages.of(*site),
-                Read::Logits { .. } => Stage::Unembed,
-            };
-            at == stage.stage && worlds.contains(&read.world())
-        });
-        let parents: BTreeSet<usize> = stage.groups.iter().map(|group| group.parent).collect();
-        let forks = stage.groups.len() - parents.len();
         StageExplanation {
             stage: schedule.stages.name(stage.stage),
             worlds: worlds.len(),
@@ -176,16 +171,16 @@ fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) ->
                 .map(|[rows, computed, _]| rows * computed)
                 .sum(),
             forks,
-            edits: edits.sum(),
-            reads: reads.count(),
+            edits: stage.edits.len(),
+            reads,
         }
-    });
+    };
     // Most of the time nothing happens between sublayers.
     let computes = |stage: &StageGroups| match stage.stage {
         Stage::Layer { step, .. } => step == Step::Run,
         Stage::Embed | Stage::FinalNorm | Stage::Unembed => true,
     };
-    let stages = pass.stages.iter().zip(stages);
+    let stages = pass.stages.iter().map(|stage| (stage, explain(stage)));
     let stages = stages.filter(|(stage, explained)| {
         computes(stage) || explained.forks + explained.edits + explained.reads > 0
     });

@@ -9,7 +9,6 @@ use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::Run;
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::StageGroups;
-use super::stages::Stage;
 use super::{Indices, PlanError, Units};
 use crate::interventions::{Intervention, Operands};
 
@@ -36,7 +35,6 @@ struct Call {
 /// Makes the edits and the reads of one stage.
 pub(super) struct LockstepTap<'r, 'a, B: Backend, I> {
     pub(super) run: &'r mut Run<'a, B, I>,
-    pass: usize,
     work: BTreeMap<Site, SiteWork<'a>>,
     stage: &'a StageGroups,
     /// A world of each group.
@@ -46,23 +44,64 @@ pub(super) struct LockstepTap<'r, 'a, B: Backend, I> {
 
 impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
     pub(super) fn new(run: &'r mut Run<'a, B, I>, pass: usize, stage: &'a StageGroups) -> Self {
-        let group_of: BTreeMap<WorldId, usize> = stage
-            .groups
-            .iter()
-            .enumerate()
-            .flat_map(|(index, group)| group.worlds.iter().map(move |world| (*world, index)))
-            .collect();
         let mut tap = Self {
             run,
-            pass,
             work: BTreeMap::new(),
             stage,
-            worlds: stage.groups.iter().map(|group| group.worlds[0]).collect(),
-            group_of,
+            worlds: Vec::new(),
+            group_of: BTreeMap::new(),
         };
-        tap.collect_edits(stage);
-        tap.collect_keeps(stage.stage);
-        tap.collect_reads(stage.stage);
+        let (plan, schedule, whole) = (tap.run.plan, tap.run.schedule, tap.run.whole);
+        let reads = schedule
+            .reads
+            .get(&stage.stage)
+            .map_or(&[][..], Vec::as_slice);
+        // Including worlds that run in another part.
+        let takers = whole
+            .takers
+            .get(&stage.stage)
+            .map_or(&[][..], Vec::as_slice);
+        // At most stages, nothing happens.
+        if stage.edits.is_empty() && reads.is_empty() && takers.is_empty() {
+            return tap;
+        }
+        tap.worlds = stage.groups.firsts().collect();
+        let groups = stage.groups.iter().enumerate();
+        tap.group_of = groups
+            .flat_map(|(index, worlds)| worlds.iter().map(move |world| (*world, index)))
+            .collect();
+        for (group, world, index) in &stage.edits {
+            let edit = &plan.worlds[world.0].edits[*index];
+            let work = tap.work.entry(edit.site).or_default();
+            work.edits.push((*group, edit));
+        }
+        for (taker, index) in takers {
+            let edit = &plan.worlds[taker.0].edits[*index];
+            if let Operand::Activation { world, site, units } = &edit.operand
+                && tap.group_of.contains_key(world)
+            {
+                // A world whose operand is available at once in this part may run again in a later
+                // one.
+                let taken_at_once = !tap.run.in_parts
+                    && *site == edit.site
+                    && schedule.pass_of[taker.0] == Some(pass);
+                if !taken_at_once {
+                    tap.work
+                        .entry(*site)
+                        .or_default()
+                        .keeps
+                        .push((*world, units));
+                }
+            }
+        }
+        for index in reads {
+            if let Read::Activation { world, site, units } = &plan.reads[*index]
+                && tap.group_of.contains_key(world)
+            {
+                let work = tap.work.entry(*site).or_default();
+                work.reads.push((*index, *world, units));
+            }
+        }
         tap
     }
 
@@ -75,53 +114,6 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         match self.work.into_keys().next() {
             None => Ok(()),
             Some(site) => Err(PlanError::NeverTapped { site }),
-        }
-    }
-
-    fn collect_edits(&mut self, stage: &StageGroups) {
-        for (index, group) in stage.groups.iter().enumerate() {
-            // All worlds of a group make the same edits in this stage.
-            for edit in self.run.schedule.edits(self.run.plan, group.worlds[0]) {
-                if self.run.schedule.stages.of(edit.site) == stage.stage {
-                    let work = self.work.entry(edit.site).or_default();
-                    work.edits.push((index, edit));
-                }
-            }
-        }
-    }
-
-    fn collect_keeps(&mut self, stage: Stage) {
-        let (plan, schedule) = (self.run.plan, self.run.schedule);
-        for taker in plan.world_ids() {
-            // Including worlds that run in another part.
-            for edit in self.run.whole.edits(plan, taker) {
-                let Operand::Activation { world, site, units } = &edit.operand else {
-                    continue;
-                };
-                let here = self.run.schedule.stages.of(*site) == stage
-                    && self.group_of.contains_key(world);
-                // A world whose operand is available at once in this part may run again in a later
-                // one.
-                let taken_at_once = !self.run.in_parts
-                    && *site == edit.site
-                    && schedule.pass_of[taker.0] == Some(self.pass);
-                if here && !taken_at_once {
-                    let work = self.work.entry(*site).or_default();
-                    work.keeps.push((*world, units));
-                }
-            }
-        }
-    }
-
-    fn collect_reads(&mut self, stage: Stage) {
-        for (index, read) in self.run.plan.reads.iter().enumerate() {
-            if let Read::Activation { world, site, units } = read
-                && self.run.schedule.stages.of(*site) == stage
-                && self.group_of.contains_key(world)
-            {
-                let work = self.work.entry(*site).or_default();
-                work.reads.push((index, *world, units));
-            }
         }
     }
 

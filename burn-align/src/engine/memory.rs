@@ -10,8 +10,6 @@ use burn_align_models::{
 };
 
 use super::Units;
-use super::chunks::operand_key;
-use super::execute::logit_units;
 use super::plan::{Plan, Read, WorldId};
 use super::schedule::{Schedule, StageGroups};
 use super::stages::{Stage, Stages, Step};
@@ -40,10 +38,8 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         };
         let reads = plan.open_reads().map(|(_, read)| memory.of_read(read));
         let worlds = plan.world_ids();
-        let taken = worlds.flat_map(|world| whole.edits(plan, world));
-        let taken: HashSet<_> = taken
-            .filter_map(|edit| operand_key(&edit.operand))
-            .collect();
+        let taken = worlds.flat_map(|world| whole.needs.edits(plan, world));
+        let taken: HashSet<_> = taken.filter_map(|(_, edit)| edit.operand.key()).collect();
         let taken = taken
             .iter()
             .map(|(world, site, units)| memory.of_units(*world, *site, units));
@@ -81,7 +77,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
             Read::Activation { world, site, units } => self.of_units(*world, *site, units),
             Read::Logits { world, positions } => {
                 let input = self.plan.input_of(*world);
-                let units = logit_units(positions, input).positions.count(input.pos());
+                let units = positions.units(input).positions.count(input.pos());
                 (input.batch() * units * self.model.dims().vocab) as u64
             }
         }
@@ -129,21 +125,17 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         });
         let logits = match stage.stage {
             // All of them, before they are divided among the reads, which are already counted.
-            Stage::Unembed => self.plan.open_reads().map(|(_, read)| match read {
-                Read::Logits { world, .. } if stage.has(*world) => self.of_read(read),
-                _ => 0,
-            }),
-            _ => return work.sum::<usize>() as u64,
+            Stage::Unembed => {
+                let here: HashSet<WorldId> = stage.groups.worlds().iter().copied().collect();
+                let reads = self.plan.open_reads().map(|(_, read)| match read {
+                    Read::Logits { world, .. } if here.contains(world) => self.of_read(read),
+                    _ => 0,
+                });
+                reads.sum::<u64>()
+            }
+            _ => 0,
         };
-        work.sum::<usize>() as u64 + logits.sum::<u64>()
-    }
-}
-
-impl StageGroups {
-    fn has(&self, world: WorldId) -> bool {
-        self.groups
-            .iter()
-            .any(|group| group.worlds.contains(&world))
+        work.sum::<usize>() as u64 + logits
     }
 }
 

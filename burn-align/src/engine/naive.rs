@@ -10,7 +10,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Cx, Pass, Site, Tables, Tap};
 
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
-use super::execute::{logit_units, stack_inputs};
+use super::execute::stack_inputs;
 use super::non_finite::Watch;
 use super::plan::{Edit, Operand, Plan, Read, Resumed, WorldId, WorldInput};
 use super::stages::{Stage, Step};
@@ -47,7 +47,7 @@ impl<B: Backend> Plan<B> {
                 Read::Activation { world, site, units } => naive.activation(*world, *site, units),
                 Read::Logits { world, positions } => {
                     let input = self.input_of(*world);
-                    let units = logit_units(positions, input);
+                    let units = positions.units(input);
                     let (logits, _) = naive.world(*world, None);
                     let [batch, pos, vocab] = logits.dims();
                     take(&logits.reshape([batch, 1, pos, vocab]), &units, input)

@@ -15,8 +15,9 @@ use burn::tensor::{DType, Tensor};
 use burn_align_models::{AlignableTransformer, Site};
 
 pub(super) use self::watch::Watch;
+use super::needs::Need;
 use super::plan::{Operand, Plan, WorldId, WorldInput};
-use super::schedule::{Need, Schedule, made_edits};
+use super::schedule::Schedule;
 use super::validate::validate;
 use super::{PlanError, RunOptions};
 use crate::interventions::Intervention;
@@ -286,8 +287,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Search<'_, B, M
                 continue;
             }
             waiting.push((world, true));
-            let edits: Vec<_> = made_edits(self.plan, &self.schedule.needs, world).collect();
-            for edit in edits.into_iter().rev() {
+            let edits: Vec<_> = self.schedule.needs.edits(self.plan, world).collect();
+            for (_, edit) in edits.into_iter().rev() {
                 if let Operand::Activation { world, .. } = &edit.operand {
                     waiting.push((*world, false));
                 }
@@ -298,7 +299,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Search<'_, B, M
 
     /// Looks at every site that a world reaches.
     fn watch(&self, world: WorldId) -> Result<Option<NonFinite>, PlanError> {
-        let until = match self.schedule.needs[world.0] {
+        let until = match self.schedule.needs.of(world) {
             None => return Ok(None),
             Some(Need::UpTo(site)) => Some(site),
             Some(Need::Logits) => None,

@@ -4,7 +4,6 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Component, Mixing, Site};
 
 use super::Units;
-use super::execute::logit_units;
 use super::freeze::{Freezer, Kept};
 use super::layout::{Layout, lower, merge_suffixes};
 use super::plan::{Operand, Plan, Read, ReadId, WorldId};
@@ -153,7 +152,7 @@ impl<B: Backend> Freezer<'_, B> {
             used.push(match read {
                 Read::Activation { world, site, units } => (*world, *site, units.clone()),
                 Read::Logits { world, positions } => {
-                    let units = logit_units(positions, plan.input_of(*world));
+                    let units = positions.units(plan.input_of(*world));
                     (*world, Site::FinalNorm, units)
                 }
             });

@@ -128,6 +128,19 @@ pub enum Operand {
     Constant(ConstantId),
 }
 
+/// The identity of an operand: an activation that one part of a plan computes and another uses.
+pub(super) type OperandKey = (WorldId, Site, Units);
+
+impl Operand {
+    /// The key of another world's activation.
+    pub(super) fn key(&self) -> Option<OperandKey> {
+        match self {
+            Self::Activation { world, site, units } => Some((*world, *site, units.clone())),
+            Self::None | Self::Constant(_) => None,
+        }
+    }
+}
+
 /// Replaces the activation of some units at a site by `intervention(activation, operand)`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Edit {
@@ -194,6 +207,22 @@ pub enum LogitPositions {
     /// `[batch][unit]`: separate positions for each example; all examples have the same number of
     /// them.
     Each(Vec<Vec<usize>>),
+}
+
+impl LogitPositions {
+    /// The positions as units.
+    ///
+    /// - input: of the world whose logits are read
+    pub(super) fn units<B: Backend>(&self, input: &WorldInput<B>) -> Units {
+        Units::positions(match self {
+            Self::All => Indices::All,
+            Self::Last => {
+                let last = input.lengths().into_iter().map(|length| vec![length - 1]);
+                Indices::Each(last.collect())
+            }
+            Self::Each(examples) => Indices::Each(examples.clone()),
+        })
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,63 +1,43 @@
-//! Which worlds share rows in which layer.
+//! Which worlds share rows in which stage.
 //!
 //! Worlds on the same input are equal until the first edit that sets them apart, so they can share
-//! a row until then. The schedule works that out from the plan alone, stage by stage;
-//! [`execute`](super::execute) only follows it.
+//! a row until then. The schedule works that out from the plan alone; [`execute`](super::execute) only
+//! follows it. From stage to stage only what changes is worked out: the worlds that are edited there, and
+//! those that are no longer needed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{Mixing, Site};
 
-use super::layout::{Edited, Layout, lower};
+use super::groups::{Groups, Sizes};
+use super::layout::{Edited, Layout};
+use super::needs::Needs;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
 use super::stages::{Stage, Stages, Step};
-use super::wanted::Uses;
+use super::wanted::{Uses, Wanted};
 
-/// How far a world must be run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Need {
-    UpTo(Site),
-    Logits,
-}
-
-impl Need {
-    fn reaches(self, site: Site) -> bool {
-        self >= Self::UpTo(site)
-    }
-
-    /// The last stage that is run.
-    pub(super) fn stage(self, stages: &Stages) -> Stage {
-        match self {
-            Self::UpTo(site) => stages.of(site),
-            Self::Logits => Stage::Unembed,
-        }
-    }
-}
-
-/// Worlds that are equal so far and therefore share rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Group {
-    /// Never empty.
-    pub(super) worlds: Vec<WorldId>,
-    /// The group of the previous stage whose rows these are copies of.
-    pub(super) parent: usize,
-}
-
-/// The groups of one stage.
+/// What one stage runs.
 #[derive(Clone, Debug)]
 pub(super) struct StageGroups {
     pub(super) stage: Stage,
-    pub(super) groups: Vec<Group>,
+    pub(super) groups: Arc<Groups>,
+    /// The group of the previous stage whose rows each group's are copies of; `None` if the groups are
+    /// the same.
+    pub(super) parents: Option<Vec<usize>>,
     /// Where the positions of their rows are.
-    pub(super) layout: Layout,
+    pub(super) layout: Arc<Layout>,
     /// In an attention, where the querying positions are, if these are not all positions.
-    pub(super) queries: Option<Layout>,
+    pub(super) queries: Option<Arc<Layout>>,
+    /// The edits that are made: the group, and the edit as the world and its index there. All worlds of
+    /// a group make the same edits.
+    pub(super) edits: Vec<(usize, WorldId, usize)>,
 }
 
 impl StageGroups {
     /// Where the positions of the stage's output are.
-    pub(super) fn given(&self) -> &Layout {
+    pub(super) fn given(&self) -> &Arc<Layout> {
         self.queries.as_ref().unwrap_or(&self.layout)
     }
 
@@ -86,8 +66,13 @@ pub(super) struct Schedule {
     /// The pass in which each world runs; `None` if it is not needed.
     pub(super) pass_of: Vec<Option<usize>>,
     /// How far each world is run.
-    pub(super) needs: Vec<Option<Need>>,
+    pub(super) needs: Needs,
     pub(super) stages: Stages,
+    pub(super) sizes: Sizes,
+    /// The reads of each stage, by index.
+    pub(super) reads: BTreeMap<Stage, Vec<usize>>,
+    /// Made edits whose operands are activations of each stage: the world, and the index of the edit.
+    pub(super) takers: BTreeMap<Stage, Vec<(WorldId, usize)>>,
 }
 
 impl Schedule {
@@ -101,269 +86,321 @@ impl Schedule {
         reads: &[usize],
         is_kept: &dyn Fn(&Operand) -> bool,
     ) -> Result<Self, Site> {
-        let needs = needs(plan, reads, is_kept);
-        let pass_of = passes(plan, &needs)?;
+        let needs = Needs::new(plan, reads, is_kept);
+        let pass_of = needs.passes(plan)?;
+        let sizes = Sizes::new(plan);
+        let mut reads_of: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
+        for (index, read) in plan.reads.iter().enumerate() {
+            let stage = match read {
+                Read::Activation { site, .. } => stages.of(*site),
+                Read::Logits { .. } => Stage::Unembed,
+            };
+            reads_of.entry(stage).or_default().push(index);
+        }
+        let mut takers: BTreeMap<Stage, Vec<(WorldId, usize)>> = BTreeMap::new();
+        for world in plan.world_ids() {
+            for (index, edit) in needs.edits(plan, world) {
+                if let Operand::Activation { site, .. } = &edit.operand {
+                    let takers = takers.entry(stages.of(*site)).or_default();
+                    takers.push((world, index));
+                }
+            }
+        }
         let count = pass_of.iter().flatten().max().map_or(0, |last| last + 1);
-        let passes = (0..count)
-            .map(|pass| {
-                let worlds = plan.world_ids();
-                let worlds: Vec<WorldId> = worlds
-                    .filter(|world| pass_of[world.0] == Some(pass))
-                    .collect();
-                Pass::new(plan, &worlds, &needs, stages)
-            })
-            .collect();
+        let shared = Shared {
+            plan,
+            needs: &needs,
+            stages,
+            sizes: &sizes,
+            patterns: pattern_stages(plan, stages),
+            uses: Uses::new(plan, &needs, stages),
+            suffixes: stages.run_suffixes(),
+        };
+        let mut worlds: Vec<Vec<WorldId>> = vec![Vec::new(); count];
+        for (world, pass) in plan.world_ids().zip(&pass_of) {
+            if let Some(pass) = pass {
+                worlds[*pass].push(world);
+            }
+        }
+        let passes = worlds.iter().map(|worlds| shared.pass(worlds)).collect();
         Ok(Self {
             passes,
             pass_of,
             needs,
             stages: stages.clone(),
+            sizes,
+            reads: reads_of,
+            takers,
         })
     }
 
-    /// The edits of a world that are applied: those before its last use.
-    pub(super) fn edits<'p, B: Backend>(
-        &'p self,
-        plan: &'p Plan<B>,
-        world: WorldId,
-    ) -> impl Iterator<Item = &'p Edit> {
-        made_edits(plan, &self.needs, world)
-    }
-}
-
-impl Schedule {
     /// Whether a world is run up to a site.
     pub(super) fn reaches(&self, world: WorldId, site: Site) -> bool {
-        self.needs[world.0].is_some_and(|need| need.reaches(site))
+        self.needs.reaches(world, site)
     }
 }
 
-pub(super) fn made_edits<'p, B: Backend>(
+/// What all passes of a plan share.
+struct Shared<'p, B: Backend> {
     plan: &'p Plan<B>,
-    needs: &'p [Option<Need>],
-    world: WorldId,
-) -> impl Iterator<Item = &'p Edit> {
-    let need = needs[world.0];
-    plan.worlds[world.0]
-        .edits
-        .iter()
-        .filter(move |edit| need.is_some_and(|need| need.reaches(edit.site)))
+    needs: &'p Needs,
+    stages: &'p Stages,
+    sizes: &'p Sizes,
+    /// The stages in which attention scores or weights are read or changed.
+    patterns: BTreeSet<Stage>,
+    uses: Uses<'p>,
+    /// Whether the model runs suffixes of rows.
+    suffixes: bool,
 }
 
-/// How far each world must be run, for the reads and for the operands of running worlds.
-fn needs<B: Backend>(
-    plan: &Plan<B>,
-    reads: &[usize],
-    is_kept: &dyn Fn(&Operand) -> bool,
-) -> Vec<Option<Need>> {
-    let mut needs = vec![None; plan.worlds.len()];
-    let mut changed: BTreeSet<WorldId> = BTreeSet::new();
-    for read in reads.iter().map(|index| &plan.reads[*index]) {
-        let need = match read {
-            Read::Activation { site, .. } => Need::UpTo(*site),
-            Read::Logits { .. } => Need::Logits,
-        };
-        let world = read.world();
-        needs[world.0] = needs[world.0].max(Some(need));
-        changed.insert(world);
-    }
-    while let Some(world) = changed.pop_first() {
-        let operands: Vec<(WorldId, Site)> = made_edits(plan, &needs, world)
-            .filter(|edit| !is_kept(&edit.operand))
-            .filter_map(|edit| match &edit.operand {
-                Operand::Activation { world, site, .. } => Some((*world, *site)),
-                Operand::None | Operand::Constant(_) => None,
-            })
-            .collect();
-        for (source, site) in operands {
-            if needs[source.0] < Some(Need::UpTo(site)) {
-                needs[source.0] = Some(Need::UpTo(site));
-                changed.insert(source);
-            }
-        }
-    }
-    needs
+/// The edits of a stage, by world.
+struct EditsHere<'p> {
+    /// For each world: where its edits begin in `edits`.
+    start_of: Vec<usize>,
+    /// World, index of the edit, and the edit.
+    edits: Vec<(WorldId, usize, &'p Edit)>,
 }
 
-/// The pass in which each world runs.
-///
-/// An operand from a site deeper than the edit's must come from an earlier pass. Fails at an edit
-/// that would have to wait for itself.
-fn passes<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<Vec<Option<usize>>, Site> {
-    let count = plan.worlds.len();
-    let mut pass_of: Vec<Option<usize>> = needs.iter().map(|need| need.map(|_| 0)).collect();
-    loop {
-        let mut changed = None;
-        for world in 0..count {
-            for edit in made_edits(plan, needs, plan.world_id(world)) {
-                let Operand::Activation {
-                    world: source,
-                    site,
-                    ..
-                } = &edit.operand
-                else {
-                    continue;
-                };
-                let later = usize::from(*site > edit.site);
-                let earliest = pass_of[source.0].map(|pass| pass + later);
-                if pass_of[world] < earliest {
-                    pass_of[world] = earliest;
-                    changed = Some(edit.site);
-                }
-            }
-        }
-        match changed {
-            None => break,
-            // No chain of worlds is longer than the number of worlds.
-            Some(site) if pass_of.iter().flatten().any(|pass| *pass > count) => return Err(site),
-            Some(_) => {}
+impl<'p> EditsHere<'p> {
+    const NONE: usize = usize::MAX;
+
+    fn new(worlds: usize) -> Self {
+        Self {
+            start_of: vec![Self::NONE; worlds],
+            edits: Vec::new(),
         }
     }
-    check_same_site_order(plan, needs)?;
-    Ok(pass_of)
-}
 
-/// Checks that edits at one site that use each other's results form no cycle.
-fn check_same_site_order<B: Backend>(plan: &Plan<B>, needs: &[Option<Need>]) -> Result<(), Site> {
-    let edges = |world: usize, at: Site| {
-        made_edits(plan, needs, plan.world_id(world)).filter_map(move |edit| match &edit.operand {
-            Operand::Activation { world, site, .. } if edit.site == at && *site == at => {
-                Some(world.0)
-            }
-            _ => None,
-        })
-    };
-    let sites: BTreeSet<Site> = plan
-        .world_ids()
-        .flat_map(|world| made_edits(plan, needs, world).map(|edit| edit.site))
-        .collect();
-    for site in sites {
-        // Worlds become ready when everything they wait for is done.
-        let mut waiting: BTreeSet<usize> = (0..plan.worlds.len()).collect();
-        loop {
-            let ready: Vec<usize> = waiting
-                .iter()
-                .copied()
-                .filter(|world| edges(*world, site).all(|source| !waiting.contains(&source)))
-                .collect();
-            if ready.is_empty() {
-                break;
-            }
-            for world in ready {
-                waiting.remove(&world);
-            }
+    fn set(&mut self, edits: impl Iterator<Item = (WorldId, usize, &'p Edit)>) {
+        for (world, _, _) in self.edits.drain(..) {
+            self.start_of[world.0] = Self::NONE;
         }
-        if !waiting.is_empty() {
-            return Err(site);
+        self.edits.extend(edits);
+        for (start, (world, _, _)) in self.edits.iter().enumerate().rev() {
+            self.start_of[world.0] = start;
         }
     }
-    Ok(())
+
+    fn of(&self, world: WorldId) -> impl Iterator<Item = &(WorldId, usize, &'p Edit)> {
+        let start = self.start_of[world.0].min(self.edits.len());
+        let own = self.edits[start..].iter();
+        own.take_while(move |(other, _, _)| *other == world)
+    }
 }
 
-impl Pass {
-    fn new<B: Backend>(
-        plan: &Plan<B>,
-        worlds: &[WorldId],
-        needs: &[Option<Need>],
-        model: &Stages,
-    ) -> Self {
-        let mut stages: Vec<StageGroups> = Vec::new();
-        // Before the first stage, worlds on the same input are equal.
-        let mut before: Vec<Vec<WorldId>> = vec![Vec::new(); plan.inputs.len()];
-        for world in worlds {
-            before[plan.worlds[world.0].input.0].push(*world);
-        }
-        let inputs = worlds.iter().map(|world| plan.input_of(*world).pos());
+impl<B: Backend> Shared<'_, B> {
+    /// The stages that worlds go through together.
+    fn pass(&self, worlds: &[WorldId]) -> Pass {
+        let (plan, stages) = (self.plan, self.stages);
+        let inputs = worlds.iter().map(|world| self.sizes.of(*world).pos);
         let pos = inputs.max().unwrap_or(0);
+        // All edits in the order of their stages, those of a world and stage in their own order.
+        let edits = worlds.iter().flat_map(|world| {
+            let edits = self.needs.edits(plan, *world);
+            edits.map(|(index, edit)| (stages.of(edit.site), *world, index, edit))
+        });
+        let mut edits: Vec<(Stage, WorldId, usize, &Edit)> = edits.collect();
+        edits.sort_by_key(|(stage, world, _, _)| (*stage, *world));
+        let mut edits = edits.into_iter().peekable();
+        // The last stages of worlds, in order.
+        let ends = worlds.iter().filter_map(|world| self.uses.end(*world));
+        let mut ends: Vec<Stage> = ends.collect();
+        ends.sort_unstable();
+        let mut ends = ends.into_iter().peekable();
+
+        let mut before = Arc::new(Groups::of_inputs(self.sizes, worlds));
+        let mut edited = Edited::nowhere(self.sizes);
+        let mut here = EditsHere::new(plan.worlds.len());
+        // Of stages with the same groups, which have been edited at the same positions.
+        let mut known: Vec<(LayoutKind, Arc<Layout>, Option<Arc<Layout>>)> = Vec::new();
         let start = plan.start();
-        let suffixes = model.run_suffixes();
-        let patterns = pattern_stages(plan, model);
-        let uses = Uses::new(plan, needs, model);
-        let mut edited: Vec<Edited> = plan
-            .worlds
-            .iter()
-            .map(|world| vec![usize::MAX; plan.inputs[world.input.0].batch()])
-            .collect();
-        for stage in model.all().filter(|stage| *stage >= start) {
-            let mut groups: Vec<Group> = Vec::new();
-            for (parent, members) in before.iter().enumerate() {
-                let mut split: Vec<(Vec<&Edit>, Vec<WorldId>)> = Vec::new();
-                for world in members {
-                    if needs[world.0].is_none_or(|need| need.stage(model) < stage) {
-                        continue;
-                    }
-                    let edits: Vec<&Edit> = made_edits(plan, needs, *world)
-                        .filter(|edit| model.of(edit.site) == stage)
-                        .collect();
-                    match split.iter_mut().find(|(others, _)| *others == edits) {
-                        Some((_, worlds)) => worlds.push(*world),
-                        None => split.push((edits, vec![*world])),
-                    }
-                }
-                groups.extend(
-                    split
-                        .into_iter()
-                        .map(|(_, worlds)| Group { worlds, parent }),
-                );
+        let mut all: Vec<StageGroups> = Vec::new();
+        for stage in stages.all().filter(|stage| *stage >= start) {
+            let own = std::iter::from_fn(|| edits.next_if(|(at, ..)| *at <= stage));
+            here.set(own.map(|(_, world, index, edit)| (world, index, edit)));
+            let mut has_ended = false;
+            while ends.next_if(|end| *end < stage).is_some() {
+                has_ended = true;
             }
-            if groups.is_empty() {
+            let Some(first_end) = ends.peek().copied() else {
                 break;
-            }
-            before = groups.iter().map(|group| group.worlds.clone()).collect();
-            for world in groups.iter().flat_map(|group| &group.worlds) {
-                for edit in made_edits(plan, needs, *world) {
-                    if model.of(edit.site) == stage {
-                        lower(&mut edited[world.0], &edit.units.positions);
-                    }
+            };
+            let mut parents = None;
+            if has_ended || !here.edits.is_empty() {
+                let needed = |world| self.uses.end(world) >= Some(stage);
+                let of = |world| here.of(world).map(|(_, _, edit)| *edit).collect();
+                let (groups, continued) = before.split(needed, of);
+                if groups != *before {
+                    before = Arc::new(groups);
+                    parents = Some(continued);
+                }
+                for (world, _, edit) in &here.edits {
+                    edited.edit(*world, &edit.units.positions);
                 }
             }
-            let edited = groups.iter().map(|group| &edited[group.worlds[0].0]);
-            let edited: Vec<&Edited> = edited.collect();
-            // The embedding consists of whole rows, and taps get attention patterns as wholes.
-            let mut queries = None;
-            let layout = match (model.mixing(stage), stage) {
-                _ if !suffixes || patterns.contains(&stage) => Layout::whole(plan, &groups, pos),
-                (Mixing::Rows, _) => Layout::whole(plan, &groups, pos),
-                (Mixing::None, _) => {
-                    let wanted = uses.wanted(plan, needs, stage, &groups);
-                    Layout::by_position(plan, &groups, pos, &edited, &wanted)
-                }
-                // What replaces the stream replaces all of it.
-                (Mixing::Causal { .. }, _) if !model.adds(stage) => {
-                    Layout::with_suffixes(plan, &groups, pos, &edited)
-                }
-                (Mixing::Causal { .. }, stage) => {
-                    let wanted = uses.wanted(plan, needs, stage.queries(), &groups);
-                    let layout;
-                    (layout, queries) = Layout::with_queries(plan, &groups, pos, &edited, &wanted);
-                    layout
+            let made = before
+                .firsts()
+                .enumerate()
+                .filter(|_| !here.edits.is_empty());
+            let made = made.flat_map(|(group, world)| {
+                let own = here.of(world);
+                own.map(move |(world, index, _)| (group, *world, *index))
+            });
+            let made: Vec<_> = made.collect();
+
+            let kind = self.kind(stage, &before, first_end);
+            if parents.is_some() || !here.edits.is_empty() {
+                known.clear();
+            }
+            let (layout, queries) = match known.iter().find(|(other, _, _)| *other == kind) {
+                Some((_, layout, queries)) => (layout.clone(), queries.clone()),
+                None => {
+                    let (layout, queries) = self.layout(&kind, &before, pos, &edited);
+                    let (layout, queries) = (Arc::new(layout), queries.map(Arc::new));
+                    known.push((kind, layout.clone(), queries.clone()));
+                    (layout, queries)
                 }
             };
-            stages.push(StageGroups {
+            all.push(StageGroups {
                 stage,
-                groups,
+                groups: before.clone(),
+                parents,
                 layout,
                 queries,
+                edits: made,
             });
         }
-        Self { stages }
+        Pass { stages: all }
     }
+
+    /// How the rows of a stage are laid out.
+    fn kind(&self, stage: Stage, groups: &Groups, first_end: Stage) -> LayoutKind {
+        // Taps get attention patterns as wholes.
+        if !self.suffixes || self.patterns.contains(&stage) {
+            return LayoutKind::Whole;
+        }
+        let wanted = |stage| self.uses.wanted(self.sizes, stage, groups, first_end);
+        match self.stages.mixing(stage) {
+            Mixing::Rows => LayoutKind::Whole,
+            Mixing::None => LayoutKind::ByPosition(wanted(stage)),
+            Mixing::Causal { .. } if self.stages.adds(stage) => {
+                LayoutKind::Queries(wanted(stage.queries()))
+            }
+            // What replaces the stream replaces all of it.
+            Mixing::Causal { .. } => LayoutKind::Suffixes,
+        }
+    }
+
+    fn layout(
+        &self,
+        kind: &LayoutKind,
+        groups: &Groups,
+        pos: usize,
+        edited: &Edited,
+    ) -> (Layout, Option<Layout>) {
+        let sizes = self.sizes;
+        match kind {
+            LayoutKind::Whole => (Layout::whole(sizes, groups, pos), None),
+            LayoutKind::Suffixes => (Layout::with_suffixes(sizes, groups, pos, edited), None),
+            LayoutKind::Queries(wanted) => Layout::with_queries(sizes, groups, pos, edited, wanted),
+            LayoutKind::ByPosition(wanted) => (
+                Layout::by_position(sizes, groups, pos, edited, wanted),
+                None,
+            ),
+        }
+    }
+}
+
+/// What the layout of a stage depends on, apart from its groups and where they have been edited.
+#[derive(PartialEq)]
+enum LayoutKind {
+    /// Whole rows.
+    Whole,
+    /// Suffixes of rows.
+    Suffixes,
+    /// Suffixes of rows, and queries where they are wanted.
+    Queries(Wanted),
+    /// Suffixes of rows, from where they are wanted.
+    ByPosition(Wanted),
 }
 
 /// The stages in which attention scores or weights are read or changed.
-fn pattern_stages<B: Backend>(plan: &Plan<B>, model: &Stages) -> BTreeSet<Stage> {
+fn pattern_stages<B: Backend>(plan: &Plan<B>, stages: &Stages) -> BTreeSet<Stage> {
     let edits = plan.worlds.iter().flat_map(|world| &world.edits);
     let of_edits = edits.flat_map(|edit| match &edit.operand {
-        Operand::Activation { site, .. } => vec![edit.site, *site],
-        Operand::None | Operand::Constant(_) => vec![edit.site],
+        Operand::Activation { site, .. } => [Some(edit.site), Some(*site)],
+        Operand::None | Operand::Constant(_) => [Some(edit.site), None],
     });
-    let of_reads = plan.reads.iter().filter_map(|read| match read {
+    let of_reads = plan.reads.iter().map(|read| match read {
         Read::Activation { site, .. } => Some(*site),
         Read::Logits { .. } => None,
     });
-    let sites = of_edits.chain(of_reads);
+    let sites = of_edits.flatten().chain(of_reads.flatten());
     sites
         .filter(|site| site.is_attention_pattern())
-        .map(|site| model.of(site))
+        .map(|site| stages.of(site))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use burn::backend::Flex;
+    use burn_align_models::{
+        AlignableTransformer, Component, Decoder, DecoderConfig, Site, TokenBatch,
+    };
+    use serde_json::json;
+
+    use crate::engine::validate::validate;
+    use crate::engine::{Edit, LogitPositions, Plan, Units};
+    use crate::interventions::VanillaIntervention;
+
+    fn sweep(layers: usize, pos: usize) -> (Decoder<Flex>, Plan<Flex>) {
+        let config = DecoderConfig::from_json(&json!({
+            "model_type": "llama",
+            "vocab_size": 20,
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2,
+            "max_position_embeddings": pos,
+        }));
+        let model = config.expect("valid").init::<Flex>(&Default::default());
+        let mut plan = Plan::new();
+        let tokens = |id| TokenBatch::new(vec![vec![id; pos]]).expect("not empty");
+        let (base, source) = (plan.tokens(&tokens(1)), plan.tokens(&tokens(2)));
+        let donor = plan.world(source, []);
+        for layer in 0..layers {
+            for position in 0..pos {
+                let site = Site::Block(layer, Component::BlockOutput);
+                let edit = Edit::from_world(donor, site, Units::position(position), 0);
+                let world = plan.world(base, [edit]);
+                plan.read_logits(world, LogitPositions::Last);
+            }
+        }
+        (model, plan)
+    }
+
+    /// Prints how long planning takes: `cargo test --release -p burn-align --lib -- --ignored
+    /// --nocapture planning_times`.
+    #[test]
+    #[ignore = "a benchmark"]
+    fn planning_times() {
+        for (layers, pos) in [(8, 20), (16, 40), (32, 80)] {
+            let (model, plan) = sweep(layers, pos);
+            let time = |run: &dyn Fn()| {
+                let times = (0..5).map(|_| {
+                    let start = Instant::now();
+                    run();
+                    start.elapsed().as_secs_f64() * 1e3
+                });
+                times.fold(f64::INFINITY, f64::min)
+            };
+            let schedule = time(&|| drop(validate(&plan, &model, &[VanillaIntervention])));
+            let explain = time(&|| drop(plan.explain(&model)));
+            println!("{layers} x {pos}: plan {schedule:.2} ms, explain {explain:.2} ms");
+        }
+        assert!(sweep(1, 1).0.dims().layers == 1);
+    }
 }

@@ -1,11 +1,12 @@
 //! Checking a plan before anything is computed.
 
+use std::fmt;
+
 use burn::tensor::backend::Backend;
 use burn_align_models::{
     AlignableTransformer, InputKinds, ModelDims, Site, SiteDims, SiteWidth, TokensError,
 };
 
-use super::execute::logit_units;
 use super::marks::Mark;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
 use super::schedule::Schedule;
@@ -108,8 +109,8 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
                 checker.shape(*world, *site, units)?;
             }
             Read::Logits { world, positions } => {
-                let units = logit_units(positions, plan.input_of(*world));
-                checker.positions(*world, &units.positions, "logits")?;
+                let units = positions.units(plan.input_of(*world));
+                checker.positions(*world, &units.positions, &"logits")?;
             }
         }
     }
@@ -276,16 +277,16 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         if self.stages.of(site) < self.plan.start() {
             return Err(PlanError::NotReached { site });
         }
-        let at = site.to_string();
         if site.is_attention_pattern()
             && let Some(past) = self.plan.input_of(world).past()
         {
             let example = past.starts.iter().position(|start| *start > 0).unwrap_or(0);
             let start = past.starts[example];
+            let at = site.to_string();
             return Err(PlanError::NotKept { at, example, start });
         }
         let head_count = self.heads(world, &units.heads, heads, site)?;
-        let unit_count = self.positions(world, &units.positions, &at)?;
+        let unit_count = self.positions(world, &units.positions, &site)?;
         let input = self.plan.input_of(world);
         let width = match width {
             SiteWidth::Features(width) => width,
@@ -301,7 +302,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         size: usize,
         site: Site,
     ) -> Result<usize, PlanError> {
-        let at = format!("heads at {site}");
+        let at = format_args!("heads at {site}");
         let batch = self.plan.input_of(world).batch();
         check_lists(heads, batch, &at, |_example, head| {
             if head < size {
@@ -316,7 +317,12 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         Ok(heads.count(size))
     }
 
-    fn positions(&self, world: WorldId, positions: &Indices, at: &str) -> Result<usize, PlanError> {
+    fn positions(
+        &self,
+        world: WorldId,
+        positions: &Indices,
+        at: &dyn fmt::Display,
+    ) -> Result<usize, PlanError> {
         let input = self.plan.input_of(world);
         let lengths = input.lengths();
         check_lists(positions, input.batch(), at, |example, position| {
@@ -324,7 +330,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
                 return Ok(());
             }
             Err(PlanError::PositionOutOfRange {
-                at: at.to_owned(),
+                at: at.to_string(),
                 example,
                 found: position,
                 length: lengths[example],
@@ -338,7 +344,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
             let all = positions.of(example, input.pos());
             if all.iter().any(|position| position < start) {
                 return Err(PlanError::NotKept {
-                    at: at.to_owned(),
+                    at: at.to_string(),
                     example,
                     start: *start,
                 });
@@ -384,7 +390,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
 fn check_lists(
     indices: &Indices,
     batch: usize,
-    at: &str,
+    at: &dyn fmt::Display,
     allowed: impl Fn(usize, usize) -> Result<(), PlanError>,
 ) -> Result<(), PlanError> {
     if *indices == Indices::All {
@@ -394,20 +400,20 @@ fn check_lists(
         && examples.len() != batch
     {
         return Err(PlanError::WrongBatch {
-            at: at.to_owned(),
+            at: at.to_string(),
             batch,
             found: examples.len(),
         });
     }
     let expected = indices.count(0);
     if expected == 0 {
-        return Err(PlanError::NoUnits { at: at.to_owned() });
+        return Err(PlanError::NoUnits { at: at.to_string() });
     }
     for example in 0..batch {
         let list = indices.of(example, 0);
         if list.len() != expected {
             return Err(PlanError::RaggedUnits {
-                at: at.to_owned(),
+                at: at.to_string(),
                 example,
                 expected,
                 found: list.len(),
@@ -417,7 +423,7 @@ fn check_lists(
             allowed(example, *index)?;
             if list[..i].contains(index) {
                 return Err(PlanError::RepeatedUnit {
-                    at: at.to_owned(),
+                    at: at.to_string(),
                     example,
                     found: *index,
                 });

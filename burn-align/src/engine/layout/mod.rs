@@ -7,13 +7,13 @@
 
 mod suffixes;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use super::Indices;
-use super::plan::{InputId, Plan};
-use super::schedule::Group;
+use super::groups::{Groups, Sizes};
+use super::plan::{InputId, WorldId};
 use super::wanted::Wanted;
 
 /// Where the positions of a stage's rows are.
@@ -57,9 +57,95 @@ struct Class {
     rows: Vec<usize>,
 }
 
-/// The first position at which a world has been edited so far, in each example; beyond the last
+/// The first position at which each world has been edited so far, in each example; beyond the last
 /// position if it has not been.
-pub(super) type Edited = Vec<usize>;
+pub(super) struct Edited {
+    firsts: Vec<usize>,
+    /// Where each world's examples begin, and where the last one's end.
+    starts: Vec<usize>,
+}
+
+impl Edited {
+    /// Nothing has been edited yet.
+    pub(super) fn nowhere(sizes: &Sizes) -> Self {
+        let mut starts = vec![0];
+        for input in &sizes.of_world {
+            starts.push(starts[starts.len() - 1] + sizes.inputs[input.0].batch);
+        }
+        Self {
+            firsts: vec![usize::MAX; starts[starts.len() - 1]],
+            starts,
+        }
+    }
+
+    fn of(&self, world: WorldId) -> &[usize] {
+        &self.firsts[self.starts[world.0]..self.starts[world.0 + 1]]
+    }
+
+    /// A world is edited at these positions.
+    pub(super) fn edit(&mut self, world: WorldId, positions: &Indices) {
+        let firsts = self.starts[world.0]..self.starts[world.0 + 1];
+        lower(&mut self.firsts[firsts], positions);
+    }
+}
+
+/// A number for each length and first position of rows.
+#[derive(Default)]
+struct Starts {
+    /// Lengths, with a number for each first position.
+    of_length: Vec<(usize, Vec<usize>)>,
+}
+
+impl Starts {
+    fn at(&mut self, pos: usize, start: usize) -> &mut usize {
+        let known = self.of_length.iter().position(|(length, _)| *length == pos);
+        let known = known.unwrap_or_else(|| {
+            self.of_length.push((pos, vec![0; pos]));
+            self.of_length.len() - 1
+        });
+        &mut self.of_length[known].1[start]
+    }
+
+    fn count(&mut self, pos: usize, start: usize) {
+        *self.at(pos, start) += 1;
+    }
+
+    fn set(&mut self, pos: usize, start: usize, number: usize) {
+        *self.at(pos, start) = number;
+    }
+
+    fn get(&mut self, pos: usize, start: usize) -> usize {
+        *self.at(pos, start)
+    }
+
+    /// Gives each first position without a number that of the one before.
+    fn fill_forward(&mut self) {
+        for (_, numbers) in &mut self.of_length {
+            let mut last = 0;
+            for number in numbers {
+                match *number {
+                    0 => *number = last,
+                    own => last = own,
+                }
+            }
+        }
+    }
+
+    /// Lengths and first positions with their numbers, if these are not 0.
+    fn kinds(&self) -> impl Iterator<Item = ((usize, usize), usize)> + '_ {
+        self.of_length.iter().flat_map(|(pos, numbers)| {
+            let numbers = numbers
+                .iter()
+                .enumerate()
+                .filter(|(_, number)| **number > 0);
+            numbers.map(|(start, number)| ((*pos, start), *number))
+        })
+    }
+
+    fn merged(&self, most_classes: usize) -> Vec<(usize, usize)> {
+        merge_kinds(self.kinds().collect(), most_classes)
+    }
+}
 
 /// Lowers the first positions to positions that are edited or read.
 pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
@@ -79,24 +165,21 @@ impl Layout {
     pub(super) const MOST_CLASSES: usize = 8;
 
     /// All rows as wholes, padded to `pos` positions.
-    pub(super) fn whole<B: Backend>(plan: &Plan<B>, groups: &[Group], pos: usize) -> Self {
+    pub(super) fn whole(sizes: &Sizes, groups: &Groups, pos: usize) -> Self {
         let mut first_rows = Vec::with_capacity(groups.len());
-        let mut rows = Vec::new();
-        for group in groups {
-            let input = plan.input_of(group.worlds[0]);
+        let mut rows = Vec::with_capacity(groups.len());
+        for world in groups.firsts() {
+            let input = sizes.of(world);
             first_rows.push(rows.len());
-            for _example in 0..input.batch() {
+            for _example in 0..input.batch {
                 rows.push(Row {
-                    pos: input.pos(),
+                    pos: input.pos,
                     start: 0,
                     trunk: rows.len(),
                     kept: None,
-                    first_token: 0,
+                    first_token: rows.len() * pos,
                 });
             }
-        }
-        for (index, row) in rows.iter_mut().enumerate() {
-            row.first_token = index * pos;
         }
         Self {
             pos,
@@ -108,27 +191,25 @@ impl Layout {
     }
 
     /// Suffixes, if that saves a tenth of all positions.
-    ///
-    /// - `edited`: for each group
-    pub(super) fn with_suffixes<B: Backend>(
-        plan: &Plan<B>,
-        groups: &[Group],
+    pub(super) fn with_suffixes(
+        sizes: &Sizes,
+        groups: &Groups,
         pos: usize,
-        edited: &[&Edited],
+        edited: &Edited,
     ) -> Self {
-        let whole = Self::whole(plan, groups, pos);
-        let layout = whole.suffixed(plan, groups, edited);
-        match layout.is_kept() || 10 * layout.tokens <= 9 * whole.tokens {
+        let whole = Self::whole(sizes, groups, pos);
+        let all = whole.tokens;
+        let layout = whole.suffixed(sizes, groups, edited);
+        match layout.is_kept() || 10 * layout.tokens <= 9 * all {
             true => layout,
-            false => whole,
+            false => Self::whole(sizes, groups, pos),
         }
     }
 
-    fn suffixed<B: Backend>(&self, plan: &Plan<B>, groups: &[Group], edited: &[&Edited]) -> Self {
-        let mut layout = self.clone();
-        layout.start_where_edited(plan, groups, edited);
-        layout.classify(Self::MOST_CLASSES);
-        layout
+    fn suffixed(mut self, sizes: &Sizes, groups: &Groups, edited: &Edited) -> Self {
+        self.start_where_edited(sizes, groups, edited);
+        self.classify(Self::MOST_CLASSES);
+        self
     }
 
     /// Whether keys and values of earlier positions come from an earlier pass.
@@ -138,28 +219,23 @@ impl Layout {
 
     /// Like [`with_suffixes`](Self::with_suffixes), for an attention. If it saves a tenth of all
     /// queries, also the layout of the querying positions: those whose output is needed.
-    pub(super) fn with_queries<B: Backend>(
-        plan: &Plan<B>,
-        groups: &[Group],
+    pub(super) fn with_queries(
+        sizes: &Sizes,
+        groups: &Groups,
         pos: usize,
-        edited: &[&Edited],
+        edited: &Edited,
         wanted: &Wanted,
     ) -> (Self, Option<Self>) {
-        let plain = Self::with_suffixes(plan, groups, pos, edited);
-        if wanted.values().flatten().all(|first| *first == 0) {
+        let plain = Self::with_suffixes(sizes, groups, pos, edited);
+        let Some(wanted) = wanted else {
             return (plain, None);
-        }
+        };
         let layout = match plain.is_whole() {
-            true => Self::whole(plan, groups, pos).suffixed(plan, groups, edited),
+            true => Self::whole(sizes, groups, pos).suffixed(sizes, groups, edited),
             false => plain.clone(),
         };
         let mut queries = layout.clone();
-        for (group, first_row) in groups.iter().zip(&layout.first_rows) {
-            let wanted = &wanted[&plan.worlds[group.worlds[0].0].input];
-            for (row, wanted) in queries.rows[*first_row..].iter_mut().zip(wanted) {
-                row.start = row.start.max(*wanted).min(row.pos);
-            }
-        }
+        queries.start_where_wanted(sizes, groups, wanted);
         // The rows of a class begin together.
         queries.tokens = 0;
         for class in queries.classes.iter_mut().flatten() {
@@ -180,63 +256,65 @@ impl Layout {
 
     /// Like [`with_suffixes`](Self::with_suffixes), for a stage that does not mix positions: only
     /// the needed part of the suffixes.
-    ///
-    /// - `edited`: for each group
-    pub(super) fn by_position<B: Backend>(
-        plan: &Plan<B>,
-        groups: &[Group],
+    pub(super) fn by_position(
+        sizes: &Sizes,
+        groups: &Groups,
         pos: usize,
-        edited: &[&Edited],
+        edited: &Edited,
         wanted: &Wanted,
     ) -> Self {
-        let whole = Self::whole(plan, groups, pos);
-        let mut layout = whole.clone();
-        layout.start_where_edited(plan, groups, edited);
+        let mut layout = Self::whole(sizes, groups, pos);
+        let all = layout.tokens;
+        layout.start_where_edited(sizes, groups, edited);
         let mut must_be = layout.is_kept();
-        for (group, first_row) in groups.iter().zip(&whole.first_rows) {
-            let wanted = &wanted[&plan.worlds[group.worlds[0].0].input];
-            for (row, wanted) in layout.rows[*first_row..].iter_mut().zip(wanted) {
-                // What an earlier stage has left out cannot come back.
-                must_be |= *wanted > 0;
-                row.start = row.start.max(*wanted).min(row.pos);
-            }
+        if let Some(wanted) = wanted {
+            // What an earlier stage has left out cannot come back.
+            let mut inputs = groups.firsts().map(|world| sizes.of_world[world.0].0);
+            must_be |= inputs.any(|input| wanted[input].iter().any(|first| *first > 0));
+            layout.start_where_wanted(sizes, groups, wanted);
         }
         layout.classify(usize::MAX);
-        match must_be || 10 * layout.tokens <= 9 * whole.tokens {
+        match must_be || 10 * layout.tokens <= 9 * all {
             true => layout,
-            false => whole,
+            false => Self::whole(sizes, groups, pos),
+        }
+    }
+
+    /// Starts each row no earlier than it is wanted.
+    fn start_where_wanted(&mut self, sizes: &Sizes, groups: &Groups, wanted: &[Vec<usize>]) {
+        for (world, first_row) in groups.firsts().zip(&self.first_rows) {
+            let wanted = &wanted[sizes.of_world[world.0].0];
+            for (row, wanted) in self.rows[*first_row..].iter_mut().zip(wanted) {
+                row.start = row.start.max(*wanted).min(row.pos);
+            }
         }
     }
 
     /// Starts each row at the first position that no other row has.
-    fn start_where_edited<B: Backend>(
-        &mut self,
-        plan: &Plan<B>,
-        groups: &[Group],
-        edited: &[&Edited],
-    ) {
-        // The trunk of each example of each input.
-        let mut trunks: BTreeMap<(InputId, usize), (usize, usize)> = BTreeMap::new();
-        let input = |group: &Group| plan.worlds[group.worlds[0].0].input;
-        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&self.first_rows) {
-            for (example, edited) in edited.iter().enumerate() {
-                let here = (*edited, first_row + example);
-                let trunk = trunks.entry((input(group), example)).or_insert(here);
-                if here.0 > trunk.0 {
-                    *trunk = here;
+    fn start_where_edited(&mut self, sizes: &Sizes, groups: &Groups, edited: &Edited) {
+        // The trunk of each example of each input: the first edited position, and the row.
+        let inputs = sizes.inputs.iter();
+        let mut trunks: Vec<Vec<Option<(usize, usize)>>> =
+            inputs.map(|input| vec![None; input.batch]).collect();
+        for (world, first_row) in groups.firsts().zip(&self.first_rows) {
+            let trunks = &mut trunks[sizes.of_world[world.0].0];
+            for (example, (edited, trunk)) in edited.of(world).iter().zip(trunks).enumerate() {
+                if trunk.is_none_or(|(latest, _)| *edited > latest) {
+                    *trunk = Some((*edited, first_row + example));
                 }
             }
         }
-        for ((group, edited), first_row) in groups.iter().zip(edited).zip(&self.first_rows) {
-            let input = input(group);
-            let past = plan.inputs[input.0].past();
-            for (example, edited) in edited.iter().enumerate() {
-                let (_, trunk) = trunks[&(input, example)];
+        for (world, first_row) in groups.firsts().zip(&self.first_rows) {
+            let id = sizes.of_world[world.0];
+            let starts = sizes.inputs[id.0].starts.as_ref();
+            for (example, edited) in edited.of(world).iter().enumerate() {
                 let row = &mut self.rows[first_row + example];
-                if let Some(past) = past {
-                    row.kept = Some((input, example));
-                    row.start = past.starts[example];
-                } else if trunk != first_row + example {
+                if let Some(starts) = starts {
+                    row.kept = Some((id, example));
+                    row.start = starts[example];
+                } else if let Some((_, trunk)) = trunks[id.0][example]
+                    && trunk != first_row + example
+                {
                     row.trunk = trunk;
                     row.start = (*edited).min(row.pos);
                 }
@@ -246,22 +324,25 @@ impl Layout {
 
     /// Groups suffixes into classes, and assigns their tokens.
     fn classify(&mut self, most_classes: usize) {
-        // A suffix may be empty.
-        let rows = self.rows.iter().filter(|row| row.start < row.pos);
-        let suffixes = rows
-            .clone()
-            .filter(|row| row.kept.is_none() && row.start > 0)
-            .map(|row| (row.pos, row.start));
-        // These starts cannot move: whole rows, and rows that follow cached keys and values.
-        let fixed = rows
-            .filter(|row| row.kept.is_some() || row.start == 0)
-            .map(|row| (row.pos, row.start, row.kept.is_some()));
-        let fixed: BTreeSet<(usize, usize, bool)> = fixed.collect();
-        let merged = merge_suffixes(suffixes, most_classes);
-        let mut classes: Vec<Class> = merged
-            .into_iter()
-            .map(|(pos, start)| (pos, start, false))
-            .chain(fixed)
+        // How many rows of each length begin at each position. A suffix may be empty.
+        let (mut suffixes, mut fixed) = (Starts::default(), [Starts::default(), Starts::default()]);
+        for row in self.rows.iter().filter(|row| row.start < row.pos) {
+            // The starts of whole rows, and of rows that follow cached keys and values, cannot move.
+            match (row.kept.is_some(), row.start) {
+                (false, 1..) => suffixes.count(row.pos, row.start),
+                (kept, _) => fixed[usize::from(kept)].count(row.pos, row.start),
+            }
+        }
+        let merged = suffixes.merged(most_classes);
+        let kinds = merged.into_iter().map(|(pos, start)| (pos, start, false));
+        let mut fixed_kinds: Vec<(usize, usize, bool)> = Vec::new();
+        for (kept, fixed) in [false, true].into_iter().zip(&fixed) {
+            let kinds = fixed.kinds().map(|((pos, start), _)| (pos, start, kept));
+            fixed_kinds.extend(kinds);
+        }
+        fixed_kinds.sort_unstable();
+        let mut classes: Vec<Class> = kinds
+            .chain(fixed_kinds)
             .map(|(pos, start, kept)| Class {
                 start,
                 pos,
@@ -269,16 +350,18 @@ impl Layout {
                 rows: Vec::new(),
             })
             .collect();
+        // The class of the rows of each length that begin at a position: the last before it.
+        let mut class_of = [Starts::default(), Starts::default()];
+        for (index, class) in classes.iter().enumerate() {
+            class_of[usize::from(class.kept)].set(class.pos, class.start, index + 1);
+        }
+        class_of.iter_mut().for_each(Starts::fill_forward);
         for (index, row) in self.rows.iter_mut().enumerate() {
             if row.start == row.pos {
                 continue;
             }
-            let class = classes
-                .iter_mut()
-                .filter(|class| (class.pos, class.kept) == (row.pos, row.kept.is_some()))
-                .filter(|class| class.start <= row.start)
-                .max_by_key(|class| class.start)
-                .expect("there is one for each row");
+            let class = class_of[usize::from(row.kept.is_some())].get(row.pos, row.start);
+            let class = &mut classes[class - 1];
             row.start = class.start;
             class.rows.push(index);
         }
@@ -404,7 +487,14 @@ pub(super) fn merge_suffixes(
     for kind in suffixes {
         *counts.entry(kind).or_default() += 1;
     }
-    let mut kinds: Vec<((usize, usize), usize)> = counts.into_iter().collect();
+    merge_kinds(counts.into_iter().collect(), most_classes)
+}
+
+fn merge_kinds(
+    mut kinds: Vec<((usize, usize), usize)>,
+    most_classes: usize,
+) -> Vec<(usize, usize)> {
+    kinds.sort_unstable();
     while kinds.len() > most_classes {
         // The cost of starting the suffixes of a kind where the previous kind starts.
         let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
