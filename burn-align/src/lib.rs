@@ -34,6 +34,8 @@
 //! - [`paths`]: the residual graph, and streams in which some paths carry another input;
 //! - [`training`]: training interventions and evaluating them;
 //! - [`causal_models`]: hypotheses about what a model computes, and their counterfactuals;
+//! - [`dictionaries`]: published sparse autoencoders and transcoders;
+//! - [`generate`]: how the next token is chosen;
 //! - [`diagram`]: paths, hypotheses and causal models as pictures;
 //! - [`front`]: the vocabulary of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
@@ -47,8 +49,10 @@
 
 pub mod causal_models;
 pub mod diagram;
+pub mod dictionaries;
 pub mod engine;
 pub mod front;
+pub mod generate;
 pub mod interventions;
 pub mod methods;
 pub mod paths;

@@ -21,6 +21,8 @@ mod config;
 mod counted;
 mod dependencies;
 mod devices;
+mod dictionaries;
+mod directions;
 #[cfg(feature = "flex")]
 mod disk;
 mod engine;

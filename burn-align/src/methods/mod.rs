@@ -8,6 +8,7 @@ mod ablation;
 mod alignment_map;
 mod causal_scrubbing;
 mod causal_trace;
+mod directions;
 mod grid;
 mod metric;
 mod path_patching;
@@ -23,6 +24,11 @@ pub use causal_scrubbing::{
     scrub_ablations,
 };
 pub use causal_trace::{CausalTrace, CausalTraceConfig, CausalTraceError, causal_trace};
+pub use directions::{
+    Activations, Direction, DirectionData, DirectionError, DirectionMethod, DirectionNorms,
+    DirectionOptions, DirectionProvenance, LoadDirectionError, PromptPositions, SaveDirectionError,
+    Separation, collect_activations, collect_activations_at, find_direction,
+};
 pub use grid::Grid;
 pub use metric::{cross_entropies, logit_difference, logit_differences, probability};
 pub use path_patching::{

@@ -47,6 +47,7 @@
 //!
 //! pyvene does not save noise and principal components, so they cannot be loaded.
 
+mod control_vector;
 mod error;
 mod format;
 mod pickle;
@@ -64,7 +65,11 @@ use burn_align_models::AlignableTransformer;
 use burn_align_models::files::cut_off;
 use serde_json::{Map, Value};
 
+pub use control_vector::{ControlVector, ControlVectorError};
 pub use error::{LoadInterventionsError, SaveInterventionsError};
+pub(crate) use pickle::PickleError;
+pub(crate) use tensors::{Stored, Values};
+pub(crate) use torch::state_dict;
 
 use crate::front::{AlignableConfig, AlignableModel};
 use crate::interventions::BuiltinIntervention;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 /// Why a pickle cannot be read.
 #[derive(Debug)]
-pub(super) enum PickleError {
+pub(crate) enum PickleError {
     /// It names something other than tensors.
     Forbidden(String),
     /// It is damaged, or not a state dict.

@@ -10,14 +10,14 @@ use crate::interventions::{Orthonormal, OrthonormalMap};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Stored {
-    pub(super) shape: Vec<usize>,
-    pub(super) values: Values,
+pub(crate) struct Stored {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Values,
 }
 
 /// Its values, row by row.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Values {
+pub(crate) enum Values {
     /// Floats that f32 represents exactly.
     F32(Vec<f32>),
     /// Integers.

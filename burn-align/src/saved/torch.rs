@@ -82,7 +82,8 @@ fn pickled<R: Read + Seek>(
     Ok((folder, tensors))
 }
 
-fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
+/// The tensors of a state dict by name.
+pub(crate) fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
     let mut archive = open(Cursor::new(bytes))?;
     let (folder, tensors) = pickled(&mut archive)?;
     let mut storages = BTreeMap::new();
@@ -128,6 +129,7 @@ fn stored(tensor: &PickledTensor, bytes: &[u8]) -> Result<Stored, String> {
             Values::F32(collect(tensor, bytes, |b| bf16::from_le_bytes(b).to_f32())?)
         }
         "LongStorage" => Values::I64(collect(tensor, bytes, i64::from_le_bytes)?),
+        "IntStorage" => Values::I64(collect(tensor, bytes, |b| i32::from_le_bytes(b).into())?),
         other => Values::Other(format!("torch.{other}")),
     };
     Ok(Stored { shape, values })

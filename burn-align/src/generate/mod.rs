@@ -1,0 +1,5 @@
+//! Text generation: how the next token is chosen.
+
+mod sampling;
+
+pub use sampling::{Sampler, Sampling, SamplingError};
