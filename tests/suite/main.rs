@@ -43,6 +43,7 @@ mod methods;
 mod non_finite;
 mod orthonormal;
 mod output;
+mod outside;
 mod parity;
 mod paths;
 #[cfg(feature = "flex")]
