@@ -17,6 +17,7 @@ mod causal_models;
 #[cfg(feature = "flex")]
 mod checkpoints;
 mod config;
+mod continued;
 #[cfg(feature = "flex")]
 mod counted;
 mod dependencies;
