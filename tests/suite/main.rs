@@ -30,6 +30,7 @@ mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
+mod generate;
 mod gguf;
 mod gradients;
 mod guide;

@@ -396,6 +396,29 @@ impl<B: Backend> Plan<B> {
         ReadId(index, mark)
     }
 
+    /// The same plan with nothing to read.
+    pub(crate) fn without_reads(&self) -> Self {
+        let mut plan = self.clone();
+        plan.reads.clear();
+        plan.known.clear();
+        plan.marks.reads.clear();
+        plan
+    }
+
+    /// Whether a world is one of this plan.
+    pub(crate) fn has_world(&self, world: WorldId) -> bool {
+        self.marks.worlds.get(world.0) == Some(&world.1)
+    }
+
+    /// The token ids of a world's examples, as far as its input has them.
+    pub(crate) fn tokens_of(&self, world: WorldId) -> Vec<Vec<u32>> {
+        match self.input_of(world) {
+            WorldInput::Tokens(tokens) => tokens.ids().to_vec(),
+            WorldInput::Continued(row) => vec![row.tokens.clone()],
+            WorldInput::Features(_) | WorldInput::Resumed(_) => Vec::new(),
+        }
+    }
+
     /// The reads whose values are not known yet, with their indices.
     pub(super) fn open_reads(&self) -> impl Iterator<Item = (usize, &Read)> {
         let reads = self.reads.iter().enumerate();

@@ -16,6 +16,26 @@ use super::stages::Stages;
 use super::{Indices, PlanError, Units, WorldInput};
 use crate::interventions::Intervention;
 
+impl<B: Backend> Plan<B> {
+    /// Checks the plan against a model and interventions, without computing anything.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn check<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+    ) -> Result<(), PlanError> {
+        validate(self, model, interventions).map(drop)
+    }
+
+    /// Number of positions of each example of a world.
+    pub(crate) fn lengths_of(&self, world: WorldId) -> Result<Vec<usize>, PlanError> {
+        check_world(self, world)?;
+        Ok(self.input_of(world).lengths())
+    }
+}
+
 /// Checks the plan and lays out its passes.
 pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     plan: &Plan<B>,
