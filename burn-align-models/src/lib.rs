@@ -36,7 +36,7 @@ pub use layout::{
     LayerLayout, Mixing, ModelLayout, Place, Positions, Reads, Sublayer, SublayerKind,
     SublayerOutput,
 };
-pub use model::{AlignableTransformer, ByHead, InputKinds, ModelInput};
+pub use model::{AlignableTransformer, ByHead, InputKinds, ModelInput, Readout};
 pub use pass::{Cx, Pass, Tables};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};

@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::dims::{ModelDims, SiteDims};
 use crate::layout::{ModelLayout, Reads, SublayerOutput};
+use crate::nn::Norm;
 use crate::pass::{Cx, Pass, Tables};
 use crate::site::Site;
 use crate::tap::{NoTap, Tap};
@@ -130,6 +131,12 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
         None
     }
 
+    /// How logits follow from the residual stream, if they do so by a norm and a matrix. Default: it
+    /// is not known.
+    fn readout(&self) -> Option<&dyn Readout<B>> {
+        None
+    }
+
     /// The model's sizes.
     fn dims(&self) -> &ModelDims {
         self.layout().dims()
@@ -242,4 +249,24 @@ pub trait ByHead<B: Backend> {
         streams: [Tensor<B, 3>; 3],
         pass: &Pass<B>,
     ) -> Tensor<B, 3>;
+}
+
+/// The way from what sublayers compute to the logits, which direct logit attribution takes apart.
+pub trait Readout<B: Backend> {
+    /// The norm before the unembedding, which [`AlignableTransformer::final_norm`] applies.
+    fn last_norm(&self) -> &Norm<B>;
+
+    /// The norm that a sublayer's output goes through before it is added to the residual stream, if
+    /// there is one.
+    fn post_norm(&self, layer: usize, sublayer: usize) -> Option<&Norm<B>>;
+
+    /// The columns of the unembedding for these tokens, and their biases. The product of a column
+    /// with a normalised residual, plus the bias, is the logit before any [cap](Self::logit_cap).
+    ///
+    /// # Shapes
+    /// - output: `[token, d_model]`, `[token]`
+    fn unembedding(&self, tokens: &[u32]) -> (Tensor<B, 2>, Option<Tensor<B, 1>>);
+
+    /// Logits are limited to `±cap` as `cap · tanh(logit / cap)`.
+    fn logit_cap(&self) -> Option<f64>;
 }

@@ -131,6 +131,7 @@ fn models_and_interventions_do_no_io() {
             "burn-align-models/src/pretrained/",
             "burn-align/src/dictionaries/",
             "burn-align/src/methods/directions/files.rs",
+            "burn-align/src/methods/lens/files.rs",
             "burn-align/src/saved/",
             "burn-align/src/training/checkpoint",
         ],

@@ -2,11 +2,11 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Embedding;
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::{Block, DecoderConfig, Positions};
 use crate::layout::ModelLayout;
-use crate::model::{AlignableTransformer, ByHead, ModelInput};
+use crate::model::{AlignableTransformer, ByHead, ModelInput, Readout};
 use crate::nn::{Norm, ParamInit, Projection, TokenEmbedding, soft_cap, unembed};
 use crate::pass::{Cx, Pass};
 
@@ -160,6 +160,10 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
     fn by_head(&self) -> Option<&dyn ByHead<B>> {
         Some(self)
     }
+
+    fn readout(&self) -> Option<&dyn Readout<B>> {
+        Some(self)
+    }
 }
 
 impl<B: Backend> ByHead<B> for Decoder<B> {
@@ -177,5 +181,52 @@ impl<B: Backend> ByHead<B> for Decoder<B> {
         let block = &self.layers[layer];
         let inputs = streams.map(|x| block.attention_input(x));
         block.attention.head_mixed(layer, head, inputs, pass)
+    }
+}
+
+impl<B: Backend> Readout<B> for Decoder<B> {
+    fn last_norm(&self) -> &Norm<B> {
+        &self.final_norm
+    }
+
+    fn post_norm(&self, layer: usize, sublayer: usize) -> Option<&Norm<B>> {
+        let block = &self.layers[layer];
+        match sublayer {
+            0 => block.attention_post_norm.as_ref(),
+            _ => block.mlp_post_norm.as_ref(),
+        }
+    }
+
+    fn unembedding(&self, tokens: &[u32]) -> (Tensor<B, 2>, Option<Tensor<B, 1>>) {
+        let device = self.device();
+        let ids: Vec<i64> = tokens.iter().map(|token| i64::from(*token)).collect();
+        let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [tokens.len()]), &device);
+        let Some(head) = &self.lm_head else {
+            let columns = self
+                .embedding
+                .forward(ids.clone().unsqueeze())
+                .squeeze_dim(0);
+            let biases = self.head_bias.as_ref();
+            return (columns, biases.map(|bias| bias.val().select(0, ids)));
+        };
+        let biases = head.bias.as_ref();
+        let biases = biases.map(|bias| bias.val().select(0, ids.clone()));
+        let columns = match head.weight.quantized() {
+            None => head.weight.val().select(1, ids), // [d_model, token]
+            Some(matrix) => {
+                let columns = tokens.iter().map(|token| {
+                    let row = *token as usize;
+                    matrix
+                        .rows(row..row + 1)
+                        .to_transposed_tensor(&device, DType::F32)
+                });
+                Tensor::cat(columns.collect(), 1)
+            }
+        };
+        (columns.transpose(), biases)
+    }
+
+    fn logit_cap(&self) -> Option<f64> {
+        self.logit_cap
     }
 }

@@ -71,6 +71,27 @@ impl<B: Backend> Norm<B> {
         }
     }
 
+    /// The direction in the input that this direction in the output is, if the scale of the norm is
+    /// held at its value for `at`: `⟨direction, norm(at)⟩` is `⟨output, at⟩`, plus `⟨direction,
+    /// bias⟩` in layer norms. It is linear in what `at` is the sum of.
+    ///
+    /// # Shapes
+    /// - direction, at, output: `[batch, pos, width]`; the output in f32
+    pub fn pulled_back(&self, direction: Tensor<B, 3>, at: Tensor<B, 3>) -> Tensor<B, 3> {
+        let weight = self.weight.val().cast(DType::F32).unsqueeze::<3>();
+        let weight = match self.kind {
+            NormKind::RmsPlusOne => weight + 1.0,
+            NormKind::Layer | NormKind::Rms | NormKind::RmsF32 => weight,
+        };
+        let (direction, at) = (direction.cast(DType::F32) * weight, at.cast(DType::F32));
+        let centred = |x: Tensor<B, 3>| match self.kind {
+            NormKind::Layer => x.clone() - x.mean_dim(2),
+            NormKind::Rms | NormKind::RmsF32 | NormKind::RmsPlusOne => x,
+        };
+        let mean_square = centred(at).powi_scalar(2).mean_dim(2);
+        centred(direction) / (mean_square + self.epsilon).sqrt()
+    }
+
     /// [`forward`](Self::forward) of each head's vector.
     ///
     /// # Shapes

@@ -6,10 +6,12 @@
 
 mod ablation;
 mod alignment_map;
+pub mod attribution;
 mod causal_scrubbing;
 mod causal_trace;
 mod directions;
 mod grid;
+pub mod lens;
 mod metric;
 mod path_patching;
 mod sweep;

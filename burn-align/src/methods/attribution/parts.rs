@@ -1,0 +1,67 @@
+//! Some of the examples at a time.
+
+use burn::tensor::backend::Backend;
+use burn_align_models::Site;
+
+use crate::engine::{Indices, InputId, LogitPositions, Plan, PlanError, Units, WorldInput};
+
+/// The indices of `batch` examples, at most `size` at a time.
+pub(super) fn parts(batch: usize, size: usize) -> Vec<Vec<usize>> {
+    let size = size.clamp(1, batch.max(1));
+    let starts = (0..batch).step_by(size);
+    let parts = starts.map(|start| (start..batch.min(start + size)).collect());
+    parts.collect()
+}
+
+/// A plan with these examples of some inputs.
+pub(super) fn plan_of<B: Backend, const N: usize>(
+    inputs: [&WorldInput<B>; N],
+    examples: &[usize],
+) -> Result<(Plan<B>, [InputId; N]), PlanError> {
+    let mut plan = Plan::new();
+    let inputs = inputs.map(|input| plan.input(input.clone()));
+    Ok((plan.examples(examples)?, inputs))
+}
+
+/// The same units in a plan with some of the examples.
+pub(super) fn units_of(units: &Units, examples: &[usize]) -> Units {
+    Units {
+        heads: indices_of(&units.heads, examples),
+        positions: indices_of(&units.positions, examples),
+    }
+}
+
+/// The same sites in a plan with some of the examples.
+pub(super) fn sites_of(sites: &[(Site, Units)], examples: &[usize]) -> Vec<(Site, Units)> {
+    let sites = sites.iter();
+    let sites = sites.map(|(site, units)| (*site, units_of(units, examples)));
+    sites.collect()
+}
+
+/// The same positions in a plan with some of the examples.
+pub(super) fn positions_of(positions: LogitPositions, examples: &[usize]) -> LogitPositions {
+    match positions {
+        LogitPositions::Each(each) => LogitPositions::Each(chosen(&each, examples)),
+        other => other,
+    }
+}
+
+fn indices_of(indices: &Indices, examples: &[usize]) -> Indices {
+    match indices {
+        Indices::Each(each) => Indices::Each(chosen(each, examples)),
+        other => other.clone(),
+    }
+}
+
+fn chosen(each: &[Vec<usize>], examples: &[usize]) -> Vec<Vec<usize>> {
+    examples.iter().map(|it| each[*it].clone()).collect()
+}
+
+/// The number of positions whose logits are read.
+pub(super) fn logit_count(positions: &LogitPositions, pos: usize) -> usize {
+    match positions {
+        LogitPositions::All => pos,
+        LogitPositions::Last => 1,
+        LogitPositions::Each(each) => each.first().map_or(0, Vec::len),
+    }
+}

@@ -1,0 +1,189 @@
+//! When does the answer appear, and which parts of the model write it?
+//!
+//! The logit lens (nostalgebraist 2020) reads the residual stream before the first layer and after
+//! each layer as if it were the last one. Direct logit attribution (Elhage et al. 2021, "A
+//! Mathematical Framework for Transformer Circuits") then takes the answer's lead over the second
+//! best token apart into what the embedding, each head, each MLP and each bias has added to it; the
+//! parts sum to the lead exactly.
+//!
+//! ```sh
+//! cargo run --release --example logit_lens                  # the bundled model, seconds
+//! cargo run --release --example logit_lens -- --model gpt2 --prompt "The Eiffel Tower is in"
+//! cargo run --release --example logit_lens -- --plot lens.svg
+//! cargo run --release --example logit_lens -- --lens FOLDER # a tuned lens, from TunedLens::save
+//! ```
+//!
+//! Prints the most probable token at each position after each layer, and the largest parts of the
+//! answer's lead. It checks its own claims: the parts sum to the lead, and with the default question
+//! the model says Madrid and its embedding does not.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use burn_align::engine::LogitPositions;
+use burn_align::methods::Grid;
+use burn_align::methods::lens::{
+    LogitTarget, TunedLens, direct_logits, logit_lens, stream_sites, tuned_lens,
+};
+use burn_align_models::{AlignableTransformer, Decoder, Site, top_tokens};
+use clap::Parser;
+use workbench::plot::{heat_map, picture_file};
+use workbench::table::{align_numbers, table};
+use workbench::{BackendArgs, ModelArgs, on_backend, out};
+
+const MODEL: &str = "bundled:capitals";
+const PROMPT: &str = "The capital of Spain is";
+
+/// Reads the residual stream after each layer, and takes the answer apart.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The prompt.
+    #[arg(long, default_value = PROMPT)]
+    prompt: String,
+    /// Folder of a tuned lens for this model, in place of the logit lens.
+    #[arg(long, value_name = "FOLDER")]
+    lens: Option<PathBuf>,
+    /// Number of parts of the answer's lead to print.
+    #[arg(long, default_value_t = 10)]
+    parts: usize,
+    /// Draw into this file (SVG or PNG) how probable the model's final prediction at each position
+    /// is after each layer.
+    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+fn main() -> ExitCode {
+    workbench::run(|args: Args| {
+        args.backend.check()?;
+        on_backend!(args.backend.backend, |B, device| read::<B>(&args, &device))
+    })
+}
+
+fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    // 1. The model and the prompt.
+    let dtype = args.backend.dtype.dtype();
+    let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
+    let (tokenizer, model) = (loaded.tokenizer()?, &loaded.model);
+    let tokens = tokenizer.encode_batch([&args.prompt])?;
+    let words = tokenizer.token_marks(&tokens.ids()[0]);
+    let options = args.backend.run_options();
+
+    // 2. What the model predicts at each position.
+    let all = LogitPositions::All;
+    let predictions = logit_lens(
+        model,
+        tokens.clone(),
+        &[Site::FinalNorm],
+        &all,
+        &options,
+        |_site, logits| tokenizer.top_tokens(logits, 2),
+    )?;
+    let predicted = predictions.first().context("the prompt is empty")?;
+    ensure!(
+        predicted.iter().all(|best| best.len() == 2),
+        "the logits are not finite, or the vocabulary has a single token"
+    );
+
+    // 3. The same after each layer: the most probable token, and the probability of the final one.
+    let vocab = model.dims().vocab;
+    let read = |_site: Site, logits: Tensor<B, 3>| {
+        let best = tokenizer.top_tokens(logits.clone(), 1);
+        let ranked = top_tokens(logits, vocab);
+        let of_final = ranked.iter().zip(predicted).map(|(ranked, wanted)| {
+            let found = ranked.iter().find(|(id, _)| *id == wanted[0].id);
+            found.map_or(f64::NAN, |(_, probability)| f64::from(*probability))
+        });
+        (best, of_final.collect::<Vec<f64>>())
+    };
+    let mut sites = stream_sites(model);
+    let streams = match &args.lens {
+        None => logit_lens(model, tokens.clone(), &sites, &all, &options, read)?,
+        Some(folder) => {
+            let lens = TunedLens::<B>::load(folder, device)?;
+            sites = lens.sites().to_vec();
+            tuned_lens(model, &lens, tokens.clone(), &sites, &all, &options, read)?
+        }
+    };
+    let labels: Vec<String> = sites.iter().map(Site::to_string).collect();
+    let mut report = table([String::new()].into_iter().chain(words.iter().cloned()));
+    for (label, (best, _of_final)) in labels.iter().zip(&streams) {
+        let cells = best.iter().map(|best| match best.first() {
+            Some(best) => format!("{} {:.2}", best.marks, best.probability),
+            None => "not finite".to_owned(),
+        });
+        report.add_row([label.clone()].into_iter().chain(cells));
+    }
+    let finally = predicted.iter().map(|best| &best[0]);
+    let finally = finally.map(|best| format!("{} {:.2}", best.marks, best.probability));
+    report.add_row(["logits".to_owned()].into_iter().chain(finally));
+    out!("\n{}\n\n{report}", args.prompt)?;
+
+    // 4. The picture.
+    if let Some(file) = &args.plot {
+        let columns = words.iter().zip(predicted);
+        let columns = columns.map(|(word, next)| format!("{word} → {}", next[0].marks));
+        let grid = Grid {
+            rows: labels,
+            columns: columns.collect(),
+            values: streams
+                .iter()
+                .map(|(_, of_final)| of_final.clone())
+                .collect(),
+        };
+        let axes = ["token → prediction", "residual stream"];
+        heat_map(file, "P(final prediction)", axes, &grid)?;
+    }
+
+    // 5. What writes the answer: the lead over the second best token, as a sum.
+    let [answer, second] = [0, 1].map(|place| &predicted[words.len() - 1][place]);
+    let target = LogitTarget::Difference(vec![answer.id], vec![second.id]);
+    let end = LogitPositions::Last;
+    let found = direct_logits(model, tokens, &end, &target, &options)?;
+    let lead = found.total[0][0];
+    let mut rows: Vec<(String, f64)> = found
+        .rows
+        .iter()
+        .map(|row| (row.part.to_string(), row.values[0][0]))
+        .collect();
+    let sum: f64 = rows.iter().map(|(_, value)| value).sum();
+    rows.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+    let mut report = table(["part", "logits"]);
+    for (part, value) in rows.iter().take(args.parts) {
+        report.add_row([part.clone(), format!("{value:+.3}")]);
+    }
+    align_numbers(&mut report);
+    let rest: f64 = rows.iter().skip(args.parts).map(|(_, value)| value).sum();
+    out!(
+        "\n`{}` leads `{}` by {lead:.3} logits{}; the largest of {} parts, the others {rest:+.3}:\n\
+         {report}",
+        answer.marks,
+        second.marks,
+        match found.soft_cap {
+            Some(cap) => format!(" (before the soft cap at {cap})"),
+            None => String::new(),
+        },
+        rows.len(),
+    )?;
+
+    // Check the claims made at the top.
+    // In bf16, each sum in the residual stream is rounded.
+    ensure!(
+        dtype != DType::F32 || (sum - lead).abs() <= 1e-3 * lead.abs().max(1.0),
+        "the parts sum to {sum}, the lead is {lead}"
+    );
+    let is_default = args.model.source(MODEL) == MODEL && args.prompt == PROMPT;
+    if is_default && args.lens.is_none() {
+        let (best, _of_final) = &streams[0];
+        let first = &best[words.len() - 1][0];
+        ensure!(answer.text == "Madrid", "the model predicts {answer}");
+        ensure!(first.text != "Madrid", "the embedding predicts {first}");
+    }
+    Ok(())
+}
