@@ -8,7 +8,7 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, UnitLocations,
 };
-use burn_align::interventions::{BuiltinIntervention, OrthonormalMap};
+use burn_align::interventions::{BuiltinFeaturizer, BuiltinMask, OrthonormalMap};
 use burn_align::training::{
     History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent, evaluate,
     evaluate_with_controls, losses, train,
@@ -283,12 +283,13 @@ fn boundaries_close_and_temperatures_fall<B: Backend>(device: &B::Device) {
         .with_penalty(100.0)
         .with_temperature(5.0, 0.5);
     let (trained, _) = run::<B>(InterventionType::BoundlessRotatedSpace, &config, device);
-    let BuiltinIntervention::BoundlessRotatedSpace(trained) = &trained.interventions()[0] else {
+    let trained = &trained.interventions()[0];
+    assert_eq!(trained.temperature(), 0.5);
+    let BuiltinMask::Boundary(trained) = &trained.mask else {
         panic!("the type of the intervention changed");
     };
-    assert_eq!(trained.temperature(), 0.5);
     // It began in the middle, and a penalty of 100 outweighs everything.
-    assert!(trained.width() < 7.0, "{}", trained.width());
+    assert!(trained.within() < 7.0, "{}", trained.within());
 }
 
 fn interventions_without_sources_are_trained<B: Backend>(device: &B::Device) {
@@ -354,7 +355,7 @@ fn a_model_in_bf16_trains_as_in_f32() {
         let mut losses = history.epochs.iter().map(|epoch| epoch.loss);
         let (first, last) = (losses.next(), losses.next_back());
         assert!(last < first, "{dtype:?}: {first:?} to {last:?}");
-        let BuiltinIntervention::RotatedSpace(rotated) = &trained.interventions()[0] else {
+        let BuiltinFeaturizer::Rotation(rotated) = &trained.interventions()[0].featurizer else {
             panic!("the type of the intervention changed");
         };
         assert_eq!(rotated.rotation.parameter.val().dtype(), DType::F32);
