@@ -202,10 +202,10 @@ fn gradients<B: AutodiffBackend>(
         (_, BuiltinMask::Boundary(it)) => {
             put("intervention_boundaries", of(&it.boundary, all, false));
         }
-        (BuiltinFeaturizer::Rotation(_), BuiltinMask::Sigmoid(it)) => {
+        (BuiltinFeaturizer::Rotation(_), BuiltinMask::SigmoidMask(it)) => {
             put("masks", of(&it.logits, all, false));
         }
-        (_, BuiltinMask::Sigmoid(it)) => put("mask", of(&it.logits, all, false)),
+        (_, BuiltinMask::SigmoidMask(it)) => put("mask", of(&it.logits, all, false)),
         _ => {}
     }
     match &it.featurizer {

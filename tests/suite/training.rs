@@ -1,5 +1,7 @@
 //! Training and evaluating interventions.
 
+mod own_parts;
+
 use burn::backend::{Autodiff, Flex};
 
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -8,7 +10,7 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, UnitLocations,
 };
-use burn_align::interventions::{BuiltinFeaturizer, BuiltinMask, OrthonormalMap};
+use burn_align::interventions::{BuiltinFeaturizer, BuiltinMask, Intervention, OrthonormalMap};
 use burn_align::training::{
     History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent, evaluate,
     evaluate_with_controls, losses, train,
@@ -152,7 +154,6 @@ fn training_finds_what_a_swap_does<B: Backend>(device: &B::Device) {
     assert!(controls.no_swap.accuracy < 1.0);
     let mut interventions = trained.interventions().to_vec();
     for intervention in &mut interventions {
-        use burn_align::interventions::Intervention;
         for rotation in intervention.orthonormal() {
             assert_eq!(rotation.map(), OrthonormalMap::Retraction);
             assert!(rotation.deviation() < 1e-5);

@@ -238,7 +238,7 @@ where
         if !whole || basis.is_some() {
             let mut difference = change.difference(|| z.base());
             if let Some(shares) = shares {
-                difference = difference * shares.unsqueeze(); // [1, 1, feature]
+                difference = by_example(by_row(difference) * shares, shape);
             }
             change = Change::Difference(within(difference, subspace));
         }

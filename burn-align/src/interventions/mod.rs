@@ -49,11 +49,19 @@
 mod builtin;
 mod composed;
 mod featurizer;
+#[allow(
+    clippy::large_enum_variant,
+    reason = "parts are few, and matched rarely"
+)]
 mod featurizers;
 mod grouping;
 mod masks;
 mod names;
 mod operation;
+#[allow(
+    clippy::large_enum_variant,
+    reason = "parts are few, and matched rarely"
+)]
 mod operations;
 mod orthonormal;
 pub(crate) mod parts;
@@ -67,26 +75,14 @@ use burn::tensor::{Bool, Tensor, backend::Backend};
 pub use builtin::BuiltinIntervention;
 pub use composed::Composed;
 pub use featurizer::{Basis, Encoded, Featurizer};
-pub use featurizers::{
-    Autoencoder, BuiltinFeaturizer, DictionaryFeatures, Directions, Identity, JumpReluAutoencoder,
-    NoDirection, Pca, PcaError, Rotation,
-};
+pub use featurizers::*;
 pub(crate) use grouping::counted;
 pub use grouping::{Misfit, TokenGrouping};
-pub use masks::{Boundary, BuiltinMask, Mask, SigmoidMask, Unmasked};
-pub use names::{
-    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
-    ConstantSourceIntervention, FillIntervention, JumpReluAutoencoderIntervention,
-    LambdaIntervention, NoiseIntervention, PcaIntervention, ReftIntervention,
-    RotatedSpaceIntervention, ScalingIntervention, SigmoidMaskIntervention,
-    SigmoidMaskRotatedSpaceIntervention, SubtractionIntervention, VanillaIntervention,
-};
+pub use masks::*;
+pub use names::*;
 pub use operation::{Change, Features, Operation};
 pub(crate) use operations::ReftParts;
-pub use operations::{
-    Add, AddNorm, BuiltinOperation, Clamp, Closure, ConstantSource, Fill, Interpolate, Noise, Reft,
-    ReftKind, Scale, SourceOperation, Subtract, Swap,
-};
+pub use operations::*;
 pub use orthonormal::{Orthonormal, OrthonormalError, OrthonormalMap};
 
 /// Changes an activation, as a pure function of tensors.

@@ -67,16 +67,6 @@ impl<B: Backend> Composed<B, Rotation<B>, Swap, Boundary<B>> {
             .with_tokens(tokens)
             .with_mask(Boundary::new(middle, features, 50.0))
     }
-
-    /// How much of each rotated feature is swapped, `[1, d]`.
-    pub fn mask(&self) -> Tensor<B, 2> {
-        self.mask.values()
-    }
-
-    /// The number of features within the boundary.
-    pub fn width(&self) -> f64 {
-        self.mask.within()
-    }
 }
 
 /// A rotation with a learned mask: the share `σ(mᵢ / T)` of rotated feature `i` is swapped.
@@ -91,11 +81,6 @@ impl<B: Backend> Composed<B, Rotation<B>, Swap, SigmoidMask<B>> {
             .with_tokens(tokens)
             .with_mask(mask)
     }
-
-    /// How much of each rotated feature is swapped, `[1, d]`.
-    pub fn mask(&self) -> Tensor<B, 2> {
-        self.mask.values()
-    }
 }
 
 /// A learned mask without a rotation: the share `σ(mᵢ / T)` of feature `i` is swapped (differential
@@ -109,11 +94,6 @@ impl<B: Backend> Composed<B, Identity, Swap, SigmoidMask<B>> {
         Composed::of(Identity, Swap)
             .with_tokens(tokens)
             .with_mask(SigmoidMask::uniform(0.0, d, 0.01, device))
-    }
-
-    /// How much of each feature is swapped, `[1, d]`.
-    pub fn shares(&self) -> Tensor<B, 2> {
-        self.mask.values()
     }
 }
 

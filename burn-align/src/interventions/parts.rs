@@ -17,7 +17,8 @@ pub(crate) trait Part<B: Backend>: Sized {
     fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError>;
 }
 
-/// An enum of the parts of a kind, with the names under which they are saved.
+/// An enum of the parts of a kind, a row for each: its module, its type, and the name under which it
+/// is saved. The types are made public.
 ///
 /// A macro `each!(part, it => …)` makes the same call on whichever part it is.
 macro_rules! table {
@@ -25,28 +26,33 @@ macro_rules! table {
         ($d:tt)
         $(#[$doc:meta])*
         $name:ident $what:literal {
-            $($(#[$row:meta])* $variant:ident($type:ty) $kind:literal,)*
+            $($module:ident::$part:ident $(<$b:ident>)? => $kind:literal,)*
         }
     ) => {
+        $(pub use self::$module::$part;)*
+
         $(#[$doc])*
         #[derive(burn::module::Module, Debug)]
         #[non_exhaustive]
         pub enum $name<B: burn::tensor::backend::Backend> {
-            $($(#[$row])* $variant($type),)*
+            $(
+                #[doc = concat!("[`", stringify!($part), "`].")]
+                $part($part $(<$b>)?),
+            )*
         }
 
         macro_rules! each {
             ($d self:expr, $d it:ident => $d call:expr) => {
                 match $d self {
-                    $($name::$variant($d it) => $d call,)*
+                    $($name::$part($d it) => $d call,)*
                 }
             };
         }
 
         $(
-            impl<B: burn::tensor::backend::Backend> From<$type> for $name<B> {
-                fn from(part: $type) -> Self {
-                    Self::$variant(part)
+            impl<B: burn::tensor::backend::Backend> From<$part $(<$b>)?> for $name<B> {
+                fn from(part: $part $(<$b>)?) -> Self {
+                    Self::$part(part)
                 }
             }
         )*
@@ -55,7 +61,7 @@ macro_rules! table {
             /// The name under which it is saved.
             pub(crate) fn kind(&self) -> &'static str {
                 match self {
-                    $(Self::$variant(_) => $kind,)*
+                    $(Self::$part(_) => $kind,)*
                 }
             }
 
@@ -73,7 +79,7 @@ macro_rules! table {
             ) -> Result<Self, $crate::interventions::parts::PartError> {
                 use $crate::interventions::parts::{Part, PartError};
                 match kind {
-                    $($kind => Ok(<$type as Part<B>>::restore(from)?.into()),)*
+                    $($kind => Ok(<$part $(<$b>)? as Part<B>>::restore(from)?.into()),)*
                     other => Err(PartError::Description(format!(
                         concat!($what, ": unknown variant `{}`, expected one of {}"),
                         other,
@@ -85,6 +91,28 @@ macro_rules! table {
     };
 }
 pub(super) use table;
+
+/// A part that is saved as a few public numbers.
+macro_rules! saved_as_numbers {
+    ($($part:ident { $($number:ident),* })*) => {$(
+        impl<B: burn::tensor::backend::Backend> $crate::interventions::parts::Part<B> for $part {
+            fn store(
+                &self,
+                _out: &mut $crate::interventions::parts::Writer<'_>,
+            ) -> Result<(), $crate::saved::SaveInterventionsError> {
+                $(_out.number(stringify!($number), self.$number);)*
+                Ok(())
+            }
+
+            fn restore(
+                _from: &mut $crate::interventions::parts::Reader<'_, B>,
+            ) -> Result<Self, $crate::interventions::parts::PartError> {
+                Ok(Self { $($number: _from.number(stringify!($number))?,)* })
+            }
+        }
+    )*};
+}
+pub(super) use saved_as_numbers;
 
 /// Why a part cannot be restored.
 #[derive(Debug)]

@@ -1,6 +1,8 @@
 //! Compositions against the formulas of their names, bit by bit, and against hand-worked values.
 
 use burn::backend::{Autodiff, Flex};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Bool, DType, Tensor, TensorData, activation, backend::Backend};
 
 use super::*;
@@ -262,7 +264,8 @@ fn coded_cases(tokens: TokenGrouping, cases: &mut Vec<Case>) {
 }
 
 fn plain_cases(cases: &mut Vec<Case>) {
-    let mut plain = |name, it, new: Box<dyn Fn(Activation, &Operands<A>) -> Activation>| {
+    type New = Box<dyn Fn(Activation, &Operands<A>) -> Activation>;
+    let mut plain = |name, it, new: New| {
         cases.push(Case {
             name,
             it,
@@ -389,34 +392,45 @@ fn names_compute_their_formulas_bit_by_bit() {
     }
 }
 
-/// Gradients of the parameters of masked rotations.
+/// The bits of the gradients of all parameters, in order.
+struct Gradients<'a> {
+    all: &'a <A as AutodiffBackend>::Gradients,
+    found: Vec<Option<Vec<u32>>>,
+}
+
+impl ModuleVisitor<A> for Gradients<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<A, D>>) {
+        self.found.push(param.val().grad(self.all).map(bits));
+    }
+}
+
 #[test]
 fn parameters_get_the_gradients_of_the_formulas() {
     let mut cases = Vec::new();
+    plain_cases(&mut cases);
     rotated_cases(TokenGrouping::Each, &mut cases);
+    coded_cases(TokenGrouping::Each, &mut cases);
+    let mut trained = 0;
     for case in cases {
         let run = |of: &dyn Fn(Activation, Operands<A>) -> Activation| {
-            let base = wave::<A, 3>(0.0, [2, 2, 8], DType::F32);
-            let source = wave::<A, 3>(2.0, [2, 2, 8], DType::F32);
-            let output = of(base, Operands::new(Some(source), None));
-            let weights = wave::<A, 3>(0.5, [2, 2, 8], DType::F32);
-            let gradients = (output * weights).sum().backward();
-            let rotated = match &case.it.featurizer {
-                BuiltinFeaturizer::Rotation(it) => it.rotation.parameter.val().grad(&gradients),
-                _ => None,
+            let base = wave::<A, 3>(0.0, [2, 3, 8], DType::F32).require_grad();
+            let source = wave::<A, 3>(2.0, [2, 3, 8], DType::F32);
+            let needed = case.it.needs_source().then_some(source);
+            let output = of(base, Operands::new(needed, None));
+            let weights = wave::<A, 3>(0.5, [2, 3, 8], DType::F32);
+            let mut gradients = Gradients {
+                all: &(output * weights).sum().backward(),
+                found: Vec::new(),
             };
-            let mask = match &case.it.mask {
-                BuiltinMask::Sigmoid(it) => it.logits.val().grad(&gradients),
-                BuiltinMask::Boundary(it) => it.boundary.val().grad(&gradients),
-                BuiltinMask::Unmasked(_) => None,
-            };
-            (rotated.map(bits), mask.map(bits))
+            case.it.visit(&mut gradients);
+            gradients.found
         };
         let found = run(&|base, operands| case.it.apply(base, operands));
         let expected = run(&|base, operands| (case.formula)(base, operands));
-        assert!(found.0.is_some() || found.1.is_some(), "{}", case.name);
+        trained += found.iter().flatten().count();
         assert_eq!(found, expected, "{}", case.name);
     }
+    assert!(trained >= 45, "only {trained} gradients");
 }
 
 type F = Flex;
@@ -554,6 +568,29 @@ fn a_dictionary_keeps_its_error() {
     // Swapped with (5, 1): (1, 3) + (4, (1 - 3) · 2)
     let swapped = steered(Composed::of(features(), Swap), [1.0, 3.0], Some([5.0, 1.0]));
     assert_eq!(swapped, [5.0, -1.0]);
+}
+
+/// A mask over a dictionary's features is trained, the dictionary is not.
+#[test]
+fn gradients_reach_a_mask_through_a_dictionary() {
+    let dictionary = Dictionary::<A>::new(
+        (matrix(1.0, [8, 10]), vector(2.0, 10)),
+        FeatureActivation::relu(),
+        (matrix(3.0, [10, 8]), vector(4.0, 8)),
+    );
+    let features = DictionaryFeatures::new(dictionary.expect("it fits")).expect("an autoencoder");
+    let mask = SigmoidMask::new(vector(0.4, 10), 0.3);
+    let it = Composed::of(features, Swap).with_mask(mask);
+    let [base, source] = [0.0, 2.0].map(|phase| wave::<A, 3>(phase, [2, 1, 8], DType::F32));
+    let output = it.apply(base, Operands::new(Some(source), None));
+    let mut gradients = Gradients {
+        all: &(output * wave(0.5, [2, 1, 8], DType::F32)).sum().backward(),
+        found: Vec::new(),
+    };
+    it.visit(&mut gradients);
+    let found: Vec<bool> = gradients.found.iter().map(Option::is_some).collect();
+    assert_eq!(found, [false, false, false, false, true]);
+    assert_eq!(it.mask_parameters(), [it.mask.logits.id]);
 }
 
 #[test]

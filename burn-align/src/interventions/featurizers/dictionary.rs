@@ -12,7 +12,8 @@ use crate::interventions::parts::{Part, PartError, Reader, Writer};
 use crate::saved::SaveInterventionsError;
 
 /// The features of a [`Dictionary`] that is an autoencoder. What it does not reconstruct, its error,
-/// stays in the activation: `x + (f′ - f) W_dec`, so that nothing changes if no feature does.
+/// stays in the activation: `x + (f′ - f) W_dec`, so that nothing changes if no feature does. It is
+/// not trained; gradients flow through it.
 ///
 /// # When it misleads
 /// See [`dictionaries`](crate::dictionaries#when-it-misleads).
@@ -33,7 +34,7 @@ impl<B: Backend> DictionaryFeatures<B> {
     pub fn new(dictionary: Dictionary<B>) -> Result<Self, DictionaryError> {
         match dictionary.kind() {
             DictionaryKind::Autoencoder => Ok(Self {
-                dictionary,
+                dictionary: dictionary.no_grad(),
                 selected: None,
             }),
             DictionaryKind::Transcoder => Err(DictionaryError::Misfit {

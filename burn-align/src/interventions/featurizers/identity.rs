@@ -4,8 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Basis, Encoded, Featurizer};
-use crate::interventions::parts::{Part, PartError, Reader, Writer};
-use crate::saved::SaveInterventionsError;
+use crate::interventions::parts::saved_as_numbers;
 
 /// The features of the vector itself, whatever its width: neurons.
 #[derive(Module, Clone, Copy, Debug, Default)]
@@ -29,12 +28,4 @@ impl<B: Backend> Featurizer<B> for Identity {
     }
 }
 
-impl<B: Backend> Part<B> for Identity {
-    fn store(&self, _out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        Ok(())
-    }
-
-    fn restore(_from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        Ok(Self)
-    }
-}
+saved_as_numbers!(Identity {});

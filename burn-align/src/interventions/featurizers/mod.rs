@@ -15,31 +15,20 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::Orthonormal;
 use super::featurizer::{Basis, Encoded, Featurizer};
 
-pub use self::autoencoder::{Autoencoder, JumpReluAutoencoder};
-pub use self::dictionary::DictionaryFeatures;
-pub use self::directions::{Directions, NoDirection};
-pub use self::identity::Identity;
-pub use self::pca::{Pca, PcaError};
-pub use self::rotation::Rotation;
+pub use self::directions::NoDirection;
+pub use self::pca::PcaError;
 
 super::parts::table! {
     ($)
     /// The featurizers that come with this crate.
     BuiltinFeaturizer "featurizer" {
-        /// The vector's own features.
-        Identity(Identity) "identity",
-        /// Trained orthonormal directions.
-        Rotation(Rotation<B>) "rotation",
-        /// Fixed orthonormal directions.
-        Directions(Directions<B>) "directions",
-        /// Principal components.
-        Pca(Pca<B>) "pca",
-        /// Hidden features of an autoencoder.
-        Autoencoder(Autoencoder<B>) "autoencoder",
-        /// Hidden features of a JumpReLU autoencoder.
-        JumpReluAutoencoder(JumpReluAutoencoder<B>) "jump_relu_autoencoder",
-        /// Features of a published dictionary.
-        Dictionary(DictionaryFeatures<B>) "dictionary",
+        identity::Identity => "identity",
+        rotation::Rotation<B> => "rotation",
+        directions::Directions<B> => "directions",
+        pca::Pca<B> => "pca",
+        autoencoder::Autoencoder<B> => "autoencoder",
+        autoencoder::JumpReluAutoencoder<B> => "jump_relu_autoencoder",
+        dictionary::DictionaryFeatures<B> => "dictionary",
     }
 }
 

@@ -8,12 +8,10 @@
 
 mod boundary;
 mod sigmoid;
+mod unmasked;
 
 use burn::module::{Module, ModuleDisplay, ParamId};
 use burn::tensor::{Tensor, backend::Backend};
-
-use super::parts::{Part, PartError, Reader, Writer};
-use crate::saved::SaveInterventionsError;
 
 /// Takes a share of each feature's change.
 pub trait Mask<B: Backend>: Module<B> + ModuleDisplay {
@@ -42,49 +40,15 @@ pub trait Mask<B: Backend>: Module<B> + ModuleDisplay {
     }
 }
 
-/// No mask: everything is changed.
-#[derive(Module, Clone, Copy, Debug, Default)]
-pub struct Unmasked;
-
-impl<B: Backend> Mask<B> for Unmasked {
-    fn shares(&self) -> Option<Tensor<B, 2>> {
-        None
-    }
-
-    fn width(&self) -> Option<usize> {
-        None
-    }
-
-    fn parameters(&self) -> Vec<ParamId> {
-        Vec::new()
-    }
-}
-
-impl<B: Backend> Part<B> for Unmasked {
-    fn store(&self, _out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        Ok(())
-    }
-
-    fn restore(_from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        Ok(Self)
-    }
-}
-
 super::parts::table! {
     ($)
     /// The masks that come with this crate.
     BuiltinMask "mask" {
-        /// No mask.
-        Unmasked(Unmasked) "none",
-        /// Each feature has its own logit.
-        Sigmoid(sigmoid::SigmoidMask<B>) "sigmoid",
-        /// The first features, up to a boundary.
-        Boundary(boundary::Boundary<B>) "boundary",
+        unmasked::Unmasked => "none",
+        sigmoid::SigmoidMask<B> => "sigmoid",
+        boundary::Boundary<B> => "boundary",
     }
 }
-
-pub use self::boundary::Boundary;
-pub use self::sigmoid::SigmoidMask;
 
 impl<B: Backend> Mask<B> for BuiltinMask<B> {
     fn shares(&self) -> Option<Tensor<B, 2>> {

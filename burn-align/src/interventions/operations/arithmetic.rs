@@ -4,8 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{Change, Features, Operation};
-use crate::interventions::parts::{Part, PartError, Reader, Writer};
-use crate::saved::SaveInterventionsError;
+use crate::interventions::parts::saved_as_numbers;
 
 /// `base + source`: steering, or noise if the source is a constant.
 ///
@@ -25,16 +24,6 @@ impl<B: Backend> Operation<B> for Add {
     }
 }
 
-impl<B: Backend> Part<B> for Add {
-    fn store(&self, _out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        Ok(())
-    }
-
-    fn restore(_from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        Ok(Self)
-    }
-}
-
 /// `base - source`.
 #[derive(Module, Clone, Debug, Default)]
 pub struct Subtract;
@@ -49,16 +38,6 @@ impl<B: Backend> Operation<B> for Subtract {
     }
 }
 
-impl<B: Backend> Part<B> for Subtract {
-    fn store(&self, _out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        Ok(())
-    }
-
-    fn restore(_from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        Ok(Self)
-    }
-}
-
 /// `factor · base`. Along a direction, `(I - P) x + factor · P x`.
 #[derive(Module, Clone, Debug)]
 pub struct Scale {
@@ -69,18 +48,6 @@ pub struct Scale {
 impl<B: Backend> Operation<B> for Scale {
     fn change(&self, features: &Features<'_, B>) -> Change<B> {
         Change::Value(features.base() * self.factor)
-    }
-}
-
-impl<B: Backend> Part<B> for Scale {
-    fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        out.number("factor", self.factor);
-        Ok(())
-    }
-
-    fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        let factor = from.number("factor")?;
-        Ok(Self { factor })
     }
 }
 
@@ -107,14 +74,9 @@ impl<B: Backend> Operation<B> for AddNorm {
     }
 }
 
-impl<B: Backend> Part<B> for AddNorm {
-    fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        out.number("factor", self.factor);
-        Ok(())
-    }
-
-    fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        let factor = from.number("factor")?;
-        Ok(Self { factor })
-    }
+saved_as_numbers! {
+    Add {}
+    Subtract {}
+    Scale { factor }
+    AddNorm { factor }
 }

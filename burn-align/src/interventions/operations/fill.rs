@@ -4,8 +4,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 
 use super::{Change, Features, Operation};
-use crate::interventions::parts::{Part, PartError, Reader, Writer};
-use crate::saved::SaveInterventionsError;
+use crate::interventions::parts::saved_as_numbers;
 
 /// Replaces every feature with a number.
 ///
@@ -35,14 +34,4 @@ impl<B: Backend> Operation<B> for Fill {
     }
 }
 
-impl<B: Backend> Part<B> for Fill {
-    fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        out.number("value", self.value);
-        Ok(())
-    }
-
-    fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        let value = from.number("value")?;
-        Ok(Self { value })
-    }
-}
+saved_as_numbers!(Fill { value });

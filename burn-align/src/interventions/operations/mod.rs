@@ -18,29 +18,23 @@ use super::composed::{apply_alone, features_alone};
 use super::operation::{Change, Features, Operation};
 use super::{BuiltinIntervention, Composed, Identity, Intervention, Misfit, Operands, Orthonormal};
 
-pub use self::arithmetic::{Add, AddNorm, Scale, Subtract};
-pub use self::clamp::Clamp;
-pub use self::closure::Closure;
-pub use self::constant_source::{ConstantSource, SourceOperation};
-pub use self::fill::Fill;
-pub use self::noise::Noise;
+pub use self::constant_source::SourceOperation;
+pub use self::reft::ReftKind;
 pub(crate) use self::reft::ReftParts;
-pub use self::reft::{Reft, ReftKind};
-pub use self::swap::{Interpolate, Swap};
 
 macro_rules! operations {
-    ($($(#[$row:meta])* $variant:ident($type:ty) $kind:literal,)*) => {
+    ($($module:ident::$part:ident $(<$b:ident>)? => $kind:literal,)*) => {
         super::parts::table! {
             ($)
             /// The operations that come with this crate.
             BuiltinOperation "operation" {
-                $($(#[$row])* $variant($type) $kind,)*
+                $($module::$part $(<$b>)? => $kind,)*
             }
         }
 
         // An operation by itself acts on the site's own features.
         $(
-            impl<B: Backend> Intervention<B> for $type {
+            impl<B: Backend> Intervention<B> for $part $(<$b>)? {
                 fn needs_source(&self) -> bool {
                     Operation::<B>::needs_source(self)
                 }
@@ -58,8 +52,8 @@ macro_rules! operations {
                 }
             }
 
-            impl<B: Backend> From<$type> for BuiltinIntervention<B> {
-                fn from(operation: $type) -> Self {
+            impl<B: Backend> From<$part $(<$b>)?> for BuiltinIntervention<B> {
+                fn from(operation: $part $(<$b>)?) -> Self {
                     Composed::of(Identity, operation).into()
                 }
             }
@@ -68,30 +62,18 @@ macro_rules! operations {
 }
 
 operations! {
-    /// The source's features.
-    Swap(Swap) "vanilla",
-    /// Adds the source's features.
-    Add(Add) "addition",
-    /// Subtracts the source's features.
-    Subtract(Subtract) "subtraction",
-    /// Part of the way to the source's features.
-    Interpolate(Interpolate) "interpolate",
-    /// A number for every feature.
-    Fill(Fill) "fill",
-    /// Multiplies by a number.
-    Scale(Scale) "scaling",
-    /// Keeps features within limits.
-    Clamp(Clamp) "clamp",
-    /// Adds a multiple of the vector's norm.
-    AddNorm(AddNorm) "add_norm",
-    /// Adds noise.
-    Noise(Noise) "noise",
-    /// Swaps in, adds or subtracts constant features.
-    ConstantSource(ConstantSource<B>) "constant_source",
-    /// Changes directions without a source: the ReFT family.
-    Reft(Reft<B>) "reft",
-    /// Applies a closure.
-    Closure(Closure<B>) "closure",
+    swap::Swap => "vanilla",
+    swap::Interpolate => "interpolate",
+    arithmetic::Add => "addition",
+    arithmetic::Subtract => "subtraction",
+    arithmetic::Scale => "scaling",
+    arithmetic::AddNorm => "add_norm",
+    fill::Fill => "fill",
+    clamp::Clamp => "clamp",
+    noise::Noise => "noise",
+    constant_source::ConstantSource<B> => "constant_source",
+    reft::Reft<B> => "reft",
+    closure::Closure<B> => "closure",
 }
 
 impl<B: Backend> Operation<B> for BuiltinOperation<B> {

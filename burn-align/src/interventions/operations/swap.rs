@@ -4,8 +4,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 
 use super::{Change, Features, Operation};
-use crate::interventions::parts::{Part, PartError, Reader, Writer};
-use crate::saved::SaveInterventionsError;
+use crate::interventions::parts::saved_as_numbers;
 
 /// The interchange intervention: the source's features replace the base's (Geiger et al. 2021, arXiv
 /// 2106.02997).
@@ -21,16 +20,6 @@ impl<B: Backend> Operation<B> for Swap {
 
     fn change(&self, features: &Features<'_, B>) -> Change<B> {
         features.swap()
-    }
-}
-
-impl<B: Backend> Part<B> for Swap {
-    fn store(&self, _out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        Ok(())
-    }
-
-    fn restore(_from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        Ok(Self)
     }
 }
 
@@ -51,14 +40,7 @@ impl<B: Backend> Operation<B> for Interpolate {
     }
 }
 
-impl<B: Backend> Part<B> for Interpolate {
-    fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        out.number("share", self.share);
-        Ok(())
-    }
-
-    fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        let share = from.number("share")?;
-        Ok(Self { share })
-    }
+saved_as_numbers! {
+    Swap {}
+    Interpolate { share }
 }
