@@ -737,6 +737,9 @@ fn compositions<B: Backend>(
             .with_mask(boundary(4))
             .into(),
         Composed::of(along(), AddNorm { factor: 2.0 }).into(),
+        Composed::alone(Scale { factor: 2.0 })
+            .with_changed(vec![2, 5])
+            .into(),
         Composed::of(along(), Fill::ZERO)
             .with_tokens(TokenGrouping::Joint(1))
             .into(),

@@ -148,6 +148,15 @@ impl<B: Backend, F: Featurizer<B>, O: Operation<B>, M: Mask<B>> Composed<B, F, O
         let masked = || self.mask.width().map(|d| [d, d]);
         self.featurizer.dims().or_else(masked)
     }
+
+    /// The operation on the activation as it is.
+    fn apply_as_it_is(&self, base: Tensor<B, 3>, mut operands: Operands<B>) -> Tensor<B, 3> {
+        if let (None, Some(changed)) = (&operands.subspace, &self.changed) {
+            let [_batch, _unit, d_site] = base.dims();
+            operands.subspace = Some(only(changed, d_site, &base.device()));
+        }
+        apply_alone(&self.operation, base, operands)
+    }
 }
 
 impl<B, F, O, M> Intervention<B> for Composed<B, F, O, M>
@@ -162,10 +171,26 @@ where
     }
 
     fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
-        let Some([d, features]) = self.dims() else {
-            return features_alone(&self.operation, units, d_site);
+        let misfit = |expected| Misfit {
+            expected,
+            units,
+            d_site,
         };
-        self.tokens.check(d, units, d_site)?;
+        let features = match self.dims() {
+            Some([d, features]) => {
+                self.tokens.check(d, units, d_site)?;
+                features
+            }
+            None => features_alone(&self.operation, units, d_site)?,
+        };
+        let changed = self.changed.iter().flatten();
+        if let Some(changed) = changed.copied().find(|changed| *changed >= features) {
+            let features = counted(features, "feature");
+            return Err(misfit(format!("feature {changed} to be one of {features}")));
+        }
+        if self.dims().is_none() {
+            return Ok(features);
+        }
         let parts = [
             ("the operation", self.operation.width()),
             ("the mask", self.mask.width()),
@@ -179,11 +204,7 @@ where
                     "{} in {part}, as many as the featurizer has, not {found}",
                     counted(features, "feature")
                 );
-                return Err(Misfit {
-                    expected,
-                    units,
-                    d_site,
-                });
+                return Err(misfit(expected));
             }
         }
         Ok(features)
@@ -191,7 +212,7 @@ where
 
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
         let Some([_d, features]) = self.dims() else {
-            return apply_alone(&self.operation, base, operands);
+            return self.apply_as_it_is(base, operands);
         };
         let mut basis = self.featurizer.basis();
         let mut subspace = operands.subspace.clone();
@@ -213,21 +234,21 @@ where
             None => self.featurizer.encode(x),
         };
         let vectors = |x: &Tensor<B, 3>| self.tokens.join(x.clone());
-        let x = Encoded::new(vectors(&base), &encode);
-        let [batch, _unit, _d_site] = base.dims();
-        let [rows, _d] = x.vector().dims();
-        let shape = [batch, rows / batch];
-        let source = operands.source.as_ref();
+        let joined = || Some(vectors(&base));
+        let x = Encoded::lazy(&joined, &encode);
+        let [batch, units, _d_site] = base.dims();
+        let shape = [batch, self.tokens.vectors(units)];
+        let source = || operands.source.as_ref().map(vectors);
         let difference = || {
             let source = operands.source().cast(DType::F32);
             encode(vectors(&(source - base.clone().cast(DType::F32))))
         };
-        let linear = source.is_some() && basis.is_some();
+        let has_source = operands.source.is_some();
         let z = Features::encoded(EncodedFeatures {
             shape,
             base: &x,
-            source: source.map(|source| Encoded::new(vectors(source), &encode)),
-            difference: linear.then_some(&difference),
+            source: has_source.then(|| Encoded::lazy(&source, &encode)),
+            difference: (has_source && basis.is_some()).then_some(&difference),
             affine: basis.is_some() || self.featurizer.is_affine(),
             subspace: subspace.clone(),
         });

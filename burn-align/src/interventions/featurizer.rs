@@ -131,8 +131,10 @@ impl<B: Backend> Basis<B> {
 
 /// Vectors and their features, which are computed when they are first asked for.
 pub struct Encoded<'a, B: Backend> {
-    vector: Tensor<B, 2>,
+    vector: OnceCell<Tensor<B, 2>>,
     features: OnceCell<Tensor<B, 2>>,
+    /// Gives the vectors, unless they are there.
+    join: &'a dyn Fn() -> Option<Tensor<B, 2>>,
     encode: &'a dyn Fn(Tensor<B, 2>) -> Tensor<B, 2>,
 }
 
@@ -143,28 +145,39 @@ impl<'a, B: Backend> Encoded<'a, B> {
     /// - vector: `[row, d]`
     pub fn new(vector: Tensor<B, 2>, encode: &'a dyn Fn(Tensor<B, 2>) -> Tensor<B, 2>) -> Self {
         Self {
-            vector,
+            vector: vector.into(),
+            ..Self::lazy(&|| None, encode)
+        }
+    }
+
+    /// The same with vectors that may never be asked for.
+    pub(super) fn lazy(
+        join: &'a dyn Fn() -> Option<Tensor<B, 2>>,
+        encode: &'a dyn Fn(Tensor<B, 2>) -> Tensor<B, 2>,
+    ) -> Self {
+        Self {
+            vector: OnceCell::new(),
             features: OnceCell::new(),
+            join,
             encode,
         }
     }
 
     /// The vectors, `[row, d]`.
     pub fn vector(&self) -> Tensor<B, 2> {
-        self.vector.clone()
+        let joined = || (self.join)().expect("it is there, or there is what it is joined from");
+        self.vector.get_or_init(joined).clone()
     }
 
     /// Their features, `[row, feature]`.
     pub fn features(&self) -> Tensor<B, 2> {
-        let encoded = || (self.encode)(self.vector.clone());
+        let encoded = || (self.encode)(self.vector());
         self.features.get_or_init(encoded).clone()
     }
 }
 
 impl<B: Backend> fmt::Debug for Encoded<'_, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Encoded")
-            .field("vector", &self.vector)
-            .finish_non_exhaustive()
+        f.debug_struct("Encoded").finish_non_exhaustive()
     }
 }

@@ -50,6 +50,11 @@ impl TokenGrouping {
         })
     }
 
+    /// The number of vectors that these units form.
+    pub(super) fn vectors(self, units: usize) -> usize {
+        units / self.size()
+    }
+
     fn size(self) -> usize {
         match self {
             Self::Each => 1,

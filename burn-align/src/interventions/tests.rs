@@ -518,7 +518,20 @@ fn operations_by_themselves() {
     // ‖(3, 4)‖ = 5
     let added = steered(AddNorm { factor: 1.0 }, [3.0, 4.0], None);
     assert_eq!(added, [8.0, 9.0]);
-    // Under a mask, and of one feature only.
+    // Of one feature only; a subspace that is named comes first.
+    let it = || Composed::<F, _, _>::alone(Scale { factor: 3.0 });
+    assert_eq!(
+        steered(it().with_changed(vec![1]), [1.0, 2.0], None),
+        [1.0, 6.0]
+    );
+    assert!(it().with_changed(vec![2]).features(1, 2).is_err());
+    let named = Tensor::<F, 3, Bool>::from_data([[[true, false]]], &Default::default());
+    let token = Tensor::<F, 3>::from_floats([[[1.0, 2.0]]], &Default::default());
+    let new = it()
+        .with_changed(vec![1])
+        .apply(token, Operands::new(None, Some(named)));
+    assert_eq!(values(new), [3.0, 2.0]);
+    // Under a mask.
     let device = Default::default();
     let even = SigmoidMask::<F>::uniform(0.0, 2, 1.0, &device); // shares of ½
     let it = Composed::of(Identity, Scale { factor: 3.0 }).with_mask(even);

@@ -97,7 +97,7 @@ fn describe<B: Backend>(
             }
     };
     let named = NAMED.iter().find(fits);
-    let alone = [parts[0], parts[2]] == ALONE;
+    let alone = [parts[0], parts[2]] == ALONE && it.changed().is_none();
     let mut fields = [Map::new(), Map::new(), Map::new()];
     let features = it.featurizer.dims().map(|[_d, features]| features);
     let mut store = |part: usize, name: &str| {
