@@ -91,7 +91,8 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// Where the model's parameters are.
     fn device(&self) -> B::Device;
 
-    /// The residual stream that enters the first layer, `[batch, pos, width]`.
+    /// The residual stream that enters the first layer, `[batch, pos, width]`. In a pass over
+    /// [suffixes](Pass::suffixes), the input is one row of tokens, `[1, token]`, at their positions.
     fn embed(&self, input: ModelInput<B>, pass: &Pass<B>) -> Tensor<B, 3>;
 
     /// Runs one sublayer: what it adds to the residual stream, or the new stream, as the layout says.

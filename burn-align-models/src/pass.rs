@@ -8,11 +8,11 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::nn::{CausalMask, Rotary, RotaryConfig};
 use crate::site::Site;
-use crate::suffixes::{Queries, Suffixes};
+use crate::suffixes::{KeysValues, Queries, Suffixes};
 use crate::tap::Tap;
 
-/// Masks and rotary tables, kept by whoever runs passes so that the next pass over equally many positions
-/// uses them again. Clones share them.
+/// Masks and rotary tables, kept by whoever runs passes so that the next pass uses them again. Clones
+/// share them.
 #[derive(Clone, Default)]
 pub struct Tables {
     /// [`Kept`] for each backend. The type does not name the backend, so that one of these can serve a
@@ -20,36 +20,34 @@ pub struct Tables {
     kept: Arc<Mutex<Vec<Box<dyn Any + Send>>>>,
 }
 
-/// The tables of one backend, for sequences of one length.
+/// The tables of one backend.
 struct Kept<B: Backend> {
-    pos: usize,
     device: B::Device,
     rotary: Vec<(RotaryConfig, DType, Rotary<B>)>,
-    masks: Vec<(Option<usize>, CausalMask<B>)>,
+    /// For sequences of one length, by window.
+    masks: (usize, Vec<(Option<usize>, CausalMask<B>)>),
 }
 
 impl Tables {
+    /// Rotary tables that have become too short grow to a multiple of this number of positions.
+    const GROWTH: usize = 128;
+
     /// No tables yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Calls `f` with the tables for sequences of `pos` positions.
-    fn with<B: Backend, T>(
-        &self,
-        pos: usize,
-        device: &B::Device,
-        f: impl FnOnce(&mut Kept<B>) -> T,
-    ) -> T {
+    /// Calls `f` with the tables of a backend and device.
+    fn with<B: Backend, T>(&self, device: &B::Device, f: impl FnOnce(&mut Kept<B>) -> T) -> T {
         let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = all.iter_mut();
         if let Some(kept) = known.find_map(|kept| kept.downcast_mut::<Kept<B>>()) {
-            if (kept.pos, &kept.device) != (pos, device) {
-                *kept = Kept::new(pos, device);
+            if kept.device != *device {
+                *kept = Kept::new(device);
             }
             return f(kept);
         }
-        let mut kept = Kept::new(pos, device);
+        let mut kept = Kept::new(device);
         let value = f(&mut kept);
         all.push(Box::new(kept));
         value
@@ -57,13 +55,50 @@ impl Tables {
 }
 
 impl<B: Backend> Kept<B> {
-    fn new(pos: usize, device: &B::Device) -> Self {
+    fn new(device: &B::Device) -> Self {
         Self {
-            pos,
             device: device.clone(),
             rotary: Vec::new(),
-            masks: Vec::new(),
+            masks: (0, Vec::new()),
         }
+    }
+
+    /// Tables for sequences of `pos` positions; they may have more.
+    fn rotary(&mut self, config: &RotaryConfig, dtype: DType, pos: usize) -> Rotary<B> {
+        let same = |(other, kind, _): &&mut (RotaryConfig, DType, Rotary<B>)| {
+            other == config && *kind == dtype
+        };
+        match self.rotary.iter_mut().find(same) {
+            Some((_, _, tables)) if tables.pos() == pos => tables.clone(),
+            Some((_, _, tables)) if config.depends_on_length() => {
+                *tables = config.tables(pos, &self.device).cast(dtype);
+                tables.clone()
+            }
+            Some((_, _, tables)) => {
+                if tables.pos() < pos {
+                    let longer = pos.next_multiple_of(Tables::GROWTH);
+                    *tables = config.tables(longer, &self.device).cast(dtype);
+                }
+                tables.clone()
+            }
+            None => {
+                let tables = config.tables(pos, &self.device).cast(dtype);
+                self.rotary.push((config.clone(), dtype, tables.clone()));
+                tables
+            }
+        }
+    }
+
+    fn mask(&mut self, pos: usize, window: Option<usize>) -> CausalMask<B> {
+        if self.masks.0 != pos {
+            self.masks = (pos, Vec::new());
+        }
+        if let Some((_, mask)) = self.masks.1.iter().find(|(other, _)| *other == window) {
+            return mask.clone();
+        }
+        let mask = CausalMask::new(pos, window, &self.device);
+        self.masks.1.push((window, mask.clone()));
+        mask
     }
 }
 
@@ -81,6 +116,8 @@ pub struct Pass<B: Backend> {
     device: B::Device,
     tables: Tables,
     suffixes: Option<Arc<Suffixed<B>>>,
+    /// Where attention leaves its keys and values, if they are kept.
+    kept: Option<Arc<Mutex<Vec<KeysValues<B>>>>>,
 }
 
 #[derive(Debug)]
@@ -98,6 +135,36 @@ impl<B: Backend> Pass<B> {
             device: device.clone(),
             tables: tables.clone(),
             suffixes: None,
+            kept: None,
+        }
+    }
+
+    /// The same pass, in which attention keeps its keys and values.
+    pub fn keeping_keys_values(mut self) -> Self {
+        self.kept = Some(Arc::default());
+        self
+    }
+
+    /// The keys and values kept so far, in the order of layers: those of all tokens, in the shapes in
+    /// which attention got them.
+    pub fn take_keys_values(&self) -> Vec<KeysValues<B>> {
+        let kept = self.kept.as_ref().map(|kept| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *kept)
+        });
+        kept.unwrap_or_default()
+    }
+
+    /// Keeps the keys and values of a layer, if they are kept.
+    pub(crate) fn keep(&self, layer: usize, [keys, values]: [&Tensor<B, 4>; 2]) {
+        if let Some(kept) = &self.kept {
+            let (keys, values) = (keys.clone(), values.clone());
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.push(KeysValues {
+                layer,
+                keys,
+                values,
+            });
         }
     }
 
@@ -146,8 +213,12 @@ impl<B: Backend> Pass<B> {
 
     /// The rotary tables of the tokens with a query, and of all tokens.
     pub fn rotary(&self, config: &RotaryConfig, dtype: DType) -> [Rotary<B>; 2] {
+        let of_rows = || {
+            self.tables
+                .with(&self.device, |kept| kept.rotary(config, dtype, self.pos))
+        };
         let Some(suffixed) = &self.suffixes else {
-            let tables = self.rotary_of_rows(config, dtype);
+            let tables = of_rows().first(self.pos);
             return [tables.clone(), tables];
         };
         let mut known = suffixed
@@ -160,7 +231,7 @@ impl<B: Backend> Pass<B> {
         if let Some((_, _, tables)) = same.next() {
             return tables.clone();
         }
-        let rows = self.rotary_of_rows(config, dtype);
+        let rows = of_rows();
         let all = rows.at(&suffixed.suffixes.positions);
         let tables = match &suffixed.suffixes.queries {
             Some(queries) => [rows.at(&queries.positions), all],
@@ -170,34 +241,14 @@ impl<B: Backend> Pass<B> {
         tables
     }
 
-    fn rotary_of_rows(&self, config: &RotaryConfig, dtype: DType) -> Rotary<B> {
-        self.tables.with(self.pos, &self.device, |kept| {
-            let mut same = kept
-                .rotary
-                .iter()
-                .filter(|(other, kind, _)| other == config && *kind == dtype);
-            if let Some((_, _, tables)) = same.next() {
-                return tables.clone();
-            }
-            let tables = config.tables(self.pos, &self.device).cast(dtype);
-            kept.rotary.push((config.clone(), dtype, tables.clone()));
-            tables
-        })
-    }
-
     /// Which keys queries must not see.
     ///
     /// - window: how many positions a query sees, itself included, if fewer than all
     pub fn mask(&self, window: Option<usize>) -> CausalMask<B> {
         let window = window.filter(|window| *window < self.pos);
-        self.tables.with(self.pos, &self.device, |kept| {
-            if let Some((_, mask)) = kept.masks.iter().find(|(other, _)| *other == window) {
-                return mask.clone();
-            }
-            let mask = CausalMask::new(self.pos, window, &self.device);
-            kept.masks.push((window, mask.clone()));
-            mask
-        })
+        let pos = self.pos;
+        self.tables
+            .with(&self.device, |kept| kept.mask(pos, window))
     }
 }
 
@@ -263,7 +314,7 @@ mod tests {
     use crate::nn::RotaryScaling;
 
     #[test]
-    fn tables_are_made_once_for_passes_of_one_length() {
+    fn tables_are_made_once() {
         let config = RotaryConfig {
             d_head: 4,
             theta: 10.0,
@@ -271,24 +322,42 @@ mod tests {
             scaling: RotaryScaling::Default,
         };
         let tables = Tables::new();
-        let made =
-            || tables.with::<Flex, _>(3, &FlexDevice, |kept| (kept.rotary.len(), kept.masks.len()));
+        let made = || {
+            tables.with::<Flex, _>(&FlexDevice, |kept| {
+                let rotary = kept.rotary.iter().map(|(_, _, tables)| tables.pos());
+                (rotary.collect::<Vec<_>>(), kept.masks.1.len())
+            })
+        };
+        let pass = |pos| Pass::<Flex>::new(pos, &FlexDevice, &tables);
         for _ in 0..2 {
-            let pass = Pass::<Flex>::new(3, &FlexDevice, &tables);
-            pass.rotary(&config, DType::F32);
-            pass.rotary(&config, DType::F32);
-            pass.mask(None);
-            pass.mask(Some(3)); // sees everything
-            pass.mask(Some(2));
-            assert_eq!(made(), (1, 2));
+            pass(3).rotary(&config, DType::F32);
+            pass(3).rotary(&config, DType::F32);
+            pass(3).mask(None);
+            pass(3).mask(Some(3)); // sees everything
+            pass(3).mask(Some(2));
+            assert_eq!(made(), (vec![3], 2));
         }
         let other = RotaryConfig {
             theta: 100.0,
             ..config.clone()
         };
-        Pass::<Flex>::new(3, &FlexDevice, &tables).rotary(&other, DType::F32);
-        assert_eq!(made(), (2, 2));
-        Pass::<Flex>::new(4, &FlexDevice, &tables).rotary(&config, DType::F32);
-        assert_eq!(made(), (0, 0), "another length");
+        pass(3).rotary(&other, DType::F32);
+        assert_eq!(made(), (vec![3, 3], 2));
+        // Longer ones serve all shorter sequences.
+        let [long, _] = pass(4).rotary(&config, DType::F32);
+        let [short, _] = pass(2).rotary(&config, DType::F32);
+        assert_eq!(made(), (vec![Tables::GROWTH, 3], 2));
+        assert_eq!([long.pos(), short.pos()], [4, 2]);
+        pass(4).mask(None);
+        assert_eq!(made().1, 1, "masks are those of the last length");
+        // Angles that depend on the length are never those of another one.
+        let dynamic = RotaryConfig {
+            scaling: RotaryScaling::Dynamic { factor: 2.0 },
+            ..config
+        };
+        for pos in [12, 9, 12] {
+            pass(pos).rotary(&dynamic, DType::F32);
+            assert_eq!(made().0[2], pos);
+        }
     }
 }

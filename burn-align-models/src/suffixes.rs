@@ -56,19 +56,21 @@ pub enum Prefixes<B: Backend> {
         /// The tokens with the keys and values, `[rows * start]`, row by row.
         tokens: Tensor<B, 1, Int>,
     },
-    /// Kept from an earlier pass: one prefix for each suffix.
+    /// Kept from earlier passes, for each layer that is run: one part or more, in the order of their
+    /// positions. The rows of a part divide the suffixes, and each is continued by the same number
+    /// of them, which are adjacent. Positions further back than a layer's window may be left out.
     Kept(Vec<KeysValues<B>>),
 }
 
-/// What one layer's attention has computed for some positions.
+/// Keys and values that one layer's attention has computed for some positions.
 #[derive(Clone, Debug)]
 pub struct KeysValues<B: Backend> {
     /// The layer.
     pub layer: usize,
     /// Keys as used in the products with queries, after any rotary embedding, `[row, kv_head,
-    /// start, d_head]`.
+    /// pos, d_head]`.
     pub keys: Tensor<B, 4>,
-    /// Values, `[row, kv_head, start, d_head]`.
+    /// Values, `[row, kv_head, pos, d_head]`.
     pub values: Tensor<B, 4>,
 }
 

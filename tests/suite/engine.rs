@@ -2,7 +2,7 @@
 //! computed.
 
 mod positions;
-mod random_plans;
+pub(crate) mod random_plans;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};

@@ -17,6 +17,7 @@ mod causal_models;
 #[cfg(feature = "flex")]
 mod checkpoints;
 mod config;
+mod continued;
 #[cfg(feature = "flex")]
 mod counted;
 mod dependencies;
@@ -29,6 +30,7 @@ mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
+mod generate;
 mod gguf;
 mod gradients;
 mod guide;
@@ -43,6 +45,7 @@ mod methods;
 mod non_finite;
 mod orthonormal;
 mod output;
+mod outside;
 mod parity;
 mod paths;
 #[cfg(feature = "flex")]

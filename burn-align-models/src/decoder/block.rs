@@ -3,8 +3,8 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{Attention, DecoderConfig, Mlp, Residual};
-use crate::nn::{Norm, ParamInit};
+use super::{DecoderConfig, Mlp, Residual};
+use crate::nn::{Norm, ParamInit, SelfAttention};
 use crate::pass::Cx;
 use crate::site::{Component, Site};
 
@@ -15,7 +15,7 @@ pub struct Block<B: Backend> {
     /// Norm before the attention; also before the MLP, if they share one.
     pub attention_norm: Option<Norm<B>>,
     /// The attention.
-    pub attention: Attention<B>,
+    pub attention: SelfAttention<B>,
     /// Norm after the attention.
     pub attention_post_norm: Option<Norm<B>>,
     /// Norm before the MLP.
@@ -36,7 +36,7 @@ impl<B: Backend> Block<B> {
         let post_norms = config.dims.post_norms;
         Self {
             attention_norm: norm(config.pre_norms, init),
-            attention: Attention::new(config, layer, init),
+            attention: SelfAttention::new(&config.attention(layer), init),
             attention_post_norm: norm(post_norms, init),
             mlp_norm: norm(config.pre_norms && !shared_norm, init),
             mlp: Mlp::new(config, init),

@@ -5,7 +5,9 @@ use serde_json::Value;
 
 use super::{Decoder, DecoderFamily};
 use crate::dims::ModelDims;
-use crate::nn::{Activation, NormKind, ParamInit, RotaryConfig};
+use crate::nn::{
+    Activation, NormKind, ParamInit, QkNorm, QkvLayout, RotaryConfig, SelfAttentionConfig,
+};
 use crate::pretrained::{ConfigError, Fields};
 
 /// The configuration of a [`Decoder`]: what its blocks compute, whatever its family calls it.
@@ -51,26 +53,6 @@ pub struct DecoderConfig {
     pub tie_word_embeddings: bool,
     /// Standard deviation of initial weights.
     pub initializer_range: f64,
-}
-
-/// Norms of queries and keys, between their projections and any rotary embedding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QkNorm {
-    /// What the norm computes.
-    pub kind: NormKind,
-    /// Whether one norm runs over the features of all heads together, rather than over each head's.
-    pub all_heads: bool,
-}
-
-/// How the projections to queries, keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QkvLayout {
-    /// Three matrices.
-    Split,
-    /// One matrix: all queries, then all keys, then all values.
-    Fused,
-    /// One matrix: for each head its query, its key and its value.
-    FusedByHead,
 }
 
 /// Which projections have biases.
@@ -178,6 +160,34 @@ impl DecoderConfig {
             .as_ref()
             .filter(|_| self.is_windowed(layer));
         window.map(|window| window.size)
+    }
+
+    /// The attention of a layer.
+    pub(super) fn attention(&self, layer: usize) -> SelfAttentionConfig {
+        let by_layer = if self.score_scale_by_layer {
+            (layer + 1) as f64
+        } else {
+            1.0
+        };
+        SelfAttentionConfig {
+            qkv: self.qkv,
+            qkv_bias: self.biases.qkv,
+            output_bias: self.biases.output,
+            output_init_scale: self.residual_scale(),
+            qk_norm: self.qk_norm,
+            norm_epsilon: self.norm_epsilon,
+            rotary: match &self.positions {
+                Positions::Learned(_) => None,
+                Positions::Rotary { global, local } => {
+                    let local = local.as_ref().filter(|_| self.is_windowed(layer));
+                    Some(local.unwrap_or(global).clone())
+                }
+            },
+            scale: self.score_scale / by_layer,
+            cap: self.score_cap,
+            window: self.window(layer),
+            ..SelfAttentionConfig::new(&self.dims)
+        }
     }
 
     /// Factor on the initial size of projections into the residual stream.

@@ -1,7 +1,6 @@
 //! Decoder-only language models: one implementation with knobs, [`Decoder`], and a mapping for each
 //! family that says how Hugging Face and llama.cpp store it.
 
-mod attention;
 mod block;
 mod check;
 mod config;
@@ -11,10 +10,11 @@ mod model;
 mod presets;
 mod storage;
 
-pub use attention::Attention;
 pub use block::Block;
 pub use check::DecoderConfigError;
-pub use config::{Biases, DecoderConfig, Positions, QkNorm, QkvLayout, Residual, SlidingWindow};
+pub use config::{Biases, DecoderConfig, Positions, Residual, SlidingWindow};
 pub use families::DecoderFamily;
 pub use mlp::Mlp;
 pub use model::Decoder;
+
+pub use crate::nn::{QkNorm, QkvLayout};

@@ -78,7 +78,7 @@ impl<B: Backend> Decoder<B> {
     /// GPUs it has not been measured.
     pub fn with_fused_attention(mut self, fused: bool) -> Self {
         for block in &mut self.layers {
-            block.attention.fused = fused;
+            block.attention.set_fused(fused);
         }
         self
     }
@@ -117,7 +117,14 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
         };
         match &self.positions {
             None => x,
-            Some(positions) => x + positions.weight.val().narrow(0, 0, pass.pos()).unsqueeze(),
+            Some(positions) => {
+                let vectors = positions.weight.val();
+                let vectors = match pass.suffixes() {
+                    None => vectors.narrow(0, 0, pass.pos()),
+                    Some(suffixes) => vectors.select(0, suffixes.positions.clone()),
+                };
+                x + vectors.unsqueeze()
+            }
         }
     }
 
@@ -157,7 +164,7 @@ impl<B: Backend> AlignableTransformer<B> for Decoder<B> {
 
 impl<B: Backend> ByHead<B> for Decoder<B> {
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.layers[layer].attention.output.head_output(head, mixed)
+        self.layers[layer].attention.head_output(head, mixed)
     }
 
     fn head_mixed(

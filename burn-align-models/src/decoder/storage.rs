@@ -1,41 +1,11 @@
 //! Decoders in the Hugging Face layout.
 
-use std::path::Path;
-
 use burn::tensor::{DType, backend::Backend};
 use serde_json::Value;
 
 use super::{Decoder, DecoderConfig};
 use crate::nn::{Projection, Weight};
-use crate::pretrained::{
-    ConfigError, Family, Fields, FromPretrained, LoadError, LoadOptions, Pretrained, Repository,
-    SaveError, SavePretrained, WeightLayout, load_family, save_family,
-};
-use crate::tokens::Tokenizer;
-
-impl<B: Backend> FromPretrained<B> for Decoder<B> {
-    type Config = DecoderConfig;
-
-    fn from_repository(
-        repository: &Repository,
-        fields: Fields,
-        options: &LoadOptions,
-        device: &B::Device,
-    ) -> Result<Pretrained<Self, DecoderConfig>, LoadError> {
-        load_family(repository, fields, options, device)
-    }
-}
-
-impl<B: Backend> SavePretrained<B> for Decoder<B> {
-    fn save_pretrained(
-        &self,
-        config: &DecoderConfig,
-        tokenizer: Option<&Tokenizer>,
-        folder: &Path,
-    ) -> Result<(), SaveError> {
-        save_family(self, config, tokenizer, folder)
-    }
-}
+use crate::pretrained::{ConfigError, Family, Fields, WeightLayout};
 
 impl<B: Backend> Family<B> for Decoder<B> {
     type Config = DecoderConfig;

@@ -106,8 +106,11 @@ impl fmt::Display for Activation {
 }
 
 impl Activation {
-    /// Reads the name under `key` of a `config.json`.
-    pub(crate) fn read(fields: &mut Fields, key: &str, default: Self) -> Result<Self, ConfigError> {
+    /// Reads the name under `key` of a `config.json`; `default` if the key is absent.
+    ///
+    /// # Errors
+    /// If it names no supported function.
+    pub fn read(fields: &mut Fields, key: &str, default: Self) -> Result<Self, ConfigError> {
         let Some(name) = fields.optional_text(key)? else {
             return Ok(default);
         };

@@ -74,6 +74,7 @@ pub fn attend<B: Backend>(
     cx: &mut Cx<'_, B>,
 ) -> Tensor<B, 4> {
     let pass = cx.pass();
+    pass.keep(how.layer, [&k, &v]);
     match pass.suffixes() {
         Some(suffixes) => attend_suffixes(&q, &k, &v, how, pass, suffixes),
         None => attend_rows(q, k, v, how, cx),
@@ -151,15 +152,15 @@ fn attend_suffixes<B: Backend>(
             let class_mixed = match &class.prefixes {
                 None => attend_rows(q, own(k), own(v), how, &mut Cx::new(&mut NoTap, pass)),
                 Some(prefixes) => {
-                    // [prefix, kv_head, start, d_head]
+                    // [prefix, kv_head, pos, d_head] of each part
                     let before = match prefixes {
                         Prefixes::Here { rows, tokens } => {
-                            [k, v].map(|x| rows_of(take(x, tokens), *rows))
+                            vec![[k, v].map(|x| rows_of(take(x, tokens), *rows))]
                         }
                         Prefixes::Kept(layers) => {
-                            let kept = layers.iter().find(|kept| kept.layer == how.layer);
-                            let kept = kept.expect("every layer that is run has been kept");
-                            [kept.keys.clone(), kept.values.clone()]
+                            let kept = layers.iter().filter(|kept| kept.layer == how.layer);
+                            kept.map(|kept| [kept.keys.clone(), kept.values.clone()])
+                                .collect()
                         }
                     };
                     attend_after(q, [own(k), own(v)], before, how, pass, class)
@@ -208,43 +209,48 @@ fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &Tensor<B, 1, Int>) -> Tensor<B, 4
         .swap_dims(1, 2)
 }
 
-/// Attends to a row's own keys, and to those of the prefix before them.
+/// Attends to a row's own keys, and to those of the prefix before them, in parts.
 ///
 /// All suffixes of one prefix meet its keys in a single product, without copies per suffix.
 ///
 /// # Shapes
 /// - q, output: `[row, head, q_pos, d_head]`
 /// - own keys and values: `[row, kv_head, len, d_head]`
-/// - keys and values before: `[prefix, kv_head, start, d_head]`
+/// - keys and values before: `[prefix, kv_head, pos, d_head]`, each
 fn attend_after<B: Backend>(
     q: Tensor<B, 4>,
     own: [Tensor<B, 4>; 2],
-    before: [Tensor<B, 4>; 2],
+    before: Vec<[Tensor<B, 4>; 2]>,
     how: &Attend,
     pass: &Pass<B>,
     class: &SuffixClass<B>,
 ) -> Tensor<B, 4> {
-    let [_row, _kv_head, len, _d_head] = own[0].dims();
-    let [prefix, _kv_head, start, _d_head] = before[0].dims();
-    let ([k, v], [k_before, v_before]) = (own, before);
-    let scores = Tensor::cat(
-        vec![
-            by_row(
-                by_group(by_prefix(q.clone(), prefix), k_before.swap_dims(2, 3)),
-                class.rows,
-            ), // [row, head, q_pos, start]
-            by_group(q, k.swap_dims(2, 3)), // [row, head, q_pos, len]
-        ],
-        3,
-    );
+    let [k, v] = own;
+    let mut scores: Vec<Tensor<B, 4>> = Vec::with_capacity(before.len() + 1);
+    for [k_before, _] in &before {
+        let [prefix, ..] = k_before.dims();
+        let keys = k_before.clone().swap_dims(2, 3);
+        let met = by_group(by_prefix(q.clone(), prefix), keys);
+        scores.push(by_row(met, class.rows)); // [row, head, q_pos, pos]
+    }
+    scores.push(by_group(q, k.swap_dims(2, 3))); // [row, head, q_pos, len]
+    let scores = Tensor::cat(scores, 3);
     let (scores, scale) = match how.cap {
         Some(cap) => (soft_cap(scores * how.scale, cap), 1.0),
         None => (scores, how.scale),
     };
-    let weights = masked_softmax(scores, scale, how.window, pass); // [row, head, q_pos, pos]
-    let weights_before = by_prefix(weights.clone().narrow(3, 0, start), prefix);
-    by_row(by_group(weights_before, v_before), class.rows)
-        + by_group(weights.narrow(3, start, len), v)
+    let weights = masked_softmax(scores, scale, how.window, pass); // [row, head, q_pos, k_pos]
+    let [_row, _head, _q_pos, k_pos] = weights.dims();
+    let [_row, _kv_head, len, _d_head] = v.dims();
+    let mut mixed = by_group(weights.clone().narrow(3, k_pos - len, len), v);
+    let mut start = 0;
+    for [_, v_before] in before {
+        let [prefix, _kv_head, count, _d_head] = v_before.dims();
+        let weights = by_prefix(weights.clone().narrow(3, start, count), prefix);
+        mixed = by_row(by_group(weights, v_before), class.rows) + mixed;
+        start += count;
+    }
+    mixed
 }
 
 /// `[prefix * n, head, len, width]` → `[prefix, head, n * len, width]`.

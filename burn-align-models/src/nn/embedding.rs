@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::projection;
 use super::weight::{Orientation, Weight};
+use crate::model::ModelInput;
 
 /// A vector for each token; also turns the residual stream into logits in models without a separate
 /// head.
@@ -46,6 +47,20 @@ impl<B: Backend> TokenEmbedding<B> {
         }
         let vectors = TensorData::new(vectors, [batch, pos, d_model]);
         Tensor::from_data(vectors, (&device, DType::F32))
+    }
+
+    /// The vectors of tokens, or those that are given in their place.
+    ///
+    /// # Shapes
+    /// - output: `[batch, pos, d_model]`
+    ///
+    /// # Panics
+    /// If a token is not in the vocabulary.
+    pub fn embed(&self, input: ModelInput<B>) -> Tensor<B, 3> {
+        match input {
+            ModelInput::Tokens(tokens) => self.forward(tokens),
+            ModelInput::Features(vectors) => vectors,
+        }
     }
 
     /// `x Eᵀ`: logits, where the head is tied to the embedding.

@@ -4,7 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
 use burn::tensor::{DType, Distribution, Shape, Tensor, backend::Backend};
 
-use super::{Projection, TokenEmbedding};
+use super::{Norm, NormKind, Projection, TokenEmbedding};
 
 /// Makes the parameters of one model: random ones, or placeholders for those of a checkpoint.
 ///
@@ -73,6 +73,11 @@ impl<'a, B: Backend> ParamInit<'a, B> {
     /// A vector for each token, `[vocab, d_model]`.
     pub fn token_embedding(&mut self, vocab: usize, d_model: usize) -> TokenEmbedding<B> {
         TokenEmbedding::new(self.normal([vocab, d_model]))
+    }
+
+    /// A norm of vectors of this width that does not change their scale yet.
+    pub fn norm(&mut self, kind: NormKind, width: usize, epsilon: f64) -> Norm<B> {
+        Norm::new(kind, width, epsilon, self)
     }
 
     /// `[d_input, d_output]`, with a bias of 0 if there is one.

@@ -12,6 +12,7 @@ mod masks;
 mod norm;
 mod projection;
 mod rotary;
+mod self_attention;
 mod weight;
 
 pub use activation::{Activation, UnknownActivation};
@@ -22,4 +23,5 @@ pub use masks::{CausalMask, mask_bytes};
 pub use norm::{Norm, NormKind};
 pub use projection::{Projection, unembed};
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
+pub use self_attention::{QkNorm, QkvLayout, SelfAttention, SelfAttentionConfig};
 pub use weight::{Weight, WeightShapeError, keeps_quantized};

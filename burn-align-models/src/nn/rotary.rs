@@ -96,6 +96,17 @@ pub struct Yarn {
 }
 
 impl RotaryConfig {
+    /// Whether the angle of a position depends on the length of its sequence.
+    pub(crate) fn depends_on_length(&self) -> bool {
+        match &self.scaling {
+            RotaryScaling::Dynamic { .. } | RotaryScaling::LongRope(_) => true,
+            RotaryScaling::Default
+            | RotaryScaling::Linear { .. }
+            | RotaryScaling::Llama3 { .. }
+            | RotaryScaling::Yarn(_) => false,
+        }
+    }
+
     /// Tables for sequences of `pos` positions.
     pub fn tables<B: Backend>(&self, pos: usize, device: &B::Device) -> Rotary<B> {
         let frequencies = self.frequencies(pos);
@@ -214,6 +225,22 @@ impl<B: Backend> Rotary<B> {
         Self {
             cos: self.cos.cast(dtype),
             sin: self.sin.cast(dtype),
+        }
+    }
+
+    /// Number of positions.
+    pub(crate) fn pos(&self) -> usize {
+        self.cos.dims()[2]
+    }
+
+    /// The tables of the first positions.
+    pub(crate) fn first(&self, pos: usize) -> Self {
+        if self.pos() == pos {
+            return self.clone();
+        }
+        Self {
+            cos: self.cos.clone().narrow(2, 0, pos),
+            sin: self.sin.clone().narrow(2, 0, pos),
         }
     }
 

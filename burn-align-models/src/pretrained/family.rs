@@ -9,10 +9,8 @@ use crate::nn::Weight;
 
 /// How a model family is stored in the Hugging Face layout.
 ///
-/// With this, [`FromPretrained`](super::FromPretrained) and
-/// [`SavePretrained`](super::SavePretrained) take one line each,
-/// [`load_family`](super::load_family) and [`save_family`](super::save_family), and loading is as
-/// strict as for the families of this crate.
+/// A family can be loaded and saved ([`FromPretrained`](super::FromPretrained),
+/// [`SavePretrained`](super::SavePretrained)), as strictly as those of this crate.
 pub trait Family<B: Backend>: AlignableTransformer<B> {
     /// The family's configuration.
     type Config: PartialEq;
@@ -56,7 +54,8 @@ pub struct WeightLayout {
     /// Modules by their paths, and their names in a checkpoint without the prefix, with `*` for the
     /// index of a layer. Modules without an entry have their path as name.
     pub names: Vec<(&'static str, &'static str)>,
-    /// Which matrices are stored transposed, `[d_output, d_input]`, by the paths of their parameters.
+    /// Which matrices are stored transposed, `[d_output, d_input]`, as those of PyTorch's linear
+    /// layers are, by the paths of their parameters. Not asked for other parameters than matrices.
     pub is_transposed: fn(&str) -> bool,
     /// Which tensors are not parameters: masks and tables that old versions stored. Names come without
     /// the prefix.
@@ -72,6 +71,11 @@ impl WeightLayout {
     const HEAD_MODULE: &'static str = "lm_head";
     /// The bias of an unembedding that is tied, and so has no module.
     const TIED_HEAD_BIAS: &'static str = "head_bias";
+
+    /// Whether a parameter is stored transposed.
+    pub(super) fn transposes(&self, path: &str, dims: usize) -> bool {
+        dims == 2 && (self.is_transposed)(path)
+    }
 
     /// Whether a tensor without a parameter may be ignored.
     pub(super) fn may_ignore(&self, name: &str) -> bool {

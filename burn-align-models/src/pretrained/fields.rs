@@ -227,8 +227,8 @@ impl Fields {
         })
     }
 
-    /// A value of any type, if present.
-    pub(crate) fn optional_value(&mut self, key: &str) -> Option<Value> {
+    /// A value of any type, if present. A key that is known not to matter is read like this too.
+    pub fn optional_value(&mut self, key: &str) -> Option<Value> {
         self.get(key).cloned()
     }
 

@@ -23,6 +23,7 @@ mod repository;
 mod rope;
 mod safetensors_file;
 mod save;
+mod shared_keys;
 mod tokenizer;
 mod weights;
 
@@ -37,10 +38,12 @@ pub use hub::fetch_file;
 pub use hub::{HubError, HubProblem};
 pub use note::LoadNote;
 pub use repository::{GgufModel, ModelSource, Repository};
-pub use save::{SavePretrained, save_family};
+pub use save::SavePretrained;
+pub use shared_keys::{write_dims, write_rotary};
 
 use crate::tokens::Tokenizer;
-pub(crate) use rope::{RotaryDefaults, read_rotary, read_rotary_kinds, write_scaling};
+pub(crate) use rope::{RotaryDefaults, read_rotary_kinds};
+pub(crate) use shared_keys::{check_even, write_rotary_as};
 
 use checkpoint::Checkpoint;
 
@@ -231,7 +234,7 @@ impl std::fmt::Debug for LoadOptions {
     }
 }
 
-/// Models that can be loaded from a Hugging Face checkpoint.
+/// Models that can be loaded from a Hugging Face checkpoint: those of every [`Family`].
 pub trait FromPretrained<B: Backend>: Sized {
     /// The model's configuration.
     type Config;
@@ -252,8 +255,7 @@ pub trait FromPretrained<B: Backend>: Sized {
         Self::from_repository(&repository, config, options, device)
     }
 
-    /// Loads from a repository whose `config.json` has been read. A [`Family`] implements this with
-    /// [`load_family`].
+    /// Loads from a repository whose `config.json` has been read.
     ///
     /// # Errors
     /// As [`from_pretrained`](Self::from_pretrained).
@@ -265,11 +267,24 @@ pub trait FromPretrained<B: Backend>: Sized {
     ) -> Result<Pretrained<Self, Self::Config>, LoadError>;
 }
 
-/// Loads a model of one family, as called by its [`FromPretrained::from_repository`].
+impl<B: Backend, M: Family<B>> FromPretrained<B> for M {
+    type Config = <M as Family<B>>::Config;
+
+    fn from_repository(
+        repository: &Repository,
+        config: Fields,
+        options: &LoadOptions,
+        device: &B::Device,
+    ) -> Result<Pretrained<M, <M as Family<B>>::Config>, LoadError> {
+        load_family::<B, M>(repository, config, options, device)
+    }
+}
+
+/// Loads a model of one family.
 ///
 /// # Errors
 /// If the configuration, the tokenizer or the weights do not exactly match the family.
-pub fn load_family<B: Backend, M: Family<B>>(
+fn load_family<B: Backend, M: Family<B>>(
     repository: &Repository,
     mut fields: Fields,
     options: &LoadOptions,

@@ -15,7 +15,7 @@ use crate::tokens::Tokenizer;
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// Models that can be saved in the Hugging Face layout.
+/// Models that can be saved in the Hugging Face layout: those of every [`Family`].
 pub trait SavePretrained<B: Backend>: FromPretrained<B> {
     /// Writes `config.json`, `model.safetensors` and, if given, the tokenizer's files into a
     /// folder, which Python's `transformers` can also load, with the same token ids. The folder is
@@ -33,11 +33,19 @@ pub trait SavePretrained<B: Backend>: FromPretrained<B> {
     ) -> Result<(), SaveError>;
 }
 
-/// Saves a model of one family, as called by its [`SavePretrained::save_pretrained`].
-///
-/// # Errors
-/// As there.
-pub fn save_family<B: Backend, M: Family<B>>(
+impl<B: Backend, M: Family<B>> SavePretrained<B> for M {
+    fn save_pretrained(
+        &self,
+        config: &<M as Family<B>>::Config,
+        tokenizer: Option<&Tokenizer>,
+        folder: &Path,
+    ) -> Result<(), SaveError> {
+        save_family::<B, M>(self, config, tokenizer, folder)
+    }
+}
+
+/// Saves a model of one family.
+fn save_family<B: Backend, M: Family<B>>(
     model: &M,
     config: &M::Config,
     tokenizer: Option<&Tokenizer>,
@@ -94,7 +102,7 @@ impl ModuleAdapter for ToHuggingFace {
         let name = self.0.name(&path);
         let read = snapshot.clone_data_fn();
         let mut shape = snapshot.shape.clone();
-        let transposed = (self.0.is_transposed)(&path);
+        let transposed = self.0.transposes(&path, snapshot.shape.num_dims());
         if transposed {
             shape = shape.iter().rev().copied().collect::<Vec<_>>().into();
         }

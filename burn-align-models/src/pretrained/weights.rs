@@ -155,7 +155,7 @@ fn match_names(
     }
     for (path, name) in names {
         let mut expected = shapes[path].clone();
-        if (layout.is_transposed)(path) {
+        if layout.transposes(path, expected.len()) {
             expected.reverse();
         }
         let stored = &checkpoint.tensors[name];
@@ -224,7 +224,7 @@ impl Reader {
         self.tensors_done.update(|n| n + 1);
         self.bytes_done.update(|n| n + data.bytes.len());
         let data = data.convert_dtype(self.options.dtype);
-        Ok(if (self.layout.is_transposed)(path) {
+        Ok(if self.layout.transposes(path, data.shape.num_dims()) {
             transpose(data)
         } else {
             data

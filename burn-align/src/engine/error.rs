@@ -72,6 +72,14 @@ pub enum PlanError {
         /// The first remaining position.
         start: usize,
     },
+    /// A world whose keys and values cannot be kept, or that would not be run to its end.
+    #[error("world {world} cannot be continued: {reason}")]
+    NotContinuable {
+        /// Index of the world.
+        world: usize,
+        /// Why.
+        reason: &'static str,
+    },
     /// No device to run on.
     #[error("expected a copy of the model on at least one device, found none")]
     NoDevice,

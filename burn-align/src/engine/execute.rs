@@ -10,6 +10,7 @@ use burn_align_models::{
 };
 
 use super::PlanError;
+use super::cache::{CachedRow, keep};
 use super::cells::{Cells, gather};
 use super::chunks::chunks;
 use super::layout::{Layout, int_tensor};
@@ -19,7 +20,7 @@ use super::options::RunOptions;
 use super::plan::{OperandKey, Plan, Read, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Stage, Step};
-use super::validate::validate;
+use super::validate::{check_continuable, validate};
 use crate::interventions::Intervention;
 
 /// The values of a plan's reads.
@@ -79,6 +80,45 @@ impl<B: Backend> Plan<B> {
         interventions: &[I],
         options: &RunOptions,
     ) -> Result<Results<B>, PlanError> {
+        let (results, _rows) = self.run_keeping(model, interventions, &[], options)?;
+        Ok(results)
+    }
+
+    /// Runs all worlds in lockstep, and keeps the keys and values of some, so that they can be continued
+    /// with more tokens. Each of these must have logits read. Gives the results, and for each of these
+    /// worlds a row for each example, in order.
+    ///
+    /// # Errors
+    /// As [`run_with`](Self::run_with), or if a sublayer of the model needs whole rows, its inputs are
+    /// vectors, or a world to be continued has no logits read.
+    pub fn run_to_continue<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+        worlds: &[WorldId],
+        options: &RunOptions,
+    ) -> Result<(Results<B>, Vec<Vec<CachedRow<B>>>), PlanError> {
+        check_continuable(self, model.layout(), worlds)?;
+        let (results, rows) = self.run_keeping(model, interventions, worlds, options)?;
+        let mut rows: HashMap<(WorldId, usize), CachedRow<B>> = rows
+            .into_iter()
+            .map(|(world, example, row)| ((world, example), row))
+            .collect();
+        let of_world = worlds.iter().map(|world| {
+            let examples = 0..self.input_of(*world).batch();
+            let rows = examples.filter_map(|example| rows.remove(&(*world, example)));
+            rows.collect()
+        });
+        Ok((results, of_world.collect()))
+    }
+
+    fn run_keeping<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+        keeping: &[WorldId],
+        options: &RunOptions,
+    ) -> Result<(Results<B>, KeptRows<B>), PlanError> {
         let whole = validate(self, model, interventions)?;
         let parts = chunks(self, &whole, model, options)?;
         let mut run = Run {
@@ -91,6 +131,8 @@ impl<B: Backend> Plan<B> {
             tables: options.tables.clone(),
             kept: HashMap::new(),
             values: self.known.clone(),
+            keeping,
+            rows: Vec::new(),
         };
         for part in &parts {
             run.schedule = part;
@@ -99,14 +141,18 @@ impl<B: Backend> Plan<B> {
             }
         }
         let values = run.values.into_iter();
-        Ok(Results {
+        let results = Results {
             values: values
                 .map(|value| value.expect("every read is reached"))
                 .collect(),
             marks: self.marks.reads.clone(),
-        })
+        };
+        Ok((results, run.rows))
     }
 }
+
+/// Rows of worlds that can be continued, with the world and the example.
+type KeptRows<B> = Vec<(WorldId, usize, CachedRow<B>)>;
 
 /// A plan being run.
 pub(super) struct Run<'a, B: Backend, I> {
@@ -123,6 +169,10 @@ pub(super) struct Run<'a, B: Backend, I> {
     /// Activations of worlds that edits elsewhere will use.
     pub(super) kept: HashMap<OperandKey, Tensor<B, 3>>,
     pub(super) values: Vec<Option<Tensor<B, 3>>>,
+    /// Worlds whose keys and values are kept.
+    keeping: &'a [WorldId],
+    /// Their rows, once they have run.
+    rows: KeptRows<B>,
 }
 
 /// What flows from one stage of a pass to the next.
@@ -169,12 +219,23 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         };
         let pos = first.layout.pos;
         let whole = ModelPass::new(pos, &self.device, &self.tables);
+        let whole = match self.keeping.is_empty() {
+            true => whole,
+            false => whole.keeping_keys_values(),
+        };
         // The layout of the last sublayer that mixed positions of suffixes, and what belongs to it.
         let mut suffixes: Option<(&StageGroups, ModelPass<B>)> = None;
         let mut streams = match first.stage {
             Stage::Embed => {
-                let input = stack(self.plan, first, pos, &self.device);
-                Streams::new(model.embed(input, &whole))
+                let new = first.layout.suffixes(None, self.plan, &self.device);
+                suffixes = new.map(|new| (first, whole.with_suffixes(new)));
+                match &suffixes {
+                    Some((_, new)) => Streams::new(model.embed(self.new_tokens(first), new)),
+                    None => {
+                        let input = stack(self.plan, first, pos, &self.device);
+                        Streams::new(model.embed(input, &whole))
+                    }
+                }
             }
             _ => {
                 let residuals = stack_residuals(self.plan, first, pos);
@@ -273,12 +334,38 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 }
                 Stage::Unembed => {
                     self.unembed(streams.x, streams.normed, current, model);
+                    let (plan, schedule) = (self.plan, self.schedule);
+                    let here: Vec<WorldId> = self
+                        .keeping
+                        .iter()
+                        .filter(|world| current.groups.worlds().contains(world))
+                        .copied()
+                        .collect();
+                    let kept = whole.take_keys_values();
+                    self.rows.extend(keep(plan, schedule, index, &here, &kept));
                     return Ok(());
                 }
             }
             tap.finish()?;
         }
         Ok(())
+    }
+
+    /// The tokens of continued rows that are not cached, `[1, token]`.
+    fn new_tokens(&self, stage: &StageGroups) -> ModelInput<B> {
+        let inputs: Vec<&WorldInput<B>> = stage
+            .groups
+            .firsts()
+            .map(|world| self.plan.input_of(world))
+            .collect();
+        // Each group is a row.
+        let tokens = stage.layout.places().into_iter().map(|(row, position)| {
+            let WorldInput::Continued(continued) = inputs[row] else {
+                unreachable!("only continued rows have suffixes from the start");
+            };
+            continued.tokens[position - continued.past.pos()] as usize
+        });
+        ModelInput::Tokens(int_tensor(tokens, &self.device).unsqueeze())
     }
 
     /// Computes the logits that are read, at their positions only.
@@ -443,7 +530,9 @@ pub(super) fn stack_inputs<'a, B: Backend>(
                 }
             }
             WorldInput::Features(x) => features.push(padded(x, pos)),
-            WorldInput::Resumed(_) => unreachable!("a resumed run has its residuals"),
+            WorldInput::Resumed(_) | WorldInput::Continued(_) => {
+                unreachable!("a run that goes on does not begin with whole rows")
+            }
         }
     }
     if features.is_empty() {

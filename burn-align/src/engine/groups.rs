@@ -131,7 +131,7 @@ impl Sizes {
             batch: input.batch(),
             pos: input.pos(),
             lengths: input.lengths(),
-            starts: input.past().map(|past| past.starts.clone()),
+            starts: input.starts(),
         });
         Self {
             inputs: inputs.collect(),

@@ -21,6 +21,7 @@
 //! [`Plan::run_naively`] runs every world by itself, from start to end. It is the definition of
 //! what a plan means.
 
+mod cache;
 mod cells;
 mod chunks;
 mod convert;
@@ -49,6 +50,7 @@ mod validate;
 mod wanted;
 mod zip;
 
+pub use cache::{CachedRow, Continued};
 pub(crate) use devices::moved;
 pub use devices::replicate;
 pub use error::PlanError;

@@ -7,10 +7,14 @@ use std::collections::HashMap;
 use std::iter;
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, Cx, Pass, Site, Tables, Tap};
+use burn_align_models::{
+    AlignableTransformer, Cx, ModelInput, Pass, Prefixes, Site, SuffixClass, Suffixes, Tables, Tap,
+};
 
+use super::cache::{Cache, Continued};
 use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
 use super::execute::stack_inputs;
+use super::layout::int_tensor;
 use super::non_finite::Watch;
 use super::plan::{Edit, Operand, Plan, Read, Resumed, WorldId, WorldInput};
 use super::stages::{Stage, Step};
@@ -139,11 +143,38 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
     fn run(&self, world: WorldId, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
         match self.plan.input_of(world) {
             WorldInput::Resumed(resumed) => self.resumed(resumed, tap),
+            WorldInput::Continued(row) => self.continued(row, tap),
             input => {
                 let input = stack_inputs([input].into_iter(), input.pos(), &self.device);
                 self.model.forward_tapped(input, tap)
             }
         }
+    }
+
+    /// The new tokens of a row.
+    fn continued(&self, row: &Continued<B>, tap: &mut dyn Tap<B>) -> Tensor<B, 3> {
+        let (start, pos) = (row.past.pos(), row.pos());
+        let positions = int_tensor(start..pos, &self.device);
+        let pass = Pass::new(pos, &self.device, &Tables::new()).with_suffixes(Suffixes {
+            positions,
+            classes: vec![SuffixClass {
+                rows: 1,
+                start,
+                queries: start,
+                pos,
+                prefixes: Some(Prefixes::Kept(Cache::prefixes(&[&row.past]))),
+            }],
+            queries: None,
+        });
+        let ids = int_tensor(row.tokens.iter().map(|id| *id as usize), &self.device);
+        let mut cx = Cx::new(tap, &pass);
+        let x = self.model.embed(ModelInput::Tokens(ids.unsqueeze()), &pass);
+        let mut x = cx.stream(Site::Embedding, x);
+        for layer in 0..self.model.layout().layers().len() {
+            x = self.model.layer(layer, x, &mut cx);
+        }
+        let x = self.model.final_norm(x);
+        self.model.unembed(cx.stream(Site::FinalNorm, x))
     }
 
     /// The rest of a forward pass.
@@ -187,8 +218,10 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Naive<'_, B, M,
 
 /// Cells of an activation of one world.
 fn cells(units: &Units, batch: usize, own_pos: usize, [heads, pos]: [usize; 2]) -> Cells {
+    // The first positions may be cached.
+    let first = own_pos - pos;
     Cells::of_units(units, batch, [own_pos, heads], |example, head, position| {
-        (example * heads + head) * pos + position
+        (example * heads + head) * pos + position - first
     })
 }
 

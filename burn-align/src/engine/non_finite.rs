@@ -315,7 +315,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Search<'_, B, M
                 let site = site.map_or(Site::Embedding, |(_, site)| site);
                 watch.given(site, &resumed.x, NonFiniteCause::Frozen)?;
             }
-            WorldInput::Tokens(_) => {}
+            WorldInput::Tokens(_) | WorldInput::Continued(_) => {}
         }
         let found = match watch.is_done() {
             true => watch.finish::<B>(None)?,

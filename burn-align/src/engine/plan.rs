@@ -6,6 +6,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, TokenBatch};
 
+use super::cache::Continued;
 use super::marks::{Mark, Marks, add};
 use super::past::Past;
 use super::stages::Stage;
@@ -46,6 +47,8 @@ pub enum WorldInput<B: Backend> {
     Features(Tensor<B, 3>),
     /// The middle of a run: what [`Plan::freeze`] leaves.
     Resumed(Resumed<B>),
+    /// A row of an earlier run, with more tokens: from [`CachedRow::then`](super::CachedRow::then).
+    Continued(Continued<B>),
 }
 
 /// A run that has already reached some layer.
@@ -80,6 +83,7 @@ impl<B: Backend> WorldInput<B> {
             Self::Tokens(tokens) => tokens.batch(),
             Self::Features(features) => features.dims()[0],
             Self::Resumed(resumed) => resumed.x.dims()[0],
+            Self::Continued(_) => 1,
         }
     }
 
@@ -89,6 +93,7 @@ impl<B: Backend> WorldInput<B> {
             Self::Tokens(tokens) => tokens.pos(),
             Self::Features(features) => features.dims()[1],
             Self::Resumed(resumed) => resumed.x.dims()[1],
+            Self::Continued(continued) => continued.pos(),
         }
     }
 
@@ -96,6 +101,15 @@ impl<B: Backend> WorldInput<B> {
     pub(super) fn past(&self) -> Option<&Past<B>> {
         match self {
             Self::Resumed(resumed) => resumed.past.as_ref(),
+            Self::Tokens(_) | Self::Features(_) | Self::Continued(_) => None,
+        }
+    }
+
+    /// For each example: the first position that is computed, if earlier ones are cached.
+    pub(super) fn starts(&self) -> Option<Vec<usize>> {
+        match self {
+            Self::Resumed(resumed) => Some(resumed.past.as_ref()?.starts.clone()),
+            Self::Continued(continued) => Some(vec![continued.past.pos()]),
             Self::Tokens(_) | Self::Features(_) => None,
         }
     }
@@ -106,6 +120,7 @@ impl<B: Backend> WorldInput<B> {
             Self::Tokens(tokens) => tokens.lengths(),
             Self::Features(_) => vec![self.pos(); self.batch()],
             Self::Resumed(resumed) => resumed.lengths.clone(),
+            Self::Continued(_) => vec![self.pos()],
         }
     }
 }
@@ -379,6 +394,29 @@ impl<B: Backend> Plan<B> {
         self.known.push(None);
         let (index, mark) = add(&mut self.marks.reads);
         ReadId(index, mark)
+    }
+
+    /// The same plan with nothing to read.
+    pub(crate) fn without_reads(&self) -> Self {
+        let mut plan = self.clone();
+        plan.reads.clear();
+        plan.known.clear();
+        plan.marks.reads.clear();
+        plan
+    }
+
+    /// Whether a world is one of this plan.
+    pub(crate) fn has_world(&self, world: WorldId) -> bool {
+        self.marks.worlds.get(world.0) == Some(&world.1)
+    }
+
+    /// The token ids of a world's examples, as far as its input has them.
+    pub(crate) fn tokens_of(&self, world: WorldId) -> Vec<Vec<u32>> {
+        match self.input_of(world) {
+            WorldInput::Tokens(tokens) => tokens.ids().to_vec(),
+            WorldInput::Continued(row) => vec![row.tokens.clone()],
+            WorldInput::Features(_) | WorldInput::Resumed(_) => Vec::new(),
+        }
     }
 
     /// The reads whose values are not known yet, with their indices.

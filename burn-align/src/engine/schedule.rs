@@ -14,7 +14,7 @@ use burn_align_models::{Mixing, Site};
 use super::groups::{Groups, Sizes};
 use super::layout::{Edited, Layout};
 use super::needs::Needs;
-use super::plan::{Edit, Operand, Plan, Read, WorldId};
+use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
 use super::stages::{Stage, Stages, Step};
 use super::wanted::{Uses, Wanted};
 
@@ -115,6 +115,7 @@ impl Schedule {
             patterns: pattern_stages(plan, stages),
             uses: Uses::new(plan, &needs, stages),
             suffixes: stages.run_suffixes(),
+            is_continued: matches!(plan.inputs.first(), Some(WorldInput::Continued(_))),
         };
         let mut worlds: Vec<Vec<WorldId>> = vec![Vec::new(); count];
         for (world, pass) in plan.world_ids().zip(&pass_of) {
@@ -151,6 +152,8 @@ struct Shared<'p, B: Backend> {
     uses: Uses<'p>,
     /// Whether the model runs suffixes of rows.
     suffixes: bool,
+    /// Whether the inputs continue earlier runs.
+    is_continued: bool,
 }
 
 /// The edits of a stage, by world.
@@ -281,6 +284,8 @@ impl<B: Backend> Shared<'_, B> {
         }
         let wanted = |stage| self.uses.wanted(self.sizes, stage, groups, first_end);
         match self.stages.mixing(stage) {
+            // The new tokens of continued rows.
+            Mixing::Rows if stage == Stage::Embed && self.is_continued => LayoutKind::Suffixes,
             Mixing::Rows => LayoutKind::Whole,
             Mixing::None => LayoutKind::ByPosition(wanted(stage)),
             Mixing::Causal { .. } if self.stages.adds(stage) => {

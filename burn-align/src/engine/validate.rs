@@ -4,15 +4,37 @@ use std::fmt;
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{
-    AlignableTransformer, InputKinds, ModelDims, Site, SiteDims, SiteWidth, TokensError,
+    AlignableTransformer, InputKinds, ModelDims, ModelLayout, Site, SiteDims, SiteWidth,
+    TokenBatch, TokensError,
 };
 
+use super::cache::Continued;
 use super::marks::Mark;
 use super::plan::{Edit, Operand, Plan, Read, WorldId};
 use super::schedule::Schedule;
 use super::stages::Stages;
 use super::{Indices, PlanError, Units, WorldInput};
 use crate::interventions::Intervention;
+
+impl<B: Backend> Plan<B> {
+    /// Checks the plan against a model and interventions, without computing anything.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn check<M: AlignableTransformer<B>, I: Intervention<B>>(
+        &self,
+        model: &M,
+        interventions: &[I],
+    ) -> Result<(), PlanError> {
+        validate(self, model, interventions).map(drop)
+    }
+
+    /// Number of positions of each example of a world.
+    pub(crate) fn lengths_of(&self, world: WorldId) -> Result<Vec<usize>, PlanError> {
+        check_world(self, world)?;
+        Ok(self.input_of(world).lengths())
+    }
+}
 
 /// Checks the plan and lays out its passes.
 pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
@@ -118,12 +140,37 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     Schedule::new(plan, &stages, &reads, &|_| false).map_err(|site| PlanError::Circular { site })
 }
 
+/// Checks that the keys and values of worlds can be kept.
+pub(super) fn check_continuable<B: Backend>(
+    plan: &Plan<B>,
+    layout: &ModelLayout,
+    worlds: &[WorldId],
+) -> Result<(), PlanError> {
+    for world in worlds {
+        check_world(plan, *world)?;
+        let reads = plan.open_reads().map(|(_, read)| read);
+        let mut logits = reads.filter(|read| matches!(read, Read::Logits { .. }));
+        let reason = match plan.input_of(*world) {
+            _ if !Stages::new(layout).run_suffixes() => "a layer of the model needs whole rows",
+            WorldInput::Features(_) => "its input is vectors, not tokens",
+            WorldInput::Resumed(_) => "the plan was frozen",
+            _ if !logits.any(|read| read.world() == *world) => "none of its logits are read",
+            WorldInput::Tokens(_) | WorldInput::Continued(_) => continue,
+        };
+        return Err(PlanError::NotContinuable {
+            world: world.0,
+            reason,
+        });
+    }
+    Ok(())
+}
+
 fn check_inputs<B: Backend>(
     plan: &Plan<B>,
     dims: &ModelDims,
     kinds: InputKinds,
 ) -> Result<(), PlanError> {
-    let (mut tokens, mut resumed) = (0, 0);
+    let (mut tokens, mut resumed, mut continued) = (0, 0, 0);
     for (index, input) in plan.inputs.iter().enumerate() {
         let found = match input {
             WorldInput::Tokens(_) => InputKinds {
@@ -132,6 +179,10 @@ fn check_inputs<B: Backend>(
             },
             WorldInput::Features(x) => InputKinds::features(x.dims()[2]),
             WorldInput::Resumed(_) => kinds,
+            WorldInput::Continued(_) => InputKinds {
+                tokens: true,
+                features: None,
+            },
         };
         if (found.tokens && !kinds.tokens)
             || (found.features.is_some() && found.features != kinds.features)
@@ -152,13 +203,17 @@ fn check_inputs<B: Backend>(
                 resumed += 1;
                 Ok(())
             }
+            WorldInput::Continued(row) => {
+                continued += 1;
+                check_continued(row, dims)
+            }
         };
         checked.map_err(|cause| PlanError::Input {
             input: index,
             cause,
         })?;
     }
-    if [tokens, resumed]
+    if [tokens, resumed, continued]
         .iter()
         .any(|count| *count != 0 && *count != plan.inputs.len())
     {
@@ -178,6 +233,20 @@ fn check_features_input(
         Some(max_positions) if pos > max_positions => Err(TokensError::TooLong {
             example: 0,
             found: pos,
+            max_positions,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks the new tokens of a row, and its length.
+fn check_continued<B: Backend>(row: &Continued<B>, dims: &ModelDims) -> Result<(), TokensError> {
+    let new = TokenBatch::new(vec![row.tokens.clone()])?;
+    new.check(dims)?;
+    match dims.max_positions {
+        Some(max_positions) if row.pos() > max_positions => Err(TokensError::TooLong {
+            example: 0,
+            found: row.pos(),
             max_positions,
         }),
         _ => Ok(()),
@@ -278,10 +347,10 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
             return Err(PlanError::NotReached { site });
         }
         if site.is_attention_pattern()
-            && let Some(past) = self.plan.input_of(world).past()
+            && let Some(starts) = self.plan.input_of(world).starts()
         {
-            let example = past.starts.iter().position(|start| *start > 0).unwrap_or(0);
-            let start = past.starts[example];
+            let example = starts.iter().position(|start| *start > 0).unwrap_or(0);
+            let start = starts[example];
             let at = site.to_string();
             return Err(PlanError::NotKept { at, example, start });
         }
@@ -336,17 +405,13 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
                 length: lengths[example],
             })
         })?;
-        for (example, start) in input
-            .past()
-            .iter()
-            .flat_map(|past| past.starts.iter().enumerate())
-        {
+        for (example, start) in input.starts().into_iter().flatten().enumerate() {
             let all = positions.of(example, input.pos());
-            if all.iter().any(|position| position < start) {
+            if all.iter().any(|position| *position < start) {
                 return Err(PlanError::NotKept {
                     at: at.to_string(),
                     example,
-                    start: *start,
+                    start,
                 });
             }
         }

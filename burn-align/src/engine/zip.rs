@@ -179,11 +179,13 @@ impl Examples<'_> {
         tensor: &mut TensorZip<'_, B, A>,
     ) -> Result<WorldInput<A>, PlanError> {
         let (mut ids, mut features, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut continued = Vec::new();
         for input in inputs {
             match input {
                 WorldInput::Tokens(tokens) => ids.push(tokens.ids()),
                 WorldInput::Features(x) => features.push(x),
                 WorldInput::Resumed(resumed) => runs.push(resumed),
+                WorldInput::Continued(row) => continued.push(row),
             }
         }
         match [ids.len(), features.len(), runs.len()].map(|found| found == inputs.len()) {
@@ -193,7 +195,11 @@ impl Examples<'_> {
             },
             [_, true, _] => Ok(WorldInput::Features(tensor(Role::Features, &features)?)),
             [_, _, true] => Ok(WorldInput::Resumed(self.resumed(&runs, tensor)?)),
-            _ => Err(different("kinds of inputs", "the same", "several")),
+            _ => match &continued[..] {
+                // A row is an input of its own.
+                [row] if inputs.len() == 1 => Ok(WorldInput::Continued(row.zip(tensor)?)),
+                _ => Err(different("kinds of inputs", "the same", "several")),
+            },
         }
     }
 

@@ -79,7 +79,7 @@ fn dataset<B: Backend>(data: &InterchangeData<B>) -> Value {
     let mut hash = Hash::default();
     let mut input = |input: &WorldInput<B>| match input {
         WorldInput::Tokens(tokens) => hash.rows(tokens.ids().iter().map(|ids| ids.iter().copied())),
-        WorldInput::Features(_) | WorldInput::Resumed(_) => {}
+        WorldInput::Features(_) | WorldInput::Resumed(_) | WorldInput::Continued(_) => {}
     };
     input(&data.inputs.base);
     for source in &data.inputs.sources {

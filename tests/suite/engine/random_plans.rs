@@ -233,7 +233,13 @@ fn random_plans_run_as_their_definition_says<B: Backend>(device: &B::Device) {
     random_plans_of("gpt2_plain", &whole, cases.unwrap_or(400));
 }
 
-fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(name: &str, model: &M, cases: u32) {
+/// Runs that many random plans on a model, in lockstep, in
+/// chunks, frozen and joined, and compares them with the naive executor.
+pub(crate) fn random_plans_of<B: Backend, M: AlignableTransformer<B>>(
+    name: &str,
+    model: &M,
+    cases: u32,
+) {
     let interventions = mixed();
     let config = Config {
         cases,

@@ -7,7 +7,9 @@ use super::{DecoderFamily, Mapping};
 use crate::decoder::{DecoderConfig, Positions, QkNorm};
 use crate::dims::ModelDims;
 use crate::nn::{Activation, NormKind};
-use crate::pretrained::{ConfigError, Fields, RotaryDefaults, read_rotary_kinds};
+use crate::pretrained::{
+    ConfigError, Fields, RotaryDefaults, check_even, read_rotary_kinds, write_dims,
+};
 
 pub(super) const GEMMA2: Mapping = mapping("gemma2", read_gemma2, write_gemma2);
 pub(super) const GEMMA3: Mapping = mapping("gemma3_text", read_gemma3, write_gemma3);
@@ -74,7 +76,7 @@ fn read_config(
 
     const WINDOW: &str = "sliding_window";
     let layers = config.dims.layers;
-    let size = read::size_or(fields, WINDOW, Some(4096))?;
+    let size = fields.size_or(WINDOW, Some(4096))?;
     let period = fields.optional_size("sliding_window_pattern")?.unwrap_or(6);
     let by_period = || (0..layers).map(|layer| windowed(layer, period)).collect();
     let windowed = read::layer_types(fields, layers)?.unwrap_or_else(by_period);
@@ -91,7 +93,7 @@ fn read_config(
 
 fn write_config(config: &DecoderConfig, architecture: &str) -> Value {
     let mut json = read::to_json(config, architecture, &KEYS);
-    read::put_dims(&mut json, &config.dims);
+    write_dims(&mut json, &config.dims);
     read::put_rotary(&mut json, config, "rope_theta");
     json["query_pre_attn_scalar"] = scalar(config.score_scale);
     json["attention_bias"] = config.biases.qkv.into();
@@ -122,7 +124,7 @@ fn scalar(scale: f64) -> Value {
 
 fn read_gemma2(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
     let dims = read::dims(fields, Some(4), Some(256))?;
-    let rotary = read::rotary(fields, dims.d_head, 10000.0, None)?;
+    let rotary = fields.rotary_or(dims.d_head, 10000.0, None)?;
     let (family, positions) = (DecoderFamily::Gemma2, read::everywhere(rotary));
     let mut config = read_config(fields, family, dims, positions, |layer: usize, _| {
         layer.is_multiple_of(2)
@@ -143,7 +145,7 @@ fn write_gemma2(config: &DecoderConfig) -> Value {
 
 fn read_gemma3(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
     let dims = read::dims(fields, Some(4), Some(256))?;
-    read::check_even(dims.d_head)?;
+    check_even(dims.d_head)?;
     let defaults = RotaryDefaults {
         d_head: dims.d_head,
         max_positions: fields.size("max_position_embeddings")?,

@@ -80,7 +80,7 @@ fn read_rotary(fields: &mut Fields, d_head: usize) -> Result<RotaryConfig, Confi
     let own_theta = fields.optional_positive("rotary_emb_base")?;
     let own_share = fields.optional_number("rotary_pct")?;
     let (theta, share) = (own_theta.unwrap_or(10000.0), own_share.unwrap_or(0.25));
-    let rotary = read::rotary(fields, d_head, theta, Some(share))?;
+    let rotary = fields.rotary_or(d_head, theta, Some(share))?;
     let differs = |key: &str, value: f64, expected: String| ConfigError::Invalid {
         key: key.to_owned(),
         expected,

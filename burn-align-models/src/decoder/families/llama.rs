@@ -7,7 +7,7 @@ use super::read::{self, Keys};
 use super::{DecoderFamily, Mapping};
 use crate::decoder::{Biases, DecoderConfig, QkNorm, SlidingWindow};
 use crate::nn::{Activation, NormKind};
-use crate::pretrained::{ConfigError, Fields};
+use crate::pretrained::{ConfigError, Fields, write_dims};
 
 pub(super) const LLAMA: Mapping = mapping("llama", read_llama, write_llama);
 pub(super) const MISTRAL: Mapping = mapping("mistral", read_mistral, write_mistral);
@@ -52,13 +52,13 @@ fn read_config(
     default_d_head: Option<usize>,
 ) -> Result<DecoderConfig, ConfigError> {
     let dims = read::dims(fields, default_kv_heads, default_d_head)?;
-    let rotary = read::rotary(fields, dims.d_head, 10000.0, None)?;
+    let rotary = fields.rotary_or(dims.d_head, 10000.0, None)?;
     read::config(fields, family, dims, read::everywhere(rotary), &KEYS)
 }
 
 fn write_config(config: &DecoderConfig, architecture: &str) -> Value {
     let mut json = read::to_json(config, architecture, &KEYS);
-    read::put_dims(&mut json, &config.dims);
+    write_dims(&mut json, &config.dims);
     read::put_rotary(&mut json, config, "rope_theta");
     json
 }
@@ -135,7 +135,7 @@ fn read_upper_window(
     layers: usize,
 ) -> Result<Option<SlidingWindow>, ConfigError> {
     let used = fields.flag("use_sliding_window", false)?;
-    let size = read::size_or(fields, "sliding_window", Some(4096))?;
+    let size = fields.size_or("sliding_window", Some(4096))?;
     let first = fields.optional_index("max_window_layers")?.unwrap_or(28);
     let Some(size) = size.filter(|_| used) else {
         read::only_layer_types(fields, read::FULL)?;

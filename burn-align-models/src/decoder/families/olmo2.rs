@@ -6,7 +6,7 @@ use super::read::{self, Keys};
 use super::{DecoderFamily, Mapping};
 use crate::decoder::{DecoderConfig, QkNorm};
 use crate::nn::{Activation, NormKind};
-use crate::pretrained::{ConfigError, Fields};
+use crate::pretrained::{ConfigError, Fields, write_dims};
 
 pub(super) const OLMO2: Mapping = Mapping {
     model_type: "olmo2",
@@ -35,7 +35,7 @@ const KEYS: Keys = Keys {
 
 fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
     let dims = read::dims(fields, None, None)?;
-    let rotary = read::rotary(fields, dims.d_head, 10000.0, None)?;
+    let rotary = fields.rotary_or(dims.d_head, 10000.0, None)?;
     let (family, positions) = (DecoderFamily::Olmo2, read::everywhere(rotary));
     let mut config = read::config(fields, family, dims, positions, &KEYS)?;
     config.norm = NormKind::RmsF32;
@@ -54,7 +54,7 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
 
 fn write(config: &DecoderConfig) -> Value {
     let mut json = read::to_json(config, "Olmo2ForCausalLM", &KEYS);
-    read::put_dims(&mut json, &config.dims);
+    write_dims(&mut json, &config.dims);
     read::put_rotary(&mut json, config, "rope_theta");
     json["attention_bias"] = config.biases.qkv.into();
     json

@@ -6,7 +6,7 @@ use super::read::{self, Keys};
 use super::{DecoderFamily, Mapping};
 use crate::decoder::{Biases, DecoderConfig, QkNorm, Residual};
 use crate::nn::{Activation, NormKind};
-use crate::pretrained::{ConfigError, Fields};
+use crate::pretrained::{ConfigError, Fields, write_dims};
 
 pub(super) const PHI: Mapping = Mapping {
     model_type: "phi",
@@ -46,7 +46,7 @@ const KEYS: Keys = Keys {
 fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
     let mut dims = read::dims(fields, None, None)?;
     dims.gated_mlp = false;
-    let rotary = read::rotary(fields, dims.d_head, 10000.0, Some(0.5))?;
+    let rotary = fields.rotary_or(dims.d_head, 10000.0, Some(0.5))?;
     let (family, positions) = (DecoderFamily::Phi, read::everywhere(rotary));
     let mut config = read::config(fields, family, dims, positions, &KEYS)?;
     config.norm = NormKind::Layer;
@@ -66,7 +66,7 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
 
 fn write(config: &DecoderConfig) -> Value {
     let mut json = read::to_json(config, "PhiForCausalLM", &KEYS);
-    read::put_dims(&mut json, &config.dims);
+    write_dims(&mut json, &config.dims);
     read::put_rotary(&mut json, config, "rope_theta");
     json["partial_rotary_factor"] = read::rotated_share(config).into();
     json["qk_layernorm"] = config.qk_norm.is_some().into();

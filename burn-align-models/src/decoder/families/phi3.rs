@@ -6,7 +6,7 @@ use super::read::{self, Keys};
 use super::{DecoderFamily, Mapping};
 use crate::decoder::{DecoderConfig, QkvLayout};
 use crate::nn::{Activation, LongRope, RotaryScaling};
-use crate::pretrained::{ConfigError, Fields};
+use crate::pretrained::{ConfigError, Fields, write_dims};
 
 pub(super) const PHI3: Mapping = Mapping {
     model_type: "phi3",
@@ -44,7 +44,7 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
     fields.only("interpolate_factor", &[1.into()])?;
     let dims = read::dims(fields, None, None)?;
     let original = fields.optional_size(ORIGINAL)?;
-    let rotary = read::rotary(fields, dims.d_head, 10000.0, Some(1.0))?;
+    let rotary = fields.rotary_or(dims.d_head, 10000.0, Some(1.0))?;
     // The default of `transformers`, even if the object of LongRoPE has a different number.
     if let RotaryScaling::LongRope(long) = &rotary.scaling
         && original.is_none()
@@ -63,7 +63,7 @@ fn read_config(fields: &mut Fields) -> Result<DecoderConfig, ConfigError> {
 
 fn write(config: &DecoderConfig) -> Value {
     let mut json = read::to_json(config, "Phi3ForCausalLM", &KEYS);
-    read::put_dims(&mut json, &config.dims);
+    write_dims(&mut json, &config.dims);
     read::put_rotary(&mut json, config, "rope_theta");
     json["partial_rotary_factor"] = read::rotated_share(config).into();
     json["sliding_window"] = config.sliding_window.as_ref().map(|it| it.size).into();

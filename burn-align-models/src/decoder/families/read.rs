@@ -7,7 +7,7 @@ use crate::decoder::{
 };
 use crate::dims::ModelDims;
 use crate::nn::{Activation, NormKind, RotaryConfig};
-use crate::pretrained::{ConfigError, Fields, RotaryDefaults, read_rotary, write_scaling};
+use crate::pretrained::{ConfigError, Fields, write_rotary_as};
 
 /// Types of layers in `layer_types`.
 pub(super) const FULL: &str = "full_attention";
@@ -112,52 +112,16 @@ pub(super) fn score_scale(dims: &ModelDims) -> f64 {
     (dims.d_head as f64).sqrt().recip()
 }
 
-/// The size under a key: the default if there is no such key, none if it is `null`.
-pub(super) fn size_or(
-    fields: &mut Fields,
-    key: &str,
-    default: Option<usize>,
-) -> Result<Option<usize>, ConfigError> {
-    let default = default.filter(|_| !fields.has(key));
-    Ok(fields.optional_size(key)?.or(default))
-}
-
-/// Sizes by LLaMA's names. Without a default, there are as many key-value heads as query heads, and
-/// heads divide the model's width.
+/// The sizes of a model with a gated MLP. Without a default, there are as many key-value heads as
+/// query heads, and heads divide the model's width.
 pub(super) fn dims(
     fields: &mut Fields,
     default_kv_heads: Option<usize>,
     default_d_head: Option<usize>,
 ) -> Result<ModelDims, ConfigError> {
-    let d_model = fields.size("hidden_size")?;
-    let heads = fields.size("num_attention_heads")?;
-    let kv_heads = size_or(fields, "num_key_value_heads", default_kv_heads)?.unwrap_or(heads);
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(ConfigError::Invalid {
-            key: "num_key_value_heads".to_owned(),
-            expected: format!("a divisor of num_attention_heads = {heads}"),
-            found: kv_heads.to_string(),
-        });
-    }
-    let d_head = match fields.optional_size("head_dim")?.or(default_d_head) {
-        Some(d_head) => d_head,
-        None if d_model.is_multiple_of(heads) => d_model / heads,
-        None => {
-            return Err(ConfigError::Invalid {
-                key: "num_attention_heads".to_owned(),
-                expected: format!("a divisor of hidden_size = {d_model}, or a head_dim"),
-                found: heads.to_string(),
-            });
-        }
-    };
     Ok(ModelDims {
-        kv_heads,
-        d_head,
-        d_mlp: fields.size("intermediate_size")?,
         gated_mlp: true,
-        heads,
-        vocab: fields.size("vocab_size")?,
-        ..ModelDims::features(fields.layers("num_hidden_layers")?, d_model, 0)
+        ..fields.dims_or(default_kv_heads, default_d_head)?
     })
 }
 
@@ -181,39 +145,6 @@ pub(super) fn multi_head(fields: &mut Fields, keys: &SizeKeys) -> Result<ModelDi
         vocab: fields.size("vocab_size")?,
         ..ModelDims::features(fields.layers(keys.layers)?, d_model, 0)
     })
-}
-
-/// The rotation of all layers. `partial` is the share of each head that is rotated if the file does
-/// not say; `None` for families that rotate whole heads.
-pub(super) fn rotary(
-    fields: &mut Fields,
-    d_head: usize,
-    theta: f64,
-    partial: Option<f64>,
-) -> Result<RotaryConfig, ConfigError> {
-    if partial.is_none() {
-        check_even(d_head)?;
-    }
-    let max_positions = fields.size("max_position_embeddings")?;
-    let defaults = RotaryDefaults {
-        d_head,
-        max_positions,
-        theta,
-        partial,
-    };
-    read_rotary(fields, &defaults)
-}
-
-/// Checks that the features of a head can be rotated in pairs.
-pub(super) fn check_even(d_head: usize) -> Result<(), ConfigError> {
-    match d_head.is_multiple_of(2) {
-        true => Ok(()),
-        false => Err(ConfigError::Invalid {
-            key: "head_dim".to_owned(),
-            expected: "an even number, for the rotary embedding".to_owned(),
-            found: d_head.to_string(),
-        }),
-    }
 }
 
 /// The same rotation in all layers.
@@ -283,7 +214,7 @@ pub(super) fn window_of_all(
     layers: usize,
     default: Option<usize>,
 ) -> Result<Option<SlidingWindow>, ConfigError> {
-    let size = size_or(fields, "sliding_window", default)?;
+    let size = fields.size_or("sliding_window", default)?;
     only_layer_types(fields, if size.is_some() { WINDOWED } else { FULL })?;
     Ok(size.and_then(|size| window(size, vec![true; layers])))
 }
@@ -302,16 +233,6 @@ pub(super) fn to_json(config: &DecoderConfig, architecture: &str, keys: &Keys) -
     json
 }
 
-/// Adds what [`dims`] reads.
-pub(super) fn put_dims(json: &mut Value, dims: &ModelDims) {
-    json["hidden_size"] = dims.d_model.into();
-    json["intermediate_size"] = dims.d_mlp.into();
-    json["num_hidden_layers"] = dims.layers.into();
-    json["num_attention_heads"] = dims.heads.into();
-    json["num_key_value_heads"] = dims.kv_heads.into();
-    json["head_dim"] = dims.d_head.into();
-}
-
 /// Adds what [`multi_head`] reads.
 pub(super) fn put_multi_head(json: &mut Value, dims: &ModelDims, keys: &SizeKeys) {
     json[keys.d_model] = dims.d_model.into();
@@ -328,15 +249,11 @@ pub(super) fn global(config: &DecoderConfig) -> Option<&RotaryConfig> {
     }
 }
 
-/// Adds what [`rotary`] reads, without the rotated share; the base of the frequencies under `theta`.
+/// Adds what [`Fields::rotary`] reads, without the rotated share; the base of the frequencies under
+/// `theta`.
 pub(super) fn put_rotary(json: &mut Value, config: &DecoderConfig, theta: &str) {
-    let Some(rotary) = global(config) else {
-        return;
-    };
-    json["max_position_embeddings"] = rotary.max_positions.into();
-    json[theta] = rotary.theta.into();
-    if let Some(scaling) = write_scaling(&rotary.scaling) {
-        json["rope_scaling"] = scaling;
+    if let Some(rotary) = global(config) {
+        write_rotary_as(json, rotary, theta);
     }
 }
 

@@ -257,7 +257,9 @@ fn describe(
         dataset: from.known_text("dataset_path"),
         context_size: from.optional_size("context_size")?,
         // Old dictionaries were trained with BOS unless they say otherwise, as SAELens assumes.
-        prepend_bos: from.optional_flag("prepend_bos")?.or(is_old.then_some(true)),
+        prepend_bos: from
+            .optional_flag("prepend_bos")?
+            .or(is_old.then_some(true)),
         model,
         ..info(DictionaryFormat::SaeLens)
     })

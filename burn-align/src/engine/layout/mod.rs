@@ -8,6 +8,7 @@
 mod suffixes;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
@@ -408,6 +409,17 @@ impl Layout {
             return self.token(here.trunk, position);
         }
         here.first_token + position - here.start
+    }
+
+    /// The first position after `positions.start`, up to its end, at which not all of these rows are the same
+    /// row.
+    pub(super) fn shared(&self, rows: &[usize], positions: Range<usize>) -> usize {
+        let differs = |position: &usize| {
+            let mut rows = rows.iter().map(|row| self.token(*row, *position));
+            let first = rows.next();
+            rows.any(|token| Some(token) != first)
+        };
+        positions.clone().find(differs).unwrap_or(positions.end)
     }
 
     /// The index of the vector of a head at a row's position among all vectors.

@@ -4,8 +4,9 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
 
 use super::{Class, Layout, int_tensor};
+use crate::engine::cache::Cache;
 use crate::engine::past::PastLayer;
-use crate::engine::plan::{InputId, Plan};
+use crate::engine::plan::{InputId, Plan, WorldInput};
 
 impl Layout {
     /// What the model has to know.
@@ -50,6 +51,15 @@ impl Layout {
 
     /// Cached keys and values before the suffixes of a class.
     fn kept_prefixes<B: Backend>(&self, class: &Class, plan: &Plan<B>) -> Prefixes<B> {
+        let inputs = class.rows.iter().filter_map(|row| self.rows[*row].kept);
+        let continued = inputs.filter_map(|(input, _)| match &plan.inputs[input.0] {
+            WorldInput::Continued(row) => Some(&row.past),
+            _ => None,
+        });
+        let continued: Vec<_> = continued.collect();
+        if !continued.is_empty() {
+            return Prefixes::Kept(Cache::prefixes(&continued));
+        }
         // Neighbours on one input, with the rows of its tensors.
         let mut runs: Vec<(InputId, Vec<usize>)> = Vec::new();
         for row in &class.rows {
