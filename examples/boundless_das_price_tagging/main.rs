@@ -53,7 +53,7 @@ use anyhow::{Context, Result, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn_align::front::{AlignableModel, RepresentationSite};
-use burn_align::interventions::BuiltinIntervention;
+use burn_align::interventions::BuiltinMask;
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, Grid, alignment_map};
 use burn_align::training::{RateSchedule, TrainingConfig, losses};
 use burn_align_models::{AlignableTransformer, Component, Decoder, Tokenizer};
@@ -226,10 +226,13 @@ fn align<B: Backend>(
                 ..
             } = event
             {
-                let learned = model.interventions().iter().filter_map(|it| match it {
-                    BuiltinIntervention::BoundlessRotatedSpace(it) => Some(it.width()),
-                    _ => None,
-                });
+                let learned = model
+                    .interventions()
+                    .iter()
+                    .filter_map(|it| match &it.mask {
+                        BuiltinMask::Boundary(it) => Some(it.within()),
+                        _ => None,
+                    });
                 widths[row][column] = learned.collect();
                 bar.inc(1);
             }

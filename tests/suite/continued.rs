@@ -20,8 +20,8 @@ const ADD: usize = 1;
 
 fn interventions<B: Backend>() -> [BuiltinIntervention<B>; 2] {
     [
-        BuiltinIntervention::Vanilla(VanillaIntervention),
-        BuiltinIntervention::Addition(AdditionIntervention),
+        BuiltinIntervention::from(VanillaIntervention),
+        BuiltinIntervention::from(AdditionIntervention),
     ]
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use burn::backend::Flex;
 use burn_align::diagram::Diagram;
 use burn_align::front::{AlignableConfig, AlignableRepresentationConfig};
-use burn_align::interventions::{ConstantSourceIntervention, SourceOperation};
+use burn_align::interventions::{BuiltinOperation, ConstantSourceIntervention, SourceOperation};
 use burn_align::methods::Grid;
 use burn_align::saved::{LoadInterventionsError, SaveInterventionsError, SavedInterventions};
 use burn_align_models::pretrained::{LoadError, SaveError};
@@ -40,9 +40,8 @@ fn interventions(layer: usize) -> Saved {
 
 /// The layer of saved interventions, checked to come from a single save.
 fn layer(saved: &Saved) -> usize {
-    use burn_align::interventions::BuiltinIntervention::ConstantSource;
     let layer = saved.config.representations[0].layer;
-    let ConstantSource(it) = &saved.interventions[0] else {
+    let BuiltinOperation::ConstantSource(it) = &saved.interventions[0].operation else {
         panic!("{:?}", saved.interventions);
     };
     let values: Vec<f32> = it.source.val().into_data().iter().collect();

@@ -29,8 +29,8 @@ const AFTER_BLOCK_0: Site = Site::Block(0, Component::BlockOutput);
 
 fn interventions<B: Backend>() -> [BuiltinIntervention<B>; 2] {
     [
-        BuiltinIntervention::Vanilla(VanillaIntervention),
-        BuiltinIntervention::Addition(AdditionIntervention),
+        BuiltinIntervention::from(VanillaIntervention),
+        BuiltinIntervention::from(AdditionIntervention),
     ]
 }
 

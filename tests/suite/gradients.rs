@@ -48,8 +48,8 @@ fn loss<B: Backend>(
     let world = plan.world(base, [swap]);
     let read = plan.read_logits(world, LogitPositions::All);
     let interventions = [
-        BuiltinIntervention::Vanilla(VanillaIntervention),
-        BuiltinIntervention::Addition(AdditionIntervention),
+        BuiltinIntervention::from(VanillaIntervention),
+        BuiltinIntervention::from(AdditionIntervention),
     ];
     let logits = plan.run(model, &interventions).expect("valid").get(read);
     (logits * weights).sum()

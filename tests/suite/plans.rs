@@ -27,8 +27,8 @@ const ZERO: usize = 1;
 
 fn interventions() -> [BuiltinIntervention<Flex>; 2] {
     [
-        BuiltinIntervention::Vanilla(VanillaIntervention),
-        BuiltinIntervention::Fill(FillIntervention::ZERO),
+        BuiltinIntervention::from(VanillaIntervention),
+        BuiltinIntervention::from(FillIntervention::ZERO),
     ]
 }
 

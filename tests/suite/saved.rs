@@ -10,17 +10,21 @@ use burn::backend::Autodiff;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, DType, Tensor, TensorData};
+use burn_align::dictionaries::{Dictionary, FeatureActivation, InputNorm};
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, Mode, Subspaces, UnitLocations,
 };
 use burn_align::interventions::{
-    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
-    BuiltinIntervention, ConstantSourceIntervention, FillIntervention, Intervention,
+    Add, AddNorm, AdditionIntervention, AutoencoderIntervention, Boundary,
+    BoundlessRotatedSpaceIntervention, BuiltinFeaturizer, BuiltinIntervention, BuiltinMask,
+    BuiltinOperation, Clamp, Composed, ConstantSource, ConstantSourceIntervention,
+    DictionaryFeatures, Directions, Fill, FillIntervention, Identity, Interpolate, Intervention,
     JumpReluAutoencoderIntervention, LambdaIntervention, NoiseIntervention, Operands, Orthonormal,
-    OrthonormalMap, PcaIntervention, ReftIntervention, ReftKind, RotatedSpaceIntervention,
-    ScalingIntervention, SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention,
-    SourceOperation, SubtractionIntervention, TokenGrouping, VanillaIntervention,
+    OrthonormalMap, Pca, PcaIntervention, ReftIntervention, ReftKind, RotatedSpaceIntervention,
+    Rotation, Scale, ScalingIntervention, SigmoidMask, SigmoidMaskIntervention,
+    SigmoidMaskRotatedSpaceIntervention, SourceOperation, SubtractionIntervention, Swap,
+    TokenGrouping, VanillaIntervention,
 };
 use burn_align::saved::{LoadInterventionsError, SavedInterventions};
 use burn_align_models::nn::Activation;
@@ -120,18 +124,23 @@ fn with_settings<B: Backend>(
     for (name, value) in input["set"].as_object().into_iter().flatten() {
         match (&mut it, name.as_str()) {
             (it, "temperature") => it.set_temperature(value.as_f64().expect("a number")),
-            (BuiltinIntervention::BoundlessRotatedSpace(it), "intervention_boundaries") => {
+            (it, "intervention_boundaries") => {
+                let BuiltinMask::Boundary(mask) = &mut it.mask else {
+                    panic!("{name} is of a boundary");
+                };
                 let value = value[0].as_f64().expect("a number") as f32;
-                it.boundary = Param::from_tensor(Tensor::from_floats([value], device));
+                mask.boundary = Param::from_tensor(Tensor::from_floats([value], device));
             }
             (_, name) => panic!("{name} is not known"),
         }
     }
-    match (it, activation) {
-        (BuiltinIntervention::Reft(it), Some(name)) => {
-            it.with_activation(name.parse().expect("a function")).into()
+    match (&it.operation, activation) {
+        (BuiltinOperation::Reft(reft), Some(name)) => {
+            let reft = reft.clone();
+            reft.with_activation(name.parse().expect("a function"))
+                .into()
         }
-        (it, _) => it,
+        _ => it,
     }
 }
 
@@ -189,21 +198,19 @@ fn gradients<B: AutodiffBackend>(
             gradient
         })
     }
-    match it {
-        BuiltinIntervention::RotatedSpace(it) => put("raw", of(&it.rotation.parameter, all, false)),
-        BuiltinIntervention::BoundlessRotatedSpace(it) => {
-            put("raw", of(&it.rotation.parameter, all, false));
+    match (&it.featurizer, &it.mask) {
+        (_, BuiltinMask::Boundary(it)) => {
             put("intervention_boundaries", of(&it.boundary, all, false));
         }
-        BuiltinIntervention::SigmoidMaskRotatedSpace(it) => {
-            put("raw", of(&it.rotation.parameter, all, false));
-            put("masks", of(&it.masks, all, false));
+        (BuiltinFeaturizer::Rotation(_), BuiltinMask::SigmoidMask(it)) => {
+            put("masks", of(&it.logits, all, false));
         }
-        BuiltinIntervention::SigmoidMask(it) => put("mask", of(&it.mask, all, false)),
-        BuiltinIntervention::ConstantSource(it) => {
-            put("source_representation", of(&it.source, all, false));
-        }
-        BuiltinIntervention::Autoencoder(it) => {
+        (_, BuiltinMask::SigmoidMask(it)) => put("mask", of(&it.logits, all, false)),
+        _ => {}
+    }
+    match &it.featurizer {
+        BuiltinFeaturizer::Rotation(it) => put("raw", of(&it.rotation.parameter, all, false)),
+        BuiltinFeaturizer::Autoencoder(it) => {
             put("autoencoder.encoder.0.weight", of(&it.encoder, all, true));
             put(
                 "autoencoder.encoder.0.bias",
@@ -215,13 +222,19 @@ fn gradients<B: AutodiffBackend>(
                 of(&it.decoder_bias, all, false),
             );
         }
-        BuiltinIntervention::JumpReluAutoencoder(it) => {
+        BuiltinFeaturizer::JumpReluAutoencoder(it) => {
             put("W_enc", of(&it.encoder, all, false));
             put("b_enc", of(&it.encoder_bias, all, false));
             put("W_dec", of(&it.decoder, all, false));
             put("b_dec", of(&it.decoder_bias, all, false));
         }
-        BuiltinIntervention::Reft(it) => {
+        _ => {}
+    }
+    match &it.operation {
+        BuiltinOperation::ConstantSource(it) => {
+            put("source_representation", of(&it.source, all, false));
+        }
+        BuiltinOperation::Reft(it) => {
             if let Some(rotation) = &it.rotation {
                 let name = match rotation.map() {
                     OrthonormalMap::Retraction => "rotate_layer.weight",
@@ -610,15 +623,15 @@ fn all_interventions<B: Backend>(device: &B::Device) -> Vec<BuiltinIntervention<
     let square = OrthonormalMap::MatrixExponential;
     let mut boundless = BoundlessRotatedSpaceIntervention::new(rotation(16, square), each)
         .with_temperature(0.1 + 0.2);
-    boundless.boundary = Param::from_tensor(vector(0.3, 1));
+    boundless.mask.boundary = Param::from_tensor(vector(0.3, 1));
     let mut masked = SigmoidMaskRotatedSpaceIntervention::new(
         rotation(16, OrthonormalMap::Cayley),
         TokenGrouping::Joint(1),
     )
     .with_temperature(f64::INFINITY);
-    masked.masks = Param::from_tensor(vector(0.4, 16));
+    masked.mask.logits = Param::from_tensor(vector(0.4, 16));
     let mut mask = SigmoidMaskIntervention::new(16, each, device).with_temperature(1.0 / 3.0);
-    mask.mask = Param::from_tensor(vector(0.5, 16));
+    mask.mask.logits = Param::from_tensor(vector(0.5, 16));
     let coder = || {
         AutoencoderIntervention::new(
             (matrix(1.0, [16, 20]), vector(2.0, 20)),
@@ -686,6 +699,75 @@ fn all_interventions<B: Backend>(device: &B::Device) -> Vec<BuiltinIntervention<
             let it = ReftIntervention::new(kind, rotation(3, map), 11);
             all.push(it.with_activation(Activation::GeluTanh).into());
         }
+    }
+    all.extend(compositions(device, &vector, &matrix));
+    all
+}
+
+/// Compositions that have no name of their own.
+fn compositions<B: Backend>(
+    device: &B::Device,
+    vector: &impl Fn(f32, usize) -> Tensor<B, 1>,
+    matrix: &impl Fn(f32, [usize; 2]) -> Tensor<B, 2>,
+) -> Vec<BuiltinIntervention<B>> {
+    let rotation = |rank| {
+        let map = OrthonormalMap::Retraction;
+        Rotation::new(Orthonormal::random([16, rank], map, 3, device).expect("fits"))
+    };
+    let pca = Pca::new(matrix(6.0, [5, 16]), vector(7.0, 16), vector(8.0, 16));
+    let along = || Directions::along(vector(1.5, 16)).expect("a direction");
+    let boundary = |features| Boundary::new(vector(0.3, 1), features, 0.7);
+    let constant = ConstantSource::new(vector(2.5, 3), SourceOperation::Add);
+    let mut all = vec![
+        Composed::of(rotation(16), Swap)
+            .with_changed(vec![3, 1])
+            .into(),
+        Composed::of(rotation(3), Clamp::between(-0.5, f64::INFINITY)).into(),
+        Composed::of(rotation(3), constant).into(),
+        Composed::of(
+            rotation(3),
+            ReftIntervention::new(
+                ReftKind::LoReft,
+                Orthonormal::random([3, 2], OrthonormalMap::Retraction, 1, device).expect("fits"),
+                5,
+            ),
+        )
+        .into(),
+        Composed::of(rotation(4), Interpolate { share: 0.3 })
+            .with_mask(boundary(4))
+            .into(),
+        Composed::of(along(), AddNorm { factor: 2.0 }).into(),
+        Composed::alone(Scale { factor: 2.0 })
+            .with_changed(vec![2, 5])
+            .into(),
+        Composed::of(along(), Fill::ZERO)
+            .with_tokens(TokenGrouping::Joint(1))
+            .into(),
+        Composed::of(pca, Add)
+            .with_mask(SigmoidMask::new(vector(0.1, 5), 0.5))
+            .into(),
+        Composed::of(Identity, Scale { factor: 3.0 })
+            .with_mask(boundary(16))
+            .into(),
+    ];
+    let dictionary = |activation| {
+        let encoder = (matrix(1.0, [16, 20]), vector(2.0, 20));
+        let decoder = (matrix(3.0, [20, 16]), vector(4.0, 16));
+        let it = Dictionary::new(encoder, activation, decoder).expect("fits");
+        it.with_subtracted_bias(true).expect("fits")
+    };
+    let scaled = |it: Dictionary<B>| it.with_input_norm(InputNorm::ConstantNorm);
+    for dictionary in [
+        dictionary(FeatureActivation::relu()),
+        scaled(dictionary(FeatureActivation::jump_relu(vector(5.0, 20)))),
+        dictionary(FeatureActivation::gated(vector(5.0, 20), vector(6.0, 20))),
+        dictionary(FeatureActivation::top_k(4)),
+        dictionary(FeatureActivation::abs_top_k(4)),
+    ] {
+        let few = DictionaryFeatures::selected(dictionary.clone(), &[7, 0, 19]).expect("there");
+        let whole = DictionaryFeatures::new(dictionary).expect("an autoencoder");
+        all.push(Composed::of(whole, Swap).into());
+        all.push(Composed::of(few, Fill { value: 2.0 }).into());
     }
     all
 }

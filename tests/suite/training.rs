@@ -1,5 +1,7 @@
 //! Training and evaluating interventions.
 
+mod own_parts;
+
 use burn::backend::{Autodiff, Flex};
 
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -8,7 +10,7 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType, UnitLocations,
 };
-use burn_align::interventions::{BuiltinIntervention, OrthonormalMap};
+use burn_align::interventions::{BuiltinFeaturizer, BuiltinMask, Intervention, OrthonormalMap};
 use burn_align::training::{
     History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent, evaluate,
     evaluate_with_controls, losses, train,
@@ -152,7 +154,6 @@ fn training_finds_what_a_swap_does<B: Backend>(device: &B::Device) {
     assert!(controls.no_swap.accuracy < 1.0);
     let mut interventions = trained.interventions().to_vec();
     for intervention in &mut interventions {
-        use burn_align::interventions::Intervention;
         for rotation in intervention.orthonormal() {
             assert_eq!(rotation.map(), OrthonormalMap::Retraction);
             assert!(rotation.deviation() < 1e-5);
@@ -283,12 +284,13 @@ fn boundaries_close_and_temperatures_fall<B: Backend>(device: &B::Device) {
         .with_penalty(100.0)
         .with_temperature(5.0, 0.5);
     let (trained, _) = run::<B>(InterventionType::BoundlessRotatedSpace, &config, device);
-    let BuiltinIntervention::BoundlessRotatedSpace(trained) = &trained.interventions()[0] else {
+    let trained = &trained.interventions()[0];
+    assert_eq!(trained.temperature(), 0.5);
+    let BuiltinMask::Boundary(trained) = &trained.mask else {
         panic!("the type of the intervention changed");
     };
-    assert_eq!(trained.temperature(), 0.5);
     // It began in the middle, and a penalty of 100 outweighs everything.
-    assert!(trained.width() < 7.0, "{}", trained.width());
+    assert!(trained.within() < 7.0, "{}", trained.within());
 }
 
 fn interventions_without_sources_are_trained<B: Backend>(device: &B::Device) {
@@ -354,7 +356,7 @@ fn a_model_in_bf16_trains_as_in_f32() {
         let mut losses = history.epochs.iter().map(|epoch| epoch.loss);
         let (first, last) = (losses.next(), losses.next_back());
         assert!(last < first, "{dtype:?}: {first:?} to {last:?}");
-        let BuiltinIntervention::RotatedSpace(rotated) = &trained.interventions()[0] else {
+        let BuiltinFeaturizer::Rotation(rotated) = &trained.interventions()[0].featurizer else {
             panic!("the type of the intervention changed");
         };
         assert_eq!(rotated.rotation.parameter.val().dtype(), DType::F32);

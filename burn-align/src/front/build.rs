@@ -3,14 +3,14 @@
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, SiteDims, SiteWidth};
 
+use super::classes::{Class, Size};
 use super::{AlignError, AlignableRepresentationConfig, InterventionType, Unit};
 use crate::interventions::random::Seeded;
 use crate::interventions::{
-    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
-    BuiltinIntervention, FillIntervention, JumpReluAutoencoderIntervention, NoiseIntervention,
-    Orthonormal, OrthonormalMap, ReftIntervention, RotatedSpaceIntervention,
-    SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention, SubtractionIntervention,
-    TokenGrouping, VanillaIntervention,
+    Add, AutoencoderIntervention, BoundlessRotatedSpaceIntervention, BuiltinIntervention, Fill,
+    JumpReluAutoencoderIntervention, Noise, Orthonormal, OrthonormalMap, Reft,
+    RotatedSpaceIntervention, SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention,
+    Subtract, Swap, TokenGrouping,
 };
 
 impl AlignableRepresentationConfig {
@@ -43,29 +43,17 @@ impl AlignableRepresentationConfig {
 
     /// Number of features that a partition divides, for vectors of this width.
     pub(super) fn partitioned_features(&self, width: usize) -> usize {
-        match self.intervention {
-            InterventionType::LowRankRotatedSpace
-            | InterventionType::PcaRotatedSpace
-            | InterventionType::JumpReluAutoencoder => self.low_rank_dimension.unwrap_or(width),
-            InterventionType::Autoencoder => self.latent_dimension.unwrap_or(width),
-            _ => width,
-        }
-    }
-}
-
-impl InterventionType {
-    /// Whether it has parameters.
-    pub fn has_parameters(self) -> bool {
-        !matches!(
-            self,
-            Self::Vanilla
-                | Self::Addition
-                | Self::Subtraction
-                | Self::Zero
-                | Self::Skip
-                | Self::Collect
-                | Self::Noise
-        )
+        let size = match self.intervention.class() {
+            // Parts of a member of the ReFT family are of the site's features.
+            Class {
+                size: Size::Rank, ..
+            } if !self.intervention.is_reft() => self.low_rank_dimension,
+            Class {
+                size: Size::Latent, ..
+            } => self.latent_dimension,
+            _ => None,
+        };
+        size.unwrap_or(width)
     }
 }
 
@@ -86,11 +74,11 @@ pub(super) fn build<B: Backend, M: AlignableTransformer<B>>(
         device: &device,
     };
     Ok(Some(match kind {
-        InterventionType::Vanilla | InterventionType::Skip => VanillaIntervention.into(),
-        InterventionType::Addition => AdditionIntervention.into(),
-        InterventionType::Subtraction => SubtractionIntervention.into(),
-        InterventionType::Zero => FillIntervention::ZERO.into(),
-        InterventionType::Noise => NoiseIntervention::new(NoiseIntervention::LEVEL, seed).into(),
+        InterventionType::Vanilla | InterventionType::Skip => Swap.into(),
+        InterventionType::Addition => Add.into(),
+        InterventionType::Subtraction => Subtract.into(),
+        InterventionType::Zero => Fill::ZERO.into(),
+        InterventionType::Noise => Noise::new(Noise::LEVEL, seed).into(),
         InterventionType::Collect => return Ok(None),
         _ => builder.with_parameters()?,
     }))
@@ -148,7 +136,7 @@ impl<B: Backend> Builder<'_, B> {
             }
             InterventionType::Reft(kind) => {
                 let rotation = self.rotation(self.rank()?)?;
-                ReftIntervention::new(kind, rotation, self.seed).into()
+                Reft::new(kind, rotation, self.seed).into()
             }
             kind => {
                 return Err(AlignError::NotFitted {

@@ -6,8 +6,9 @@ use std::str::FromStr;
 use burn_align_models::{Component, Site};
 use serde::{Deserialize, Serialize};
 
+use super::classes::InterventionType;
 use super::config_json::{ConfigJson, RepresentationJson};
-use crate::interventions::{ReftKind, TokenGrouping};
+use crate::interventions::TokenGrouping;
 
 /// Which representations of a model are aligned, and how.
 ///
@@ -56,121 +57,6 @@ pub enum Mode {
     Parallel,
     /// Each source acts on the next one, and the last one on the base.
     Serial,
-}
-
-/// What an intervention does, named as in align-transformers and pyvene.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum InterventionType {
-    /// Replaces the base's activation with the source's.
-    #[default]
-    Vanilla,
-    /// Adds the source's activation.
-    Addition,
-    /// Subtracts the source's activation.
-    Subtraction,
-    /// Replaces the base's activation with zeros.
-    Zero,
-    /// Replaces the output of the block, the attention or the MLP with its own input from the same
-    /// run.
-    Skip,
-    /// Changes nothing and returns the base's activation, after the interventions listed before
-    /// this one.
-    Collect,
-    /// Adds noise.
-    Noise,
-    /// Swaps along all directions of a rotation (DAS).
-    RotatedSpace,
-    /// Swaps along a few directions (DAS).
-    LowRankRotatedSpace,
-    /// Swaps along directions up to a learned boundary (Boundless DAS).
-    BoundlessRotatedSpace,
-    /// Swaps along directions under a learned mask.
-    SigmoidMaskRotatedSpace,
-    /// Swaps features under a learned mask.
-    SigmoidMask,
-    /// Swaps principal components.
-    PcaRotatedSpace,
-    /// Swaps hidden features of an autoencoder.
-    Autoencoder,
-    /// Swaps hidden features of a JumpReLU autoencoder.
-    JumpReluAutoencoder,
-    /// Changes directions without a source.
-    Reft(ReftKind),
-}
-
-impl InterventionType {
-    /// Every type.
-    const ALL: [Self; 21] = [
-        Self::Vanilla,
-        Self::Addition,
-        Self::Subtraction,
-        Self::Zero,
-        Self::Skip,
-        Self::Collect,
-        Self::Noise,
-        Self::RotatedSpace,
-        Self::LowRankRotatedSpace,
-        Self::BoundlessRotatedSpace,
-        Self::SigmoidMaskRotatedSpace,
-        Self::SigmoidMask,
-        Self::PcaRotatedSpace,
-        Self::Autoencoder,
-        Self::JumpReluAutoencoder,
-        Self::Reft(ReftKind::LoReft),
-        Self::Reft(ReftKind::NoReft),
-        Self::Reft(ReftKind::ConsReft),
-        Self::Reft(ReftKind::LobiReft),
-        Self::Reft(ReftKind::DiReft),
-        Self::Reft(ReftKind::NodiReft),
-    ];
-
-    /// The class name in pyvene, or in pyreft for the ReFT family.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vanilla => "VanillaIntervention",
-            Self::Addition => "AdditionIntervention",
-            Self::Subtraction => "SubtractionIntervention",
-            Self::Zero => "ZeroIntervention",
-            Self::Skip => "SkipIntervention",
-            Self::Collect => "CollectIntervention",
-            Self::Noise => "NoiseIntervention",
-            Self::RotatedSpace => "RotatedSpaceIntervention",
-            Self::LowRankRotatedSpace => "LowRankRotatedSpaceIntervention",
-            Self::BoundlessRotatedSpace => "BoundlessRotatedSpaceIntervention",
-            Self::SigmoidMaskRotatedSpace => "SigmoidMaskRotatedSpaceIntervention",
-            Self::SigmoidMask => "SigmoidMaskIntervention",
-            Self::PcaRotatedSpace => "PCARotatedSpaceIntervention",
-            Self::Autoencoder => "AutoencoderIntervention",
-            Self::JumpReluAutoencoder => "JumpReLUAutoencoderIntervention",
-            Self::Reft(ReftKind::LoReft) => "LoreftIntervention",
-            Self::Reft(ReftKind::NoReft) => "NoreftIntervention",
-            Self::Reft(ReftKind::ConsReft) => "ConsreftIntervention",
-            Self::Reft(ReftKind::LobiReft) => "LobireftIntervention",
-            Self::Reft(ReftKind::DiReft) => "DireftIntervention",
-            Self::Reft(ReftKind::NodiReft) => "NodireftIntervention",
-        }
-    }
-}
-
-impl FromStr for InterventionType {
-    type Err = String;
-
-    /// Parses a class name; also accepts the form in which Python prints a class.
-    fn from_str(text: &str) -> Result<Self, String> {
-        let name = text
-            .trim_start_matches("<class '")
-            .trim_end_matches("'>")
-            .rsplit('.')
-            .next();
-        let found = Self::ALL.into_iter().find(|kind| Some(kind.name()) == name);
-        found.ok_or_else(|| {
-            format!(
-                "alignable_interventions_type: expected one of {}, found `{text}`",
-                Self::ALL.map(Self::name).join(", ")
-            )
-        })
-    }
 }
 
 /// What an index refers to.

@@ -5,6 +5,7 @@
 //! worlds to a [`Plan`](crate::engine::Plan).
 
 mod build;
+mod classes;
 mod config;
 mod config_json;
 mod error;
@@ -15,10 +16,8 @@ mod same;
 mod subspaces;
 mod worlds;
 
-pub use config::{
-    AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, RepresentationSite,
-    Unit,
-};
+pub use classes::InterventionType;
+pub use config::{AlignableConfig, AlignableRepresentationConfig, Mode, RepresentationSite, Unit};
 pub use error::AlignError;
 pub use inputs::{AlignableInputs, Source};
 pub use locations::{Locations, RepresentationLocations, UnitLocations};

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use super::{AlignableConfig, AlignableRepresentationConfig, InterventionType, Mode, Unit};
-use crate::interventions::ReftKind;
 
 /// Where two configurations differ in meaning; see [`AlignableConfig::difference`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,36 +132,6 @@ fn ranges(part: &[usize]) -> Vec<[usize; 2]> {
         }
     }
     ranges
-}
-
-impl InterventionType {
-    /// Whether its size is a `low_rank_dimension`.
-    fn has_rank(self) -> bool {
-        matches!(
-            self,
-            Self::LowRankRotatedSpace
-                | Self::PcaRotatedSpace
-                | Self::JumpReluAutoencoder
-                | Self::Reft(_)
-        )
-    }
-
-    /// Whether pyvene's class, or pyreft's, treats each unit by itself (`keep_last_dim`).
-    pub(crate) fn treats_units_alike(self) -> bool {
-        matches!(
-            self,
-            Self::SigmoidMask
-                | Self::JumpReluAutoencoder
-                | Self::Reft(
-                    ReftKind::LoReft
-                        | ReftKind::NoReft
-                        | ReftKind::ConsReft
-                        | ReftKind::LobiReft
-                        | ReftKind::DiReft
-                        | ReftKind::NodiReft
-                )
-        )
-    }
 }
 
 #[cfg(test)]

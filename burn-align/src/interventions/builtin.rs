@@ -1,133 +1,96 @@
-//! One enum of all built-in interventions, so that a model can mix them.
+//! One type of all compositions of the crate's parts, so that a model can mix them.
+
+use std::ops::{Deref, DerefMut};
 
 use burn::module::{Module, ParamId};
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{
-    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
-    ConstantSourceIntervention, FillIntervention, Intervention, JumpReluAutoencoderIntervention,
-    LambdaIntervention, Misfit, NoiseIntervention, Operands, Orthonormal, PcaIntervention,
-    ReftIntervention, RotatedSpaceIntervention, ScalingIntervention, SigmoidMaskIntervention,
-    SigmoidMaskRotatedSpaceIntervention, SubtractionIntervention, VanillaIntervention,
-};
+use super::featurizers::BuiltinFeaturizer;
+use super::masks::BuiltinMask;
+use super::operations::BuiltinOperation;
+use super::{Composed, Intervention, Misfit, Operands, Orthonormal};
 
-/// The interventions that come with this crate.
+/// Any composition of the featurizers, operations and masks that come with this crate.
+///
+/// Made from any of them by `into()`:
+///
+/// ```
+/// use burn_align::interventions::{
+///     AddNorm, BuiltinIntervention, Composed, Orthonormal, OrthonormalMap, Rotation,
+///     VanillaIntervention,
+/// };
+///
+/// # type B = burn::backend::Flex;
+/// # let device = Default::default();
+/// let rotation = Orthonormal::<B>::random([8, 2], OrthonormalMap::Retraction, 0, &device)?;
+/// let both: [BuiltinIntervention<B>; 2] = [
+///     VanillaIntervention.into(),
+///     Composed::of(Rotation::new(rotation), AddNorm { factor: 0.1 }).into(),
+/// ];
+/// # let _ = both;
+/// # Ok::<(), burn_align::interventions::OrthonormalError>(())
+/// ```
+///
+/// Its parts are enums: match on `it.featurizer`, `it.operation` and `it.mask`.
 #[derive(Module, Debug)]
-#[non_exhaustive]
-pub enum BuiltinIntervention<B: Backend> {
-    /// Replaces the base's activation with the source's.
-    Vanilla(VanillaIntervention),
-    /// Adds the source's activation.
-    Addition(AdditionIntervention),
-    /// Subtracts the source's activation.
-    Subtraction(SubtractionIntervention),
-    /// Replaces every feature with a number.
-    Fill(FillIntervention),
-    /// Multiplies by a number.
-    Scaling(ScalingIntervention),
-    /// Adds noise.
-    Noise(NoiseIntervention),
-    /// Swaps in, adds or subtracts a constant vector.
-    ConstantSource(ConstantSourceIntervention<B>),
-    /// Swaps directions: DAS.
-    RotatedSpace(RotatedSpaceIntervention<B>),
-    /// Swaps directions up to a learned boundary: Boundless DAS.
-    BoundlessRotatedSpace(BoundlessRotatedSpaceIntervention<B>),
-    /// Swaps directions under a learned mask.
-    SigmoidMaskRotatedSpace(SigmoidMaskRotatedSpaceIntervention<B>),
-    /// Swaps features under a learned mask.
-    SigmoidMask(SigmoidMaskIntervention<B>),
-    /// Swaps principal components.
-    Pca(PcaIntervention<B>),
-    /// Swaps hidden features of an autoencoder.
-    Autoencoder(AutoencoderIntervention<B>),
-    /// Swaps hidden features of a JumpReLU autoencoder.
-    JumpReluAutoencoder(JumpReluAutoencoderIntervention<B>),
-    /// Changes directions without a source: the ReFT family.
-    Reft(ReftIntervention<B>),
-    /// Applies a closure.
-    Lambda(LambdaIntervention<B>),
+pub struct BuiltinIntervention<B: Backend> {
+    composed: Composed<B, BuiltinFeaturizer<B>, BuiltinOperation<B>, BuiltinMask<B>>,
 }
 
-/// The same call on whichever intervention it is.
-macro_rules! each {
-    ($self:expr, $it:ident => $call:expr) => {
-        match $self {
-            BuiltinIntervention::Vanilla($it) => $call,
-            BuiltinIntervention::Addition($it) => $call,
-            BuiltinIntervention::Subtraction($it) => $call,
-            BuiltinIntervention::Fill($it) => $call,
-            BuiltinIntervention::Scaling($it) => $call,
-            BuiltinIntervention::Noise($it) => $call,
-            BuiltinIntervention::ConstantSource($it) => $call,
-            BuiltinIntervention::RotatedSpace($it) => $call,
-            BuiltinIntervention::BoundlessRotatedSpace($it) => $call,
-            BuiltinIntervention::SigmoidMaskRotatedSpace($it) => $call,
-            BuiltinIntervention::SigmoidMask($it) => $call,
-            BuiltinIntervention::Pca($it) => $call,
-            BuiltinIntervention::Autoencoder($it) => $call,
-            BuiltinIntervention::JumpReluAutoencoder($it) => $call,
-            BuiltinIntervention::Reft($it) => $call,
-            BuiltinIntervention::Lambda($it) => $call,
+impl<B: Backend> Deref for BuiltinIntervention<B> {
+    type Target = Composed<B, BuiltinFeaturizer<B>, BuiltinOperation<B>, BuiltinMask<B>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.composed
+    }
+}
+
+impl<B: Backend> DerefMut for BuiltinIntervention<B> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.composed
+    }
+}
+
+impl<B, F, O, M> From<Composed<B, F, O, M>> for BuiltinIntervention<B>
+where
+    B: Backend,
+    F: Into<BuiltinFeaturizer<B>>,
+    O: Into<BuiltinOperation<B>>,
+    M: Into<BuiltinMask<B>>,
+{
+    fn from(composed: Composed<B, F, O, M>) -> Self {
+        Self {
+            composed: composed.map_parts(F::into, O::into, M::into),
         }
-    };
+    }
 }
 
 impl<B: Backend> Intervention<B> for BuiltinIntervention<B> {
     fn needs_source(&self) -> bool {
-        each!(self, it => Intervention::<B>::needs_source(it))
+        self.composed.needs_source()
     }
 
     fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
-        each!(self, it => it.apply(base, operands))
+        self.composed.apply(base, operands)
     }
 
     fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
-        each!(self, it => Intervention::<B>::features(it, units, d_site))
+        self.composed.features(units, d_site)
     }
 
     fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {
-        each!(self, it => it.orthonormal())
+        self.composed.orthonormal()
     }
 
     fn mask_parameters(&self) -> Vec<ParamId> {
-        each!(self, it => Intervention::<B>::mask_parameters(it))
+        self.composed.mask_parameters()
     }
 
     fn set_temperature(&mut self, temperature: f64) {
-        each!(self, it => Intervention::<B>::set_temperature(it, temperature));
+        self.composed.set_temperature(temperature);
     }
 
     fn penalty(&self) -> Option<Tensor<B, 1>> {
-        each!(self, it => it.penalty())
+        self.composed.penalty()
     }
-}
-
-macro_rules! from {
-    ($($variant:ident($intervention:ty),)*) => {$(
-        impl<B: Backend> From<$intervention> for BuiltinIntervention<B> {
-            fn from(intervention: $intervention) -> Self {
-                Self::$variant(intervention)
-            }
-        }
-    )*};
-}
-
-from! {
-    Vanilla(VanillaIntervention),
-    Addition(AdditionIntervention),
-    Subtraction(SubtractionIntervention),
-    Fill(FillIntervention),
-    Scaling(ScalingIntervention),
-    Noise(NoiseIntervention),
-    ConstantSource(ConstantSourceIntervention<B>),
-    RotatedSpace(RotatedSpaceIntervention<B>),
-    BoundlessRotatedSpace(BoundlessRotatedSpaceIntervention<B>),
-    SigmoidMaskRotatedSpace(SigmoidMaskRotatedSpaceIntervention<B>),
-    SigmoidMask(SigmoidMaskIntervention<B>),
-    Pca(PcaIntervention<B>),
-    Autoencoder(AutoencoderIntervention<B>),
-    JumpReluAutoencoder(JumpReluAutoencoderIntervention<B>),
-    Reft(ReftIntervention<B>),
-    Lambda(LambdaIntervention<B>),
 }

@@ -1,9 +1,11 @@
 //! How tokens become the vectors that interventions with parameters act on.
 
 use burn::tensor::{DType, Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
 
 /// Which tokens an intervention with parameters treats as one vector.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TokenGrouping {
     /// Every token is its own vector; all are treated alike.
     #[default]
@@ -46,6 +48,11 @@ impl TokenGrouping {
             units,
             d_site,
         })
+    }
+
+    /// The number of vectors that these units form.
+    pub(super) fn vectors(self, units: usize) -> usize {
+        units / self.size()
     }
 
     fn size(self) -> usize {

@@ -4,28 +4,39 @@
 //! and the engine decides where to call it. That is why the same code works at every site and in
 //! every model, with any of Burn's optimizers.
 //!
-//! | intervention | new activation | source |
-//! | --- | --- | --- |
-//! | [`VanillaIntervention`] | `source` | yes |
-//! | [`AdditionIntervention`] | `base + source` | yes |
-//! | [`SubtractionIntervention`] | `base - source` | yes |
-//! | [`FillIntervention`] | a number | no |
-//! | [`ScalingIntervention`] | `factor · base` | no |
-//! | [`NoiseIntervention`] | `base + noise` | no |
-//! | [`ConstantSourceIntervention`] | a vector of its own swapped in, added or subtracted | no |
-//! | [`LambdaIntervention`] | `f(base, source)` | as you say |
+//! Three things make an intervention, and any of them goes with any other:
 //!
-//! With parameters that are trained or fitted:
-//!
-//! | intervention | new activation | source |
+//! | what is changed: [`Featurizer`] | how: [`Operation`] | how much of it: [`Mask`] |
 //! | --- | --- | --- |
-//! | [`RotatedSpaceIntervention`] | `base + (source - base) W Wᵀ`: DAS, of any rank | yes |
-//! | [`BoundlessRotatedSpaceIntervention`] | the same up to a learned boundary | yes |
-//! | [`SigmoidMaskRotatedSpaceIntervention`] | the same under a learned mask | yes |
-//! | [`SigmoidMaskIntervention`] | a learned mask without a rotation | yes |
-//! | [`PcaIntervention`] | principal components swapped | yes |
-//! | [`AutoencoderIntervention`], [`JumpReluAutoencoderIntervention`] | hidden features swapped | yes |
-//! | [`ReftIntervention`] | the ReFT family | no |
+//! | [`Identity`]: the site's own features | [`Swap`]: the source's | [`Unmasked`]: all |
+//! | [`Rotation`]: trained directions | [`Add`], [`Subtract`]: the source's | [`SigmoidMask`]: learned, for each feature |
+//! | [`Directions`]: fixed directions | [`Interpolate`]: part of the way to the source | [`Boundary`]: the first few, learned |
+//! | [`Pca`]: principal components | [`Fill`]: a number; zero projects out | |
+//! | [`Autoencoder`], [`JumpReluAutoencoder`] | [`Scale`], [`Clamp`] | |
+//! | [`DictionaryFeatures`]: published, error kept | [`ConstantSource`]: swap, add or subtract a vector | |
+//! | | [`AddNorm`], [`Noise`] | |
+//! | | [`Reft`]: the ReFT family | |
+//! | | [`Closure`]: your function | |
+//!
+//! An operation by itself is an intervention on the site's own features; [`Composed::of`] puts it on
+//! a featurizer. The names of pyvene and the literature are compositions:
+//!
+//! | name | featurizer × operation × mask |
+//! | --- | --- |
+//! | [`VanillaIntervention`] | [`Swap`] |
+//! | [`AdditionIntervention`], [`SubtractionIntervention`] | [`Add`], [`Subtract`] |
+//! | [`FillIntervention`], [`ScalingIntervention`] | [`Fill`], [`Scale`] |
+//! | [`NoiseIntervention`], [`LambdaIntervention`] | [`Noise`], [`Closure`] |
+//! | [`ConstantSourceIntervention`], [`ReftIntervention`] | [`ConstantSource`], [`Reft`] |
+//! | [`RotatedSpaceIntervention`]: DAS, of any rank | [`Rotation`] × [`Swap`] |
+//! | [`BoundlessRotatedSpaceIntervention`] | [`Rotation`] × [`Swap`] × [`Boundary`] |
+//! | [`SigmoidMaskRotatedSpaceIntervention`] | [`Rotation`] × [`Swap`] × [`SigmoidMask`] |
+//! | [`SigmoidMaskIntervention`] | [`Identity`] × [`Swap`] × [`SigmoidMask`] |
+//! | [`PcaIntervention`] | [`Pca`] × [`Swap`] |
+//! | [`AutoencoderIntervention`], [`JumpReluAutoencoderIntervention`] | [`Autoencoder`], [`JumpReluAutoencoder`] × [`Swap`] |
+//!
+//! Subspaces, the grouping of tokens into vectors, masks and saving are the composition's: parts
+//! know nothing of them.
 //!
 //! Rotations and masks are f32 whatever the model's dtype. Activations are cast on the way in; the
 //! change, or the new activation, is cast back on the way out.
@@ -33,53 +44,56 @@
 //! Other operations are these with the right source: *skip* swaps in the component's own input,
 //! *mean ablation* a mean over a dataset, *resample ablation* another example (see
 //! [`ablate`](crate::methods::ablate)); *noise* adds a constant, and *attention knock-out* fills
-//! attention scores with [`FillIntervention::KNOCK_OUT`].
-//!
-//! Every intervention acts on the whole activation or on a subspace of its features.
+//! attention scores with [`Fill::KNOCK_OUT`].
 
-mod arithmetic;
-mod autoencoder;
 mod builtin;
-mod constant_source;
-mod fill;
+mod composed;
+mod featurizer;
+#[allow(
+    clippy::large_enum_variant,
+    reason = "parts are few, and matched rarely"
+)]
+mod featurizers;
 mod grouping;
-mod lambda;
-mod masked;
-mod noise;
+mod masks;
+mod names;
+mod operation;
+#[allow(
+    clippy::large_enum_variant,
+    reason = "parts are few, and matched rarely"
+)]
+mod operations;
 mod orthonormal;
-mod pca;
+pub(crate) mod parts;
 pub(crate) mod random;
-mod reft;
-mod rotated;
-mod vanilla;
+#[cfg(test)]
+mod tests;
 
 use burn::module::{Module, ParamId};
 use burn::tensor::{Bool, Tensor, backend::Backend};
 
-pub use arithmetic::{AdditionIntervention, ScalingIntervention, SubtractionIntervention};
-pub use autoencoder::{AutoencoderIntervention, JumpReluAutoencoderIntervention};
 pub use builtin::BuiltinIntervention;
-pub use constant_source::{ConstantSourceIntervention, SourceOperation};
-pub use fill::FillIntervention;
+pub use composed::Composed;
+pub use featurizer::{Basis, Encoded, Featurizer};
+pub use featurizers::*;
 pub(crate) use grouping::counted;
 pub use grouping::{Misfit, TokenGrouping};
-pub use lambda::LambdaIntervention;
-pub use masked::{
-    BoundlessRotatedSpaceIntervention, SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention,
-};
-pub use noise::NoiseIntervention;
+pub use masks::*;
+pub use names::*;
+pub use operation::{Change, Features, Operation};
+pub(crate) use operations::ReftParts;
+pub use operations::*;
 pub use orthonormal::{Orthonormal, OrthonormalError, OrthonormalMap};
-pub use pca::{PcaError, PcaIntervention};
-pub(crate) use reft::ReftParts;
-pub use reft::{ReftIntervention, ReftKind};
-pub use rotated::RotatedSpaceIntervention;
-pub use vanilla::VanillaIntervention;
 
 /// Changes an activation, as a pure function of tensors.
 ///
 /// An intervention is a Burn module: Burn's optimizers train its parameters, and they are saved
-/// like those of any module. One type stands for all interventions of a model. To mix several,
-/// write an enum that derives [`Module`], as [`BuiltinIntervention`] does.
+/// like those of any module. One type stands for all interventions of a model. To mix those of the
+/// crate, convert them to [`BuiltinIntervention`]; to mix in your own, write an enum that derives
+/// [`Module`].
+///
+/// Most interventions need only one new part, a [`Featurizer`] or an [`Operation`]; this trait is
+/// for what is neither.
 ///
 /// The edits of many worlds are made in one call, stacked along the batch axis. A row of the result
 /// must therefore depend only on the same row of the arguments.

@@ -7,11 +7,13 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
 
 use super::random::Seeded;
 
 /// How a matrix keeps its columns orthonormal in training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OrthonormalMap {
     /// The matrix itself is trained. After every optimizer step, the step is projected onto the

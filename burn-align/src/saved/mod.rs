@@ -68,7 +68,7 @@ use serde_json::{Map, Value};
 pub use control_vector::{ControlVector, ControlVectorError};
 pub use error::{LoadInterventionsError, SaveInterventionsError};
 pub(crate) use pickle::PickleError;
-pub(crate) use tensors::{Stored, Values};
+pub(crate) use tensors::{Stored, Tensors, Values};
 pub(crate) use torch::state_dict;
 
 use crate::front::{AlignableConfig, AlignableModel};

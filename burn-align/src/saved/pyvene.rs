@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::Param;
 use burn::tensor::{Tensor, backend::Backend};
 use serde_json::{Map, Value};
 
@@ -15,12 +14,9 @@ use crate::front::{
     AlignableConfig, AlignableRepresentationConfig, InterventionType, distinct_interventions,
 };
 use crate::interventions::{
-    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
-    BuiltinIntervention, ConstantSourceIntervention, FillIntervention,
-    JumpReluAutoencoderIntervention, Orthonormal, OrthonormalMap, ReftIntervention, ReftKind,
-    ReftParts, RotatedSpaceIntervention, SigmoidMaskIntervention,
-    SigmoidMaskRotatedSpaceIntervention, SourceOperation, SubtractionIntervention,
-    VanillaIntervention,
+    Add, AutoencoderIntervention, Boundary, BuiltinIntervention, Composed, ConstantSource, Fill,
+    Identity, JumpReluAutoencoderIntervention, Orthonormal, OrthonormalMap, Reft, ReftKind,
+    ReftParts, RotatedSpaceIntervention, Rotation, SigmoidMask, SourceOperation, Subtract, Swap,
 };
 
 pub(super) fn load<B: Backend>(
@@ -213,10 +209,10 @@ impl<B: Backend> Reader<'_, B> {
         kind: InterventionType,
     ) -> Result<Option<BuiltinIntervention<B>>, LoadInterventionsError> {
         Ok(Some(match kind {
-            InterventionType::Vanilla | InterventionType::Skip => VanillaIntervention.into(),
-            InterventionType::Addition => AdditionIntervention.into(),
-            InterventionType::Subtraction => SubtractionIntervention.into(),
-            InterventionType::Zero => FillIntervention::ZERO.into(),
+            InterventionType::Vanilla | InterventionType::Skip => Swap.into(),
+            InterventionType::Addition => Add.into(),
+            InterventionType::Subtraction => Subtract.into(),
+            InterventionType::Zero => Fill::ZERO.into(),
             InterventionType::Collect => return Ok(None),
             kind => {
                 return Err(self.unsupported(
@@ -272,29 +268,27 @@ impl<B: Backend> Reader<'_, B> {
                         "expected 0, 1, … for each feature",
                     ));
                 }
-                let mut it = BoundlessRotatedSpaceIntervention::new(rotation, tokens)
-                    .with_temperature(state.float("temperature")?);
+                let temperature = state.float("temperature")?;
                 let boundary = state.take("intervention_boundaries", [Some(1)], self.device)?;
-                it.boundary = Param::from_tensor(boundary);
-                Ok(it.into())
+                let it = Composed::of(Rotation::new(rotation), Swap).with_tokens(tokens);
+                Ok(it.with_mask(Boundary::new(boundary, d, temperature)).into())
             }
             Type::SigmoidMaskRotatedSpace => {
                 let rotation = self.square(state)?;
                 let [d, _d] = rotation.dims();
                 self.exchanged(state, d)?;
-                let mut it = SigmoidMaskRotatedSpaceIntervention::new(rotation, tokens)
-                    .with_temperature(state.float("temperature")?);
-                it.masks = Param::from_tensor(state.take("masks", [Some(d)], self.device)?);
-                Ok(it.into())
+                let temperature = state.float("temperature")?;
+                let logits = state.take("masks", [Some(d)], self.device)?;
+                let it = Composed::of(Rotation::new(rotation), Swap).with_tokens(tokens);
+                Ok(it.with_mask(SigmoidMask::new(logits, temperature)).into())
             }
             Type::SigmoidMask => {
                 let mask = state.take("mask", [None], self.device)?;
                 let [d] = mask.dims();
                 self.exchanged(state, d)?;
-                let mut it = SigmoidMaskIntervention::new(d, tokens, self.device)
-                    .with_temperature(state.float("temperature")?);
-                it.mask = Param::from_tensor(mask);
-                Ok(it.into())
+                let temperature = state.float("temperature")?;
+                let it = Composed::of(Identity, Swap).with_tokens(tokens);
+                Ok(it.with_mask(SigmoidMask::new(mask, temperature)).into())
             }
             Type::Autoencoder => self.autoencoder(state),
             Type::JumpReluAutoencoder => self.jump_relu(state),
@@ -317,7 +311,7 @@ impl<B: Backend> Reader<'_, B> {
             _ => d,
         };
         match self.exchanged(state, width)? {
-            Exchanged::All => Ok(ConstantSourceIntervention::new(source, operation).into()),
+            Exchanged::All => Ok(ConstantSource::new(source, operation).into()),
             Exchanged::Number(count) => Err(self.dimension(vec![count])),
             Exchanged::Listed(list) => Err(self.dimension(list)),
         }
@@ -426,7 +420,7 @@ impl<B: Backend> Reader<'_, B> {
             weight,
             bias: state.take(bias, [Some(rank)], device)?,
         };
-        Ok(ReftIntervention::from_parts(kind, parts).into())
+        Ok(Reft::from_parts(kind, parts).into())
     }
 
     /// The rotation of a class with a square one.

@@ -28,7 +28,7 @@ pub(crate) enum Values {
 
 /// The tensors of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Tensors {
+pub(crate) struct Tensors {
     pub(super) file: PathBuf,
     pub(super) tensors: BTreeMap<String, Stored>,
 }
@@ -46,7 +46,7 @@ impl Tensors {
     }
 
     /// A matrix or vector of floats. Sizes that are `None` may be any, but not 0.
-    pub(super) fn take<B: Backend, const D: usize>(
+    pub(crate) fn take<B: Backend, const D: usize>(
         &mut self,
         name: &str,
         expected: [Option<usize>; D],
@@ -99,7 +99,7 @@ impl Tensors {
     }
 
     /// A matrix with orthonormal columns, whose two tensors have these names.
-    pub(super) fn orthonormal<B: Backend>(
+    pub(crate) fn orthonormal<B: Backend>(
         &mut self,
         [parameter, base]: [&str; 2],
         expected: [Option<usize>; 2],

@@ -74,7 +74,8 @@ fn gradients_of_das_on_smollm2_are_the_same() {
             .get(read);
         let gradients = (logits.clone() * logits).mean().backward();
         values(
-            das.rotation
+            das.featurizer
+                .rotation
                 .matrix()
                 .grad(&gradients)
                 .expect("it is tracked"),

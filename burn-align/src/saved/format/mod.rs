@@ -1,11 +1,13 @@
 //! This crate's own format: a JSON description of each intervention, next to a file of tensors.
+//!
+//! A composition is described by its three parts, `featurizer`, `operation` and `mask`, each with a
+//! `kind` and fields of its own. Those with a name in [`NAMED`], and operations by themselves, have
+//! that name as their kind and the fields of all parts side by side.
 
 mod read;
 mod write;
 
-use serde::{Deserialize, Serialize};
-
-use crate::interventions::{OrthonormalMap, ReftKind, SourceOperation, TokenGrouping};
+use crate::interventions::parts::Renamed;
 
 pub(super) use read::load;
 pub(super) use write::save;
@@ -13,183 +15,85 @@ pub(super) use write::save;
 const TENSORS: &str = "interventions.safetensors";
 const INTERVENTIONS: &str = "interventions";
 const WIDTHS: &str = "changed_features";
+/// The fields of a composition, and its parts of tensors' names.
+const PARTS: [&str; 3] = ["featurizer", "operation", "mask"];
+/// Which features are changed if no subspace is named.
+const SWAPPED: &str = "swapped";
+/// The kind of a composition without a name.
+const COMPOSED: &str = "composed";
+/// The featurizer and mask of an operation by itself.
+const ALONE: [&str; 2] = ["identity", "none"];
 
-/// The description of an intervention, apart from its tensors.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-enum Description {
-    Vanilla {},
-    Addition {},
-    Subtraction {},
-    Fill {
-        value: Number,
-    },
-    Scaling {
-        factor: Number,
-    },
-    Noise {
-        level: Number,
-        seed: u64,
-    },
-    ConstantSource {
-        operation: Operation,
-    },
-    RotatedSpace {
-        map: MapName,
-        tokens: Tokens,
-        swapped: usize,
-    },
-    BoundlessRotatedSpace {
-        map: MapName,
-        tokens: Tokens,
-        temperature: Number,
-    },
-    SigmoidMaskRotatedSpace {
-        map: MapName,
-        tokens: Tokens,
-        temperature: Number,
-    },
-    SigmoidMask {
-        tokens: Tokens,
-        temperature: Number,
-    },
-    Pca {
-        tokens: Tokens,
-    },
-    Autoencoder {
-        tokens: Tokens,
-        swapped: Option<Vec<usize>>,
-    },
-    JumpReluAutoencoder {
-        tokens: Tokens,
-        swapped: Option<Vec<usize>>,
-    },
-    Reft {
-        member: Member,
-        /// For members with orthonormal directions.
-        map: Option<MapName>,
-        /// Whether there is a bias after the projection.
-        projection_bias: bool,
-        activation: String,
-    },
+/// A composition with a name of its own.
+struct Named {
+    kind: &'static str,
+    /// Featurizer, operation and mask.
+    parts: [&'static str; 3],
+    /// How it says which features are swapped if no subspace is named.
+    swapped: Swapped,
+    renamed: Renamed,
 }
 
-/// A float. JSON has no infinities.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected a number, `inf`, `-inf` or `nan`")]
-enum Number {
-    Finite(f64),
-    Other(Infinite),
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Swapped {
+    /// Not at all: all of them are.
+    All,
+    /// The number of the first few.
+    Count,
+    /// A list, or `null` for all.
+    List,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum Infinite {
-    #[serde(rename = "inf")]
-    Infinity,
-    #[serde(rename = "-inf")]
-    NegativeInfinity,
-    #[serde(rename = "nan")]
-    Nan,
-}
+const NAMED: [Named; 7] = [
+    named(
+        "rotated_space",
+        ["rotation", "vanilla", "none"],
+        Swapped::Count,
+        &[],
+    ),
+    named(
+        "boundless_rotated_space",
+        ["rotation", "vanilla", "boundary"],
+        Swapped::All,
+        &[],
+    ),
+    named(
+        "sigmoid_mask_rotated_space",
+        ["rotation", "vanilla", "sigmoid"],
+        Swapped::All,
+        &[("mask", "masks")],
+    ),
+    named(
+        "sigmoid_mask",
+        ["identity", "vanilla", "sigmoid"],
+        Swapped::All,
+        &[],
+    ),
+    named("pca", ["pca", "vanilla", "none"], Swapped::All, &[]),
+    named(
+        "autoencoder",
+        ["autoencoder", "vanilla", "none"],
+        Swapped::List,
+        &[],
+    ),
+    named(
+        "jump_relu_autoencoder",
+        ["jump_relu_autoencoder", "vanilla", "none"],
+        Swapped::List,
+        &[],
+    ),
+];
 
-impl From<f64> for Number {
-    fn from(value: f64) -> Self {
-        match value {
-            f64::INFINITY => Self::Other(Infinite::Infinity),
-            f64::NEG_INFINITY => Self::Other(Infinite::NegativeInfinity),
-            nan if nan.is_nan() => Self::Other(Infinite::Nan),
-            finite => Self::Finite(finite),
-        }
-    }
-}
-
-impl From<Number> for f64 {
-    fn from(number: Number) -> Self {
-        match number {
-            Number::Finite(value) => value,
-            Number::Other(Infinite::Infinity) => Self::INFINITY,
-            Number::Other(Infinite::NegativeInfinity) => Self::NEG_INFINITY,
-            Number::Other(Infinite::Nan) => Self::NAN,
-        }
-    }
-}
-
-/// Conversions between a type and the same names in snake case.
-macro_rules! names {
-    ($name:ident = $type:ty { $($variant:ident,)* }) => {
-        #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-        #[serde(rename_all = "snake_case")]
-        #[allow(clippy::enum_variant_names)]
-        enum $name {
-            $($variant,)*
-        }
-
-        impl From<$type> for $name {
-            fn from(value: $type) -> Self {
-                match value {
-                    $(<$type>::$variant => Self::$variant,)*
-                }
-            }
-        }
-
-        impl From<$name> for $type {
-            fn from(value: $name) -> Self {
-                match value {
-                    $($name::$variant => Self::$variant,)*
-                }
-            }
-        }
-    };
-}
-
-names!(
-    MapName = OrthonormalMap {
-        Retraction,
-        MatrixExponential,
-        Cayley,
-        Householder,
-    }
-);
-names!(
-    Operation = SourceOperation {
-        Swap,
-        Add,
-        Subtract,
-    }
-);
-names!(
-    Member = ReftKind {
-        LoReft,
-        NoReft,
-        ConsReft,
-        LobiReft,
-        DiReft,
-        NodiReft,
-    }
-);
-
-/// `"each"`, or `{"joint": units}`.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Tokens {
-    Each,
-    Joint(usize),
-}
-
-impl From<TokenGrouping> for Tokens {
-    fn from(tokens: TokenGrouping) -> Self {
-        match tokens {
-            TokenGrouping::Each => Self::Each,
-            TokenGrouping::Joint(units) => Self::Joint(units),
-        }
-    }
-}
-
-impl From<Tokens> for TokenGrouping {
-    fn from(tokens: Tokens) -> Self {
-        match tokens {
-            Tokens::Each => Self::Each,
-            Tokens::Joint(units) => Self::Joint(units),
-        }
+const fn named(
+    kind: &'static str,
+    parts: [&'static str; 3],
+    swapped: Swapped,
+    renamed: Renamed,
+) -> Named {
+    Named {
+        kind,
+        parts,
+        swapped,
+        renamed,
     }
 }

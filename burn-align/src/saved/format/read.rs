@@ -4,21 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::module::Param;
-use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::nn::Activation;
+use burn::tensor::backend::Backend;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
-use super::{Description, INTERVENTIONS, MapName, TENSORS, Tokens, WIDTHS};
+use super::{
+    ALONE, COMPOSED, INTERVENTIONS, NAMED, Named, PARTS, SWAPPED, Swapped, TENSORS, WIDTHS,
+};
 use crate::front::{AlignableConfig, distinct_interventions};
+use crate::interventions::parts::{PartError, Reader, field};
 use crate::interventions::{
-    AdditionIntervention, AutoencoderIntervention, BoundlessRotatedSpaceIntervention,
-    BuiltinIntervention, ConstantSourceIntervention, FillIntervention,
-    JumpReluAutoencoderIntervention, NoiseIntervention, Orthonormal, PcaIntervention,
-    ReftIntervention, ReftKind, ReftParts, RotatedSpaceIntervention, ScalingIntervention,
-    SigmoidMaskIntervention, SigmoidMaskRotatedSpaceIntervention, SubtractionIntervention,
-    TokenGrouping, VanillaIntervention,
+    BuiltinFeaturizer, BuiltinIntervention, BuiltinMask, BuiltinOperation, Composed, Featurizer,
+    TokenGrouping,
 };
 use crate::saved::tensors::{Stored, Tensors, Values};
 use crate::saved::{LoadInterventionsError, SavedInterventions};
@@ -68,17 +65,19 @@ pub(in crate::saved) fn load<B: Backend>(
     let mut tensors = Tensors::new(&tensors_file, read_safetensors(&tensors_file)?);
     let mut interventions = Vec::new();
     for (index, description) in descriptions.into_iter().enumerate() {
-        let description = serde_json::from_value(description)
+        let fields = serde_json::from_value(description)
             .map_err(|error| bad(format!("interventions[{index}]: {error}")))?;
-        let mut builder = Builder::<B> {
+        let built = build(Source {
             index,
+            fields,
             tensors: &mut tensors,
             device,
-        };
-        let built = builder.build(description);
+            named: None,
+            nested: false,
+        });
         interventions.push(built.map_err(|error| match error {
-            BuildError::Description(reason) => bad(format!("interventions[{index}]: {reason}")),
-            BuildError::Load(error) => error,
+            PartError::Description(reason) => bad(format!("interventions[{index}]: {reason}")),
+            PartError::Load(error) => error,
         })?);
     }
     tensors.finish()?;
@@ -113,247 +112,121 @@ fn read_safetensors(file: &Path) -> Result<BTreeMap<String, Stored>, LoadInterve
     Ok(tensors.collect())
 }
 
-enum BuildError {
-    /// What is wrong with a description.
-    Description(String),
-    Load(LoadInterventionsError),
-}
+/// The intervention of a description. Its tensors are taken from the others.
+fn build<B: Backend>(mut from: Source<'_, B>) -> Result<BuiltinIntervention<B>, PartError> {
+    let kind = text(&mut from.fields, "kind")?;
+    from.named = NAMED.iter().find(|named| named.kind == kind);
+    from.nested = kind == COMPOSED;
+    let kinds = match from.named {
+        Some(named) => named.parts.map(Some),
+        None if from.nested => [None; 3],
+        None => [Some(ALONE[0]), Some(kind.as_str()), Some(ALONE[1])],
+    };
+    let alone = from.named.is_none() && !from.nested;
 
-impl From<LoadInterventionsError> for BuildError {
-    fn from(error: LoadInterventionsError) -> Self {
-        Self::Load(error)
+    let featurizer = from.part(0, kinds, None, BuiltinFeaturizer::restore)?;
+    let features = featurizer.dims().map(|[_d, features]| features);
+    let operation = from.part(1, kinds, features, BuiltinOperation::restore)?;
+    let mask = from.part(2, kinds, features, BuiltinMask::restore)?;
+    let mut it = Composed::of(featurizer, operation).with_mask(mask);
+    if !alone {
+        it = it.with_tokens(grouping(&mut from.fields)?);
     }
-}
-
-struct Builder<'a, B: Backend> {
-    index: usize,
-    tensors: &'a mut Tensors,
-    device: &'a B::Device,
-}
-
-impl<B: Backend> Builder<'_, B> {
-    fn take<const D: usize>(
-        &mut self,
-        name: &str,
-        expected: [Option<usize>; D],
-    ) -> Result<Tensor<B, D>, LoadInterventionsError> {
-        let name = format!("{}.{name}", self.index);
-        self.tensors.take(&name, expected, self.device)
-    }
-
-    fn rotation(
-        &mut self,
-        map: MapName,
-        square: bool,
-    ) -> Result<Orthonormal<B>, LoadInterventionsError> {
-        let names = ["parameter", "base"].map(|name| format!("{}.rotation.{name}", self.index));
-        let names = [names[0].as_str(), names[1].as_str()];
-        let map = |_| map.into();
-        let device = self.device;
-        let rotation = self.tensors.orthonormal(names, [None, None], map, device)?;
-        let [d, rank] = rotation.dims();
-        if square && rank != d {
-            return Err(LoadInterventionsError::WrongShape {
-                file: self.tensors.file.clone(),
-                tensor: names[0].to_owned(),
-                expected: format!("[{d}, {d}]"),
-                found: vec![d, rank],
-            });
-        }
-        Ok(rotation)
-    }
-
-    fn build(&mut self, description: Description) -> Result<BuiltinIntervention<B>, BuildError> {
-        Ok(match description {
-            Description::Vanilla {} => VanillaIntervention.into(),
-            Description::Addition {} => AdditionIntervention.into(),
-            Description::Subtraction {} => SubtractionIntervention.into(),
-            Description::Fill { value } => FillIntervention {
-                value: value.into(),
-            }
-            .into(),
-            Description::Scaling { factor } => ScalingIntervention {
-                factor: factor.into(),
-            }
-            .into(),
-            Description::Noise { level, seed } => NoiseIntervention::new(level.into(), seed).into(),
-            Description::ConstantSource { operation } => {
-                ConstantSourceIntervention::new(self.take("source", [None])?, operation.into())
-                    .into()
-            }
-            Description::RotatedSpace {
-                map,
-                tokens,
-                swapped,
-            } => {
-                let rotation = self.rotation(map, false)?;
-                let [_d, rank] = rotation.dims();
-                if swapped > rank {
-                    return Err(BuildError::Description(format!(
-                        "swapped: expected at most {rank}, the number of directions, found \
-                         {swapped}"
-                    )));
-                }
-                RotatedSpaceIntervention::new(rotation, grouping(tokens)?)
-                    .with_swapped(swapped)
-                    .into()
-            }
-            Description::BoundlessRotatedSpace {
-                map,
-                tokens,
-                temperature,
-            } => {
-                let rotation = self.rotation(map, true)?;
-                let boundary = self.take("boundary", [Some(1)])?;
-                let mut it = BoundlessRotatedSpaceIntervention::new(rotation, grouping(tokens)?)
-                    .with_temperature(temperature.into());
-                it.boundary = Param::from_tensor(boundary);
-                it.into()
-            }
-            Description::SigmoidMaskRotatedSpace {
-                map,
-                tokens,
-                temperature,
-            } => {
-                let rotation = self.rotation(map, true)?;
-                let [d, _d] = rotation.dims();
-                let masks = self.take("masks", [Some(d)])?;
-                let mut it = SigmoidMaskRotatedSpaceIntervention::new(rotation, grouping(tokens)?)
-                    .with_temperature(temperature.into());
-                it.masks = Param::from_tensor(masks);
-                it.into()
-            }
-            Description::SigmoidMask {
-                tokens,
-                temperature,
-            } => {
-                let mask = self.take("mask", [None])?;
-                let [d] = mask.dims();
-                let mut it = SigmoidMaskIntervention::new(d, grouping(tokens)?, self.device)
-                    .with_temperature(temperature.into());
-                it.mask = Param::from_tensor(mask);
-                it.into()
-            }
-            Description::Pca { tokens } => {
-                let components = self.take("components", [None, None])?;
-                let [_component, d] = components.dims();
-                let mean = self.take("mean", [Some(d)])?;
-                let std = self.take("std", [Some(d)])?;
-                PcaIntervention::new(components, mean, std, grouping(tokens)?).into()
-            }
-            Description::Autoencoder { tokens, swapped } => {
-                let encoder = self.take("encoder", [None, None])?;
-                let [d, latent] = encoder.dims();
-                let mut it = AutoencoderIntervention::new(
-                    (encoder, self.take("encoder_bias", [Some(latent)])?),
-                    (
-                        self.take("decoder", [Some(latent), Some(d)])?,
-                        self.take("decoder_bias", [Some(d)])?,
-                    ),
-                    grouping(tokens)?,
-                );
-                if let Some(swapped) = hidden(swapped, latent)? {
-                    it = it.with_swapped(swapped);
-                }
-                it.into()
-            }
-            Description::JumpReluAutoencoder { tokens, swapped } => {
-                let encoder = self.take("encoder", [None, None])?;
-                let [d, latent] = encoder.dims();
-                let mut it = JumpReluAutoencoderIntervention::new(
-                    (encoder, self.take("encoder_bias", [Some(latent)])?),
-                    self.take("threshold", [Some(latent)])?,
-                    (
-                        self.take("decoder", [Some(latent), Some(d)])?,
-                        self.take("decoder_bias", [Some(d)])?,
-                    ),
-                    grouping(tokens)?,
-                );
-                if let Some(swapped) = hidden(swapped, latent)? {
-                    it = it.with_swapped(swapped);
-                }
-                it.into()
-            }
-            Description::Reft {
-                member,
-                map,
-                projection_bias,
-                activation,
-            } => self.reft(member.into(), map, projection_bias, &activation)?,
-        })
-    }
-
-    fn reft(
-        &mut self,
-        kind: ReftKind,
-        map: Option<MapName>,
-        projection_bias: bool,
-        activation: &str,
-    ) -> Result<BuiltinIntervention<B>, BuildError> {
-        let activation: Activation = activation
-            .parse()
-            .map_err(|error| BuildError::Description(format!("activation: {error}")))?;
-        let (rotation, projection, [d, rank]) = match (map, kind.is_orthonormal()) {
-            (Some(map), true) => {
-                let rotation = self.rotation(map, false)?;
-                let dims = rotation.dims();
-                (Some(rotation), None, dims)
-            }
-            (None, false) => {
-                let projection = self.take("projection", [None, None])?;
-                let dims = projection.dims();
-                (None, Some(projection), dims)
-            }
-            (found, orthonormal) => {
-                return Err(BuildError::Description(format!(
-                    "map: expected {}, found {found:?}",
-                    if orthonormal {
-                        "that of the rotation"
-                    } else {
-                        "null: the directions of this member are free"
-                    }
+    let changed = match from.named.map(|named| named.swapped) {
+        Some(Swapped::All) => None,
+        Some(Swapped::Count) => {
+            let (count, most): (usize, _) = (field(&mut from.fields, SWAPPED)?, features);
+            if most.is_some_and(|most| count > most) {
+                return Err(PartError::Description(format!(
+                    "swapped: expected at most {}, the number of directions, found {count}",
+                    most.unwrap_or(0)
                 )));
             }
-        };
-        if projection_bias && kind.is_orthonormal() {
-            return Err(BuildError::Description(
-                "projection_bias: expected false for a member with a rotation, found true"
-                    .to_owned(),
-            ));
+            (Some(count) != most).then(|| (0..count).collect::<Vec<usize>>())
         }
-        let parts = ReftParts {
-            rotation,
-            projection,
-            projection_bias: match projection_bias {
-                true => Some(self.take("projection_bias", [Some(rank)])?),
-                false => None,
-            },
-            weight: match kind.is_constant() {
-                true => None,
-                false => Some(self.take("weight", [Some(d), Some(rank)])?),
-            },
-            bias: self.take("bias", [Some(rank)])?,
+        None if alone => None,
+        Some(Swapped::List) | None => field(&mut from.fields, SWAPPED)?,
+    };
+    if let Some(changed) = changed {
+        let count = it.dims().map_or(usize::MAX, |[_d, features]| features);
+        if let Some(found) = changed.iter().find(|feature| **feature >= count) {
+            return Err(PartError::Description(format!(
+                "swapped: expected features below {count}, found {found}"
+            )));
+        }
+        it = it.with_changed(changed);
+    }
+    nothing_left(&from.fields)?;
+    Ok(it.into())
+}
+
+/// Where an intervention comes from.
+struct Source<'a, B: Backend> {
+    index: usize,
+    fields: Map<String, Value>,
+    tensors: &'a mut Tensors,
+    device: &'a B::Device,
+    named: Option<&'static Named>,
+    /// Whether each part has its own fields.
+    nested: bool,
+}
+
+impl<B: Backend> Source<'_, B> {
+    /// One of the three parts, of this kind or of the kind that its fields name.
+    fn part<T>(
+        &mut self,
+        part: usize,
+        kinds: [Option<&str>; 3],
+        features: Option<usize>,
+        restore: impl FnOnce(&str, &mut Reader<'_, B>) -> Result<T, PartError>,
+    ) -> Result<T, PartError> {
+        let name = PARTS[part];
+        let mut own: Map<String, Value> = match self.nested {
+            true => field(&mut self.fields, name)?,
+            false => Map::new(),
         };
-        let it = ReftIntervention::from_parts(kind, parts).with_activation(activation);
-        Ok(it.into())
+        let kind = match kinds[part] {
+            Some(kind) => kind.to_owned(),
+            None => text(&mut own, "kind")?,
+        };
+        let mut reader = Reader {
+            fields: if self.nested {
+                &mut own
+            } else {
+                &mut self.fields
+            },
+            tensors: self.tensors,
+            prefix: match self.nested {
+                true => format!("{}.{name}", self.index),
+                false => self.index.to_string(),
+            },
+            renamed: self.named.map_or(&[], |named| named.renamed),
+            features,
+            device: self.device,
+        };
+        let built = restore(&kind, &mut reader)?;
+        nothing_left(&own)?;
+        Ok(built)
     }
 }
 
-fn grouping(tokens: Tokens) -> Result<TokenGrouping, BuildError> {
-    match tokens {
-        Tokens::Joint(0) => Err(BuildError::Description(
+fn text(fields: &mut Map<String, Value>, name: &str) -> Result<String, PartError> {
+    field(fields, name)
+}
+
+fn grouping(fields: &mut Map<String, Value>) -> Result<TokenGrouping, PartError> {
+    match field(fields, "tokens")? {
+        TokenGrouping::Joint(0) => Err(PartError::Description(
             "tokens: expected at least 1 unit in a vector, found 0".to_owned(),
         )),
-        tokens => Ok(tokens.into()),
+        tokens => Ok(tokens),
     }
 }
 
-/// Checks that the hidden features exist.
-fn hidden(swapped: Option<Vec<usize>>, latent: usize) -> Result<Option<Vec<usize>>, BuildError> {
-    match swapped.iter().flatten().find(|feature| **feature >= latent) {
-        Some(found) => Err(BuildError::Description(format!(
-            "swapped: expected hidden features below {latent}, found {found}"
-        ))),
-        None => Ok(swapped),
+/// Checks that every field has been used.
+fn nothing_left(fields: &Map<String, Value>) -> Result<(), PartError> {
+    match fields.keys().next() {
+        Some(name) => Err(PartError::Description(format!("unknown field `{name}`"))),
+        None => Ok(()),
     }
 }

@@ -1,17 +1,19 @@
 //! Writing this crate's own format.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::module::Param;
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 use burn_align_models::files::{Replacement, WriteError};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde::Deserialize;
+use serde_json::{Map, Value, json};
 
-use super::{Description, INTERVENTIONS, MapName, TENSORS, WIDTHS};
+use super::{
+    ALONE, COMPOSED, INTERVENTIONS, NAMED, Named, PARTS, SWAPPED, Swapped, TENSORS, WIDTHS,
+};
 use crate::front::{AlignableConfig, distinct_interventions};
-use crate::interventions::{BuiltinIntervention, Orthonormal};
+use crate::interventions::parts::{StoredTensors, Writer};
+use crate::interventions::{BuiltinIntervention, Featurizer};
 use crate::saved::{CONFIG, SaveInterventionsError};
 
 /// Writes a folder. Trailing `None`s of the widths may be left out.
@@ -28,14 +30,13 @@ pub(in crate::saved) fn save<B: Backend>(
             found: interventions.len(),
         });
     }
-    let mut saved = Saved::default();
-    let mut descriptions = Vec::new();
-    for (index, intervention) in interventions.iter().enumerate() {
-        saved.index = index;
-        descriptions.push(saved.describe(intervention)?);
-    }
-    let json = config_json(config, &descriptions, widths)?;
-    let views = saved.tensors.iter().map(|(name, (shape, bytes))| {
+    let mut tensors = StoredTensors::new();
+    let descriptions = interventions.iter().enumerate();
+    let descriptions: Result<Vec<Value>, _> = descriptions
+        .map(|(index, intervention)| describe(intervention, index, &mut tensors))
+        .collect();
+    let json = config_json(config, descriptions?, widths)?;
+    let views = tensors.iter().map(|(name, (shape, bytes))| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("4 bytes a value");
         (name.as_str(), view)
     });
@@ -57,16 +58,12 @@ impl From<WriteError> for SaveInterventionsError {
 
 fn config_json(
     config: &AlignableConfig,
-    descriptions: &[Description],
+    descriptions: Vec<Value>,
     widths: &[Option<usize>],
 ) -> Result<String, SaveInterventionsError> {
     let failed = |reason: String| SaveInterventionsError::Config { reason };
-    let mut json = serde_json::to_value(config).map_err(|error| {
-        failed(format!(
-            "cannot be written as JSON: \
-                                                                     {error}"
-        ))
-    })?;
+    let mut json = serde_json::to_value(config)
+        .map_err(|error| failed(format!("cannot be written as JSON: {error}")))?;
     let read = AlignableConfig::deserialize(&json);
     if !read.is_ok_and(|read| read == *config) {
         return Err(failed(
@@ -75,162 +72,83 @@ fn config_json(
                 .to_owned(),
         ));
     }
-    json[INTERVENTIONS] =
-        serde_json::to_value(descriptions).map_err(|error| failed(error.to_string()))?;
+    json[INTERVENTIONS] = descriptions.into();
     if widths.iter().any(Option::is_some) {
         json[WIDTHS] = widths.into();
     }
     Ok(format!("{json:#}\n"))
 }
 
-/// Tensors by name: shape and bytes.
-#[derive(Default)]
-struct Saved {
+/// The description of an intervention. Its tensors are put to the others.
+fn describe<B: Backend>(
+    it: &BuiltinIntervention<B>,
     index: usize,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
-}
-
-impl Saved {
-    fn put<B: Backend, const D: usize>(
-        &mut self,
-        name: &str,
-        tensor: &Param<Tensor<B, D>>,
-    ) -> Result<(), SaveInterventionsError> {
-        let name = format!("{}.{name}", self.index);
-        let tensor = tensor.val().detach();
-        let failed = |tensor: &str, found: String| SaveInterventionsError::Tensor {
-            tensor: tensor.to_owned(),
-            found,
+    tensors: &mut StoredTensors,
+) -> Result<Value, SaveInterventionsError> {
+    let parts = [it.featurizer.kind(), it.operation.kind(), it.mask.kind()];
+    let fits = |named: &&Named| {
+        named.parts == parts
+            && match named.swapped {
+                Swapped::All => it.changed().is_none(),
+                Swapped::Count => it
+                    .changed()
+                    .is_none_or(|list| list.iter().copied().eq(0..list.len())),
+                Swapped::List => true,
+            }
+    };
+    let named = NAMED.iter().find(fits);
+    let alone = [parts[0], parts[2]] == ALONE && it.changed().is_none();
+    let mut fields = [Map::new(), Map::new(), Map::new()];
+    let features = it.featurizer.dims().map(|[_d, features]| features);
+    let mut store = |part: usize, name: &str| {
+        let prefix = match named.is_some() || alone {
+            true => index.to_string(),
+            false => format!("{index}.{name}"),
         };
-        match tensor.dtype() {
-            DType::F32 | DType::F16 | DType::BF16 | DType::Flex32 => {}
-            other => return Err(failed(&name, format!("{other:?}"))),
+        let mut out = Writer {
+            fields: &mut fields[part],
+            tensors,
+            prefix,
+            renamed: named.map_or(&[], |named| named.renamed),
+            features,
+            index,
+        };
+        match part {
+            0 => it.featurizer.store(&mut out),
+            1 => it.operation.store(&mut out),
+            _ => it.mask.store(&mut out),
         }
-        let data = tensor.cast(DType::F32).try_into_data();
-        let data = data.map_err(|error| failed(&name, error.to_string()))?;
-        let shape = data.shape.to_vec();
-        let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        self.tensors.insert(name, (shape, bytes));
-        Ok(())
+    };
+    for (part, name) in PARTS.into_iter().enumerate() {
+        store(part, name)?;
     }
-
-    fn rotation<B: Backend>(
-        &mut self,
-        rotation: &Orthonormal<B>,
-    ) -> Result<MapName, SaveInterventionsError> {
-        self.put("rotation.parameter", &rotation.parameter)?;
-        if let Some(base) = &rotation.base {
-            self.put("rotation.base", base)?;
+    let mut all = Map::new();
+    if !alone {
+        all.insert("tokens".to_owned(), json!(it.tokens()));
+    }
+    match named {
+        Some(named) => {
+            all.insert("kind".to_owned(), named.kind.into());
+            all.extend(fields.into_iter().flatten());
+            let swapped = match named.swapped {
+                Swapped::All => return Ok(all.into()),
+                Swapped::Count => json!(it.changed().map(<[usize]>::len).or(features)),
+                Swapped::List => json!(it.changed()),
+            };
+            all.insert(SWAPPED.to_owned(), swapped);
         }
-        Ok(rotation.map().into())
+        None if alone => {
+            all.insert("kind".to_owned(), parts[1].into());
+            all.extend(fields.into_iter().flatten());
+        }
+        None => {
+            all.insert("kind".to_owned(), COMPOSED.into());
+            for ((name, kind), mut fields) in PARTS.into_iter().zip(parts).zip(fields) {
+                fields.insert("kind".to_owned(), kind.into());
+                all.insert(name.to_owned(), fields.into());
+            }
+            all.insert(SWAPPED.to_owned(), json!(it.changed()));
+        }
     }
-
-    fn describe<B: Backend>(
-        &mut self,
-        intervention: &BuiltinIntervention<B>,
-    ) -> Result<Description, SaveInterventionsError> {
-        Ok(match intervention {
-            BuiltinIntervention::Vanilla(_) => Description::Vanilla {},
-            BuiltinIntervention::Addition(_) => Description::Addition {},
-            BuiltinIntervention::Subtraction(_) => Description::Subtraction {},
-            BuiltinIntervention::Fill(it) => Description::Fill {
-                value: it.value.into(),
-            },
-            BuiltinIntervention::Scaling(it) => Description::Scaling {
-                factor: it.factor.into(),
-            },
-            BuiltinIntervention::Noise(it) => Description::Noise {
-                level: it.level.into(),
-                seed: it.seed(),
-            },
-            BuiltinIntervention::ConstantSource(it) => {
-                self.put("source", &it.source)?;
-                Description::ConstantSource {
-                    operation: it.operation().into(),
-                }
-            }
-            BuiltinIntervention::RotatedSpace(it) => Description::RotatedSpace {
-                map: self.rotation(&it.rotation)?,
-                tokens: it.tokens().into(),
-                swapped: it.swapped(),
-            },
-            BuiltinIntervention::BoundlessRotatedSpace(it) => {
-                self.put("boundary", &it.boundary)?;
-                Description::BoundlessRotatedSpace {
-                    map: self.rotation(&it.rotation)?,
-                    tokens: it.tokens().into(),
-                    temperature: it.temperature().into(),
-                }
-            }
-            BuiltinIntervention::SigmoidMaskRotatedSpace(it) => {
-                self.put("masks", &it.masks)?;
-                Description::SigmoidMaskRotatedSpace {
-                    map: self.rotation(&it.rotation)?,
-                    tokens: it.tokens().into(),
-                    temperature: it.temperature().into(),
-                }
-            }
-            BuiltinIntervention::SigmoidMask(it) => {
-                self.put("mask", &it.mask)?;
-                Description::SigmoidMask {
-                    tokens: it.tokens().into(),
-                    temperature: it.temperature().into(),
-                }
-            }
-            BuiltinIntervention::Pca(it) => {
-                self.put("components", &it.components)?;
-                self.put("mean", &it.mean)?;
-                self.put("std", &it.std)?;
-                Description::Pca {
-                    tokens: it.tokens().into(),
-                }
-            }
-            BuiltinIntervention::Autoencoder(it) => {
-                self.put("encoder", &it.encoder)?;
-                self.put("encoder_bias", &it.encoder_bias)?;
-                self.put("decoder", &it.decoder)?;
-                self.put("decoder_bias", &it.decoder_bias)?;
-                Description::Autoencoder {
-                    tokens: it.tokens().into(),
-                    swapped: it.swapped().map(<[usize]>::to_vec),
-                }
-            }
-            BuiltinIntervention::JumpReluAutoencoder(it) => {
-                self.put("encoder", &it.encoder)?;
-                self.put("encoder_bias", &it.encoder_bias)?;
-                self.put("threshold", &it.threshold)?;
-                self.put("decoder", &it.decoder)?;
-                self.put("decoder_bias", &it.decoder_bias)?;
-                Description::JumpReluAutoencoder {
-                    tokens: it.tokens().into(),
-                    swapped: it.swapped().map(<[usize]>::to_vec),
-                }
-            }
-            BuiltinIntervention::Lambda(_) => {
-                return Err(SaveInterventionsError::Closure {
-                    intervention: self.index,
-                });
-            }
-            BuiltinIntervention::Reft(it) => {
-                let rotation = it.rotation.as_ref();
-                let map = rotation.map(|rotation| self.rotation(rotation));
-                if let Some(projection) = &it.projection {
-                    self.put("projection", projection)?;
-                }
-                if let Some(bias) = &it.projection_bias {
-                    self.put("projection_bias", bias)?;
-                }
-                if let Some(weight) = &it.weight {
-                    self.put("weight", weight)?;
-                }
-                self.put("bias", &it.bias)?;
-                Description::Reft {
-                    member: it.kind().into(),
-                    map: map.transpose()?,
-                    projection_bias: it.projection_bias.is_some(),
-                    activation: it.activation().to_string(),
-                }
-            }
-        })
-    }
+    Ok(all.into())
 }

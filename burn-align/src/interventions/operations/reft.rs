@@ -3,14 +3,19 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::nn::Activation;
+use serde::{Deserialize, Serialize};
 
-use super::random::Seeded;
-use super::{Intervention, Misfit, Operands, Orthonormal, TokenGrouping};
+use super::{Change, Features, Operation};
+use crate::interventions::parts::{Part, PartError, Reader, Writer};
+use crate::interventions::random::Seeded;
+use crate::interventions::{Orthonormal, TokenGrouping};
+use crate::saved::SaveInterventionsError;
 
 /// The members of the ReFT family (Wu et al. 2024, arXiv 2404.03592), named as in pyreft.
 ///
 /// `R` has orthonormal columns, `P` is free; `s(x) = f(x W + b)` is learned, or a constant `b`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ReftKind {
     /// `x + (s(x) - x R) Rᵀ`, eq. 2 of the paper.
@@ -50,7 +55,7 @@ impl ReftKind {
 /// show that the model itself uses that subspace.
 #[derive(Module, Debug)]
 #[doc(alias = "LoReFT")]
-pub struct ReftIntervention<B: Backend> {
+pub struct Reft<B: Backend> {
     /// The directions `R`, `[d, rank]`, for kinds with orthonormal directions.
     pub rotation: Option<Orthonormal<B>>,
     /// The directions `P`, `[d, rank]`, for the other kinds.
@@ -67,7 +72,7 @@ pub struct ReftIntervention<B: Backend> {
     kind: ReftKind,
 }
 
-/// The parameters of a [`ReftIntervention`], as they are saved.
+/// The parameters of a [`Reft`], as they are saved.
 #[derive(Debug)]
 pub(crate) struct ReftParts<B: Backend> {
     pub(crate) rotation: Option<Orthonormal<B>>,
@@ -77,7 +82,7 @@ pub(crate) struct ReftParts<B: Backend> {
     pub(crate) bias: Tensor<B, 1>,
 }
 
-impl<B: Backend> ReftIntervention<B> {
+impl<B: Backend> Reft<B> {
     /// Random parameters, distributed as in pyreft. Kinds with orthonormal directions use this
     /// rotation; the others only take its shape.
     pub fn new(kind: ReftKind, rotation: Orthonormal<B>, seed: u64) -> Self {
@@ -139,25 +144,20 @@ impl<B: Backend> ReftIntervention<B> {
     }
 }
 
-impl<B: Backend> Intervention<B> for ReftIntervention<B> {
-    fn needs_source(&self) -> bool {
-        false
-    }
-
-    fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
+impl<B: Backend> Operation<B> for Reft<B> {
+    fn width(&self) -> Option<usize> {
         let [d, _rank] = match (&self.rotation, &self.projection) {
             (Some(rotation), _) => rotation.dims(),
             (None, Some(projection)) => projection.dims(),
             (None, None) => unreachable!("every kind has one of them"),
         };
-        TokenGrouping::Each.check(d, units, d_site)?;
-        Ok(d)
+        Some(d)
     }
 
-    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
-        let tokens = TokenGrouping::Each;
+    fn change(&self, features: &Features<'_, B>) -> Change<B> {
+        let base = features.base();
         let directions = self.directions();
-        let x = tokens.join(base.clone());
+        let x = TokenGrouping::Each.join(base.clone());
         let mut new: Tensor<B, 2> = self.bias.val().unsqueeze();
         if let Some(weight) = &self.weight {
             new = self
@@ -174,10 +174,86 @@ impl<B: Backend> Intervention<B> for ReftIntervention<B> {
         let [vectors, _d] = x.dims();
         let [_one, rank] = new.dims();
         let change = new.expand([vectors, rank]).matmul(directions.transpose());
-        operands.within_subspace(base.clone(), tokens.add(base, change))
+        Change::Difference(TokenGrouping::Each.split(&base, change))
     }
 
     fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {
         self.rotation.iter_mut().collect()
+    }
+}
+
+impl<B: Backend> Part<B> for Reft<B> {
+    fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
+        out.field("member", self.kind);
+        out.field("map", None::<()>);
+        out.field("projection_bias", self.projection_bias.is_some());
+        out.field("activation", self.activation.to_string());
+        if let Some(rotation) = &self.rotation {
+            out.rotation(rotation)?;
+        }
+        if let Some(projection) = &self.projection {
+            out.tensor("projection", projection)?;
+        }
+        if let Some(bias) = &self.projection_bias {
+            out.tensor("projection_bias", bias)?;
+        }
+        if let Some(weight) = &self.weight {
+            out.tensor("weight", weight)?;
+        }
+        out.tensor("bias", &self.bias)
+    }
+
+    fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
+        let kind: ReftKind = from.field("member")?;
+        let projection_bias: bool = from.field("projection_bias")?;
+        let activation: String = from.field("activation")?;
+        let activation: Activation = activation
+            .parse()
+            .map_err(|error| PartError::Description(format!("activation: {error}")))?;
+        let map = from.fields.get("map").filter(|map| !map.is_null());
+        let (rotation, projection, [d, rank]) = match (map, kind.is_orthonormal()) {
+            (Some(_), true) => {
+                let rotation = from.rotation()?;
+                let dims = rotation.dims();
+                (Some(rotation), None, dims)
+            }
+            (None, false) => {
+                from.fields.remove("map");
+                let projection = from.tensor("projection", [None, None])?;
+                let dims = projection.dims();
+                (None, Some(projection), dims)
+            }
+            (found, orthonormal) => {
+                return Err(PartError::Description(format!(
+                    "map: expected {}, found {}",
+                    if orthonormal {
+                        "that of the rotation"
+                    } else {
+                        "null: the directions of this member are free"
+                    },
+                    found.map_or("null".to_owned(), ToString::to_string)
+                )));
+            }
+        };
+        if projection_bias && kind.is_orthonormal() {
+            return Err(PartError::Description(
+                "projection_bias: expected false for a member with a rotation, found true"
+                    .to_owned(),
+            ));
+        }
+        let parts = ReftParts {
+            rotation,
+            projection,
+            projection_bias: match projection_bias {
+                true => Some(from.tensor("projection_bias", [Some(rank)])?),
+                false => None,
+            },
+            weight: match kind.is_constant() {
+                true => None,
+                false => Some(from.tensor("weight", [Some(d), Some(rank)])?),
+            },
+            bias: from.tensor("bias", [Some(rank)])?,
+        };
+        Ok(Self::from_parts(kind, parts).with_activation(activation))
     }
 }

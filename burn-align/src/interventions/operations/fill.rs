@@ -1,9 +1,10 @@
 //! Replacing every feature with a number: zero ablation and attention knock-out.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 
-use super::{Intervention, Operands};
+use super::{Change, Features, Operation};
+use crate::interventions::parts::saved_as_numbers;
 
 /// Replaces every feature with a number.
 ///
@@ -11,13 +12,14 @@ use super::{Intervention, Operands};
 /// alternatives.
 #[derive(Module, Clone, Debug)]
 #[doc(alias = "zero ablation")]
-pub struct FillIntervention {
+pub struct Fill {
     /// The number.
     pub value: f64,
 }
 
-impl FillIntervention {
-    /// Zero ablation.
+impl Fill {
+    /// Zero ablation; on directions, this projects them out.
+    #[doc(alias = "project out")]
     pub const ZERO: Self = Self { value: 0.0 };
 
     /// Attention knock-out (Geva et al. 2023, arXiv 2304.14767): an attention score so low that no
@@ -26,13 +28,10 @@ impl FillIntervention {
     pub const KNOCK_OUT: Self = Self { value: -3e4 };
 }
 
-impl<B: Backend> Intervention<B> for FillIntervention {
-    fn needs_source(&self) -> bool {
-        false
-    }
-
-    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
-        let filled = base.full_like(self.value);
-        operands.within_subspace(base, filled)
+impl<B: Backend> Operation<B> for Fill {
+    fn change(&self, features: &Features<'_, B>) -> Change<B> {
+        Change::Value(features.base().full_like(self.value))
     }
 }
+
+saved_as_numbers!(Fill { value });

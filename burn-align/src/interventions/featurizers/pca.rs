@@ -1,13 +1,13 @@
-//! Swapping principal components, and computing them.
+//! Principal components, and computing them.
 
-use burn::module::Module;
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::rotated::choose;
-use super::{Intervention, Misfit, Operands, TokenGrouping};
+use super::{Encoded, Featurizer};
+use crate::interventions::parts::{Part, PartError, Reader, Writer};
+use crate::saved::SaveInterventionsError;
 
-/// Swaps principal components: `z = ((x - μ) / σ) Cᵀ`, new activation `(z C) ⊙ σ + μ`.
+/// Principal components: `z = ((x - μ) / σ) Cᵀ`, and the vector `(z C) ⊙ σ + μ`.
 ///
 /// The part outside of the components is lost, as in pyvene; with as many components as features
 /// nothing is lost. Nothing is trained: [`fit`](Self::fit) computes everything from activations.
@@ -16,15 +16,13 @@ use super::{Intervention, Misfit, Operands, TokenGrouping};
 /// a direction of small variance.
 #[derive(Module, Debug)]
 #[doc(alias = "PCARotatedSpaceIntervention")]
-pub struct PcaIntervention<B: Backend> {
+pub struct Pca<B: Backend> {
     /// The components, `[component, d]`, in order of decreasing variance.
     pub components: Param<Tensor<B, 2>>,
     /// The mean `μ`, `[d]`.
     pub mean: Param<Tensor<B, 1>>,
     /// The standard deviation `σ`, `[d]`.
     pub std: Param<Tensor<B, 1>>,
-    #[module(skip)]
-    tokens: TokenGrouping,
 }
 
 /// Why principal components cannot be computed.
@@ -42,23 +40,17 @@ pub struct PcaError {
     pub most: usize,
 }
 
-impl<B: Backend> PcaIntervention<B> {
-    /// An intervention with these parameters.
+impl<B: Backend> Pca<B> {
+    /// Components with these parameters.
     ///
     /// # Shapes
     /// - components: `[component, d]`
     /// - mean, std: `[d]`
-    pub fn new(
-        components: Tensor<B, 2>,
-        mean: Tensor<B, 1>,
-        std: Tensor<B, 1>,
-        tokens: TokenGrouping,
-    ) -> Self {
+    pub fn new(components: Tensor<B, 2>, mean: Tensor<B, 1>, std: Tensor<B, 1>) -> Self {
         Self {
             components: Param::from_tensor(components.cast(DType::F32)),
             mean: Param::from_tensor(mean.cast(DType::F32)),
             std: Param::from_tensor(std.cast(DType::F32)),
-            tokens,
         }
         .no_grad()
     }
@@ -71,11 +63,7 @@ impl<B: Backend> PcaIntervention<B> {
     ///
     /// # Errors
     /// If there are too few vectors for this many components.
-    pub fn fit(
-        vectors: Tensor<B, 2>,
-        components: usize,
-        tokens: TokenGrouping,
-    ) -> Result<Self, PcaError> {
+    pub fn fit(vectors: Tensor<B, 2>, components: usize) -> Result<Self, PcaError> {
         let [count, d] = vectors.dims();
         if components == 0 || components > d || count < 2 {
             return Err(PcaError {
@@ -101,40 +89,46 @@ impl<B: Backend> PcaIntervention<B> {
             Tensor::from_data(data, (&device, DType::F32)),
             mean.squeeze_dim(0),
             std.squeeze_dim(0),
-            tokens,
         ))
-    }
-
-    /// How tokens are grouped into vectors.
-    pub fn tokens(&self) -> TokenGrouping {
-        self.tokens
     }
 }
 
-impl<B: Backend> Intervention<B> for PcaIntervention<B> {
-    fn needs_source(&self) -> bool {
-        true
-    }
-
-    fn features(&self, units: usize, d_site: usize) -> Result<usize, Misfit> {
+impl<B: Backend> Featurizer<B> for Pca<B> {
+    fn dims(&self) -> Option<[usize; 2]> {
         let [components, d] = self.components.dims();
-        self.tokens.check(d, units, d_site)?;
-        Ok(components)
+        Some([d, components])
     }
 
-    fn apply(&self, base: Tensor<B, 3>, operands: Operands<B>) -> Tensor<B, 3> {
+    fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let mean = self.mean.val().detach().unsqueeze();
         let std = self.std.val().detach().unsqueeze();
         let components = self.components.val().detach();
-        let project = |x: Tensor<B, 3>| {
-            ((self.tokens.join(x) - mean.clone()) / std.clone())
-                .matmul(components.clone().transpose())
-        };
-        let kept = project(base.clone());
-        let change = project(operands.source()) - kept.clone();
-        let swapped = kept + choose(change, operands.subspace, base.dims()[0]);
-        let new = swapped.matmul(components) * std.clone() + mean;
-        self.tokens.split(&base, new)
+        ((x - mean) / std).matmul(components.transpose())
+    }
+
+    fn decode(&self, z: Tensor<B, 2>, _from: &Encoded<'_, B>) -> Tensor<B, 2> {
+        let mean = self.mean.val().detach().unsqueeze();
+        let std = self.std.val().detach().unsqueeze();
+        z.matmul(self.components.val().detach()) * std + mean
+    }
+
+    fn is_affine(&self) -> bool {
+        true
+    }
+}
+
+impl<B: Backend> Part<B> for Pca<B> {
+    fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
+        out.tensor("components", &self.components)?;
+        out.tensor("mean", &self.mean)?;
+        out.tensor("std", &self.std)
+    }
+
+    fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
+        let components = from.tensor("components", [None, None])?;
+        let [_component, d] = components.dims();
+        let mean = from.tensor("mean", [Some(d)])?;
+        Ok(Self::new(components, mean, from.tensor("std", [Some(d)])?))
     }
 }
 
