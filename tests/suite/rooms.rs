@@ -95,9 +95,10 @@ fn a_pass_reads_nothing_back_from_the_device() {
         ("burn-align/src/engine/host.rs", 1),
         // Between passes: widths, bases, and how far a rotation is from orthonormal. In a pass: the
         // norms of these two maps.
-        ("burn-align/src/interventions/masked.rs", 1),
+        ("burn-align/src/interventions/featurizers/directions.rs", 1),
+        ("burn-align/src/interventions/featurizers/pca.rs", 1),
+        ("burn-align/src/interventions/masks/boundary.rs", 1),
         ("burn-align/src/interventions/orthonormal.rs", 4),
-        ("burn-align/src/interventions/pca.rs", 1),
         // Tokens whose vectors are in blocks, on a backend that is the host.
         ("burn-align-models/src/nn/embedding.rs", 1),
         // The largest features, which Burn 0.21 sorts on the host, and those that are active.
@@ -105,7 +106,7 @@ fn a_pass_reads_nothing_back_from_the_device() {
         ("burn-align/src/dictionaries/selection.rs", 1),
         // Files.
         ("burn-align/src/dictionaries/save.rs", 1),
-        ("burn-align/src/saved/format/write.rs", 1),
+        ("burn-align/src/interventions/parts.rs", 1),
         ("burn-align/src/training/checkpoint/tensors.rs", 1),
         // Text for people.
         ("burn-align-models/src/top_tokens.rs", 1),
