@@ -20,12 +20,18 @@ pub struct Tables {
     kept: Arc<Mutex<Vec<Box<dyn Any + Send>>>>,
 }
 
+/// A window, if there is one, and its mask.
+type WindowMask<B> = (Option<usize>, CausalMask<B>);
+
+/// A rotary embedding, the dtype of its tables, and the tables.
+type RotaryTables<T> = (RotaryConfig, DType, T);
+
 /// The tables of one backend.
 struct Kept<B: Backend> {
     device: B::Device,
-    rotary: Vec<(RotaryConfig, DType, Rotary<B>)>,
+    rotary: Vec<RotaryTables<Rotary<B>>>,
     /// For sequences of one length, by window.
-    masks: (usize, Vec<(Option<usize>, CausalMask<B>)>),
+    masks: (usize, Vec<WindowMask<B>>),
 }
 
 impl Tables {
@@ -65,9 +71,8 @@ impl<B: Backend> Kept<B> {
 
     /// Tables for sequences of `pos` positions; they may have more.
     fn rotary(&mut self, config: &RotaryConfig, dtype: DType, pos: usize) -> Rotary<B> {
-        let same = |(other, kind, _): &&mut (RotaryConfig, DType, Rotary<B>)| {
-            other == config && *kind == dtype
-        };
+        let same =
+            |(other, kind, _): &&mut RotaryTables<Rotary<B>>| other == config && *kind == dtype;
         match self.rotary.iter_mut().find(same) {
             Some((_, _, tables)) if tables.pos() == pos => tables.clone(),
             Some((_, _, tables)) if config.depends_on_length() => {
@@ -124,7 +129,7 @@ pub struct Pass<B: Backend> {
 struct Suffixed<B: Backend> {
     suffixes: Suffixes<B>,
     /// Tables of the suffixes' tokens, and of those with a query.
-    rotary: Mutex<Vec<(RotaryConfig, DType, [Rotary<B>; 2])>>,
+    rotary: Mutex<Vec<RotaryTables<[Rotary<B>; 2]>>>,
 }
 
 impl<B: Backend> Pass<B> {

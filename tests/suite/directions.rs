@@ -282,7 +282,7 @@ fn prompts_are_held_out_as_a_whole() {
 #[test]
 fn principal_components_keep_what_pairs_share() {
     let pair = |index: usize| {
-        let side = if index % 2 == 0 { 1.0 } else { -1.0 };
+        let side = if index.is_multiple_of(2) { 1.0 } else { -1.0 };
         [vec![2.0, side, 7.0], vec![-3.0, 0.0, 7.0]]
     };
     let [positive, negative] = [0, 1].map(|side| {

@@ -59,6 +59,9 @@ impl<B: Backend> CachedRow<B> {
     }
 }
 
+/// For each world that was to be continued: a row for each example.
+pub type CachedRows<B> = Vec<Vec<CachedRow<B>>>;
+
 /// A row with tokens after it.
 #[derive(Clone, Debug)]
 pub struct Continued<B: Backend> {

@@ -10,7 +10,7 @@ use burn_align_models::{
 };
 
 use super::PlanError;
-use super::cache::{CachedRow, keep};
+use super::cache::{CachedRow, CachedRows, keep};
 use super::cells::{Cells, gather};
 use super::chunks::chunks;
 use super::layout::{Layout, int_tensor};
@@ -97,7 +97,7 @@ impl<B: Backend> Plan<B> {
         interventions: &[I],
         worlds: &[WorldId],
         options: &RunOptions,
-    ) -> Result<(Results<B>, Vec<Vec<CachedRow<B>>>), PlanError> {
+    ) -> Result<(Results<B>, CachedRows<B>), PlanError> {
         check_continuable(self, model.layout(), worlds)?;
         let (results, rows) = self.run_keeping(model, interventions, worlds, options)?;
         let mut rows: HashMap<(WorldId, usize), CachedRow<B>> = rows

@@ -50,7 +50,7 @@ mod validate;
 mod wanted;
 mod zip;
 
-pub use cache::{CachedRow, Continued};
+pub use cache::{CachedRow, CachedRows, Continued};
 pub(crate) use devices::moved;
 pub use devices::replicate;
 pub use error::PlanError;

@@ -391,6 +391,7 @@ mod tests {
     /// --nocapture planning_times`.
     #[test]
     #[ignore = "a benchmark"]
+    #[expect(clippy::print_stdout, reason = "a benchmark prints what it measures")]
     fn planning_times() {
         for (layers, pos) in [(8, 20), (16, 40), (32, 80)] {
             let (model, plan) = sweep(layers, pos);
