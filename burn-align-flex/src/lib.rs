@@ -1,4 +1,4 @@
-//! Fast CPU kernels for Burn's backend [`Flex`](burn_flex::Flex), called from code that is generic
+//! Fast CPU kernels for Burn's backend [`Flex`], called from code that is generic
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex,

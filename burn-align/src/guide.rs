@@ -28,4 +28,7 @@ chapters! {
     adding_an_intervention: "11-adding-an-intervention.md",
     adding_a_method: "12-adding-a-method.md",
     errors: "13-errors.md",
+    generation: "14-generation.md",
+    dictionaries: "15-dictionaries.md",
+    attribution: "16-attribution.md",
 }

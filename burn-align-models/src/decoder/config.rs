@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::{Decoder, DecoderFamily};
 use crate::dims::ModelDims;
+use crate::layout::ModelLayout;
 use crate::nn::{
     Activation, NormKind, ParamInit, QkNorm, QkvLayout, RotaryConfig, SelfAttentionConfig,
 };
@@ -151,6 +152,11 @@ impl DecoderConfig {
     pub fn is_windowed(&self, layer: usize) -> bool {
         let window = self.sliding_window.as_ref();
         window.is_some_and(|window| window.layers.get(layer) == Some(&true))
+    }
+
+    /// What such a model is made of.
+    pub fn layout(&self) -> ModelLayout {
+        ModelLayout::transformer(self.dims.clone(), |layer| self.window(layer))
     }
 
     /// How many positions a query of a layer sees, itself included, if fewer than all.

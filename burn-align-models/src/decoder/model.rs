@@ -50,7 +50,7 @@ pub struct Decoder<B: Backend> {
 
 impl<B: Backend> Decoder<B> {
     pub(super) fn new(config: &DecoderConfig, init: &mut ParamInit<'_, B>) -> Self {
-        let dims = config.dims.clone();
+        let dims = &config.dims;
         let (vocab, d_model) = (dims.vocab, dims.d_model);
         Self {
             embedding: init.token_embedding(vocab, d_model),
@@ -66,7 +66,7 @@ impl<B: Backend> Decoder<B> {
                 .then(|| init.linear(d_model, vocab, config.biases.head)),
             head_bias: (config.tie_word_embeddings && config.biases.head)
                 .then(|| init.constant([vocab], 0.0)),
-            layout: ModelLayout::transformer(dims, |layer| config.window(layer)),
+            layout: config.layout(),
             embedding_scale: config.embedding_scale,
             logit_cap: config.logit_cap,
         }

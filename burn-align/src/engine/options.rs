@@ -9,7 +9,7 @@ pub struct RunOptions {
     /// Maximum number of rows (examples of worlds) that go through a layer together. A plan with
     /// more is split into parts, which still share their sources. Default: no limit.
     pub max_rows: Option<usize>,
-    /// Bytes available for activations at a time, as estimated by [`explain`](Plan::explain)
+    /// Bytes available for activations at a time, as estimated by [`explain`](super::Plan::explain)
     /// ([`Explanation::peak_bytes`](super::Explanation::peak_bytes)): without the model's weights,
     /// and without activations kept for gradients. A plan that needs more is split into parts as
     /// with [`max_rows`](Self::max_rows). Default: no limit.
