@@ -1,4 +1,4 @@
-//! Can a model be steered, and only where it should be?
+//! Can a model be steered only where it should be?
 //!
 //! When asked for the capital of a country, the bundled model is made to answer with its language,
 //! in two ways, both at the last token of the prompt, and without changing any weights:
@@ -11,7 +11,7 @@
 //! strength of the vector is the one that works best for both.
 //!
 //! ```sh
-//! cargo run --release --example steering
+//! cargo run --release --example loreft
 //! ```
 //!
 //! Prints how many prompts about new countries get the desired answer: the language for capitals;
@@ -191,8 +191,7 @@ fn steer<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let reft = reft.valid();
 
     // 4. To a folder and back.
-    let temporary =
-        std::env::temp_dir().join(format!("burn-align-steering-{}", std::process::id()));
+    let temporary = std::env::temp_dir().join(format!("burn-align-loreft-{}", std::process::id()));
     let folder = args.output.as_ref().unwrap_or(&temporary);
     let again = saved_and_loaded(&reft, folder, &training[0].inputs);
     if args.output.is_none() {
