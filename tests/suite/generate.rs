@@ -223,6 +223,9 @@ fn rows_end_where_they_should<B: Backend>(device: &B::Device) {
     let options = GenerateOptions::new(12);
     let whole = run(&model, &plan, &worlds, &options).expect("valid");
     assert!(whole.rows.iter().all(|row| row.finish == Finish::Length));
+    let nothing = run(&model, &plan, &worlds, &GenerateOptions::new(0)).expect("valid");
+    assert!(nothing.rows.iter().all(|row| row.tokens.is_empty()));
+    assert_eq!(nothing.rows.len(), 2);
     // The third token of the first row.
     let stop = whole.rows[0].tokens[2];
     let first = |row: usize| {

@@ -128,7 +128,19 @@ pub fn generate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
         .collect();
     generator.check(&prompts)?;
     if options.max_new_tokens == 0 {
-        return Ok(GeneratedTexts { rows: Vec::new() });
+        let mut rows = Vec::new();
+        for id in ids {
+            let examples = 0..prompts.lengths_of(id)?.len();
+            rows.extend(examples.map(|example| GeneratedRow {
+                world: id,
+                example,
+                tokens: Vec::new(),
+                finish: Finish::Length,
+                logits: None,
+                collected: vec![None; options.collect.len()],
+            }));
+        }
+        return Ok(GeneratedTexts { rows });
     }
     let run = prompts.run_to_continue(model, interventions, &ids, &options.run);
     let (results, cached) = run?;

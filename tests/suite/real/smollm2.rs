@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use burn::backend::Flex;
 use burn::tensor::{Int, Tensor};
 use burn_align::engine::{LogitPositions, Plan, RunOptions, Units};
+use burn_align::generate::{GenerateOptions, GeneratedWorld, generate};
 use burn_align::interventions::VanillaIntervention;
 use burn_align::methods::{
     Grid, Mlps, PathPatch, ReceiverInput, SweepGrid, logit_differences, path_patch, probability,
@@ -310,6 +311,24 @@ fn path_patching_is_that_of_hooks() {
         let smallest = cells.clone().min_by(|a, b| a.1.total_cmp(b.1)).map(of);
         let largest = cells.max_by(|a, b| a.1.total_cmp(b.1)).map(of);
         assert_eq!((smallest, largest), (Some((23, 3)), Some((29, 0))));
+    });
+}
+
+/// `generate` of transformers 4.57 goes on like this, from the dequantised weights. llama.cpp, which
+/// rounds activations to 8 bits, says something else after the first sentence.
+#[test]
+fn it_says_what_transformers_says() {
+    with_smollm2(|it| {
+        let ids = it.tokenizer.encode("The capital of France is");
+        let mut plan = Plan::<B>::new();
+        let input = plan.tokens(&tokens(&[&ids.expect("text")]));
+        let world = GeneratedWorld::new(plan.world(input, []));
+        let options = GenerateOptions::new(18);
+        let none: [VanillaIntervention; 0] = [];
+        let texts = generate(&it.model, &none, &plan, &[world], &options, |_| {});
+        let texts = texts.expect("valid");
+        let text = it.tokenizer.decode(&texts.rows[0].tokens).expect("text");
+        assert_eq!(text, " Paris.\n\nThe answer is: 2018-01-2");
     });
 }
 
