@@ -239,7 +239,7 @@ fn assert_same_effects(found: &NodeEffects, expected: &NodeEffects, tolerance: f
     assert_eq!(found.len(), expected.len());
     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
         assert!(
-            (found - expected).abs() <= tolerance,
+            (found - expected).abs() <= tolerance * expected.abs().max(1.0),
             "number {index}: expected {expected}, found {found}"
         );
     }
