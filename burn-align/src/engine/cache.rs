@@ -6,12 +6,15 @@
 //! one part, `[1, kv_head, 5, d_head]`; later ones have what comes before position 3 once, and the rest three
 //! times, `[1, kv_head, 3, d_head]` and `[3, kv_head, 2, d_head]`.
 
+use std::collections::HashMap;
+use std::ptr;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_align_models::{KeysValues, Mixing, Sublayer};
 
 use super::PlanError;
+use super::groups::Groups;
 use super::layout::{Layout, int_tensor};
 use super::plan::{Plan, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule};
@@ -259,16 +262,7 @@ struct Computed<'a, B: Backend> {
 
 impl<B: Backend> Computed<'_, B> {
     /// For each layer that attends: its layout, the groups' first rows by world, and the tensors.
-    fn layers(
-        &self,
-    ) -> impl Iterator<
-        Item = (
-            &Layout,
-            &super::groups::Groups,
-            Option<usize>,
-            &KeysValues<B>,
-        ),
-    > {
+    fn layers(&self) -> impl Iterator<Item = (&Layout, &Groups, Option<usize>, &KeysValues<B>)> {
         let attends = self.pass.stages.iter().filter(|stage| {
             matches!(
                 stage.stage,
@@ -333,7 +327,13 @@ pub(super) fn keep<B: Backend>(
             .collect();
         let start = before.first().map_or(0, |row| row.pos());
         let mut layers = Vec::new();
+        // Where the rows are; the groups of many layers are the same.
+        let mut places: Option<(&Groups, HashMap<WorldId, usize>)> = None;
         for (index, (layout, groups, window, kept)) in computed.layers().enumerate() {
+            let (_, group_of) = match places.take() {
+                Some(known) if ptr::eq(known.0, groups) => places.insert(known),
+                _ => places.insert((groups, groups.by_world())),
+            };
             let mut layer = match before.first() {
                 Some(first) => {
                     let chosen: Vec<usize> = before.iter().map(|row| row.row).collect();
@@ -347,10 +347,7 @@ pub(super) fn keep<B: Backend>(
             };
             let first_rows: Vec<usize> = rows
                 .iter()
-                .map(|(world, example)| {
-                    let group = groups.iter().position(|worlds| worlds.contains(world));
-                    layout.first_row(group.expect("it has run")) + example
-                })
+                .map(|(world, example)| layout.first_row(group_of[world]) + example)
                 .collect();
             let shared = layout.shared(&first_rows, start..len);
             for (range, rows) in [

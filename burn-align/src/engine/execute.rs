@@ -335,12 +335,10 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 Stage::Unembed => {
                     self.unembed(streams.x, streams.normed, current, model);
                     let (plan, schedule) = (self.plan, self.schedule);
-                    let here: Vec<WorldId> = self
-                        .keeping
-                        .iter()
-                        .filter(|world| current.groups.worlds().contains(world))
-                        .copied()
-                        .collect();
+                    let group_of = current.groups.by_world();
+                    let here = self.keeping.iter().copied();
+                    let here: Vec<WorldId> =
+                        here.filter(|world| group_of.contains_key(world)).collect();
                     let kept = whole.take_keys_values();
                     self.rows.extend(keep(plan, schedule, index, &here, &kept));
                     return Ok(());

@@ -61,6 +61,14 @@ impl Groups {
         self.iter().map(|worlds| worlds[0])
     }
 
+    /// The group of each world.
+    pub(super) fn by_world(&self) -> HashMap<WorldId, usize> {
+        let groups = self.iter().enumerate();
+        groups
+            .flat_map(|(index, worlds)| worlds.iter().map(move |world| (*world, index)))
+            .collect()
+    }
+
     /// All worlds.
     pub(super) fn worlds(&self) -> &[WorldId] {
         &self.worlds

@@ -1,6 +1,6 @@
 //! Edits and reads of many worlds at once.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, Tap};
@@ -39,7 +39,7 @@ pub(super) struct LockstepTap<'r, 'a, B: Backend, I> {
     stage: &'a StageGroups,
     /// A world of each group.
     worlds: Vec<WorldId>,
-    group_of: BTreeMap<WorldId, usize>,
+    group_of: HashMap<WorldId, usize>,
 }
 
 impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
@@ -49,7 +49,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
             work: BTreeMap::new(),
             stage,
             worlds: Vec::new(),
-            group_of: BTreeMap::new(),
+            group_of: HashMap::new(),
         };
         let (plan, schedule, whole) = (tap.run.plan, tap.run.schedule, tap.run.whole);
         let reads = schedule
@@ -66,10 +66,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
             return tap;
         }
         tap.worlds = stage.groups.firsts().collect();
-        let groups = stage.groups.iter().enumerate();
-        tap.group_of = groups
-            .flat_map(|(index, worlds)| worlds.iter().map(move |world| (*world, index)))
-            .collect();
+        tap.group_of = stage.groups.by_world();
         for (group, world, index) in &stage.edits {
             let edit = &plan.worlds[world.0].edits[*index];
             let work = tap.work.entry(edit.site).or_default();

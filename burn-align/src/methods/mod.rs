@@ -14,6 +14,7 @@ mod grid;
 pub mod lens;
 mod metric;
 mod path_patching;
+mod saved_site;
 mod sweep;
 
 pub use ablation::{Ablation, AblationError, ablate, mean_activations, resample_donors};

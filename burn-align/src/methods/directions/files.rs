@@ -5,7 +5,6 @@ use std::io;
 use std::path::Path;
 
 use burn_align_models::files::{Replacement, cut_off};
-use burn_align_models::{Component, Site};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +12,7 @@ use super::{
     Direction, DirectionMethod, DirectionNorms, DirectionProvenance, LoadDirectionError,
     SaveDirectionError, Separation,
 };
+use crate::methods::saved_site::SavedSite;
 
 const DESCRIPTION: &str = "direction.json";
 const TENSORS: &str = "direction.safetensors";
@@ -28,53 +28,6 @@ struct Description {
     separation: Separation,
     control: Separation,
     provenance: DirectionProvenance,
-}
-
-/// `"embedding"`, `"final_norm"`, or `{"block": {"layer": 4, "component": "block_output"}}`.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum SavedSite {
-    Embedding,
-    Block(SavedBlock),
-    FinalNorm,
-}
-
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SavedBlock {
-    layer: usize,
-    component: String,
-}
-
-impl From<Site> for SavedSite {
-    fn from(site: Site) -> Self {
-        match site {
-            Site::Embedding => Self::Embedding,
-            Site::Block(layer, component) => Self::Block(SavedBlock {
-                layer,
-                component: component.name().to_owned(),
-            }),
-            Site::FinalNorm => Self::FinalNorm,
-        }
-    }
-}
-
-impl SavedSite {
-    fn site(&self) -> Result<Site, String> {
-        Ok(match self {
-            Self::Embedding => Site::Embedding,
-            Self::Block(SavedBlock { layer, component }) => {
-                let component: Component =
-                    component
-                        .parse()
-                        .map_err(|error: burn_align_models::UnknownComponent| {
-                            format!("site: {error}")
-                        })?;
-                Site::Block(*layer, component)
-            }
-            Self::FinalNorm => Site::FinalNorm,
-        })
-    }
 }
 
 impl Direction {
@@ -140,7 +93,10 @@ impl Direction {
             .map_err(|error| bad(format!("expected the description of a direction: {error}")))?;
         Ok(Self {
             vector: read_vector(&folder.join(TENSORS))?,
-            site: description.site.site().map_err(bad)?,
+            site: description
+                .site
+                .site()
+                .map_err(|error| bad(format!("site: {error}")))?,
             method: description.method,
             norms: description.norms,
             separation: description.separation,

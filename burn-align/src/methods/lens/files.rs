@@ -6,13 +6,14 @@ use std::path::Path;
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_align_models::Site;
 use burn_align_models::files::{Replacement, cut_off};
-use burn_align_models::{Component, Site, UnknownComponent};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 
 use super::{LoadLensError, SaveLensError, Translator, TunedLens};
 use crate::engine::read_numbers;
+use crate::methods::saved_site::SavedSite;
 
 const DESCRIPTION: &str = "tuned_lens.json";
 const TENSORS: &str = "tuned_lens.safetensors";
@@ -26,47 +27,6 @@ struct Description {
     format: u32,
     d_model: usize,
     sites: Vec<SavedSite>,
-}
-
-/// `"embedding"`, `"final_norm"`, or `{"block": {"layer": 4, "component": "block_output"}}`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum SavedSite {
-    Embedding,
-    Block(SavedBlock),
-    FinalNorm,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SavedBlock {
-    layer: usize,
-    component: String,
-}
-
-impl From<Site> for SavedSite {
-    fn from(site: Site) -> Self {
-        match site {
-            Site::Embedding => Self::Embedding,
-            Site::Block(layer, component) => Self::Block(SavedBlock {
-                layer,
-                component: component.name().to_owned(),
-            }),
-            Site::FinalNorm => Self::FinalNorm,
-        }
-    }
-}
-
-impl SavedSite {
-    fn site(&self) -> Result<Site, UnknownComponent> {
-        Ok(match self {
-            Self::Embedding => Site::Embedding,
-            Self::Block(SavedBlock { layer, component }) => {
-                Site::Block(*layer, component.parse::<Component>()?)
-            }
-            Self::FinalNorm => Site::FinalNorm,
-        })
-    }
 }
 
 /// Names of a translator's tensors.
