@@ -1,6 +1,6 @@
 //! The parts that models are made of: attention, norms, rotary embeddings, projections, dense or
-//! quantised. They run on suffixes of rows and take the fast paths of the backend, so a model
-//! outside of this crate that is made of them is as fast as one inside.
+//! quantised. They run on suffixes of rows and take the fast paths of the backend, also in
+//! a model outside of this crate.
 
 mod activation;
 mod attention;

@@ -85,7 +85,8 @@ impl<B: Backend> Plan<B> {
     }
 
     /// Runs all worlds in lockstep, and keeps the keys and values of some, so that they can be continued
-    /// with more tokens. Each of these must have logits read. Gives the results, and for each of these
+    /// with more tokens. They are not part of the memory budget, and live as long as the rows. Each of these
+    /// worlds must have logits read. Gives the results, and for each of these
     /// worlds a row for each example, in order.
     ///
     /// # Errors

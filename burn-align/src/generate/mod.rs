@@ -49,6 +49,7 @@
 //! # }
 //! ```
 
+mod check;
 mod edits;
 mod error;
 mod options;

@@ -3,11 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{AlignableTransformer, TokenBatch};
+use burn_align_models::AlignableTransformer;
 
-use super::{
-    AtLimit, GenerateError, GenerateOptions, GeneratedWorld, Sampler, StepEdit, StepOperand,
-};
+use super::{GenerateError, GenerateOptions, GeneratedWorld, Sampler, StepEdit, StepOperand};
 use crate::engine::{
     CachedRow, Edit, Indices, LogitPositions, Operand, Plan, ReadId, Results, Units, WorldId,
     read_numbers,
@@ -169,146 +167,20 @@ pub fn generate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     })
 }
 
-struct Generator<'a, B: Backend, M, I> {
-    model: &'a M,
-    interventions: &'a [I],
-    worlds: &'a [GeneratedWorld<B>],
-    options: &'a GenerateOptions,
+pub(super) struct Generator<'a, B: Backend, M, I> {
+    pub(super) model: &'a M,
+    pub(super) interventions: &'a [I],
+    pub(super) worlds: &'a [GeneratedWorld<B>],
+    pub(super) options: &'a GenerateOptions,
     /// The index of each world.
-    place: BTreeMap<WorldId, usize>,
+    pub(super) place: BTreeMap<WorldId, usize>,
 }
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B, M, I> {
-    fn check(&self, plan: &Plan<B>) -> Result<(), GenerateError> {
-        let options = self.options;
-        options
-            .sampling
-            .validate()
-            .map_err(|cause| GenerateError::Sampling {
-                row: None,
-                step: 0,
-                cause,
-            })?;
-        if self.worlds.is_empty() {
-            return Err(GenerateError::NoWorlds);
-        }
-        if let Some((_, texts)) = &options.stop_texts
-            && texts.iter().any(String::is_empty)
-        {
-            return Err(GenerateError::EmptyStopText);
-        }
-        let (mut seen, mut row) = (BTreeSet::new(), 0);
-        for world in self.worlds {
-            let index = world.world.index();
-            if !seen.insert(world.world) {
-                return Err(GenerateError::RepeatedWorld { world: index });
-            }
-            let lengths = plan.lengths_of(world.world)?;
-            let batch = lengths.len();
-            if !world.streams.is_empty() && world.streams.len() != batch {
-                return Err(GenerateError::Streams {
-                    world: index,
-                    expected: batch,
-                    found: world.streams.len(),
-                });
-            }
-            for prompt in lengths {
-                if let (Some(max_positions), AtLimit::Refuse) =
-                    (self.model.dims().max_positions, options.at_limit)
-                    && prompt + options.max_new_tokens > max_positions
-                {
-                    return Err(GenerateError::TooLong {
-                        row,
-                        prompt,
-                        new: options.max_new_tokens,
-                        max_positions,
-                    });
-                }
-                row += 1;
-            }
-            for edit in &world.edits {
-                self.check_edit(plan, index, batch, edit)?;
-            }
-        }
-        self.check_steps(plan)
-    }
-
-    fn check_edit(
-        &self,
-        plan: &Plan<B>,
-        world: usize,
-        batch: usize,
-        edit: &StepEdit<B>,
-    ) -> Result<(), GenerateError> {
-        let steps = self.options.max_new_tokens.saturating_sub(1);
-        if let Some(found) = edit.step.filter(|step| *step >= steps) {
-            return Err(GenerateError::NoSuchStep {
-                world,
-                found,
-                steps,
-            });
-        }
-        match &edit.operand {
-            StepOperand::None => Ok(()),
-            StepOperand::Constant(values) => {
-                let found = values.dims();
-                let [rows, units, _] = found;
-                match units == 1 && (rows == 1 || rows == batch) {
-                    true => Ok(()),
-                    false => Err(GenerateError::Operand {
-                        world,
-                        batch,
-                        found,
-                    }),
-                }
-            }
-            StepOperand::World { world: source, .. } => {
-                let is_generated = self.place.contains_key(source);
-                match is_generated && plan.lengths_of(*source)?.len() == batch {
-                    true => Ok(()),
-                    false => Err(GenerateError::OperandWorld {
-                        world,
-                        found: source.index(),
-                    }),
-                }
-            }
-        }
-    }
-
-    /// Checks edits and reads of steps against the model: as a plan with one token for each row.
-    fn check_steps(&self, prompts: &Plan<B>) -> Result<(), GenerateError> {
-        let mut plan = Plan::new();
-        let token = TokenBatch::new(vec![vec![0]]).map_err(GenerateError::StopText)?;
-        let input = plan.tokens(&token);
-        let mut firsts = Vec::new();
-        let mut count = 0;
-        for world in self.worlds {
-            firsts.push(count);
-            count += prompts.lengths_of(world.world)?.len();
-        }
-        let ids = plan.upcoming_worlds(count);
-        for (place, world) in self.worlds.iter().enumerate() {
-            let end = firsts.get(place + 1).copied().unwrap_or(count);
-            for example in 0..end - firsts[place] {
-                let source = |place: usize| Some((ids[firsts[place] + example], 0));
-                let edits = world.edits.iter();
-                let edits =
-                    edits.filter_map(|edit| self.edit(&mut plan, edit, example, 0, &source));
-                let edits: Vec<Edit> = edits.collect();
-                let id = plan.world(input, edits);
-                for (site, heads) in &self.options.collect {
-                    plan.read(id, *site, units(0, heads));
-                }
-                plan.read_logits(id, LogitPositions::Last);
-            }
-        }
-        Ok(plan.check(self.model, self.interventions)?)
-    }
-
     /// An edit of a row at a position, if its operand is there.
     ///
     /// - source: gives the world and the position of the same example of another generated world
-    fn edit(
+    pub(super) fn edit(
         &self,
         plan: &mut Plan<B>,
         edit: &StepEdit<B>,
@@ -438,7 +310,11 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
             return Ok(Some(Finish::StopToken(token)));
         }
         if let Some((tokenizer, texts)) = &self.options.stop_texts {
-            let text = tokenizer.decode(new).map_err(GenerateError::StopText)?;
+            // A text has no more tokens than bytes, and one that has just been completed has the last
+            // token. The first token's text may depend on the one before.
+            let longest = texts.iter().map(String::len).max().unwrap_or(0);
+            let tail = &new[new.len().saturating_sub(longest + 1)..];
+            let text = tokenizer.decode(tail).map_err(GenerateError::StopText)?;
             if let Some(found) = texts.iter().find(|stop| text.contains(*stop)) {
                 return Ok(Some(Finish::StopText(found.clone())));
             }
@@ -534,7 +410,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
 }
 
 /// Some heads at one position.
-fn units(position: usize, heads: &Indices) -> Units {
+pub(super) fn units(position: usize, heads: &Indices) -> Units {
     Units {
         heads: heads.clone(),
         ..Units::position(position)

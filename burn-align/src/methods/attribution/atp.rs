@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor};
 use burn_align_models::{AlignableTransformer, Component, Site, SublayerOutput};
 
 use super::check::check_tracked;
-use super::gradients::{CUT, Part, check_metric, numbers_of, size_of};
+use super::gradients::{CUT, Part, check_metrics, numbers_of, size_of};
 use super::memory::{row_bytes, rows_at_once};
 use super::parts::{logit_count, parts, plan_of};
 use super::probes::sizes;
@@ -219,14 +219,8 @@ where
             effects.extend(sums.into_iter().map(|sum| sum / share));
         }
     }
-    check_metric::<A, M, T>(model, patching.base(), metric, &found.base, &options.run)?;
-    check_metric::<A, M, T>(
-        model,
-        patching.source(),
-        metric,
-        &found.source,
-        &options.run,
-    )?;
+    let ends = [&found.base[..], &found.source];
+    check_metrics::<A, M, T>(model, patching, metric, ends, &options.run)?;
     found.check_finite()?;
     Ok(found)
 }

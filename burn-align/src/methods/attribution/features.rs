@@ -7,7 +7,7 @@ use burn_align_models::{AlignableTransformer, Site};
 
 use super::check::{check_patching, check_tracked};
 use super::exact::measure;
-use super::gradients::{ADD, Part, check_metric, interventions, numbers_of, size_of};
+use super::gradients::{ADD, Part, check_metrics, interventions, numbers_of, size_of};
 use super::memory::{row_bytes, rows_at_once, unlimited};
 use super::parts::{logit_count, parts, plan_of, sites_of};
 use super::probes::sizes;
@@ -147,8 +147,8 @@ where
         let error = error.reshape([batch, row / batch * width]).sum_dim(1);
         found.error.extend(read_numbers(error)?);
     }
-    check_metric::<A, M, T>(model, patching.base(), metric, &found.base, options)?;
-    check_metric::<A, M, T>(model, patching.source(), metric, &found.source, options)?;
+    let ends = [&found.base[..], &found.source];
+    check_metrics::<A, M, T>(model, patching, metric, ends, options)?;
     let numbers = found.effects.iter().zip(&found.error);
     for (example, (effects, error)) in numbers.enumerate() {
         if !error.is_finite() || effects.iter().any(|effect| !effect.is_finite()) {

@@ -8,7 +8,7 @@ use super::check::check_input;
 use super::memory::{row_bytes, rows_at_once, unlimited};
 use super::parts::{logit_count, parts, plan_of, positions_of, sites_of};
 use super::probes::sizes;
-use super::{AttributionError, Metric, Probes};
+use super::{AttributionError, Metric, Patching, Probes};
 use crate::engine::{
     Edit, Indices, InputId, Plan, PlanError, RunOptions, Units, WorldInput, read_numbers,
 };
@@ -224,7 +224,7 @@ pub(super) fn numbers_of<B: Backend, M: AlignableTransformer<B>>(
 }
 
 /// Fails if the metric of a run is not finite, and says where that begins.
-pub(super) fn check_metric<A, M, T>(
+fn check_metric<A, M, T>(
     model: &M,
     input: &WorldInput<A::InnerBackend>,
     metric: &T,
@@ -249,6 +249,23 @@ where
         what: "the metric".to_owned(),
         example,
     })
+}
+
+/// [`check_metric`] of base and source.
+pub(super) fn check_metrics<A, M, T>(
+    model: &M,
+    patching: &Patching<A::InnerBackend>,
+    metric: &T,
+    [base, source]: [&[f64]; 2],
+    options: &RunOptions,
+) -> Result<(), AttributionError>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A>,
+    T: Metric,
+{
+    check_metric::<A, M, T>(model, patching.base(), metric, base, options)?;
+    check_metric::<A, M, T>(model, patching.source(), metric, source, options)
 }
 
 /// What is read of a part, as it would be read of the whole batch: with zeros for positions that

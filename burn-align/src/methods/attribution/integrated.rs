@@ -8,7 +8,7 @@ use burn_align_models::{AlignableTransformer, Site};
 
 use super::atp::{SiteList, difference};
 use super::check::check_tracked;
-use super::gradients::{ADD, Part, REPLACE, check_metric, interventions, numbers_of, size_of};
+use super::gradients::{ADD, Part, REPLACE, check_metrics, interventions, numbers_of, size_of};
 use super::memory::{row_bytes, rows_at_once, unlimited};
 use super::parts::{logit_count, parts, plan_of, positions_of, sites_of};
 use super::{AttributionError, Metric, NodeEffects, Patching, Probes};
@@ -182,14 +182,8 @@ where
             all.extend(part);
         }
     }
-    check_metric::<A, M, T>(model, patching.base(), metric, &found.base, &options.run)?;
-    check_metric::<A, M, T>(
-        model,
-        patching.source(),
-        metric,
-        &found.source,
-        &options.run,
-    )?;
+    let ends = [&found.base[..], &found.source];
+    check_metrics::<A, M, T>(model, patching, metric, ends, &options.run)?;
     found.check_finite()?;
     Ok(found)
 }
