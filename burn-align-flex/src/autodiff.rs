@@ -241,6 +241,11 @@ fn recognise_any<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tracked,
         .map_err(|x| Tensor::from_primitive(TensorPrimitive::Float(x)))
 }
 
+/// A tensor without a gradient, of the autodiff backend on Flex.
+pub(super) fn constant<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
+    generic(Tracked::new(x))
+}
+
 /// The inverse of [`recognise`].
 fn generic<B: Backend, const D: usize>(x: Tracked) -> Tensor<B, D> {
     let x = cast(x).unwrap_or_else(|_| unreachable!("the backend has been recognised"));

@@ -146,22 +146,36 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
     });
 }
 
-/// Applies `f` to every element. Rotates pairs of the first and the second half of each row by the
-/// angles of its position, or by `sign` times them; positions are consecutive, and start over after
-/// the last one.
+/// Rotates pairs of the first and the second half of each row by the angles of its position, or by
+/// `sign` times them; positions are consecutive, and start over after the last one.
 ///
 /// - cos, sin: a row of half as many elements for each position
 pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], half: usize, sign: f32) {
     per_row(x, 2 * half, move |index, row| {
         let start = index * half % cos.len();
+        rotate_pairs(row, &cos[start..][..half], &sin[start..][..half], sign);
+    });
+}
+
+/// [`rotate`], with the vectors of several heads for each position.
+pub(super) fn rotate_tokens(x: &mut [f32], cos: &[f32], sin: &[f32], [heads, half]: [usize; 2]) {
+    per_row(x, 2 * half * heads, move |index, row| {
+        let start = index * half % cos.len();
         let (cos, sin) = (&cos[start..][..half], &sin[start..][..half]);
-        let (first, second) = row.split_at_mut(half);
-        for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
-            let (a, b, sin) = (*first, *second, sign * sin);
-            *first = a * cos - b * sin;
-            *second = b * cos + a * sin;
+        for head in row.chunks_exact_mut(2 * half) {
+            rotate_pairs(head, cos, sin, 1.0);
         }
     });
+}
+
+#[inline(always)]
+fn rotate_pairs(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let (first, second) = row.split_at_mut(cos.len());
+    for (((first, second), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+        let (a, b, sin) = (*first, *second, sign * sin);
+        *first = a * cos - b * sin;
+        *second = b * cos + a * sin;
+    }
 }
 
 fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
@@ -243,7 +257,7 @@ fn softmax(row: &mut [f32], seen: Range<usize>, scale: f32) {
 
 /// Folds the elements in several lanes, then folds the lanes.
 #[inline(always)]
-fn fold(
+pub(super) fn fold(
     row: &[f32],
     start: f32,
     step: impl Fn(f32, f32) -> f32,
@@ -301,7 +315,7 @@ fn logistic(x: f32) -> f32 {
 ///
 /// `eˣ = 2ⁿ eʳ` with `|r| ≤ ln 2 / 2`; the polynomial is that of the Cephes library (Moshier).
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(super) fn exp(x: f32) -> f32 {
     const LEAST: f32 = -87.336_54;
     const MOST: f32 = 88.0;
     // Adding it rounds to a whole number, which is then in the lowest bits.

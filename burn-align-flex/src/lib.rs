@@ -29,6 +29,8 @@
 //! where queries meet keys), `head`, `d_head` (features of a head), `width` (features), `row` (rows
 //! of a product).
 
+mod aligned;
+mod attention;
 mod autodiff;
 mod kernels;
 mod product;
@@ -36,18 +38,21 @@ mod recognise;
 mod strided;
 #[cfg(test)]
 mod tests;
+mod tiles;
 
 use std::any::TypeId;
 use std::ops::Range;
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorMetadata, backend::Backend};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
+pub use attention::Attention;
+use attention::{Before, Rows, Vectors};
 use autodiff::{Gradient, Saved};
-use recognise::{constant, generic, in_place, recognise_any, recognise_view};
+use recognise::{constant, generic, in_place, recognise_any, recognise_view, untracked, wrapped};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.
 ///
@@ -172,6 +177,189 @@ pub fn causal_softmax<B: Backend>(
     )
 }
 
+/// Rows that attend with the same numbers of keys and queries, after positions that they share with
+/// others. The keys of all rows lie one after the other, and so do their queries.
+#[derive(Clone, Debug)]
+pub struct AttendingRows<'a, B: Backend> {
+    /// Number of rows.
+    pub rows: usize,
+    /// Keys of a row's own.
+    pub len: usize,
+    /// Queries of a row: those of the last of its own keys.
+    pub queries: usize,
+    /// Keys and values before them.
+    pub before: KeysBefore<'a, B>,
+}
+
+/// Where the keys and values are that come before those of some rows. Each of them is continued by
+/// the same number of rows, which are adjacent.
+#[derive(Clone, Debug)]
+pub enum KeysBefore<'a, B: Backend> {
+    /// There are none.
+    None,
+    /// Some tokens of the same keys and values.
+    Tokens {
+        /// Number of rows that are continued.
+        rows: usize,
+        /// Indices of the tokens, `[rows * pos]`, row by row.
+        tokens: &'a Tensor<B, 1, Int>,
+    },
+    /// Parts, in the order of their positions: keys and values, `[row, kv_head, pos, d_head]`.
+    Parts(Vec<[&'a Tensor<B, 4>; 2]>),
+}
+
+/// `softmax(scale · q kᵀ) v`, where each query sees its own key and those before it. Each key-value
+/// head is shared by `head / kv_head` adjacent query heads.
+///
+/// # Shapes
+/// - queries, output: `[batch, head, q_pos, d_head]`; the last query sees up to the last key
+/// - keys, values: `[batch, kv_head, k_pos, d_head]`
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them, or if they have gradients.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn attend<B: Backend>(
+    [q, k, v]: [Tensor<B, 4>; 3],
+    how: &Attention,
+) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
+    let [batch, heads, queries, d_head] = q.dims();
+    let [_batch, kv_heads, len, _d_head] = k.dims();
+    assert_eq!([k.dims(), v.dims()], [[batch, kv_heads, len, d_head]; 2]);
+    assert!(queries <= len, "{queries} queries of {len} keys");
+    assert!(
+        heads.is_multiple_of(kv_heads),
+        "{heads} heads of {kv_heads}"
+    );
+    let known = [&q, &k, &v].map(untracked);
+    let [Some(query), Some(keys), Some(values)] = &known else {
+        return Err([q, k, v]);
+    };
+    let [of_queries, of_keys, of_values] = [query, keys, values].map(strided::in_vectors);
+    let rows = Rows {
+        rows: batch,
+        queries,
+        len,
+        q: vectors(&of_queries),
+        keys: vectors(&of_keys),
+        values: vectors(&of_values),
+        before: Vec::new(),
+    };
+    let mixed = attention::attend(&[rows], [heads, kv_heads, d_head], how);
+    Ok(wrapped(strided::by_head(
+        mixed,
+        [batch, queries, heads, d_head],
+    )))
+}
+
+/// [`attend`] of rows that continue others.
+///
+/// # Shapes
+/// - queries, output: `[1, head, query, d_head]`, those of all rows
+/// - keys, values: `[1, kv_head, token, d_head]`, the own ones of all rows
+///
+/// `None` where [`attend`] would return its arguments.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn attend_after<B: Backend>(
+    [q, k, v]: [&Tensor<B, 4>; 3],
+    classes: &[AttendingRows<'_, B>],
+    how: &Attention,
+) -> Option<Tensor<B, 4>> {
+    let [_one, heads, queries, d_head] = q.dims();
+    let [_one, kv_heads, _token, _d_head] = k.dims();
+    let [q, k, v] = [q, k, v].map(|x| untracked(x).map(|x| strided::in_vectors(&x)));
+    let [q, k, v] = [q?, k?, v?];
+    // What comes before, for as long as it is read.
+    let mut parts = Vec::new();
+    for class in classes {
+        let mut own = Vec::new();
+        if let KeysBefore::Parts(before) = &class.before {
+            for [keys, values] in before {
+                own.push([keys, values].map(|x| untracked(x).map(|x| strided::in_vectors(&x))));
+            }
+        }
+        let known: Option<Vec<[FlexTensor; 2]>> = own
+            .into_iter()
+            .map(|[keys, values]| Some([keys?, values?]))
+            .collect();
+        parts.push(known?);
+    }
+    let (mut first_key, mut first_query) = (0, 0);
+    let mut rows = Vec::with_capacity(classes.len());
+    for (class, parts) in classes.iter().zip(&parts) {
+        let before = match &class.before {
+            KeysBefore::None => Vec::new(),
+            KeysBefore::Tokens { rows, tokens } => {
+                let tokens: Vec<usize> = tokens
+                    .to_data()
+                    .iter::<i64>()
+                    .map(|token| token as usize)
+                    .collect();
+                vec![Before {
+                    rows: *rows,
+                    count: tokens.len() / rows,
+                    keys: vectors(&k),
+                    values: vectors(&v),
+                    tokens: Some(tokens),
+                }]
+            }
+            KeysBefore::Parts(_) => {
+                let parts = parts.iter().map(|[keys, values]| {
+                    let [rows, _kv_head, count, _d_head] = keys.shape().dims();
+                    Before {
+                        rows,
+                        count,
+                        keys: vectors(keys),
+                        values: vectors(values),
+                        tokens: None,
+                    }
+                });
+                parts.collect()
+            }
+        };
+        rows.push(Rows {
+            rows: class.rows,
+            queries: class.queries,
+            len: class.len,
+            q: from_token(vectors(&q), first_query, class.queries),
+            keys: from_token(vectors(&k), first_key, class.len),
+            values: from_token(vectors(&v), first_key, class.len),
+            before,
+        });
+        first_key += class.rows * class.len;
+        first_query += class.rows * class.queries;
+    }
+    let mixed = attention::attend(&rows, [heads, kv_heads, d_head], how);
+    Some(wrapped(strided::by_head(
+        mixed,
+        [1, queries, heads, d_head],
+    )))
+}
+
+/// The vectors of `[row, head, token, d_head]`.
+fn vectors(x: &FlexTensor) -> Vectors<'_> {
+    let layout = x.layout();
+    let stride = |axis: usize| layout.strides()[axis] as usize;
+    Vectors {
+        elements: x.storage(),
+        start: layout.start_offset(),
+        strides: [0, 1, 2].map(stride),
+    }
+}
+
+/// Rows of this many tokens each, which lie one after the other from `first` on.
+fn from_token(x: Vectors<'_>, first: usize, len: usize) -> Vectors<'_> {
+    let [_of_row, of_head, of_token] = x.strides;
+    Vectors {
+        start: x.start + first * of_token,
+        strides: [len * of_token, of_head, of_token],
+        ..x
+    }
+}
+
 /// Rotates the pairs `(x[i], x[i + d_head / 2])` by the angles of their positions.
 ///
 /// # Shapes
@@ -196,11 +384,23 @@ pub fn rotate<B: Backend>(
     let (Some(cos), Some(sin)) = (constant(cos), constant(sin)) else {
         return Err(x);
     };
-    in_place(
-        x,
-        |x| kernels::rotate(x, cos.storage(), sin.storage(), half, 1.0),
-        |_, _| Saved::Rotation(cos.clone(), sin.clone()),
-    )
+    let x = match recognise_view(x) {
+        Ok(x) => {
+            // Heads come from projections, in which those of a token lie side by side.
+            let [_batch, heads, _pos, _d_head] = x.shape().dims();
+            let mut x = strided::contiguous(x.transpose(1, 2));
+            let (cos, sin) = (cos.storage(), sin.storage());
+            kernels::rotate_tokens(x.storage_mut(), cos, sin, [heads, half]);
+            return Ok(generic(x.transpose(1, 2)));
+        }
+        Err(x) => x,
+    };
+    let run = |x: FlexTensor| {
+        let mut x = strided::contiguous(x);
+        kernels::rotate(x.storage_mut(), cos.storage(), sin.storage(), half, 1.0);
+        x
+    };
+    autodiff::apply(x, run, |_, _| Saved::Rotation(cos.clone(), sin.clone()))
 }
 
 /// `x / √(mean(x²) + ε)` over the last axis.

@@ -1,7 +1,8 @@
 //! From a tensor of a generic backend to one of Flex, and back, in safe code.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 use burn_flex::FlexTensor;
 
@@ -45,6 +46,25 @@ pub(super) fn constant<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<F
     };
     let x = autodiff::recognise(x).ok()?;
     Some(strided::contiguous(x.primitive))
+}
+
+/// The tensor, with any strides and whether or not the backend differentiates; `None` unless it is an
+/// f32 tensor on Flex without a gradient.
+pub(super) fn untracked<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
+    let x = match recognise_view(x.clone()) {
+        Ok(x) => return Some(x),
+        Err(x) => x,
+    };
+    let x = autodiff::recognise(x).ok()?;
+    x.node.requirement.is_none().then_some(x.primitive)
+}
+
+/// The inverse of [`untracked`].
+pub(super) fn wrapped<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
+    match TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>() {
+        true => generic(x),
+        false => autodiff::constant(x),
+    }
 }
 
 /// Like [`recognise`], with any strides.

@@ -37,6 +37,20 @@ pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(copy, sizes))
 }
 
+/// The tensor, or a copy, so that the features of a vector lie side by side.
+pub(super) fn in_vectors(x: &FlexTensor) -> FlexTensor {
+    let strides = x.layout().strides();
+    match strides.last() == Some(&1) && strides.iter().all(|stride| *stride >= 0) {
+        true => x.clone(),
+        false => contiguous(x.clone()),
+    }
+}
+
+/// Vectors in the order `[batch, pos, head, d_head]`, as `[batch, head, pos, d_head]`.
+pub(super) fn by_head(vectors: Vec<f32>, sizes: [usize; 4]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(vectors, sizes)).transpose(1, 2)
+}
+
 /// The offset of the vector with this index, in row-major order of the axes before the last one.
 fn first_of(x: &FlexTensor, outer: &[usize], mut index: usize) -> usize {
     let layout = x.layout();

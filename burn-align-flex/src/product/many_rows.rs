@@ -15,11 +15,10 @@ use std::ops::Range;
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::aligned::Aligned;
 use super::elements::Elements;
+use crate::aligned::Aligned;
+use crate::tiles::{VECTORS, rows_of_tile, with_rows};
 
-/// Vectors of a row of a tile.
-const VECTORS: usize = 2;
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
 /// Maximum number of elements in a row of a tile.
@@ -37,22 +36,6 @@ const SMALL: usize = 1 << 20;
 
 /// Maximum number of elements of packed rows whose memory is kept.
 const MOST_KEPT: usize = 1 << 22;
-
-/// Calls something whose `const` parameter is the number of rows of a block.
-macro_rules! with_rows {
-    ($rows:expr, |$name:ident| $body:expr) => {
-        with_rows!($rows, $name, $body, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-    };
-    ($rows:expr, $name:ident, $body:expr, $($count:literal)+) => {
-        match $rows {
-            $($count => {
-                const $name: usize = $count;
-                $body
-            })+
-            _ => unreachable!("blocks have no more rows than tiles"),
-        }
-    };
-}
 
 // Allocating each time would cost as much as filling the memory, and would stall all threads.
 thread_local! {
@@ -176,7 +159,6 @@ struct Tiles {
     width: usize,
 }
 
-/// As many sums as fit into the registers together with what is read.
 struct TileShape;
 
 impl WithSimd for TileShape {
@@ -184,12 +166,8 @@ impl WithSimd for TileShape {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) -> Tiles {
-        let registers = match S::F32_LANES == MOST_LANES || cfg!(target_arch = "aarch64") {
-            true => 32,
-            false => 16,
-        };
         Tiles {
-            rows: registers / VECTORS - 2,
+            rows: rows_of_tile::<S>(),
             width: VECTORS * S::F32_LANES,
         }
     }

@@ -6,7 +6,6 @@
 //! by part into the order in which it is needed. All of them add the features in order to the bias,
 //! so a row's result is the same to the bit whatever it is batched with.
 
-mod aligned;
 mod blocks;
 mod elements;
 mod few_rows;

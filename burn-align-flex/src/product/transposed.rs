@@ -9,8 +9,8 @@ use std::cell::RefCell;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::aligned::Aligned;
 use super::elements::Elements;
+use crate::aligned::Aligned;
 
 /// Maximum number of rows that are faster here than with a copied weight.
 pub(super) const MOST_ROWS: usize = 160;

@@ -11,6 +11,9 @@ use crate::site::{Component, Site};
 use crate::suffixes::{Prefixes, SuffixClass, Suffixes};
 use crate::tap::NoTap;
 
+#[cfg(feature = "flex")]
+use super::flex::{AttendingRows, KeysBefore};
+
 /// `[batch, pos, head * d_head]` → `[batch, head, pos, d_head]`.
 pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
     head_part(x, heads, 0..heads)
@@ -75,9 +78,59 @@ pub fn attend<B: Backend>(
 ) -> Tensor<B, 4> {
     let pass = cx.pass();
     pass.keep(how.layer, [&k, &v]);
+    #[cfg(feature = "flex")]
+    let [q, k, v] = match attend_fast([q, k, v], how, cx) {
+        Ok(mixed) => return mixed,
+        Err(heads) => heads,
+    };
     match pass.suffixes() {
         Some(suffixes) => attend_suffixes(&q, &k, &v, how, pass, suffixes),
         None => attend_rows(q, k, v, how, cx),
+    }
+}
+
+/// [`attend`] by the kernel for the CPU, where there is one, the backend's own is not asked for, scores
+/// and weights are not tapped, and nothing has gradients.
+#[cfg(feature = "flex")]
+fn attend_fast<B: Backend>(
+    heads: [Tensor<B, 4>; 3],
+    how: &Attend,
+    cx: &Cx<'_, B>,
+) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
+    let kernel = super::flex::Attention {
+        scale: how.scale,
+        cap: how.cap,
+        window: how.window,
+    };
+    let Some(suffixes) = cx.pass().suffixes() else {
+        return match how.fused || cx.wants_attention_pattern(how.layer) {
+            true => Err(heads),
+            false => super::flex::attend(heads, &kernel),
+        };
+    };
+    let classes = suffixes.classes.iter();
+    let classes: Vec<_> = classes
+        .map(|class| AttendingRows {
+            rows: class.rows,
+            len: class.len(),
+            queries: class.pos - class.queries,
+            before: match &class.prefixes {
+                None => KeysBefore::None,
+                Some(Prefixes::Here { rows, tokens }) => KeysBefore::Tokens {
+                    rows: *rows,
+                    tokens,
+                },
+                Some(Prefixes::Kept(layers)) => {
+                    let kept = layers.iter().filter(|kept| kept.layer == how.layer);
+                    KeysBefore::Parts(kept.map(|kept| [&kept.keys, &kept.values]).collect())
+                }
+            },
+        })
+        .collect();
+    let [q, k, v] = &heads;
+    match super::flex::attend_after([q, k, v], &classes, &kernel) {
+        Some(mixed) => Ok(mixed),
+        None => Err(heads),
     }
 }
 

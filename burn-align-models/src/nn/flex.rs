@@ -12,8 +12,9 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::Activation;
 
 pub(super) use burn_align_flex::{
-    affine, affine_quantized, causal_softmax, head_part, layer_norm, merge_heads,
-    multiplies_quantized, root_mean_square, rotate, rows_of, tokens_of,
+    AttendingRows, Attention, KeysBefore, affine, affine_quantized, attend, attend_after,
+    causal_softmax, head_part, layer_norm, merge_heads, multiplies_quantized, root_mean_square,
+    rotate, rows_of, tokens_of,
 };
 
 /// Applies `activation` to every element, if there is a kernel for it.

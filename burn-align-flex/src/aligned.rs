@@ -6,14 +6,14 @@ const LINE: usize = 64;
 /// Elements that begin at a cache line, so that no vector straddles two: otherwise products take
 /// about a tenth longer.
 #[derive(Default)]
-pub(super) struct Aligned {
+pub(crate) struct Aligned {
     elements: Vec<f32>,
     first: usize,
     length: usize,
 }
 
 impl Aligned {
-    pub(super) const fn empty() -> Self {
+    pub(crate) const fn empty() -> Self {
         let elements = Vec::new();
         Self {
             elements,
@@ -22,14 +22,14 @@ impl Aligned {
         }
     }
 
-    pub(super) fn zeros(length: usize) -> Self {
+    pub(crate) fn zeros(length: usize) -> Self {
         let mut aligned = Self::empty();
         aligned.resize(length);
         aligned
     }
 
     /// The previous contents are lost.
-    pub(super) fn resize(&mut self, length: usize) {
+    pub(crate) fn resize(&mut self, length: usize) {
         let spare = LINE / size_of::<f32>();
         if self.elements.len() < length + spare {
             self.elements = vec![0.0; length + spare];
@@ -38,11 +38,11 @@ impl Aligned {
         self.length = length;
     }
 
-    pub(super) fn elements(&self) -> &[f32] {
+    pub(crate) fn elements(&self) -> &[f32] {
         &self.elements[self.first..][..self.length]
     }
 
-    pub(super) fn elements_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn elements_mut(&mut self) -> &mut [f32] {
         &mut self.elements[self.first..][..self.length]
     }
 }

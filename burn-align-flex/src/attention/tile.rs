@@ -1,0 +1,352 @@
+//! Some queries, tile by tile.
+
+use std::array;
+use std::cell::RefCell;
+use std::ops::Range;
+
+use pulp::{NullaryFnOnce, Simd, WithSimd};
+
+use super::{Attention, Rows, Vectors};
+use crate::aligned::Aligned;
+use crate::kernels::{exp, fold};
+use crate::tiles::{VECTORS, rows_of_tile, with_rows};
+
+/// Keys that are transposed at a time, and their features.
+const SQUARE: usize = 8;
+/// Rows of the largest tile.
+const MOST_ROWS: usize = 14;
+/// Elements of the largest tile.
+const MOST_SUMS: usize = MOST_ROWS * VECTORS * 16;
+
+thread_local! {
+    static ROOM: RefCell<Room> = const { RefCell::new(Room::empty()) };
+}
+
+/// Scratch memory of a task.
+struct Room {
+    /// `[panel of keys, feature, width of a tile]`
+    keys: Aligned,
+    /// `[panel of features, key, width of a tile]`
+    values: Aligned,
+    /// `[feature, row of the tile]`
+    queries: Aligned,
+    /// `[row of the tile, key]`
+    scores: Aligned,
+    /// `[key, row of the tile]`
+    weights: Aligned,
+}
+
+impl Room {
+    const fn empty() -> Self {
+        Self {
+            keys: Aligned::empty(),
+            values: Aligned::empty(),
+            queries: Aligned::empty(),
+            scores: Aligned::empty(),
+            weights: Aligned::empty(),
+        }
+    }
+}
+
+/// Some queries of some rows.
+pub(super) struct Task<'a> {
+    pub(super) rows: &'a Rows<'a>,
+    /// Which rows.
+    pub(super) some: Range<usize>,
+    /// Which of their queries.
+    pub(super) queries: Range<usize>,
+    /// Heads, key-value heads, `d_head`.
+    pub(super) sizes: [usize; 3],
+    pub(super) how: &'a Attention,
+    /// `[row, query, head, d_head]`
+    pub(super) mixed: &'a mut [f32],
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        ROOM.with_borrow_mut(|room| {
+            simd.vectorize(Run {
+                simd,
+                task: self,
+                room,
+            });
+        });
+    }
+}
+
+struct Run<'a, 'b, S> {
+    simd: S,
+    task: Task<'a>,
+    room: &'b mut Room,
+}
+
+impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(mut self) {
+        let width = VECTORS * S::F32_LANES;
+        let [heads, kv_heads, d_head] = self.task.sizes;
+        let rows = self.task.rows;
+        // No query of this task sees a key after that of the last one.
+        let own = rows.len + self.task.queries.end - rows.queries;
+        let (before, tile) = (rows.prefix(), rows_of_tile::<S>());
+        let count = before + own;
+        let padded = count.next_multiple_of(width);
+        self.room.keys.resize(padded * d_head);
+        self.room
+            .values
+            .resize(count * d_head.next_multiple_of(width));
+        self.room.queries.resize(d_head * tile);
+        self.room.scores.resize(padded * tile);
+        self.room.weights.resize(padded * tile);
+        let of_group = heads / kv_heads * self.task.queries.len();
+        for kv_head in 0..kv_heads {
+            let mut last = None;
+            for row in self.task.some.clone() {
+                let mut first = 0;
+                // Rows that continue the same ones are adjacent.
+                let continued = |row: usize| {
+                    let parts = rows.before.iter();
+                    parts.map(move |part| row / (rows.rows / part.rows))
+                };
+                let known = last.is_some_and(|last: usize| continued(last).eq(continued(row)));
+                last = Some(row);
+                for (part, continued) in rows.before.iter().zip(continued(row)) {
+                    if !known {
+                        let place = |position| {
+                            let [row, token] = part.place(continued, position);
+                            [row, kv_head, token]
+                        };
+                        self.lay_out(part.keys, part.values, place, first, part.count, count);
+                    }
+                    first += part.count;
+                }
+                let place = |position| [row, kv_head, position];
+                self.lay_out(rows.keys, rows.values, place, first, own, count);
+                for first in (0..of_group).step_by(tile) {
+                    let here = tile.min(of_group - first);
+                    self.tile([row, kv_head, first], here, count);
+                }
+            }
+        }
+    }
+}
+
+impl<S: Simd> Run<'_, '_, S> {
+    /// Lays out keys and values of one head.
+    ///
+    /// - place: row, head and token of a position
+    /// - first: the place of the first one among all keys
+    /// - count: number of all keys
+    #[inline(always)]
+    fn lay_out(
+        &mut self,
+        keys: Vectors<'_>,
+        values: Vectors<'_>,
+        place: impl Fn(usize) -> [usize; 3],
+        first: usize,
+        here: usize,
+        count: usize,
+    ) {
+        let width = VECTORS * S::F32_LANES;
+        let [_heads, _kv_heads, d_head] = self.task.sizes;
+        let to = self.room.keys.elements_mut();
+        let mut position = 0;
+        while position < here {
+            let key = first + position;
+            let panel = &mut to[key / width * width * d_head..][..width * d_head];
+            let column = key % width;
+            let whole = column + SQUARE <= width && here - position >= SQUARE;
+            if !whole || d_head % SQUARE != 0 {
+                let from = keys.at(place(position), d_head);
+                for (feature, from) in panel.chunks_exact_mut(width).zip(from) {
+                    feature[column] = *from;
+                }
+                position += 1;
+                continue;
+            }
+            let from: [&[f32]; SQUARE] =
+                array::from_fn(|index| keys.at(place(position + index), d_head));
+            for feature in (0..d_head).step_by(SQUARE) {
+                let mut square = [[0.0; SQUARE]; SQUARE];
+                for (key, from) in from.iter().enumerate() {
+                    for (to, from) in square.iter_mut().zip(&from[feature..][..SQUARE]) {
+                        to[key] = *from;
+                    }
+                }
+                let panel = &mut panel[feature * width..];
+                for (row, square) in square.iter().enumerate() {
+                    panel[row * width + column..][..SQUARE].copy_from_slice(square);
+                }
+            }
+            position += SQUARE;
+        }
+        let to = self.room.values.elements_mut();
+        for position in 0..here {
+            let from = values.at(place(position), d_head);
+            for (panel, from) in from.chunks(width).enumerate() {
+                let to = &mut to[(panel * count + first + position) * width..][..width];
+                to[..from.len()].copy_from_slice(from);
+            }
+        }
+    }
+
+    /// The mixed values of some queries, of one row and group of heads.
+    ///
+    /// - first: the first of the queries, head by head
+    /// - here: number of queries
+    /// - count: number of keys that are laid out
+    #[inline(always)]
+    fn tile(&mut self, [row, kv_head, first]: [usize; 3], here: usize, count: usize) {
+        let simd = self.simd;
+        let width = VECTORS * S::F32_LANES;
+        let [heads, kv_heads, d_head] = self.task.sizes;
+        let (rows, how) = (self.task.rows, self.task.how);
+        let queries = self.task.queries.clone();
+        // Head and query of a row of the tile.
+        let place = |index: usize| {
+            let (head, query) = (
+                (first + index) / queries.len(),
+                (first + index) % queries.len(),
+            );
+            [kv_head * (heads / kv_heads) + head, query]
+        };
+        let seen = |index: usize| {
+            let [_head, query] = place(index);
+            let end = count - (queries.len() - 1 - query);
+            end - how.window.map_or(end, |window| window.min(end))..end
+        };
+        let start = (0..here).map(|index| seen(index).start).min().unwrap_or(0);
+        let start = start / width * width;
+        let end = (0..here).map(|index| seen(index).end).max().unwrap_or(0);
+
+        let packed = &mut self.room.queries.elements_mut()[..d_head * here];
+        let scale = how.scale as f32;
+        for index in 0..here {
+            let [head, query] = place(index);
+            let from = rows.q.at([row, head, queries.start + query], d_head);
+            for (to, from) in packed[index..].iter_mut().step_by(here).zip(from) {
+                *to = from * scale;
+            }
+        }
+        let packed = &self.room.queries.elements()[..d_head * here];
+
+        let span = end.next_multiple_of(width);
+        let scores = self.room.scores.elements_mut();
+        let mut sums = [0.0; MOST_SUMS];
+        let sums = &mut sums[..here * width];
+        for panel in (start..end).step_by(width) {
+            let keys = &self.room.keys.elements()[panel * d_head..][..width * d_head];
+            multiply(simd, packed, keys, sums, here);
+            for (index, sums) in sums.chunks_exact(width).enumerate() {
+                scores[index * span + panel..][..width].copy_from_slice(sums);
+            }
+        }
+        let weights = &mut self.room.weights.elements_mut()[..(end - start) * here];
+        let mut totals = [0.0; MOST_ROWS];
+        for (index, total) in totals[..here].iter_mut().enumerate() {
+            let seen = seen(index);
+            let scores = &mut scores[index * span..][seen.clone()];
+            *total = softmax(scores, how.cap);
+            let mut column = weights[index..].iter_mut().step_by(here);
+            for to in column.by_ref().take(seen.start - start) {
+                *to = 0.0;
+            }
+            // In this order: at its end, a pair takes nothing more from the column.
+            for (from, to) in scores.iter().zip(column.by_ref()) {
+                *to = *from;
+            }
+            for to in column {
+                *to = 0.0;
+            }
+        }
+        let weights = &self.room.weights.elements()[..(end - start) * here];
+
+        for (panel, column) in (0..d_head).step_by(width).enumerate() {
+            let values = &self.room.values.elements()[(panel * count + start) * width..];
+            multiply(simd, weights, &values[..(end - start) * width], sums, here);
+            let features = width.min(d_head - column);
+            for (index, sums) in sums.chunks_exact(width).enumerate() {
+                let [head, query] = place(index);
+                let row = (row - self.task.some.start) * queries.len() + query;
+                let to = (row * heads + head) * d_head + column;
+                let to = &mut self.task.mixed[to..][..features];
+                for (to, sum) in to.iter_mut().zip(sums) {
+                    *to = sum / totals[index];
+                }
+            }
+        }
+    }
+}
+
+/// Sums over `x`, `[inner, rows]`, times `panel`, `[inner, width of a tile]`, in order.
+///
+/// # Shapes
+/// - sums: `[rows, width of a tile]`
+#[inline(always)]
+fn multiply<S: Simd>(simd: S, x: &[f32], panel: &[f32], sums: &mut [f32], rows: usize) {
+    with_rows!(rows, |R| simd.vectorize(Product::<S, R> {
+        simd,
+        x,
+        panel,
+        sums,
+    }));
+}
+
+/// [`multiply`] for `R` rows.
+struct Product<'a, S, const R: usize> {
+    simd: S,
+    x: &'a [f32],
+    panel: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl<S: Simd, const R: usize> NullaryFnOnce for Product<'_, S, R> {
+    type Output = ();
+
+    #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "iterators over the tile keep it in memory"
+    )]
+    fn call(self) {
+        let simd = self.simd;
+        let mut tile = [[simd.splat_f32s(0.0); VECTORS]; R];
+        let panel = S::as_simd_f32s(self.panel).0.as_chunks::<VECTORS>().0;
+        for (x, panel) in self.x.as_chunks::<R>().0.iter().zip(panel) {
+            for row in 0..R {
+                let x = simd.splat_f32s(x[row]);
+                for vector in 0..VECTORS {
+                    tile[row][vector] = simd.mul_add_f32s(x, panel[vector], tile[row][vector]);
+                }
+            }
+        }
+        let sums = S::as_mut_simd_f32s(self.sums)
+            .0
+            .as_chunks_mut::<VECTORS>()
+            .0;
+        for row in 0..R {
+            sums[row] = tile[row];
+        }
+    }
+}
+
+/// `e^(score - largest)` of each, and their sum.
+#[inline(always)]
+fn softmax(scores: &mut [f32], cap: Option<f64>) -> f32 {
+    if let Some(cap) = cap {
+        let cap = cap as f32;
+        for score in scores.iter_mut() {
+            *score = cap * (*score / cap).tanh();
+        }
+    }
+    let largest = fold(scores, f32::NEG_INFINITY, f32::max, f32::max);
+    for score in scores.iter_mut() {
+        *score = exp(*score - largest);
+    }
+    fold(scores, 0.0, |a, b| a + b, |a, b| a + b)
+}
