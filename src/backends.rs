@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use clap::{Args, ValueEnum};
 
+use crate::self_check;
+
 /// A backend that this program was compiled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
@@ -131,6 +133,11 @@ impl BackendChoice {
     pub fn is_cpu(self) -> bool {
         matches!(self.name().as_str(), "flex" | "ndarray")
     }
+
+    /// Whether the backend computes on devices of other machines.
+    pub fn is_remote(self) -> bool {
+        self.name() == "remote"
+    }
 }
 
 impl fmt::Display for BackendChoice {
@@ -180,13 +187,18 @@ pub struct BackendArgs {
     /// Dtype of the model.
     #[arg(long, value_enum, default_value_t = DTypeChoice::F32)]
     pub dtype: DTypeChoice,
+    /// Compute even if the backend has not passed its self-check on this device.
+    #[arg(long)]
+    pub unchecked: bool,
 }
 
 impl BackendArgs {
-    /// Checks that the backend works on this machine and computes in the dtype.
+    /// Checks that the backend works on this machine, and computes in the dtype what it should: a
+    /// GPU backend runs its [self-check](crate::self_check), once for each device, driver and build.
     ///
     /// # Errors
-    /// If it does not, listing what it supports and what else is available.
+    /// If it does not, listing what it supports and what else is available, or what it computes
+    /// wrongly.
     pub fn check(&self) -> Result<()> {
         let probe = probe(self.backend);
         let device = match probe {
@@ -212,7 +224,10 @@ impl BackendArgs {
                 device.dtypes.join(", ")
             );
         }
-        Ok(())
+        match self.unchecked {
+            true => Ok(()),
+            false => self_check::require(self.backend, self.dtype, &device),
+        }
     }
 }
 
@@ -223,6 +238,8 @@ pub struct DeviceInfo {
     pub name: String,
     /// Whether it is a GPU emulated on the CPU, such as lavapipe.
     pub software: bool,
+    /// The driver and its version, as far as known.
+    pub driver: String,
     /// The dtypes it computes in, by their names on the command line.
     pub dtypes: Vec<String>,
 }
@@ -265,8 +282,10 @@ pub fn probe(backend: BackendChoice) -> Result<DeviceInfo, String> {
     Err(last_words(&stderr).unwrap_or_else(|| format!("it ended with {}", output.status)))
 }
 
-/// Probes a backend and exits, if this process was started for that. Called first in every program.
+/// Probes or checks a backend and exits, if this process was started for that. Called first in
+/// every program.
 pub fn answer_probe() {
+    self_check::answer();
     let Ok(name) = std::env::var(PROBE_VARIABLE) else {
         return;
     };
@@ -289,7 +308,11 @@ pub fn answer_probe() {
 
 /// Computes something small on the device and describes the device.
 fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceInfo {
-    let Device { name, software } = describe(backend);
+    let Device {
+        name,
+        software,
+        driver,
+    } = describe(backend);
     let x = Tensor::<B, 2>::ones([8, 8], device);
     let sum: f32 = x
         .clone()
@@ -308,6 +331,7 @@ fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceI
     DeviceInfo {
         name,
         software,
+        driver,
         dtypes,
     }
 }
@@ -316,6 +340,7 @@ fn use_device<B: Backend>(backend: BackendChoice, device: &B::Device) -> DeviceI
 struct Device {
     name: String,
     software: bool,
+    driver: String,
 }
 
 /// The device that the backend uses.
@@ -323,6 +348,7 @@ fn describe(backend: BackendChoice) -> Device {
     let hardware = |name: Option<String>, otherwise: &str| Device {
         name: name.unwrap_or_else(|| otherwise.to_owned()),
         software: false,
+        driver: String::new(),
     };
     match backend {
         #[cfg(feature = "wgpu")]
@@ -332,7 +358,10 @@ fn describe(backend: BackendChoice) -> Device {
         #[cfg(feature = "metal")]
         BackendChoice::Metal => wgpu_adapter(),
         #[cfg(feature = "cuda")]
-        BackendChoice::Cuda => hardware(nvidia_name(), "CUDA device 0"),
+        BackendChoice::Cuda => Device {
+            driver: nvidia_driver().unwrap_or_default(),
+            ..hardware(nvidia_name(), "CUDA device 0")
+        },
         #[cfg(feature = "rocm")]
         BackendChoice::Rocm => hardware(None, "ROCm device 0"),
         #[cfg(feature = "remote")]
@@ -352,6 +381,7 @@ fn wgpu_adapter() -> Device {
         name: format!("{} ({:?})", info.name, info.backend),
         // The type of this field is from a crate that Burn does not re-export.
         software: format!("{:?}", info.device_type) == "Cpu",
+        driver: format!("{} {}", info.driver, info.driver_info),
     }
 }
 
@@ -364,6 +394,14 @@ fn nvidia_name() -> Option<String> {
         .ok()?;
     let information = std::fs::read_to_string(gpu.path().join("information")).ok()?;
     field(&information, "Model")
+}
+
+/// The NVIDIA driver's version, from Linux.
+#[cfg(feature = "cuda")]
+fn nvidia_driver() -> Option<String> {
+    let version = std::fs::read_to_string("/sys/module/nvidia/version")
+        .or_else(|_| std::fs::read_to_string("/proc/driver/nvidia/version"));
+    Some(version.ok()?.lines().next()?.trim().to_owned())
 }
 
 /// Burn's default address of a server.
@@ -389,7 +427,7 @@ fn field(text: &str, key: &str) -> Option<String> {
 }
 
 /// The most informative line of a failed process's output.
-fn last_words(stderr: &str) -> Option<String> {
+pub(crate) fn last_words(stderr: &str) -> Option<String> {
     let lines: Vec<&str> = stderr
         .lines()
         .map(str::trim)

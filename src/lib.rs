@@ -3,6 +3,7 @@
 
 pub mod attempt;
 pub mod backends;
+pub mod circuit_requests;
 pub mod console;
 pub mod devices;
 pub mod files;
@@ -17,6 +18,7 @@ pub mod progress;
 pub mod queues;
 pub mod requests;
 mod scale;
+pub mod self_check;
 pub mod table;
 pub mod words;
 

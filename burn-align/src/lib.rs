@@ -40,6 +40,7 @@
 //! - [`front`]: the vocabulary of align-transformers: [`AlignableConfig`](front::AlignableConfig),
 //!   [`AlignableModel`](front::AlignableModel), unit locations;
 //! - [`saved`]: trained interventions in a folder, also in pyvene's format;
+//! - [`self_check`]: does this backend compute what it should, on this device?
 //! - [`interventions`]: what is done to an activation;
 //! - [`engine`]: plans of worlds, and how they run in one pass;
 //! - [`models`]: decoder-only language models, with a tap at every named activation.
@@ -57,6 +58,7 @@ pub mod interventions;
 pub mod methods;
 pub mod paths;
 pub mod saved;
+pub mod self_check;
 pub mod training;
 
 pub mod guide;

@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Builds what run.sh needs, and packs it for a machine without cargo and network.
+#
+#   benches/gpu/build.sh [--features cuda,vulkan] [--out DIR] [--limit MIB] [--plain] [--fixtures]
+#                        [--without NAME,…]
+#
+#   --features  backends, all in one build [cuda,vulkan]
+#   --out       folder for the programs; the pack is DIR.tar.xz [target/gpu]
+#   --limit     largest pack, in MiB [60]
+#   --plain     also `backends` without fusion and autotuning, as `backends-plain`; builds Burn again
+#   --fixtures  also tests/fixtures, for a machine without this checkout
+#   --without   programs to leave out
+set -euo pipefail
+usage=$(sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0")
+cd "$(dirname "$0")/../.."
+
+complain() {
+  echo "build.sh: $1" >&2
+  exit "$2"
+}
+
+features=cuda,vulkan out= limit=60 plain= fixtures= without=
+while (($#)); do
+  case $1 in
+    --features) features=${2:?} && shift 2 ;;
+    --out) out=${2:?} && shift 2 ;;
+    --limit) limit=${2:?} && shift 2 ;;
+    --plain) plain=yes && shift ;;
+    --fixtures) fixtures=yes && shift ;;
+    --without) without=${2:?} && shift 2 ;;
+    -h | --help) echo "$usage" && exit ;;
+    *) complain "unknown option $1; --help lists them" 2 ;;
+  esac
+done
+out=${out:-${CARGO_TARGET_DIR:-target}/gpu}
+examples=(backends capital_of_spain lowrank_das_capitals)
+
+wanted() { [[ ",$without," != *",$1,"* ]]; }
+
+# Cargo's messages → `NAME FILE` of each program.
+programs() {
+  local line name file
+  while IFS= read -r line; do
+    [[ $line == *'"executable":"'* ]] || continue
+    name=${line#*'"name":"'} && name=${name%%'"'*}
+    file=${line#*'"executable":"'} && file=${file%%'"'*}
+    echo "$name $file"
+  done
+}
+
+# build NAME… -- CARGO_ARGUMENT…: builds, then copies the programs with these names.
+build() {
+  local names=() name file
+  while [[ $1 != -- ]]; do names+=("$1") && shift; done
+  shift
+  echo "::: cargo $*" >&2
+  while read -r name file; do
+    [[ " ${names[*]} " == *" $name "* ]] || continue
+    strip --strip-all -o "$out/bin/$name" "$file"
+  done < <(cargo "$@" --message-format json-render-diagnostics | programs)
+  for name in "${names[@]}"; do
+    [[ -x $out/bin/$name ]] || complain "cargo built no $name" 1
+  done
+}
+
+rm -rf "$out" && mkdir -p "$out/bin"
+flags=()
+chosen=()
+for example in "${examples[@]}"; do
+  wanted "$example" && flags+=(--example "$example") && chosen+=("$example")
+done
+if [[ $plain ]]; then
+  build backends -- build --release --no-default-features --features "flex,$features" --example backends
+  mv "$out/bin/backends" "$out/bin/backends-plain"
+fi
+if ((${#chosen[@]})); then
+  build "${chosen[@]}" -- build --release --features "$features" "${flags[@]}"
+fi
+wanted workloads && build workloads -- bench --no-run --bench workloads --features "$features"
+wanted suite &&
+  build suite -- test --release --no-run -p burn-align-tests --test suite --features "$features"
+
+# Tests read their fixtures where they were built.
+pwd > "$out/ROOT"
+cp benches/gpu/run.sh "$out/"
+mkdir -p "$out/peers" && cp benches/peers/*.py "$out/peers/"
+if [[ $fixtures ]]; then
+  mkdir -p "$out/tests" && cp -r tests/fixtures "$out/tests/" && rm -f "$out"/tests/fixtures/*.py
+fi
+
+pack=$out.tar.xz
+tar -C "$(dirname "$out")" -cf - "$(basename "$out")" | xz -T0 -9 > "$pack"
+bytes=$(wc -c < "$pack")
+(cd "$out" && du -a --apparent-size -k bin | sort -rn | head -12)
+echo "$pack: $((bytes >> 20)) MiB"
+if ((bytes > limit << 20)); then
+  complain "more than $limit MiB; leave something out: --without suite, or one backend" 1
+fi

@@ -1,0 +1,102 @@
+//! Does this backend compute what it should, on this device?
+//!
+//! GPU backends choose among many kernels, fuse operations and keep what was fastest, so a fault
+//! may show on one device, driver or build only, and give wrong numbers without an error: several
+//! such faults of Burn 0.21 have been [reported](KnownFault). A result of a faulty product looks
+//! like a finding about the model. So run this check once on each device, driver and build before
+//! you trust its numbers:
+//!
+//! ```
+//! use burn::backend::{Autodiff, Flex};
+//! use burn::tensor::DType;
+//! use burn_align::self_check::{check_backend, check_gradients};
+//!
+//! let device = Default::default();
+//! let report = check_backend::<Flex>(&device, DType::F32)
+//!     .and(check_gradients::<Autodiff<Flex>>(&device, DType::F32));
+//! assert!(report.passed(), "{report}");
+//! ```
+//!
+//! It covers the operations that plans are made of at the sizes where kernels change, and a small
+//! GPT-2 and a small LLaMA with interchanges, kept keys and values, and gradients. Expected values
+//! are computed in f64 loops on the host, so the check does not depend on another backend. It takes
+//! about a second on a CPU, and seconds on a GPU, where most of the time is spent on compiling and
+//! choosing kernels.
+//!
+//! It is evidence, not proof: an operation may be wrong at sizes that are not checked. Results of
+//! your own model in f32 on a CPU backend are the best second opinion.
+
+mod array;
+mod attention;
+mod chains;
+mod checks;
+mod decoder;
+mod decoder_checks;
+mod gradients;
+mod indexing;
+mod known;
+mod operation;
+mod primitives;
+mod products;
+mod reference;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use burn::tensor::DType;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+
+pub use known::KnownFault;
+pub use operation::Operation;
+pub use primitives::{OwnPrimitives, Primitives};
+pub use report::{Check, Finding, Report};
+
+use checks::Checks;
+
+/// Raised whenever checks are added or change, so that kept reports of older ones can be told
+/// apart.
+pub const REVISION: u32 = 1;
+
+/// Checks what a backend computes for models in `dtype`: f32, bf16 or f16. What models compute in
+/// f32 whatever their dtype, such as norms and rotations, is checked in f32, so a model in 16 bits
+/// needs the check in f32 too.
+///
+/// A panic of the backend is a finding; the panic hook still prints it. In a dtype that the device
+/// does not support, checks fail.
+pub fn check_backend<B: Backend>(device: &B::Device, dtype: DType) -> Report {
+    check_backend_with::<B, _>(&OwnPrimitives, device, dtype)
+}
+
+/// As [`check_backend`], with some of the backend's operations replaced.
+pub fn check_backend_with<B: Backend, P: Primitives<B>>(
+    primitives: &P,
+    device: &B::Device,
+    dtype: DType,
+) -> Report {
+    let mut checks = Checks::<B, P>::new(primitives, device, dtype);
+    products::check(&mut checks);
+    attention::check(&mut checks);
+    indexing::check(&mut checks);
+    chains::check(&mut checks);
+    decoder_checks::check(&mut checks);
+    checks.finish()
+}
+
+/// Checks what a backend computes in backward passes: gradients of products, softmax, norms and
+/// selections, and of a small decoder's logits with respect to a steering vector. Otherwise as
+/// [`check_backend`].
+pub fn check_gradients<B: AutodiffBackend>(device: &B::Device, dtype: DType) -> Report {
+    check_gradients_with::<B, _>(&OwnPrimitives, device, dtype)
+}
+
+/// As [`check_gradients`], with some of the backend's operations replaced.
+pub fn check_gradients_with<B: AutodiffBackend, P: Primitives<B>>(
+    primitives: &P,
+    device: &B::Device,
+    dtype: DType,
+) -> Report {
+    let mut checks = Checks::<B, P>::new(primitives, device, dtype);
+    gradients::check(&mut checks);
+    decoder_checks::check_gradients(&mut checks);
+    checks.finish()
+}
