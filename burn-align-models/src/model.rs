@@ -221,19 +221,41 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     }
 }
 
-/// What single attention heads compute, which path patching needs.
+/// What single attention heads compute, and the norms through which sublayers read the residual
+/// stream: what path patching and the attribution of edges need.
 pub trait ByHead<B: Backend> {
     /// What one head adds to the output of the attention
     /// ([`Component::AttentionOutput`](crate::Component::AttentionOutput)), from its mixed values
     /// ([`Component::AttentionValueOutput`](crate::Component::AttentionValueOutput)): their product
     /// with the head's rows of the output projection. The sum over heads, plus the projection's
-    /// bias if it has one, is that output. If a norm follows, no head adds something of its own to the
-    /// residual stream.
+    /// bias if it has one, is that output. If a norm follows, no head adds something of its own to
+    /// the residual stream.
     ///
     /// # Shapes
     /// - mixed: `[batch, pos, d_head]`
     /// - output: `[batch, pos, d_model]`
     fn head_output(&self, layer: usize, head: usize, mixed: Tensor<B, 3>) -> Tensor<B, 3>;
+
+    /// The norm through which the attention of a layer reads the residual stream, if there is one.
+    fn attention_norm(&self, layer: usize) -> Option<&Norm<B>>;
+
+    /// The norm through which the MLP of a layer reads the residual stream, if there is one. In a
+    /// parallel block it may be that of the attention.
+    fn mlp_norm(&self, layer: usize) -> Option<&Norm<B>>;
+
+    /// What one head mixes, before the output projection, from what its queries, keys and values
+    /// are computed from: residual streams after [`attention_norm`](Self::attention_norm).
+    ///
+    /// # Shapes
+    /// - inputs, in the order queries, keys, values: `[batch, pos, d_model]`
+    /// - output: `[batch, pos, d_head]`
+    fn head_mixed_normed(
+        &self,
+        layer: usize,
+        head: usize,
+        inputs: [Tensor<B, 3>; 3],
+        pass: &Pass<B>,
+    ) -> Tensor<B, 3>;
 
     /// What one head mixes, before the output projection, when its queries, keys and values read
     /// these residual streams at the layer's input. If all three are the same, this is the head's
@@ -248,7 +270,13 @@ pub trait ByHead<B: Backend> {
         head: usize,
         streams: [Tensor<B, 3>; 3],
         pass: &Pass<B>,
-    ) -> Tensor<B, 3>;
+    ) -> Tensor<B, 3> {
+        let inputs = streams.map(|x| match self.attention_norm(layer) {
+            None => x,
+            Some(norm) => norm.forward(x),
+        });
+        self.head_mixed_normed(layer, head, inputs, pass)
+    }
 }
 
 /// The way from what sublayers compute to the logits, which direct logit attribution takes apart.

@@ -30,12 +30,12 @@ type RotaryTables<T> = (RotaryConfig, DType, T);
 struct Kept<B: Backend> {
     device: B::Device,
     rotary: Vec<RotaryTables<Rotary<B>>>,
-    /// For sequences of one length, by window.
+    /// For sequences of up to some length, by window.
     masks: (usize, Vec<WindowMask<B>>),
 }
 
 impl Tables {
-    /// Rotary tables that have become too short grow to a multiple of this number of positions.
+    /// Tables and masks that have become too short grow to a multiple of this number of positions.
     const GROWTH: usize = 128;
 
     /// No tables yet.
@@ -94,14 +94,19 @@ impl<B: Backend> Kept<B> {
         }
     }
 
+    /// A mask for sequences of `pos` positions; it may have more.
     fn mask(&mut self, pos: usize, window: Option<usize>) -> CausalMask<B> {
-        if self.masks.0 != pos {
-            self.masks = (pos, Vec::new());
+        if self.masks.0 < pos {
+            let longer = match self.masks.0 {
+                0 => pos,
+                _ => pos.next_multiple_of(Tables::GROWTH),
+            };
+            self.masks = (longer, Vec::new());
         }
         if let Some((_, mask)) = self.masks.1.iter().find(|(other, _)| *other == window) {
             return mask.clone();
         }
-        let mask = CausalMask::new(pos, window, &self.device);
+        let mask = CausalMask::new(self.masks.0, window, &self.device);
         self.masks.1.push((window, mask.clone()));
         mask
     }
@@ -246,7 +251,7 @@ impl<B: Backend> Pass<B> {
         tables
     }
 
-    /// Which keys queries must not see.
+    /// Which keys queries must not see, for the positions of this pass and perhaps more.
     ///
     /// - window: how many positions a query sees, itself included, if fewer than all
     pub fn mask(&self, window: Option<usize>) -> CausalMask<B> {
@@ -353,8 +358,10 @@ mod tests {
         let [short, _] = pass(2).rotary(&config, DType::F32);
         assert_eq!(made(), (vec![Tables::GROWTH, 3], 2));
         assert_eq!([long.pos(), short.pos()], [4, 2]);
+        // So do longer masks.
         pass(4).mask(None);
-        assert_eq!(made().1, 1, "masks are those of the last length");
+        pass(2).mask(None);
+        assert_eq!(made().1, 1);
         // Angles that depend on the length are never those of another one.
         let dynamic = RotaryConfig {
             scaling: RotaryScaling::Dynamic { factor: 2.0 },

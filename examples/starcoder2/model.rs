@@ -84,10 +84,18 @@ impl<B: Backend> ByHead<B> for Starcoder2<B> {
         self.layers[layer].self_attn.head_output(head, mixed)
     }
 
-    fn head_mixed(&self, layer: usize, head: usize, x: [X<B>; 3], pass: &Pass<B>) -> X<B> {
-        let block = &self.layers[layer];
-        let inputs = x.map(|x| block.input_layernorm.forward(x));
-        block.self_attn.head_mixed(layer, head, inputs, pass)
+    fn attention_norm(&self, layer: usize) -> Option<&Norm<B>> {
+        Some(&self.layers[layer].input_layernorm)
+    }
+
+    fn mlp_norm(&self, layer: usize) -> Option<&Norm<B>> {
+        Some(&self.layers[layer].post_attention_layernorm)
+    }
+
+    fn head_mixed_normed(&self, layer: usize, head: usize, x: [X<B>; 3], pass: &Pass<B>) -> X<B> {
+        self.layers[layer]
+            .self_attn
+            .head_mixed(layer, head, x, pass)
     }
 }
 

@@ -54,7 +54,10 @@ impl<B: Backend> Block<B> {
         x: Tensor<B, 3>,
         cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
-        let x = self.attention_input(x);
+        let x = match &self.attention_norm {
+            None => x,
+            Some(norm) => norm.forward(x),
+        };
         let x = cx.stream(Site::Block(layer, Component::AttentionInput), x);
         let output = self.attention.forward(layer, x, cx);
         match &self.attention_post_norm {
@@ -66,22 +69,18 @@ impl<B: Backend> Block<B> {
         }
     }
 
-    /// What the attention reads, from the residual stream.
-    pub(super) fn attention_input(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        match &self.attention_norm {
-            None => x,
-            Some(norm) => norm.forward(x),
+    /// The norm before the MLP, its own or the one that it shares with the attention.
+    pub(super) fn norm_before_mlp(&self) -> Option<&Norm<B>> {
+        match self.shared_norm {
+            true => self.attention_norm.as_ref(),
+            false => self.mlp_norm.as_ref(),
         }
     }
 
     /// What the MLP adds to the residual stream; its component is
     /// [`ModelDims::added_by_mlp`](crate::ModelDims::added_by_mlp), and is not tapped here.
     pub(super) fn mlp(&self, layer: usize, x: Tensor<B, 3>, cx: &mut Cx<'_, B>) -> Tensor<B, 3> {
-        let norm = match self.shared_norm {
-            true => &self.attention_norm,
-            false => &self.mlp_norm,
-        };
-        let x = match norm {
+        let x = match self.norm_before_mlp() {
             None => x,
             Some(norm) => norm.forward(x),
         };

@@ -171,16 +171,23 @@ impl<B: Backend> ByHead<B> for Decoder<B> {
         self.layers[layer].attention.head_output(head, mixed)
     }
 
-    fn head_mixed(
+    fn attention_norm(&self, layer: usize) -> Option<&Norm<B>> {
+        self.layers[layer].attention_norm.as_ref()
+    }
+
+    fn mlp_norm(&self, layer: usize) -> Option<&Norm<B>> {
+        self.layers[layer].norm_before_mlp()
+    }
+
+    fn head_mixed_normed(
         &self,
         layer: usize,
         head: usize,
-        streams: [Tensor<B, 3>; 3],
+        inputs: [Tensor<B, 3>; 3],
         pass: &Pass<B>,
     ) -> Tensor<B, 3> {
-        let block = &self.layers[layer];
-        let inputs = streams.map(|x| block.attention_input(x));
-        block.attention.head_mixed(layer, head, inputs, pass)
+        let attention = &self.layers[layer].attention;
+        attention.head_mixed(layer, head, inputs, pass)
     }
 }
 

@@ -8,6 +8,7 @@ mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
 mod init;
+mod linearised;
 mod masks;
 mod norm;
 mod projection;
@@ -19,6 +20,7 @@ pub use activation::{Activation, UnknownActivation};
 pub use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
 pub use embedding::TokenEmbedding;
 pub use init::ParamInit;
+pub use linearised::LinearisedNorm;
 pub use masks::{CausalMask, mask_bytes};
 pub use norm::{Norm, NormKind};
 pub use projection::{Projection, unembed};

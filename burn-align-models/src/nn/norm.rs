@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 
 use super::init::ParamInit;
+use super::linearised::LinearisedNorm;
 
 /// What a norm computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,18 +79,46 @@ impl<B: Backend> Norm<B> {
     /// # Shapes
     /// - direction, at, output: `[batch, pos, width]`; the output in f32
     pub fn pulled_back(&self, direction: Tensor<B, 3>, at: Tensor<B, 3>) -> Tensor<B, 3> {
-        let weight = self.weight.val().cast(DType::F32).unsqueeze::<3>();
-        let weight = match self.kind {
-            NormKind::RmsPlusOne => weight + 1.0,
-            NormKind::Layer | NormKind::Rms | NormKind::RmsF32 => weight,
-        };
-        let (direction, at) = (direction.cast(DType::F32) * weight, at.cast(DType::F32));
-        let centred = |x: Tensor<B, 3>| match self.kind {
-            NormKind::Layer => x.clone() - x.mean_dim(2),
-            NormKind::Rms | NormKind::RmsF32 | NormKind::RmsPlusOne => x,
+        let (direction, at) = (
+            direction.cast(DType::F32) * self.gain(),
+            at.cast(DType::F32),
+        );
+        let centred = |x: Tensor<B, 3>| match self.is_centred() {
+            true => x.clone() - x.mean_dim(2),
+            false => x,
         };
         let mean_square = centred(at).powi_scalar(2).mean_dim(2);
         centred(direction) / (mean_square + self.epsilon).sqrt()
+    }
+
+    /// The norm as a linear map of small changes of `at`: its full Jacobian, the scale included.
+    ///
+    /// # Shapes
+    /// - at: `[batch, pos, width]`
+    pub fn linearised(&self, at: Tensor<B, 3>) -> LinearisedNorm<B> {
+        LinearisedNorm::new(self, at)
+    }
+
+    /// What the normalised vector is multiplied by, in f32, `[1, 1, width]`.
+    pub(super) fn gain(&self) -> Tensor<B, 3> {
+        let weight = self.weight.val().cast(DType::F32).unsqueeze::<3>();
+        match self.kind {
+            NormKind::RmsPlusOne => weight + 1.0,
+            NormKind::Layer | NormKind::Rms | NormKind::RmsF32 => weight,
+        }
+    }
+
+    /// Whether the mean over features is subtracted.
+    pub(super) fn is_centred(&self) -> bool {
+        match self.kind {
+            NormKind::Layer => true,
+            NormKind::Rms | NormKind::RmsF32 | NormKind::RmsPlusOne => false,
+        }
+    }
+
+    /// Added to the variance or the mean square.
+    pub(super) fn epsilon(&self) -> f64 {
+        self.epsilon
     }
 
     /// [`forward`](Self::forward) of each head's vector.

@@ -24,7 +24,8 @@ pub struct AtpOptions {
     /// one layer is dropped, so that effects that cancel each other out are seen (§3.1.2). The
     /// effects are then magnitudes. Default: no.
     pub grad_drop: bool,
-    /// Budgets. The memory of a backward pass is estimated from the sizes of the model.
+    /// Budgets. The memory of a backward pass is estimated from the sizes of the model. Without a
+    /// budget, all examples are differentiated at once.
     pub run: RunOptions,
 }
 
@@ -70,7 +71,10 @@ impl AtpOptions {
 /// each drop layer ℓ. Use [`bound_missed`](super::bound_missed) for what it may have missed.
 ///
 /// A node is any part of an activation: a head, a position, both, or a whole component. All nodes
-/// of one site share their gradient, so thousands of nodes cost what one does.
+/// of one site share their gradient, so thousands of nodes cost what one does. This does not hold
+/// for queries and keys under [`AtpOptions::qk_fix`], whose attention weights are recomputed:
+/// queries at different heads or positions share a world, but keys only if their heads differ, so
+/// keys cost a world for each position.
 ///
 /// # When it misleads
 /// The estimate is linear. It is too small where the metric or the softmax saturates, and zero

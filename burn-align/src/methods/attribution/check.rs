@@ -24,7 +24,7 @@ where
 }
 
 /// The same for both prompts, without gradients.
-pub(super) fn check_patching<B: Backend, M: AlignableTransformer<B>, T: Metric>(
+pub(in crate::methods) fn check_patching<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     model: &M,
     patching: &Patching<B>,
     nodes: &[(Site, Units)],
@@ -38,7 +38,7 @@ pub(super) fn check_patching<B: Backend, M: AlignableTransformer<B>, T: Metric>(
 }
 
 /// The same for both prompts.
-pub(super) fn check_tracked<A, M, T>(
+pub(in crate::methods) fn check_tracked<A, M, T>(
     model: &M,
     patching: &Patching<A::InnerBackend>,
     nodes: &[(Site, Units)],

@@ -2,6 +2,13 @@
 
 use super::{AttributionError, PatchDirection};
 
+/// Effects by their magnitude, the largest first, each with its index.
+pub(super) fn ranked(effects: Vec<f64>) -> Vec<(usize, f64)> {
+    let mut ranked: Vec<(usize, f64)> = effects.into_iter().enumerate().collect();
+    ranked.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
+    ranked
+}
+
 /// The effect of patching each node, estimated or exact.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeEffects {
@@ -25,9 +32,7 @@ impl NodeEffects {
 
     /// The nodes by the magnitude of their mean effect, the largest first, each with that effect.
     pub fn ranked(&self) -> Vec<(usize, f64)> {
-        let mut nodes: Vec<(usize, f64)> = self.means().into_iter().enumerate().collect();
-        nodes.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
-        nodes
+        ranked(self.means())
     }
 
     /// Checks that all effects are finite.

@@ -6,9 +6,10 @@ use burn::tensor::{DType, Tensor, TensorData};
 use burn_align_models::{AlignableTransformer, Site};
 
 use super::check::{check_patching, check_tracked};
+use super::effects::ranked;
 use super::exact::measure;
 use super::gradients::{ADD, Part, check_metrics, interventions, numbers_of, size_of};
-use super::memory::{row_bytes, rows_at_once, unlimited};
+use super::memory::{row_bytes, rows_at_once};
 use super::parts::{logit_count, parts, plan_of, sites_of};
 use super::probes::sizes;
 use super::{AttributionError, Metric, NodeEffects, Patching};
@@ -45,9 +46,7 @@ impl FeatureEffects {
     /// The features by the magnitude of their mean effect, the largest first, each with that
     /// effect.
     pub fn ranked(&self) -> Vec<(usize, f64)> {
-        let mut features: Vec<(usize, f64)> = self.means().into_iter().enumerate().collect();
-        features.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()));
-        features
+        ranked(self.means())
     }
 }
 
@@ -187,7 +186,7 @@ pub fn patch_features<B: Backend, M: AlignableTransformer<B>, T: Metric>(
         let world = plan.world(input, []);
         plan.read(world, reads, units.clone())
     });
-    let results = plan.run_with(model, &interventions::<B>(), &unlimited(options))?;
+    let results = plan.run_with(model, &interventions::<B>(), options)?;
     let [base, source] = read.map(|read| rows_of(results.get(read).detach()));
     let change = selected.encode(source) - selected.encode(base.clone()); // [row, selected]
     let batch = patching.batch();

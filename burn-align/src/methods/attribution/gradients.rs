@@ -17,14 +17,14 @@ use crate::interventions::{
 };
 
 /// Index of the intervention that replaces an activation.
-pub(super) const REPLACE: usize = 0;
+pub(in crate::methods) const REPLACE: usize = 0;
 /// Index of the intervention that adds to an activation.
-pub(super) const ADD: usize = 1;
+pub(in crate::methods) const ADD: usize = 1;
 /// Index of the intervention that lets no gradient through.
 pub(super) const CUT: usize = 2;
 
 /// What the edits of attributions refer to.
-pub(super) fn interventions<B: Backend>() -> [BuiltinIntervention<B>; 3] {
+pub(in crate::methods) fn interventions<B: Backend>() -> [BuiltinIntervention<B>; 3] {
     [
         VanillaIntervention.into(),
         AdditionIntervention.into(),
@@ -121,24 +121,26 @@ where
 }
 
 /// What one backward pass finds.
-pub(super) struct Differentiated<B: Backend> {
+pub(in crate::methods) struct Differentiated<B: Backend> {
     /// `[batch]`
-    pub(super) metric: Tensor<B, 1>,
+    pub(in crate::methods) metric: Tensor<B, 1>,
     /// For each site, `[batch, unit, d_site]`.
-    pub(super) activations: Vec<Tensor<B, 3>>,
+    pub(in crate::methods) activations: Vec<Tensor<B, 3>>,
     /// For each site, `[batch, unit, d_site]`.
-    pub(super) gradients: Vec<Tensor<B, 3>>,
+    pub(in crate::methods) gradients: Vec<Tensor<B, 3>>,
+    /// Activations at sites that are only read, `[batch, unit, d_site]`.
+    pub(in crate::methods) others: Vec<Tensor<B, 3>>,
 }
 
 /// Some of the examples, of which the metric is measured.
-pub(super) struct Part<'a, M, T> {
-    pub(super) model: &'a M,
-    pub(super) metric: &'a T,
+pub(in crate::methods) struct Part<'a, M, T> {
+    pub(in crate::methods) model: &'a M,
+    pub(in crate::methods) metric: &'a T,
     /// Their indices among all.
-    pub(super) examples: &'a [usize],
+    pub(in crate::methods) examples: &'a [usize],
     /// Their number, and the positions of the longest.
-    pub(super) size: [usize; 2],
-    pub(super) options: &'a RunOptions,
+    pub(in crate::methods) size: [usize; 2],
+    pub(in crate::methods) options: &'a RunOptions,
 }
 
 impl<M, T: Metric> Part<'_, M, T> {
@@ -149,9 +151,26 @@ impl<M, T: Metric> Part<'_, M, T> {
     /// - after: edits that come after the zeros
     pub(super) fn differentiate<A: AutodiffBackend>(
         &self,
-        mut plan: Plan<A>,
+        plan: Plan<A>,
         input: InputId,
         sites: &[(Site, Units)],
+        before: Vec<Edit>,
+        after: Vec<Edit>,
+    ) -> Result<Differentiated<A::InnerBackend>, PlanError>
+    where
+        M: AlignableTransformer<A>,
+    {
+        self.differentiate_and_read(plan, input, [sites, &[]], before, after)
+    }
+
+    /// The same, and activations at other sites, without gradients.
+    ///
+    /// - sites, others: with the units of this part
+    pub(in crate::methods) fn differentiate_and_read<A: AutodiffBackend>(
+        &self,
+        mut plan: Plan<A>,
+        input: InputId,
+        [sites, others]: [&[(Site, Units)]; 2],
         before: Vec<Edit>,
         after: Vec<Edit>,
     ) -> Result<Differentiated<A::InnerBackend>, PlanError>
@@ -161,7 +180,7 @@ impl<M, T: Metric> Part<'_, M, T> {
         let (probes, zeros) = Probes::new(&mut plan, self.model, self.size, sites, ADD)?;
         let edits = before.into_iter().chain(zeros).chain(after);
         let world = plan.world(input, edits);
-        let reads = sites.iter();
+        let reads = sites.iter().chain(others);
         let reads: Vec<_> = reads
             .map(|(site, units)| plan.read(world, *site, units.clone()))
             .collect();
@@ -169,16 +188,18 @@ impl<M, T: Metric> Part<'_, M, T> {
         let results = plan.run_with(self.model, &interventions::<A>(), &unlimited(self.options))?;
         let values = self.metric.values(results.get(logits), self.examples); // [batch]
         let gradients = probes.tied(values.clone().sum()).backward();
-        let reads = reads.into_iter();
+        let reads = reads.into_iter().map(|read| results.get(read).inner());
+        let mut activations: Vec<_> = reads.collect();
         Ok(Differentiated {
             metric: values.inner(),
-            activations: reads.map(|read| results.get(read).inner()).collect(),
+            others: activations.split_off(sites.len()),
+            activations,
             gradients: probes.gradients(&gradients),
         })
     }
 
     /// Activations and metric of an unchanged run, without gradients.
-    pub(super) fn run<B: Backend>(
+    pub(in crate::methods) fn run<B: Backend>(
         &self,
         mut plan: Plan<B>,
         input: InputId,
@@ -201,7 +222,10 @@ impl<M, T: Metric> Part<'_, M, T> {
 }
 
 /// Number of some examples, and of the positions of the longest.
-pub(super) fn size_of<B: Backend>(input: &WorldInput<B>, examples: &[usize]) -> [usize; 2] {
+pub(in crate::methods) fn size_of<B: Backend>(
+    input: &WorldInput<B>,
+    examples: &[usize],
+) -> [usize; 2] {
     let lengths = input.lengths();
     let pos = match input {
         WorldInput::Tokens(_) => examples.iter().map(|it| lengths[*it]).max().unwrap_or(0),
@@ -211,7 +235,7 @@ pub(super) fn size_of<B: Backend>(input: &WorldInput<B>, examples: &[usize]) -> 
 }
 
 /// How many numbers are read of one row.
-pub(super) fn numbers_of<B: Backend, M: AlignableTransformer<B>>(
+pub(in crate::methods) fn numbers_of<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     sites: &[(Site, Units)],
     pos: usize,
@@ -252,7 +276,7 @@ where
 }
 
 /// [`check_metric`] of base and source.
-pub(super) fn check_metrics<A, M, T>(
+pub(in crate::methods) fn check_metrics<A, M, T>(
     model: &M,
     patching: &Patching<A::InnerBackend>,
     metric: &T,

@@ -16,7 +16,7 @@ const BYTES: u64 = 4;
 ///
 /// - logits: number of positions that are unembedded
 /// - read: numbers that are read of the row, each with its zero and its gradient
-pub(super) fn row_bytes<B: Backend, M: AlignableTransformer<B>>(
+pub(in crate::methods) fn row_bytes<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     pos: usize,
     logits: usize,
@@ -40,7 +40,7 @@ fn of_layer(dims: &ModelDims, pos: usize) -> usize {
 }
 
 /// How many rows fit the budgets.
-pub(super) fn rows_at_once(
+pub(in crate::methods) fn rows_at_once(
     row_bytes: u64,
     options: &RunOptions,
 ) -> Result<usize, AttributionError> {
@@ -66,7 +66,7 @@ pub(super) fn rows_at_once(
 }
 
 /// The same masks and rotary tables, without budgets: the caller divides the work.
-pub(super) fn unlimited(options: &RunOptions) -> RunOptions {
+pub(in crate::methods) fn unlimited(options: &RunOptions) -> RunOptions {
     RunOptions {
         tables: options.tables.clone(),
         ..RunOptions::default()

@@ -6,7 +6,7 @@ use burn_align_models::Site;
 use crate::engine::{Indices, InputId, LogitPositions, Plan, PlanError, Units, WorldInput};
 
 /// The indices of `batch` examples, at most `size` at a time.
-pub(super) fn parts(batch: usize, size: usize) -> Vec<Vec<usize>> {
+pub(in crate::methods) fn parts(batch: usize, size: usize) -> Vec<Vec<usize>> {
     let size = size.clamp(1, batch.max(1));
     let starts = (0..batch).step_by(size);
     let parts = starts.map(|start| (start..batch.min(start + size)).collect());
@@ -14,7 +14,7 @@ pub(super) fn parts(batch: usize, size: usize) -> Vec<Vec<usize>> {
 }
 
 /// A plan with these examples of some inputs.
-pub(super) fn plan_of<B: Backend, const N: usize>(
+pub(in crate::methods) fn plan_of<B: Backend, const N: usize>(
     inputs: [&WorldInput<B>; N],
     examples: &[usize],
 ) -> Result<(Plan<B>, [InputId; N]), PlanError> {
@@ -39,7 +39,10 @@ pub(super) fn sites_of(sites: &[(Site, Units)], examples: &[usize]) -> Vec<(Site
 }
 
 /// The same positions in a plan with some of the examples.
-pub(super) fn positions_of(positions: LogitPositions, examples: &[usize]) -> LogitPositions {
+pub(in crate::methods) fn positions_of(
+    positions: LogitPositions,
+    examples: &[usize],
+) -> LogitPositions {
     match positions {
         LogitPositions::Each(each) => LogitPositions::Each(chosen(&each, examples)),
         other => other,
@@ -58,7 +61,7 @@ fn chosen(each: &[Vec<usize>], examples: &[usize]) -> Vec<Vec<usize>> {
 }
 
 /// The number of positions whose logits are read.
-pub(super) fn logit_count(positions: &LogitPositions, pos: usize) -> usize {
+pub(in crate::methods) fn logit_count(positions: &LogitPositions, pos: usize) -> usize {
     match positions {
         LogitPositions::All => pos,
         LogitPositions::Last => 1,
