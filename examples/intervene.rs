@@ -27,7 +27,8 @@
 //! - `base` and each of `sources`: `{"text": [...]}` or `{"input_ids": [[...]]}`;
 //! - `unit_locations`: `{"sources->base": [source, base]}`, both sides
 //!   `[representation][batch][unit]`; `null` for whole representations;
-//! - `subspaces`: `[representation][batch][id]`, ids into `subspace_partition` or features.
+//! - `subspaces`: `[representation][batch][id]`, ids into `subspace_partition` or features;
+//! - `generate`: continues the base, see below.
 //!
 //! The answer to `a.json` is `OUTDIR/a.safetensors` with f32 tensors `[batch, pos, vocab]`:
 //! `logits`, `original_logits` if requested, and `collected.k`, `[batch, unit, d_site]`, for each
@@ -36,6 +37,34 @@
 //! standard error and exit status 2; nothing is written for it, and the others are served. The same
 //! goes for a request whose values stop being finite, as happens with some models in f16: the line
 //! says in which layer, and what to do.
+//!
+//! With `generate` the base is continued:
+//!
+//! ```json
+//! "generate": {"max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9, "seed": 1,
+//!              "stop": ["\n"], "at": "all", "logits": true}
+//! ```
+//!
+//! - `max_new_tokens`: the most tokens of an example;
+//! - `temperature`, 0 for the most likely token, which is the default; `top_k`, `top_p`, `min_p`,
+//!   `repetition_penalty`, `seed`: how tokens are drawn. Each example has its own random numbers;
+//! - `stop`, `stop_tokens`: texts and token ids after which an example ends;
+//! - `at_limit`: `"refuse"` (default) or `"cut"` what would be longer than the model reads;
+//! - `at`: where the interventions act. `"prompt"` (default): at the `unit_locations`. `"steps"`:
+//!   at each generated token, and not in the prompt. `"all"`: at the `unit_locations`, or
+//!   everywhere in the prompt if they are `null`, and at each generated token. `{"step": k}`: at
+//!   generated token k alone, from 0. The last token is chosen, but not computed, so nothing acts
+//!   there. With `"steps"` and `{"step": k}` the base's location is position 0, the only one of a
+//!   step, or `unit_locations` are `null`. Each representation takes one position of its source;
+//! - `logits`: whether to write the logits from which the tokens were chosen.
+//!
+//! The answer then also has `generated`, i64 `[batch, n]` with -1 after the end of an example,
+//! where n is `max_new_tokens`, or with `"cut"` what the shortest example has left of the model, if
+//! that is less; `step_logits`, `[batch, n, vocab]`, if requested; `original_generated` and
+//! `original_step_logits` if `output_original_output` is true; and `step_collected.k`,
+//! `[batch, n-1, d_site]` (`{"step": k}`: `[batch, 1, d_site]`), for each representation collected
+//! at steps, if a step was computed. f32 tensors have zeros after the end of an example. `logits` and
+//! `collected.k` are those of the prompt, in which nothing acts with `"steps"` and `{"step": k}`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -43,12 +72,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, backend::Backend};
 use burn_align_models::{ModelSource, Tokenizer, top_tokens};
 use clap::Parser;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
-use workbench::requests::{Answer, Model, Request};
+use workbench::requests::{Answer, Generated, Model, Request};
 use workbench::table::table;
 use workbench::{BackendArgs, LoadArgs, backends, complain, on_backend, out};
 
@@ -58,7 +87,7 @@ struct Args {
     /// Folder for the answers.
     #[arg(long)]
     output: PathBuf,
-    /// Print the K most probable next tokens of each example.
+    /// Print the K most probable next tokens of each example, and what was generated.
     #[arg(long, value_name = "K")]
     top: Option<usize>,
     /// Print them as JSON, one line for each example.
@@ -128,10 +157,13 @@ fn answer<B: Backend>(
     let answer = request.answer(folder, model, device)?;
 
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
-    write(&answer.tensors, &output).with_context(|| output.display().to_string())?;
+    write(&answer, &output).with_context(|| output.display().to_string())?;
     written.insert(output);
     if let Some(k) = args.top {
         print_top(args, file, k, &answer, model.tokenizer.as_ref())?;
+    }
+    if args.top.is_some() && !answer.generated.is_empty() {
+        print_generated(args, file, &answer.generated, model.tokenizer.as_ref())?;
     }
     Ok(())
 }
@@ -155,17 +187,26 @@ impl<B: Backend> Models<B> {
     }
 }
 
-/// Writes all tensors in f32, or nothing.
-fn write<B: Backend>(tensors: &BTreeMap<String, Tensor<B, 3>>, file: &Path) -> Result<()> {
-    let bytes = tensors.iter().map(|(name, tensor)| {
+/// The name of a tensor, its type, its shape, and its values as bytes.
+type Written<'a> = (&'a str, Dtype, Vec<usize>, Vec<u8>);
+
+/// Writes all tensors, in f32 and tokens in i64, or nothing.
+fn write<B: Backend>(answer: &Answer<B>, file: &Path) -> Result<()> {
+    let floats = answer.tensors.iter().map(|(name, tensor)| {
         let shape = tensor.dims().to_vec();
         let data = tensor.clone().cast(DType::F32).try_into_data()?;
         let values = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-        Ok((name.as_str(), shape, values))
+        Ok((name.as_str(), Dtype::F32, shape, values))
     });
-    let bytes: Vec<(&str, Vec<usize>, Vec<u8>)> = bytes.collect::<Result<_>>()?;
-    let views = bytes.iter().map(|(name, shape, bytes)| {
-        Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
+    let tokens = answer.generated.iter().map(|(name, generated)| {
+        let shape = vec![generated.rows.len(), generated.longest];
+        let values = generated.padded();
+        let values = values.into_iter().flat_map(i64::to_le_bytes).collect();
+        Ok((name.as_str(), Dtype::I64, shape, values))
+    });
+    let bytes: Vec<Written<'_>> = floats.chain(tokens).collect::<Result<_>>()?;
+    let views = bytes.iter().map(|(name, dtype, shape, bytes)| {
+        Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?))
     });
     let views: Vec<_> = views.collect::<Result<_>>()?;
     let unfinished = file.with_extension("safetensors.part");
@@ -209,6 +250,35 @@ fn print_top<B: Backend>(
                 marks(id).unwrap_or_default(),
                 format!("{probability:.6}"),
             ]);
+        }
+    }
+    if !args.json {
+        out!("{}\n{rows}", file.display())?;
+    }
+    Ok(())
+}
+
+/// Prints what was generated.
+fn print_generated(
+    args: &Args,
+    file: &Path,
+    generated: &BTreeMap<String, Generated>,
+    tokenizer: Option<&Tokenizer>,
+) -> Result<()> {
+    let mut rows = table(["tensor", "row", "tokens", "text"]);
+    for (name, generated) in generated {
+        for (row, ids) in generated.rows.iter().enumerate() {
+            let text = tokenizer.map(|it| it.decode(ids)).transpose()?;
+            if args.json {
+                let shown =
+                    json!({"request": file, "row": row, "tensor": name, "ids": ids, "text": text});
+                out!("{shown}")?;
+            }
+            let text = match text {
+                Some(text) => format!("{text:?}"),
+                None => format!("{ids:?}"),
+            };
+            rows.add_row([name.clone(), row.to_string(), ids.len().to_string(), text]);
         }
     }
     if !args.json {

@@ -1,5 +1,7 @@
 //! Requests for interventions, as JSON: what the example `intervene` serves.
 
+mod generation;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -7,8 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{LogitPositions, NonFinite, Plan, RunOptions};
 use burn_align::front::{
-    AlignableConfig, AlignableInputs, AlignableModel, Source, Subspaces, UnitLocations,
+    AlignableConfig, AlignableInputs, AlignableModel, AlignableTexts, InterveneAt, Source,
+    Subspaces, UnitLocations,
 };
+use burn_align::generate::GeneratedRow;
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
@@ -17,6 +21,9 @@ use burn_align_models::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+pub use self::generation::Generated;
+use self::generation::Generation;
 
 /// A model used by requests.
 pub type Model<B> = Pretrained<Decoder<B>, DecoderConfig>;
@@ -36,6 +43,7 @@ pub struct Request {
     interventions: Option<PathBuf>,
     #[serde(default)]
     output_original_output: bool,
+    generate: Option<Generation>,
 }
 
 /// A batch of examples.
@@ -63,9 +71,18 @@ pub struct Answer<B: Backend> {
     /// The base's tokens.
     pub base: TokenBatch,
     /// Tensors by name: `logits`, `original_logits` if requested, and `collected.k` for each
-    /// collected representation, where k is its index in the configuration. All values are finite,
-    /// except at padding.
+    /// collected representation, where k is its index in the configuration. If something is
+    /// generated, `step_logits`, `original_step_logits` and `step_collected.k` as well, as far as
+    /// requested, with zeros after the end of a text. All values are finite, except at padding.
     pub tensors: BTreeMap<String, Tensor<B, 3>>,
+    /// Generated tokens by name: `generated`, and `original_generated` if requested.
+    pub generated: BTreeMap<String, Generated>,
+}
+
+/// The tensors and the generated tokens of an answer.
+struct Parts<B: Backend> {
+    tensors: BTreeMap<String, Tensor<B, 3>>,
+    generated: BTreeMap<String, Generated>,
 }
 
 impl Request {
@@ -74,7 +91,11 @@ impl Request {
     /// # Errors
     /// If it is not a valid request. The error names the path of the wrong value.
     pub fn parse(json: &str) -> Result<Self> {
-        from_json(json)
+        let request: Self = from_json(json)?;
+        if let Some(generation) = &request.generate {
+            generation.check()?;
+        }
+        Ok(request)
     }
 
     /// The number of tokens of the longest example that is given by ids; `None` if none is.
@@ -108,8 +129,8 @@ impl Request {
     ) -> Result<Answer<B>> {
         let tokenizer = model.tokenizer.as_ref();
         let base = self.base.tokens(tokenizer).context("base")?;
-        let tensors = match (&self.config, &self.interventions) {
-            (None, None) => self.plain_forward(&model.model, &base, device)?,
+        let Parts { tensors, generated } = match (&self.config, &self.interventions) {
+            (None, None) => self.plain(model, &base, device)?,
             (Some(config), None) => {
                 let alignable = AlignableModel::new(config.clone(), model.model.clone())?;
                 self.intervene(&alignable, model, &base)?
@@ -129,41 +150,52 @@ impl Request {
                 self.intervene(&alignable, model, &base)?
             }
         };
-        Ok(Answer { base, tensors })
+        Ok(Answer {
+            base,
+            tensors,
+            generated,
+        })
     }
 
-    fn plain_forward<B: Backend>(
+    fn plain<B: Backend>(
         &self,
-        model: &Decoder<B>,
+        model: &Model<B>,
         base: &TokenBatch,
         device: &B::Device,
-    ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
+    ) -> Result<Parts<B>> {
+        let at = self.generate.as_ref().and_then(|it| it.at);
         for (key, absent) in [
             ("sources", self.sources.iter().flatten().next().is_none()),
             ("unit_locations", self.unit_locations.is_null()),
             ("subspaces", self.subspaces.is_null()),
+            ("generate.at", at.is_none()),
         ] {
             ensure!(
                 absent,
                 "{key}: expected none without a config or interventions"
             );
         }
-        base.check(model.dims())?;
-        let logits = model.forward(ModelInput::Tokens(base.to_tensor(device)));
-        if !is_finite(&logits)? {
-            let mut plan = Plan::new();
-            let input = plan.tokens(base);
-            let world = plan.world(input, []);
-            plan.read_logits(world, LogitPositions::All);
-            let options = RunOptions::default();
-            let found = plan.find_non_finite::<_, VanillaIntervention>(model, &[], &options)?;
-            ensure_none(found.map(|found| found.with_run("the base")))?;
+        let logits = plain_logits(&model.model, base, device)?;
+        let mut tensors = BTreeMap::from([("logits".to_owned(), logits)]);
+        let mut generated = BTreeMap::new();
+        if let Some(generation) = &self.generate {
+            let rows = generation.plain(model, base)?;
+            let longest = generation.longest(&model.model, base);
+            generated.insert("generated".to_owned(), Generated::new(&rows, longest));
+            let logits = generation.step_logits(&rows, longest);
+            tensors.extend(logits.map(|logits| ("step_logits".to_owned(), logits)));
         }
-        let mut tensors = BTreeMap::from([("logits".to_owned(), logits.clone())]);
         if self.output_original_output {
-            tensors.insert("original_logits".to_owned(), logits);
+            let same = |name: &str| format!("original_{name}");
+            let again: Vec<_> = tensors.iter().map(|(k, v)| (same(k), v.clone())).collect();
+            tensors.extend(again);
+            let again: Vec<_> = generated
+                .iter()
+                .map(|(k, v)| (same(k), v.clone()))
+                .collect();
+            generated.extend(again);
         }
-        Ok(tensors)
+        Ok(Parts { tensors, generated })
     }
 
     fn intervene<B: Backend>(
@@ -171,7 +203,7 @@ impl Request {
         alignable: &AlignableModel<B, Decoder<B>>,
         model: &Model<B>,
         base: &TokenBatch,
-    ) -> Result<BTreeMap<String, Tensor<B, 3>>> {
+    ) -> Result<Parts<B>> {
         let tokenizer = model.tokenizer.as_ref();
         let sources = self.sources.iter().flatten().enumerate();
         let sources = sources.map(|(index, source)| {
@@ -187,21 +219,95 @@ impl Request {
             .with_subspaces(Subspaces::try_from(&self.subspaces)?);
         inputs.output_original_output = self.output_original_output;
 
-        let output = alignable.forward_inputs(&inputs)?;
-        let mut tensors = BTreeMap::from([("logits".to_owned(), output.counterfactual)]);
-        if let Some(original) = output.original {
-            tensors.insert("original_logits".to_owned(), original);
-        }
-        for (representation, collected) in output.collected {
-            tensors.insert(format!("collected.{representation}"), collected);
-        }
-        for tensor in tensors.values() {
-            if !is_finite(tensor)? {
-                ensure_none(alignable.find_non_finite(&inputs)?)?;
+        let generation = self.generate.as_ref();
+        let at = generation.map_or(InterveneAt::Prompt, Generation::at);
+        let mut tensors = match at.is_in_prompt() {
+            true => prompt_tensors(alignable, &inputs)?,
+            // Nothing acts on the prompt.
+            false => {
+                let device = model.model.device();
+                let logits = plain_logits(&model.model, base, &device)?;
+                let original = self.output_original_output.then(|| logits.clone());
+                let original = original.map(|logits| ("original_logits".to_owned(), logits));
+                let logits = [("logits".to_owned(), logits)];
+                logits.into_iter().chain(original).collect()
+            }
+        };
+        let mut generated = BTreeMap::new();
+        if let Some(generation) = generation {
+            let options = generation.options(tokenizer)?;
+            let texts = alignable.generate_inputs(&inputs, at, &options, |_token| {});
+            let texts = texts.context("generate")?;
+            let longest = generation.longest(&model.model, base);
+            let AlignableTexts {
+                rows,
+                original,
+                collected_at_steps,
+                ..
+            } = texts;
+            let mut add = |prefix: &str, rows: &[GeneratedRow<B>]| {
+                let tokens = Generated::new(rows, longest);
+                generated.insert(format!("{prefix}generated"), tokens);
+                let logits = generation.step_logits(rows, longest);
+                tensors.extend(logits.map(|it| (format!("{prefix}step_logits"), it)));
+            };
+            add("", &rows);
+            if let Some(original) = original {
+                add("original_", &original);
+            }
+            for (representation, values) in collected_at_steps {
+                let steps = match at {
+                    InterveneAt::Step(_) => 1,
+                    _ => longest.saturating_sub(1),
+                };
+                if let Some(values) = generation::padded(values, steps) {
+                    tensors.insert(format!("step_collected.{representation}"), values);
+                }
             }
         }
-        Ok(tensors)
+        Ok(Parts { tensors, generated })
     }
+}
+
+/// What comes out of the base under the interventions.
+fn prompt_tensors<B: Backend>(
+    alignable: &AlignableModel<B, Decoder<B>>,
+    inputs: &AlignableInputs<B>,
+) -> Result<BTreeMap<String, Tensor<B, 3>>> {
+    let output = alignable.forward_inputs(inputs)?;
+    let mut tensors = BTreeMap::from([("logits".to_owned(), output.counterfactual)]);
+    if let Some(original) = output.original {
+        tensors.insert("original_logits".to_owned(), original);
+    }
+    for (representation, collected) in output.collected {
+        tensors.insert(format!("collected.{representation}"), collected);
+    }
+    for tensor in tensors.values() {
+        if !is_finite(tensor)? {
+            ensure_none(alignable.find_non_finite(inputs)?)?;
+        }
+    }
+    Ok(tensors)
+}
+
+/// The logits of the base without interventions.
+fn plain_logits<B: Backend>(
+    model: &Decoder<B>,
+    base: &TokenBatch,
+    device: &B::Device,
+) -> Result<Tensor<B, 3>> {
+    base.check(model.dims())?;
+    let logits = model.forward(ModelInput::Tokens(base.to_tensor(device)));
+    if !is_finite(&logits)? {
+        let mut plan = Plan::new();
+        let input = plan.tokens(base);
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::All);
+        let options = RunOptions::default();
+        let found = plan.find_non_finite::<_, VanillaIntervention>(model, &[], &options)?;
+        ensure_none(found.map(|found| found.with_run("the base")))?;
+    }
+    Ok(logits)
 }
 
 /// Whether all elements are finite.

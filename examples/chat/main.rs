@@ -16,8 +16,8 @@
 //! ```
 //!
 //! Ctrl-D, /quit or Ctrl-C ends the conversation, /reset begins another one. A model without a chat
-//! template, such as a bundled one, continues each line. Every turn reads the whole conversation
-//! again.
+//! template, such as a bundled one, continues each line. A turn goes on from the cache of the one
+//! before: of the conversation it reads only what is new.
 
 #[allow(dead_code, reason = "shared with other examples")]
 #[path = "../steering/applied.rs"]
@@ -29,20 +29,21 @@ mod screen;
 mod steer;
 
 use std::io::{self, IsTerminal};
+use std::ops::Range;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
-use burn_align::engine::Plan;
+use burn_align::engine::{CachedRow, Plan, WorldInput};
 use burn_align::generate::{AtLimit, GenerateOptions, Sampling, generate};
 use burn_align::interventions::AdditionIntervention;
 use burn_align_models::{ChatMessage, Decoder, DecoderConfig, Pretrained, TokenBatch};
 use clap::Parser;
 use workbench::{BackendArgs, ModelArgs, complain, on_backend};
 
-use applied::{Push, steered};
+use applied::Push;
 use screen::{Answers, Screen};
-use steer::Steer;
+use steer::{Steer, steered};
 
 /// Talks with a model, steered or not.
 #[derive(Parser)]
@@ -100,6 +101,8 @@ struct Speaker<B: Backend> {
     pushes: Vec<Push<B>>,
     /// Its conversation.
     messages: Vec<ChatMessage>,
+    /// The cache of what it has read and said.
+    cached: Option<CachedRow<B>>,
 }
 
 fn talk<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
@@ -122,6 +125,7 @@ fn talk<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         name,
         pushes,
         messages: args.system.iter().map(ChatMessage::system).collect(),
+        cached: None,
     };
     let mut speakers = match args.side_by_side {
         true => vec![
@@ -142,6 +146,7 @@ fn talk<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         .with_sampling(sampling)
         .with_stop_tokens(chats::end_tokens(tokenizer))
         .with_at_limit(AtLimit::Cut)
+        .with_caches()
         .with_run(args.backend.run_options());
 
     // 3. Turn by turn.
@@ -169,6 +174,7 @@ fn talk<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
             "/reset" => {
                 for speaker in &mut speakers {
                     speaker.messages.truncate(said_first);
+                    speaker.cached = None;
                 }
             }
             said => match turn(said, &mut speakers, &loaded, &options, &mut screen) {
@@ -190,31 +196,61 @@ fn turn<B: Backend>(
 ) -> Result<()> {
     let tokenizer = loaded.tokenizer()?;
     let is_chat = chats::is_chat_model(tokenizer);
-    let mut plan = Plan::<B>::new();
-    let mut worlds = Vec::new();
+    let mut prompts = Vec::new();
     for speaker in &*speakers {
-        let ids = match is_chat {
+        prompts.push(match is_chat {
             true => {
                 let mut messages = speaker.messages.clone();
                 messages.push(ChatMessage::user(said));
                 chats::conversation(tokenizer, &messages)?
             }
             false => tokenizer.encode(said)?,
-        };
-        let prompt = TokenBatch::new(vec![ids])?;
-        worlds.push(steered(&mut plan, &prompt, &speaker.pushes, 0));
+        });
+    }
+    let mut plan = Plan::<B>::new();
+    let mut worlds = Vec::new();
+    for (speaker, (input, computed)) in speakers.iter().zip(inputs(speakers, prompts)?) {
+        let world = steered(&mut plan, input, computed, &speaker.pushes, 0);
+        worlds.push(world);
     }
     let names = speakers.iter().map(|speaker| speaker.name);
     let mut answers = Answers::new(screen, tokenizer, names);
     let addition = [AdditionIntervention];
     let texts = generate(&loaded.model, &addition, &plan, &worlds, options, |token| {
-        answers.add(&token);
+        answers.add(&token)
     });
     answers.finish()?;
-    for (speaker, row) in speakers.iter_mut().zip(&texts?.rows) {
+    for (speaker, row) in speakers.iter_mut().zip(texts?.rows) {
         speaker.messages.push(ChatMessage::user(said));
-        let answer = chats::text(tokenizer, row)?;
+        let answer = chats::text(tokenizer, &row)?;
         speaker.messages.push(ChatMessage::assistant(answer.trim()));
+        speaker.cached = row.cached;
     }
     Ok(())
+}
+
+/// What each speaker reads, with the positions that are computed: what is new since its last
+/// answer, or everything, if one of them has none, since the inputs of a plan are all of one kind.
+fn inputs<B: Backend>(
+    speakers: &[Speaker<B>],
+    prompts: Vec<Vec<u32>>,
+) -> Result<Vec<(WorldInput<B>, Range<usize>)>> {
+    let continued = speakers.iter().zip(&prompts).map(|(speaker, ids)| {
+        let cached = speaker.cached.as_ref()?;
+        let pairs = cached.tokens().iter().zip(ids);
+        let alike = pairs.take_while(|(before, now)| before == now).count();
+        // At least the last token is computed, for its logits.
+        let known = cached.first(alike.min(ids.len().saturating_sub(1)))?;
+        let computed = known.pos()..ids.len();
+        Some((known.then(&ids[computed.clone()]), computed))
+    });
+    if let Some(continued) = continued.collect::<Option<Vec<_>>>() {
+        return Ok(continued);
+    }
+    let mut whole = Vec::new();
+    for ids in prompts {
+        let computed = 0..ids.len();
+        whole.push((WorldInput::Tokens(TokenBatch::new(vec![ids])?), computed));
+    }
+    Ok(whole)
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use anyhow::{Context, Error, Result};
-use burn_align::generate::{Finish, TextStream, Token};
+use burn_align::generate::{Finish, Flow, TextStream, Token};
 use burn_align_models::Tokenizer;
 
 /// Standard output, whose reader may go away.
@@ -82,10 +82,14 @@ impl<'a> Answers<'a> {
         }
     }
 
-    /// One more token of an answer.
-    pub(crate) fn add(&mut self, token: &Token<'_>) {
+    /// One more token of an answer. Ends all answers if nobody can read them.
+    pub(crate) fn add(&mut self, token: &Token<'_>) -> Flow {
         if self.error.is_none() {
             self.error = self.try_add(token).err();
+        }
+        match self.error.is_some() || self.screen.is_gone() {
+            true => Flow::EndAll,
+            false => Flow::Continue,
         }
     }
 

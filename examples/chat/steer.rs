@@ -1,10 +1,13 @@
-//! Directions from the command line.
+//! Directions from the command line, and how they steer a conversation.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, ensure};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_align::engine::{Edit, Operand, Plan, Units, WorldInput};
+use burn_align::generate::{GeneratedWorld, StepEdit, StepOperand};
 use burn_align::methods::Direction;
 use burn_align::saved::ControlVector;
 use burn_align_models::{AlignableTransformer, Component, Decoder, Site};
@@ -80,4 +83,34 @@ impl Steer {
         });
         Ok(vectors.collect())
     }
+}
+
+/// A world in which vectors are added at every position of a conversation but the first, and at
+/// every generated token.
+///
+/// - computed: the positions that are computed; what is before them has been steered in an earlier
+///   turn
+/// - addition: index of `AdditionIntervention` among the interventions
+pub(crate) fn steered<B: Backend>(
+    plan: &mut Plan<B>,
+    conversation: WorldInput<B>,
+    computed: Range<usize>,
+    pushes: &[Push<B>],
+    addition: usize,
+) -> GeneratedWorld<B> {
+    let input = plan.input(conversation);
+    let positions = computed.start.max(1)..computed.end;
+    let mut edits = Vec::new();
+    for push in pushes.iter().filter(|_| !positions.is_empty()) {
+        let constant = plan.constant(push.vector.clone());
+        let units = Units::positions(positions.clone());
+        let edit = Edit::new(push.site, units, addition, Operand::Constant(constant));
+        edits.push(edit);
+    }
+    let mut world = GeneratedWorld::new(plan.world(input, edits));
+    for push in pushes {
+        let operand = StepOperand::Constant(push.vector.clone());
+        world = world.with_edit(StepEdit::new(push.site, addition, operand));
+    }
+    world
 }

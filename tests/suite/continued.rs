@@ -338,6 +338,7 @@ fn what_cannot_be_continued_is_refused() {
         message(&error),
         "world 0 cannot be continued: none of its logits are read"
     );
+    let first = world;
     plan.read_logits(world, LogitPositions::Last);
     let row = run(&plan, &[world]).expect("valid").remove(0).remove(0);
 
@@ -355,6 +356,43 @@ fn what_cannot_be_continued_is_refused() {
         matches!(error, PlanError::NotKept { start: 3, .. }),
         "{error}"
     );
+
+    // On a model of other sizes.
+    let other = load::<B>("llama_gqa", &Default::default());
+    let mut next = Plan::new();
+    let input = next.input(row.then([4]));
+    let world = next.world(input, []);
+    let logits = next.read_logits(world, LogitPositions::Last);
+    let error = next
+        .run(&other, &interventions())
+        .map(drop)
+        .expect_err("refused");
+    assert_eq!(error, PlanError::CacheMisfit { input: 0 });
+
+    // A row is one example, and stays what it is on the way through other plans.
+    assert!(next.examples(&[0, 0]).is_err());
+    let expected = next
+        .run(&model, &interventions())
+        .expect("valid")
+        .get(logits);
+    let expected = expected.into_data();
+    for same in [
+        next.examples(&[0]).expect("valid"),
+        Plan::join(std::slice::from_ref(&next)).expect("valid"),
+        next.to_device(&Default::default()),
+    ] {
+        let found = same
+            .run(&model, &interventions())
+            .expect("valid")
+            .get(logits);
+        assert_eq!(found.into_data(), expected);
+    }
+
+    // The same world twice: both get their rows.
+    let options = RunOptions::default();
+    let twice = plan.run_to_continue(&model, &interventions(), &[first, first], &options);
+    let (_, rows) = twice.expect("valid");
+    assert_eq!(rows.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
 
     // No new token, one that is not in the vocabulary, and one too many.
     let longest = model.dims().max_positions.expect("a limit");

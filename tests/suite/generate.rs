@@ -3,7 +3,7 @@
 use std::fs;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use burn_align::engine::{Edit, LogitPositions, Operand, Plan, Units, WorldId};
+use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, Units, WorldId};
 use burn_align::generate::{
     AtLimit, Finish, GenerateError, GenerateOptions, GeneratedTexts, GeneratedWorld, Sampling,
     StepEdit, StepOperand, generate,
@@ -125,7 +125,7 @@ fn logits_and_activations_are_those_of_the_whole_text<B: Backend>(device: &B::De
         let options = GenerateOptions::new(6)
             .with_logits()
             .with_collected(site, 1)
-            .with_collected(AFTER_BLOCK_0, burn_align::engine::Indices::All);
+            .with_collected(AFTER_BLOCK_0, Indices::All);
         let texts = run(&model, &plan, &worlds, &options).expect("valid");
 
         // The same texts as one plan.
@@ -217,9 +217,8 @@ fn a_text_does_not_depend_on_its_batch<B: Backend>(device: &B::Device) {
 fn rows_end_where_they_should<B: Backend>(device: &B::Device) {
     let model = load::<B>("gpt2_plain", device);
     let mut plan = Plan::new();
-    let worlds: Vec<_> = [&[2, 7, 1, 8][..], &[3, 1]]
-        .map(|prompt| GeneratedWorld::new(plain_prompt(&mut plan, prompt)))
-        .into();
+    let ids = [&[2, 7, 1, 8][..], &[3, 1]].map(|prompt| plain_prompt(&mut plan, prompt));
+    let worlds = ids.map(GeneratedWorld::new);
     let options = GenerateOptions::new(12);
     let whole = run(&model, &plan, &worlds, &options).expect("valid");
     assert!(whole.rows.iter().all(|row| row.finish == Finish::Length));
@@ -244,6 +243,17 @@ fn rows_end_where_they_should<B: Backend>(device: &B::Device) {
         assert_eq!(found.tokens, whole.rows[row].tokens[..end], "row {row}");
         assert_eq!(found.finish, finish);
     }
+    // Two rows that take from each other, at different steps.
+    let other = |row: usize| StepOperand::World {
+        world: ids[row],
+        site: AFTER_BLOCK_0,
+        heads: Indices::All,
+    };
+    let crossed = [0, 1].map(|row| {
+        let taking = StepEdit::new(AFTER_BLOCK_0, SWAP, other(1 - row)).at_step(row);
+        worlds[row].clone().with_edit(taking)
+    });
+    run(&model, &plan, &crossed, &options).expect("valid");
     // Where the model ends.
     let limit = model.dims().max_positions.expect("a limit");
     let endless = GenerateOptions::new(limit).with_at_limit(AtLimit::Cut);
@@ -252,6 +262,15 @@ fn rows_end_where_they_should<B: Backend>(device: &B::Device) {
         assert_eq!(row.tokens.len() + prompt, limit);
         assert_eq!(row.finish, Finish::ModelEnd);
     }
+    // One that takes from the longer one ends with it: its last token comes from the last position
+    // that the longer one has.
+    let follows = worlds[1]
+        .clone()
+        .with_edit(StepEdit::new(AFTER_BLOCK_0, SWAP, other(0)));
+    let texts = run(&model, &plan, &[worlds[0].clone(), follows], &endless).expect("valid");
+    let lengths = texts.rows.iter().map(|row| row.tokens.len());
+    assert_eq!(lengths.collect::<Vec<_>>(), [limit - 4, limit - 3]);
+    assert_eq!(texts.rows[1].finish, Finish::ModelEnd);
     // A row that has ended goes on for another one that takes from it.
     let mut plan = Plan::new();
     let ids = [&[2, 7, 1, 8][..], &[3, 1]].map(|prompt| plain_prompt(&mut plan, prompt));
@@ -282,6 +301,35 @@ fn rows_end_where_they_should<B: Backend>(device: &B::Device) {
     assert_eq!(texts.rows[0].finish, Finish::StopToken(stop));
     assert!(texts.rows[0].tokens.len() < 12);
     assert_eq!(texts.rows[1].tokens, to);
+}
+
+/// The repetition penalty counts the tokens of a prompt that are cached, as `transformers` does.
+#[test]
+#[cfg(feature = "flex")]
+fn the_penalty_is_of_the_whole_history() {
+    type B = burn::backend::Flex;
+    let model = load::<B>("gpt2_plain", &Default::default());
+    // One that encourages repetition, and one that discourages it.
+    for (penalty, expected) in [(0.01, [1, 1, 1, 1]), (2.0, [36, 36, 40, 29])] {
+        let sampling = Sampling::greedy().with_repetition_penalty(penalty);
+        let options = GenerateOptions::new(4).with_sampling(sampling);
+        let mut plan = Plan::new();
+        let whole = [GeneratedWorld::new(plain_prompt(&mut plan, &[1, 2, 3]))];
+        let texts = run(&model, &plan, &whole, &options).expect("valid");
+        assert_eq!(texts.rows[0].tokens, expected, "{penalty}");
+
+        let mut first = Plan::new();
+        let world = plain_prompt(&mut first, &[1, 2]);
+        first.read_logits(world, LogitPositions::Last);
+        let run_options = &options.run;
+        let cached = first.run_to_continue(&model, &interventions(), &[world], run_options);
+        let (_, rows) = cached.expect("valid");
+        let mut plan = Plan::new();
+        let input = plan.input(rows[0][0].then([3]));
+        let continued = [GeneratedWorld::new(plan.world(input, []))];
+        let texts = run(&model, &plan, &continued, &options).expect("valid");
+        assert_eq!(texts.rows[0].tokens, expected, "{penalty}, continued");
+    }
 }
 
 #[test]
@@ -351,7 +399,7 @@ fn wrong_requests_are_refused() {
     let from = |world| StepOperand::World {
         world,
         site: AFTER_BLOCK_0,
-        heads: burn_align::engine::Indices::All,
+        heads: Indices::All,
     };
     for (found, expected) in [
         (
@@ -369,6 +417,26 @@ fn wrong_requests_are_refused() {
         (
             refused(&[plain().with_streams([1])], &options),
             "world 0: expected a stream for each of 2 examples, found 1".to_owned(),
+        ),
+        (
+            refused(&[plain()], &GenerateOptions::new(usize::MAX)),
+            "row 0: a prompt of 3 tokens".to_owned(),
+        ),
+        (
+            refused(
+                &with(constant([1, 1, d_model]).with_features(Indices::each([[0]]))),
+                &options,
+            ),
+            "world 0: a step has heads or features for 1 examples, expected 2".to_owned(),
+        ),
+        (
+            refused(
+                &[plain()],
+                &options
+                    .clone()
+                    .with_collected(Site::Block(0, Component::AttentionWeights), 0),
+            ),
+            "layer 0 attention_weight: attention scores and weights cannot be".to_owned(),
         ),
         (
             refused(&[plain()], &GenerateOptions::new(limit - 2)),

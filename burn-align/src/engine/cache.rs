@@ -6,19 +6,22 @@
 //! one part, `[1, kv_head, 5, d_head]`; later ones have what comes before position 3 once, and the rest three
 //! times, `[1, kv_head, 3, d_head]` and `[3, kv_head, 2, d_head]`.
 
+mod explain;
+mod keeping;
+
 use std::collections::HashMap;
-use std::ptr;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
-use burn_align_models::{KeysValues, Mixing, Sublayer};
+use burn_align_models::{KeysValues, Mixing, ModelLayout};
 
+pub use self::explain::CacheExplanation;
+
+pub(super) use self::keeping::keep;
+use self::keeping::{CacheClass, classes};
 use super::PlanError;
-use super::groups::Groups;
-use super::layout::{Layout, int_tensor};
-use super::plan::{Plan, WorldId, WorldInput};
-use super::schedule::{Pass, Schedule};
-use super::stages::{Stage, Stages, Step};
+use super::layout::int_tensor;
+use super::plan::WorldInput;
 use super::zip::{Role, TensorZip};
 
 /// The keys and values of rows of one length.
@@ -45,12 +48,39 @@ struct CachedLayer<B: Backend> {
 pub struct CachedRow<B: Backend> {
     pub(super) cache: Arc<Cache<B>>,
     pub(super) row: usize,
+    tokens: Arc<[u32]>,
 }
 
 impl<B: Backend> CachedRow<B> {
     /// Number of positions.
     pub fn pos(&self) -> usize {
         self.cache.len
+    }
+
+    /// The token at each position.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The row as it was after its first `pos` positions, without the rows that were computed with
+    /// it: where a text can be continued that begins alike and goes on differently. `None` if there
+    /// are fewer positions, if `pos` is 0, or if a sliding window sees positions there that are no
+    /// longer kept.
+    pub fn first(&self, pos: usize) -> Option<Self> {
+        let dropped = self.cache.len.checked_sub(pos).filter(|_| pos > 0)?;
+        let layers = self.cache.layers.iter().map(|layer| {
+            let own = layer.select(&[self.row], self.cache.rows);
+            own.without_last(dropped, pos)
+        });
+        Some(Self {
+            cache: Arc::new(Cache {
+                rows: 1,
+                len: pos,
+                layers: layers.collect::<Option<_>>()?,
+            }),
+            row: 0,
+            tokens: self.tokens.iter().take(pos).copied().collect(),
+        })
     }
 
     /// The row with more tokens: an input of one example, whose worlds compute only these.
@@ -77,24 +107,79 @@ impl<B: Backend> Continued<B> {
     pub(super) fn pos(&self) -> usize {
         self.past.pos() + self.tokens.len()
     }
+
+    /// The tokens at all positions, cached ones included.
+    pub(super) fn all_tokens(&self) -> Vec<u32> {
+        [&self.past.tokens[..], &self.tokens].concat()
+    }
 }
+
+/// Caches that have been converted, by the address of the original, so that rows go on sharing
+/// them.
+pub(super) type Caches<B> = HashMap<usize, Arc<Cache<B>>>;
 
 impl<B: Backend> Continued<B> {
     /// The same row with other tensors.
     pub(super) fn zip<A: Backend>(
         &self,
         tensor: &mut TensorZip<'_, B, A>,
+        caches: &mut Caches<A>,
     ) -> Result<Continued<A>, PlanError> {
-        let CachedRow { cache, row } = &self.past;
-        let starts = [cache.len];
+        let CachedRow { cache, row, tokens } = &self.past;
+        let address = Arc::as_ptr(cache) as usize;
+        let cache = match caches.get(&address) {
+            Some(known) => known.clone(),
+            None => {
+                let new = Arc::new(cache.zip(tensor)?);
+                caches.insert(address, new.clone());
+                new
+            }
+        };
+        Ok(Continued {
+            tokens: self.tokens.clone(),
+            past: CachedRow {
+                cache,
+                row: *row,
+                tokens: tokens.clone(),
+            },
+        })
+    }
+}
+
+impl<B: Backend> CachedRow<B> {
+    /// Whether it was kept by a model with this layout, as far as sizes tell.
+    pub(super) fn fits(&self, layout: &ModelLayout) -> bool {
+        let dims = layout.dims();
+        let layers = layout.layers().iter().enumerate();
+        let attends = layers.flat_map(|(layer, layout)| {
+            let windows = layout
+                .sublayers()
+                .iter()
+                .filter_map(|it| match it.mixing() {
+                    Mixing::Causal { window } => Some(window),
+                    Mixing::None | Mixing::Rows => None,
+                });
+            windows.map(move |window| (layer, window))
+        });
+        let found = self.cache.layers.iter();
+        let of_heads = |[keys, _]: &[Tensor<B, 4>; 2]| {
+            let [_, kv_heads, _, d_head] = keys.dims();
+            (kv_heads, d_head) == (dims.kv_heads, dims.d_head)
+        };
+        found.clone().map(|it| (it.layer, it.window)).eq(attends)
+            && found.clone().flat_map(|it| &it.parts).all(of_heads)
+    }
+}
+
+impl<B: Backend> Cache<B> {
+    fn zip<A: Backend>(&self, tensor: &mut TensorZip<'_, B, A>) -> Result<Cache<A>, PlanError> {
         let mut convert = |x: &Tensor<B, 4>| {
             let [rows, kv_head, pos, d_head] = x.dims();
             let flat = x.clone().reshape([rows * kv_head, pos, d_head]);
-            let role = Role::Past { starts: &starts };
-            Ok(tensor(role, &[&flat])?.reshape([rows, kv_head, pos, d_head]))
+            Ok(tensor(Role::Cache, &[&flat])?.reshape([rows, kv_head, pos, d_head]))
         };
-        let mut layers = Vec::with_capacity(cache.layers.len());
-        for layer in &cache.layers {
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for layer in &self.layers {
             let mut parts = Vec::with_capacity(layer.parts.len());
             for [keys, values] in &layer.parts {
                 parts.push([convert(keys)?, convert(values)?]);
@@ -105,16 +190,10 @@ impl<B: Backend> Continued<B> {
                 parts,
             });
         }
-        Ok(Continued {
-            tokens: self.tokens.clone(),
-            past: CachedRow {
-                cache: Arc::new(Cache {
-                    rows: cache.rows,
-                    len: cache.len,
-                    layers,
-                }),
-                row: *row,
-            },
+        Ok(Cache {
+            rows: self.rows,
+            len: self.len,
+            layers,
         })
     }
 }
@@ -145,6 +224,24 @@ impl<B: Backend> CachedLayer<B> {
             parts: parts.collect(),
             ..self.clone()
         }
+    }
+
+    /// The layer without its last positions, if all is there that is seen from the first `pos`.
+    fn without_last(mut self, mut dropped: usize, pos: usize) -> Option<Self> {
+        let left = self.len().checked_sub(dropped)?;
+        if left < self.window.map_or(pos, |window| window.min(pos)) {
+            return None;
+        }
+        while dropped > 0 {
+            let last = self.parts.pop()?;
+            let [_, _, count, _] = last[0].dims();
+            let kept = count.saturating_sub(dropped);
+            dropped -= count - kept;
+            if kept > 0 {
+                self.parts.push(last.map(|x| x.narrow(2, 0, kept)));
+            }
+        }
+        Some(self)
     }
 
     /// Adds keys and values of the next positions, `[row, kv_head, pos, d_head]`.
@@ -202,6 +299,20 @@ fn cat<B: Backend>(
 }
 
 impl<B: Backend> Cache<B> {
+    /// Number of positions in a layer, counted among those that attend, that are there once for all
+    /// rows, and of those that are there for each row.
+    pub(super) fn positions(&self, layer: usize) -> [usize; 2] {
+        let (mut shared, mut own) = (0, 0);
+        for [keys, _] in &self.layers[layer].parts {
+            let [rows, _, count, _] = keys.dims();
+            match rows == self.rows {
+                true => own += count,
+                false => shared += count,
+            }
+        }
+        [shared, own]
+    }
+
     /// Keys and values before the suffixes of rows, which all have the same number of positions.
     pub(super) fn prefixes(rows: &[&CachedRow<B>]) -> Vec<KeysValues<B>> {
         // Neighbours in one cache.
@@ -251,158 +362,4 @@ impl<B: Backend> Cache<B> {
         }
         all
     }
-}
-
-/// Where the keys and values of a pass are.
-struct Computed<'a, B: Backend> {
-    pass: &'a Pass,
-    stages: &'a Stages,
-    kept: &'a [KeysValues<B>],
-}
-
-impl<B: Backend> Computed<'_, B> {
-    /// For each layer that attends: its layout, the groups' first rows by world, and the tensors.
-    fn layers(&self) -> impl Iterator<Item = (&Layout, &Groups, Option<usize>, &KeysValues<B>)> {
-        let attends = self.pass.stages.iter().filter(|stage| {
-            matches!(
-                stage.stage,
-                Stage::Layer {
-                    step: Step::Run,
-                    ..
-                }
-            ) && matches!(self.stages.mixing(stage.stage), Mixing::Causal { .. })
-        });
-        attends.filter_map(|stage| {
-            let Stage::Layer { layer, .. } = stage.stage else {
-                return None;
-            };
-            let kept = self.kept.iter().find(|kept| kept.layer == layer)?;
-            let window = match self.stages.sublayer(stage.stage).map(Sublayer::mixing) {
-                Some(Mixing::Causal { window }) => window,
-                _ => None,
-            };
-            Some((&*stage.layout, &*stage.groups, window, kept))
-        })
-    }
-}
-
-/// Rows of worlds, as `(world, example)`, with what they continue.
-pub(super) fn keep<B: Backend>(
-    plan: &Plan<B>,
-    schedule: &Schedule,
-    pass: usize,
-    worlds: &[WorldId],
-    kept: &[KeysValues<B>],
-) -> Vec<(WorldId, usize, CachedRow<B>)> {
-    let computed = Computed {
-        pass: &schedule.passes[pass],
-        stages: &schedule.stages,
-        kept,
-    };
-    // Rows of one length that continue the same cache, if any, get one cache.
-    type Key = (usize, Option<usize>);
-    let mut classes: Vec<(Key, Vec<(WorldId, usize)>)> = Vec::new();
-    for world in worlds {
-        let input = plan.input_of(*world);
-        for (example, length) in input.lengths().into_iter().enumerate() {
-            let continues = match input {
-                WorldInput::Continued(it) => Some(Arc::as_ptr(&it.past.cache) as usize),
-                _ => None,
-            };
-            let key = (length, continues);
-            match classes.iter_mut().find(|(other, _)| *other == key) {
-                Some((_, rows)) => rows.push((*world, example)),
-                None => classes.push((key, vec![(*world, example)])),
-            }
-        }
-    }
-    let mut all = Vec::new();
-    for ((len, _), rows) in classes {
-        let before: Vec<&CachedRow<B>> = rows
-            .iter()
-            .filter_map(|(world, _)| match plan.input_of(*world) {
-                WorldInput::Continued(it) => Some(&it.past),
-                _ => None,
-            })
-            .collect();
-        let start = before.first().map_or(0, |row| row.pos());
-        let mut layers = Vec::new();
-        // Where the rows are; the groups of many layers are the same.
-        let mut places: Option<(&Groups, HashMap<WorldId, usize>)> = None;
-        for (index, (layout, groups, window, kept)) in computed.layers().enumerate() {
-            let (_, group_of) = match places.take() {
-                Some(known) if ptr::eq(known.0, groups) => places.insert(known),
-                _ => places.insert((groups, groups.by_world())),
-            };
-            let mut layer = match before.first() {
-                Some(first) => {
-                    let chosen: Vec<usize> = before.iter().map(|row| row.row).collect();
-                    first.cache.layers[index].select(&chosen, first.cache.rows)
-                }
-                None => CachedLayer {
-                    layer: kept.layer,
-                    window,
-                    parts: Vec::new(),
-                },
-            };
-            let first_rows: Vec<usize> = rows
-                .iter()
-                .map(|(world, example)| layout.first_row(group_of[world]) + example)
-                .collect();
-            let shared = layout.shared(&first_rows, start..len);
-            for (range, rows) in [
-                (start..shared, &first_rows[..1]),
-                (shared..len, &first_rows[..]),
-            ] {
-                if !range.is_empty() {
-                    let tokens = rows
-                        .iter()
-                        .flat_map(|row| range.clone().map(|position| layout.token(*row, position)));
-                    let tokens: Vec<usize> = tokens.collect();
-                    let new = [&kept.keys, &kept.values]
-                        .map(|x| take(x, &tokens, [rows.len(), range.len()]));
-                    layer.push(new);
-                }
-            }
-            if start == 0 {
-                layer.settle(rows.len());
-            }
-            layers.push(layer);
-        }
-        let cache = Arc::new(Cache {
-            rows: rows.len(),
-            len,
-            layers,
-        });
-        for (row, (world, example)) in rows.into_iter().enumerate() {
-            let cache = cache.clone();
-            all.push((world, example, CachedRow { cache, row }));
-        }
-    }
-    all
-}
-
-/// Some tokens of all rows, row by row.
-///
-/// # Shapes
-/// - x: `[row, kv_head, pos, d_head]`
-/// - output: `[rows, kv_head, count, d_head]`
-fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &[usize], [rows, count]: [usize; 2]) -> Tensor<B, 4> {
-    let [all_rows, kv_head, pos, d_head] = x.dims();
-    // All tokens, one for each row.
-    if all_rows == 1 && count == 1 && tokens.iter().copied().eq(0..pos) {
-        return x
-            .clone()
-            .swap_dims(0, 2)
-            .swap_dims(1, 2)
-            .reshape([rows, kv_head, 1, d_head]);
-    }
-    let device = x.device();
-    let x = x
-        .clone()
-        .swap_dims(1, 2)
-        .reshape([all_rows * pos, kv_head * d_head]);
-    x.select(0, int_tensor(tokens.iter().copied(), &device))
-        .reshape([rows, count, kv_head, d_head])
-        .swap_dims(1, 2)
 }

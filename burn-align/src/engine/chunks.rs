@@ -1,5 +1,6 @@
 //! Cutting a plan into parts that fit a budget.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use burn::tensor::backend::Backend;
@@ -13,15 +14,15 @@ use super::schedule::{Pass, Schedule};
 
 /// Schedules of parts that run one after another, each within the budgets of `options`. An
 /// activation that an earlier part has computed is not recomputed.
-pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
+pub(super) fn chunks<'w, B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
-    whole: &Schedule,
+    whole: &'w Schedule,
     model: &M,
     options: &RunOptions,
-) -> Result<Vec<Schedule>, PlanError> {
+) -> Result<Vec<Cow<'w, Schedule>>, PlanError> {
     let budget = Budget::new(plan, whole, model, options);
     if budget.exceeded_by(whole).is_none() {
-        return Ok(vec![whole.clone()]);
+        return Ok(vec![Cow::Borrowed(whole)]);
     }
     let mut worlds: Vec<WorldId> = plan.open_reads().map(|(_, read)| read.world()).collect();
     worlds.sort();
@@ -62,7 +63,7 @@ pub(super) fn chunks<B: Backend, M: AlignableTransformer<B>>(
             let keys = edits.filter_map(|(_, edit)| edit.operand.key());
             kept.extend(keys.filter(|(world, site, _)| schedule.reaches(*world, *site)));
         }
-        chunks.push(schedule);
+        chunks.push(Cow::Owned(schedule));
         rest = &rest[fits..];
     }
     Ok(chunks)

@@ -40,6 +40,7 @@ impl<B: Backend> Plan<B> {
             let x = all[0].clone();
             let [rows, _, _] = x.dims();
             Ok(match role {
+                Role::Cache => x,
                 Role::Constant | Role::Known if rows != batch => x,
                 Role::Residual { lengths } if narrow => {
                     let longest = lengths.iter().copied().max().unwrap_or(0);

@@ -80,6 +80,15 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// A cached row that another model has computed.
+    #[error(
+        "input {input}: the row to continue was kept by another model, or this one needs whole rows; \
+         continue it on the model that ran its beginning"
+    )]
+    CacheMisfit {
+        /// Index of the input.
+        input: usize,
+    },
     /// No device to run on.
     #[error("expected a copy of the model on at least one device, found none")]
     NoDevice,

@@ -1,6 +1,6 @@
 //! The lockstep executor.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
@@ -100,14 +100,16 @@ impl<B: Backend> Plan<B> {
         options: &RunOptions,
     ) -> Result<(Results<B>, CachedRows<B>), PlanError> {
         check_continuable(self, model.layout(), worlds)?;
-        let (results, rows) = self.run_keeping(model, interventions, worlds, options)?;
-        let mut rows: HashMap<(WorldId, usize), CachedRow<B>> = rows
+        let distinct: BTreeSet<WorldId> = worlds.iter().copied().collect();
+        let distinct: Vec<WorldId> = distinct.into_iter().collect();
+        let (results, rows) = self.run_keeping(model, interventions, &distinct, options)?;
+        let rows: HashMap<(WorldId, usize), CachedRow<B>> = rows
             .into_iter()
             .map(|(world, example, row)| ((world, example), row))
             .collect();
         let of_world = worlds.iter().map(|world| {
             let examples = 0..self.input_of(*world).batch();
-            let rows = examples.filter_map(|example| rows.remove(&(*world, example)));
+            let rows = examples.filter_map(|example| rows.get(&(*world, example)).cloned());
             rows.collect()
         });
         Ok((results, of_world.collect()))
@@ -341,7 +343,13 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                     let here: Vec<WorldId> =
                         here.filter(|world| group_of.contains_key(world)).collect();
                     let kept = whole.take_keys_values();
-                    self.rows.extend(keep(plan, schedule, index, &here, &kept));
+                    if let Some(world) = here.first() {
+                        let rows = keep(plan, schedule, index, &here, &kept);
+                        self.rows.extend(rows.ok_or(PlanError::NotContinuable {
+                            world: world.0,
+                            reason: "a layer of the model attends without nn::attend",
+                        })?);
+                    }
                     return Ok(());
                 }
             }

@@ -3,6 +3,8 @@
 //! Training usually edits one layer, so everything before it gives the same result in every epoch.
 //! A frozen plan starts at that layer.
 
+mod together;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
@@ -45,11 +47,25 @@ impl<B: Backend> Plan<B> {
         options: &RunOptions,
     ) -> Result<Self, PlanError> {
         validate(self, model, interventions)?;
-        if self.inputs.iter().any(|input| input.past().is_some()) {
+        let Some(freezer) = self.freezer(model, &trained) else {
             return Ok(self.clone());
+        };
+        let (prefix, kept) = freezer.prefix();
+        let results = prefix.run_with(model, interventions, options)?;
+        Ok(freezer.rest(&kept, |read| results.get(read)))
+    }
+
+    /// Where a plan is cut; `None` if there is nothing to gain.
+    fn freezer<M: AlignableTransformer<B>>(
+        &self,
+        model: &M,
+        trained: &impl Fn(usize) -> bool,
+    ) -> Option<Freezer<'_, B>> {
+        if self.inputs.iter().any(|input| input.starts().is_some()) {
+            return None;
         }
         let stages = Stages::new(model.layout());
-        let changing = self.changing_worlds(&trained);
+        let changing = self.changing_worlds(trained);
         let changes = |edit: &Edit| {
             let taken = match &edit.operand {
                 Operand::Activation { world, .. } => changing[world.0],
@@ -64,20 +80,15 @@ impl<B: Backend> Plan<B> {
             .filter(|edit| changes(edit))
             .map(|edit| stages.of(edit.site))
             .min();
-        let Some((start, residual)) = first.and_then(|start| stages.residual_before(start)) else {
-            return Ok(self.clone());
-        };
-        let freezer = Freezer {
+        let (start, residual) = stages.residual_before(first?)?;
+        Some(Freezer {
             plan: self,
             keys_values: keys_values(start, &stages, model.dims().kv_heads),
             stages,
             start,
             residual,
             changing,
-        };
-        let (prefix, kept) = freezer.prefix();
-        let results = prefix.run_with(model, interventions, options)?;
-        Ok(freezer.rest(&kept, |read| results.get(read)))
+        })
     }
 
     /// Whether each world depends on a trained intervention.

@@ -1,6 +1,6 @@
 //! Copying numbers to the host.
 
-use burn::tensor::{BasicOps, Tensor, TensorData, backend::Backend};
+use burn::tensor::{BasicOps, DType, Tensor, TensorData, backend::Backend};
 
 use super::PlanError;
 
@@ -10,6 +10,14 @@ pub(crate) fn read_numbers<B: Backend, const D: usize, K: BasicOps<B>>(
     tensor: Tensor<B, D, K>,
 ) -> Result<Vec<f64>, PlanError> {
     Ok(read_data(tensor)?.iter::<f64>().collect())
+}
+
+/// As [`read_numbers`], in f32.
+pub(crate) fn read_floats<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+) -> Result<Vec<f32>, PlanError> {
+    let data = read_data(tensor.cast(DType::F32))?;
+    Ok(data.into_vec().expect("cast to f32"))
 }
 
 /// As [`read_numbers`], in the tensor's own type.

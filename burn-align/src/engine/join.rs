@@ -30,6 +30,8 @@ impl<B: Backend> Plan<B> {
                 None => Ok(sizes[0][0]),
             };
             let pos = match role {
+                // Of a single plan: a row that is continued is not joined with others.
+                Role::Cache => return Ok(all[0].clone()),
                 Role::Features => same_size("positions and features")?,
                 Role::Residual { lengths: _ } => {
                     let longest = sizes.iter().map(|[pos, _]| *pos).max().unwrap_or(0);

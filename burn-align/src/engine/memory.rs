@@ -58,7 +58,25 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
             .filter_map(|pass| pass.stages.first());
         let longest = passes.map(|stage| stage.layout.pos).max();
         let masks = longest.map_or(0, |pos| self.of_masks(pos));
-        self.dtype.size().max(2) as u64 * (self.kept + largest) + masks
+        self.element() * (self.kept + largest) + masks
+    }
+
+    /// Bytes that continuing rows by one position needs for a while, without their caches.
+    ///
+    /// - keys: positions that they attend to
+    pub(super) fn of_step(&self, rows: usize, keys: usize) -> u64 {
+        let dims = self.model.dims();
+        // Some layers keep their input for the MLP.
+        let mlp = of_mlp(dims, 1) + dims.d_model;
+        let largest = of_attention(dims, 1, 1, keys).max(mlp);
+        // Logits, before and after they are divided among the rows.
+        let numbers = rows * (largest.max(3 * dims.d_model + dims.vocab) + dims.vocab);
+        self.element() * numbers as u64 + self.of_masks(keys)
+    }
+
+    /// Bytes of a number.
+    pub(super) fn element(&self) -> u64 {
+        self.dtype.size().max(2) as u64
     }
 
     /// Bytes of the masks of attention.

@@ -50,13 +50,13 @@ mod validate;
 mod wanted;
 mod zip;
 
-pub use cache::{CachedRow, CachedRows, Continued};
+pub use cache::{CacheExplanation, CachedRow, CachedRows, Continued};
 pub(crate) use devices::moved;
 pub use devices::replicate;
 pub use error::PlanError;
 pub use execute::Results;
 pub use explain::{Explanation, PassExplanation, StageExplanation};
-pub(crate) use host::read_numbers;
+pub(crate) use host::{read_floats, read_numbers};
 pub use non_finite::{NonFinite, NonFiniteCause, NonFiniteValue};
 pub use options::RunOptions;
 pub use plan::{

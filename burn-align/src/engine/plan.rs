@@ -240,7 +240,7 @@ impl LogitPositions {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Read {
     Activation {
         world: WorldId,
@@ -396,27 +396,18 @@ impl<B: Backend> Plan<B> {
         ReadId(index, mark)
     }
 
-    /// The same plan with nothing to read.
-    pub(crate) fn without_reads(&self) -> Self {
-        let mut plan = self.clone();
-        plan.reads.clear();
-        plan.known.clear();
-        plan.marks.reads.clear();
-        plan
-    }
-
-    /// Whether a world is one of this plan.
-    pub(crate) fn has_world(&self, world: WorldId) -> bool {
-        self.marks.worlds.get(world.0) == Some(&world.1)
-    }
-
-    /// The token ids of a world's examples, as far as its input has them.
-    pub(crate) fn tokens_of(&self, world: WorldId) -> Vec<Vec<u32>> {
+    /// The tokens of an example of a world, cached ones included, as far as its input has them.
+    pub(crate) fn tokens_of_example(&self, world: WorldId, example: usize) -> Vec<u32> {
         match self.input_of(world) {
-            WorldInput::Tokens(tokens) => tokens.ids().to_vec(),
-            WorldInput::Continued(row) => vec![row.tokens.clone()],
+            WorldInput::Tokens(tokens) => tokens.ids()[example].clone(),
+            WorldInput::Continued(row) => row.all_tokens(),
             WorldInput::Features(_) | WorldInput::Resumed(_) => Vec::new(),
         }
+    }
+
+    /// The values of a constant.
+    pub(crate) fn constant_values(&self, constant: ConstantId) -> Tensor<B, 3> {
+        self.constants[constant.0].clone()
     }
 
     /// The reads whose values are not known yet, with their indices.
@@ -448,7 +439,7 @@ impl<B: Backend> Plan<B> {
         }
     }
 
-    pub(super) fn input_of(&self, world: WorldId) -> &WorldInput<B> {
+    pub(crate) fn input_of(&self, world: WorldId) -> &WorldInput<B> {
         &self.inputs[self.worlds[world.0].input.0]
     }
 }

@@ -1,10 +1,11 @@
 //! Checking a plan before anything is computed.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{
-    AlignableTransformer, InputKinds, ModelDims, ModelLayout, Site, SiteDims, SiteWidth,
+    AlignableTransformer, InputKinds, Mixing, ModelDims, ModelLayout, Site, SiteDims, SiteWidth,
     TokenBatch, TokensError,
 };
 
@@ -73,7 +74,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
 ) -> Result<Schedule, PlanError> {
-    check_inputs(plan, model.dims(), model.layout().inputs())?;
+    check_inputs(plan, model.layout())?;
     // Done first, because an edit may use a world that comes later.
     for world in &plan.worlds {
         check_id("input", world.input.0, world.input.1, &plan.marks.inputs)?;
@@ -146,15 +147,25 @@ pub(super) fn check_continuable<B: Backend>(
     layout: &ModelLayout,
     worlds: &[WorldId],
 ) -> Result<(), PlanError> {
+    let attends_twice = layout.layers().iter().any(|layer| {
+        let sublayers = layer.sublayers().iter();
+        let attentions = sublayers.filter(|it| matches!(it.mixing(), Mixing::Causal { .. }));
+        attentions.count() > 1
+    });
+    let needs_rows = !Stages::new(layout).run_suffixes();
+    let logits = plan.open_reads().filter_map(|(_, read)| match read {
+        Read::Logits { world, .. } => Some(*world),
+        Read::Activation { .. } => None,
+    });
+    let logits: HashSet<WorldId> = logits.collect();
     for world in worlds {
         check_world(plan, *world)?;
-        let reads = plan.open_reads().map(|(_, read)| read);
-        let mut logits = reads.filter(|read| matches!(read, Read::Logits { .. }));
         let reason = match plan.input_of(*world) {
-            _ if !Stages::new(layout).run_suffixes() => "a layer of the model needs whole rows",
+            _ if needs_rows => "a layer of the model needs whole rows",
+            _ if attends_twice => "a layer of the model attends twice",
             WorldInput::Features(_) => "its input is vectors, not tokens",
             WorldInput::Resumed(_) => "the plan was frozen",
-            _ if !logits.any(|read| read.world() == *world) => "none of its logits are read",
+            _ if !logits.contains(world) => "none of its logits are read",
             WorldInput::Tokens(_) | WorldInput::Continued(_) => continue,
         };
         return Err(PlanError::NotContinuable {
@@ -165,11 +176,8 @@ pub(super) fn check_continuable<B: Backend>(
     Ok(())
 }
 
-fn check_inputs<B: Backend>(
-    plan: &Plan<B>,
-    dims: &ModelDims,
-    kinds: InputKinds,
-) -> Result<(), PlanError> {
+fn check_inputs<B: Backend>(plan: &Plan<B>, layout: &ModelLayout) -> Result<(), PlanError> {
+    let (dims, kinds) = (layout.dims(), layout.inputs());
     let (mut tokens, mut resumed, mut continued) = (0, 0, 0);
     for (index, input) in plan.inputs.iter().enumerate() {
         let found = match input {
@@ -205,6 +213,9 @@ fn check_inputs<B: Backend>(
             }
             WorldInput::Continued(row) => {
                 continued += 1;
+                if !Stages::new(layout).run_suffixes() || !row.past.fits(layout) {
+                    return Err(PlanError::CacheMisfit { input: index });
+                }
                 check_continued(row, dims)
             }
         };

@@ -11,6 +11,7 @@ use std::ops::Deref;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::TokenBatch;
 
+use super::cache::Caches;
 use super::layout::{Layout, merge_suffixes};
 use super::past::{Past, PastLayer};
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, Resumed, World, WorldInput};
@@ -31,6 +32,9 @@ pub(super) enum Role<'a> {
         /// For each example of the new plan: the first position that still has to be computed.
         starts: &'a [usize],
     },
+    /// Keys or values of a row that is continued, `[row * kv_head, pos, d_head]`: the same for any
+    /// examples.
+    Cache,
     /// An operand, `[batch or 1, unit or 1, d_site]`.
     Constant,
     /// The value of a read, `[batch, unit, feature]`.
@@ -72,9 +76,10 @@ impl<B: Backend> Plan<B> {
         }
         let batches = plans.iter().map(|plan| plan.batch()).collect();
         let examples = Examples { batches, chosen };
+        let mut caches = Caches::new();
         Ok(Plan {
             inputs: each(plans.iter().map(|plan| &plan.inputs), |_, inputs| {
-                examples.input(inputs, tensor)
+                examples.input(inputs, tensor, &mut caches)
             })?,
             constants: each(plans.iter().map(|plan| &plan.constants), |_, constants| {
                 tensor(Role::Constant, constants)
@@ -177,6 +182,7 @@ impl Examples<'_> {
         &self,
         inputs: &[&WorldInput<B>],
         tensor: &mut TensorZip<'_, B, A>,
+        caches: &mut Caches<A>,
     ) -> Result<WorldInput<A>, PlanError> {
         let (mut ids, mut features, mut runs) = (Vec::new(), Vec::new(), Vec::new());
         let mut continued = Vec::new();
@@ -197,7 +203,13 @@ impl Examples<'_> {
             [_, _, true] => Ok(WorldInput::Resumed(self.resumed(&runs, tensor)?)),
             _ => match &continued[..] {
                 // A row is an input of its own.
-                [row] if inputs.len() == 1 => Ok(WorldInput::Continued(row.zip(tensor)?)),
+                [row] if inputs.len() == 1 && self.chosen.is_none_or(|chosen| chosen == [0]) => {
+                    Ok(WorldInput::Continued(row.zip(tensor, caches)?))
+                }
+                rows if rows.len() == inputs.len() => {
+                    let found = self.chosen.map_or(inputs.len(), <[usize]>::len);
+                    Err(different("examples of a row that is continued", 1, found))
+                }
                 _ => Err(different("kinds of inputs", "the same", "several")),
             },
         }

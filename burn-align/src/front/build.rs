@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, SiteDims, SiteWidth};
 
-use super::classes::{Class, Size};
+use super::classes::Size;
 use super::{AlignError, AlignableRepresentationConfig, InterventionType, Unit};
 use crate::interventions::random::Seeded;
 use crate::interventions::{
@@ -43,15 +43,11 @@ impl AlignableRepresentationConfig {
 
     /// Number of features that a partition divides, for vectors of this width.
     pub(super) fn partitioned_features(&self, width: usize) -> usize {
-        let size = match self.intervention.class() {
+        let size = match self.intervention.size() {
             // Parts of a member of the ReFT family are of the site's features.
-            Class {
-                size: Size::Rank, ..
-            } if !self.intervention.is_reft() => self.low_rank_dimension,
-            Class {
-                size: Size::Latent, ..
-            } => self.latent_dimension,
-            _ => None,
+            Size::Rank if !self.intervention.is_reft() => self.low_rank_dimension,
+            Size::Latent => self.latent_dimension,
+            Size::None | Size::Width | Size::Rank => None,
         };
         size.unwrap_or(width)
     }

@@ -1,4 +1,4 @@
-//! The classes of pyvene and pyreft: their names, and what they are called with.
+//! The classes of pyvene and pyreft: their names, and what is known of them.
 
 use std::str::FromStr;
 
@@ -45,14 +45,6 @@ pub enum InterventionType {
     Reft(ReftKind),
 }
 
-/// What is known of a class.
-pub(super) struct Class {
-    pub(super) name: &'static str,
-    pub(super) size: Size,
-    /// Whether it treats each unit by itself (`keep_last_dim`).
-    pub(super) each: bool,
-}
-
 /// What gives the number of features of a class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Size {
@@ -67,58 +59,96 @@ pub(super) enum Size {
 }
 
 impl InterventionType {
-    /// Every class: its name, its size, and whether it treats each unit by itself.
-    #[rustfmt::skip]
-    const ALL: [(Self, &'static str, Size, bool); 21] = [
-        (Self::Vanilla, "VanillaIntervention", Size::None, false),
-        (Self::Addition, "AdditionIntervention", Size::None, false),
-        (Self::Subtraction, "SubtractionIntervention", Size::None, false),
-        (Self::Zero, "ZeroIntervention", Size::None, false),
-        (Self::Skip, "SkipIntervention", Size::None, false),
-        (Self::Collect, "CollectIntervention", Size::None, false),
-        (Self::Noise, "NoiseIntervention", Size::None, false),
-        (Self::RotatedSpace, "RotatedSpaceIntervention", Size::Width, false),
-        (Self::LowRankRotatedSpace, "LowRankRotatedSpaceIntervention", Size::Rank, false),
-        (Self::BoundlessRotatedSpace, "BoundlessRotatedSpaceIntervention", Size::Width, false),
-        (Self::SigmoidMaskRotatedSpace, "SigmoidMaskRotatedSpaceIntervention", Size::Width, false),
-        (Self::SigmoidMask, "SigmoidMaskIntervention", Size::Width, true),
-        (Self::PcaRotatedSpace, "PCARotatedSpaceIntervention", Size::Rank, false),
-        (Self::Autoencoder, "AutoencoderIntervention", Size::Latent, false),
-        (Self::JumpReluAutoencoder, "JumpReLUAutoencoderIntervention", Size::Rank, true),
-        (Self::Reft(ReftKind::LoReft), "LoreftIntervention", Size::Rank, true),
-        (Self::Reft(ReftKind::NoReft), "NoreftIntervention", Size::Rank, true),
-        (Self::Reft(ReftKind::ConsReft), "ConsreftIntervention", Size::Rank, true),
-        (Self::Reft(ReftKind::LobiReft), "LobireftIntervention", Size::Rank, true),
-        (Self::Reft(ReftKind::DiReft), "DireftIntervention", Size::Rank, true),
-        (Self::Reft(ReftKind::NodiReft), "NodireftIntervention", Size::Rank, true),
+    /// Every class.
+    const ALL: [Self; 21] = [
+        Self::Vanilla,
+        Self::Addition,
+        Self::Subtraction,
+        Self::Zero,
+        Self::Skip,
+        Self::Collect,
+        Self::Noise,
+        Self::RotatedSpace,
+        Self::LowRankRotatedSpace,
+        Self::BoundlessRotatedSpace,
+        Self::SigmoidMaskRotatedSpace,
+        Self::SigmoidMask,
+        Self::PcaRotatedSpace,
+        Self::Autoencoder,
+        Self::JumpReluAutoencoder,
+        Self::Reft(ReftKind::LoReft),
+        Self::Reft(ReftKind::NoReft),
+        Self::Reft(ReftKind::ConsReft),
+        Self::Reft(ReftKind::LobiReft),
+        Self::Reft(ReftKind::DiReft),
+        Self::Reft(ReftKind::NodiReft),
     ];
-
-    pub(super) fn class(self) -> Class {
-        let mut all = Self::ALL.into_iter();
-        let (_, name, size, each) = all
-            .find(|(kind, ..)| *kind == self)
-            .expect("every class is in the table");
-        Class { name, size, each }
-    }
 
     /// The class name in pyvene, or in pyreft for the ReFT family.
     pub fn name(self) -> &'static str {
-        self.class().name
+        match self {
+            Self::Vanilla => "VanillaIntervention",
+            Self::Addition => "AdditionIntervention",
+            Self::Subtraction => "SubtractionIntervention",
+            Self::Zero => "ZeroIntervention",
+            Self::Skip => "SkipIntervention",
+            Self::Collect => "CollectIntervention",
+            Self::Noise => "NoiseIntervention",
+            Self::RotatedSpace => "RotatedSpaceIntervention",
+            Self::LowRankRotatedSpace => "LowRankRotatedSpaceIntervention",
+            Self::BoundlessRotatedSpace => "BoundlessRotatedSpaceIntervention",
+            Self::SigmoidMaskRotatedSpace => "SigmoidMaskRotatedSpaceIntervention",
+            Self::SigmoidMask => "SigmoidMaskIntervention",
+            Self::PcaRotatedSpace => "PCARotatedSpaceIntervention",
+            Self::Autoencoder => "AutoencoderIntervention",
+            Self::JumpReluAutoencoder => "JumpReLUAutoencoderIntervention",
+            Self::Reft(ReftKind::LoReft) => "LoreftIntervention",
+            Self::Reft(ReftKind::NoReft) => "NoreftIntervention",
+            Self::Reft(ReftKind::ConsReft) => "ConsreftIntervention",
+            Self::Reft(ReftKind::LobiReft) => "LobireftIntervention",
+            Self::Reft(ReftKind::DiReft) => "DireftIntervention",
+            Self::Reft(ReftKind::NodiReft) => "NodireftIntervention",
+        }
+    }
+
+    /// What gives its number of features.
+    pub(super) fn size(self) -> Size {
+        match self {
+            Self::Vanilla
+            | Self::Addition
+            | Self::Subtraction
+            | Self::Zero
+            | Self::Skip
+            | Self::Collect
+            | Self::Noise => Size::None,
+            Self::RotatedSpace
+            | Self::BoundlessRotatedSpace
+            | Self::SigmoidMaskRotatedSpace
+            | Self::SigmoidMask => Size::Width,
+            Self::LowRankRotatedSpace
+            | Self::PcaRotatedSpace
+            | Self::JumpReluAutoencoder
+            | Self::Reft(_) => Size::Rank,
+            Self::Autoencoder => Size::Latent,
+        }
     }
 
     /// Whether it has parameters.
     pub fn has_parameters(self) -> bool {
-        self.class().size != Size::None
+        self.size() != Size::None
     }
 
     /// Whether its size is a `low_rank_dimension`.
     pub(super) fn has_rank(self) -> bool {
-        self.class().size == Size::Rank
+        self.size() == Size::Rank
     }
 
     /// Whether pyvene's class, or pyreft's, treats each unit by itself (`keep_last_dim`).
     pub(crate) fn treats_units_alike(self) -> bool {
-        self.class().each
+        matches!(
+            self,
+            Self::SigmoidMask | Self::JumpReluAutoencoder | Self::Reft(_)
+        )
     }
 
     pub(super) fn is_reft(self) -> bool {
@@ -136,11 +166,10 @@ impl FromStr for InterventionType {
             .trim_end_matches("'>")
             .rsplit('.')
             .next();
-        let found = Self::ALL
-            .into_iter()
-            .find(|(_, own, ..)| Some(*own) == name);
-        found.map(|(kind, ..)| kind).ok_or_else(|| {
-            let names = Self::ALL.map(|(_, name, ..)| name).join(", ");
+        let mut all = Self::ALL.into_iter();
+        let found = all.find(|kind| Some(kind.name()) == name);
+        found.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
             format!("alignable_interventions_type: expected one of {names}, found `{text}`")
         })
     }
@@ -152,9 +181,8 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for (kind, name, ..) in InterventionType::ALL {
-            assert_eq!(kind.class().name, name);
-            assert_eq!(name.parse(), Ok(kind));
+        for kind in InterventionType::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
         }
     }
 }

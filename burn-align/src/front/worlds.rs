@@ -1,5 +1,6 @@
 //! From the vocabulary of the front to worlds and edits.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
@@ -30,14 +31,21 @@ enum Origin {
     Values(ConstantId),
 }
 
-/// What is done to one representation, except for the source's world.
-struct Step {
+/// A representation that acts on the base: in parallel mode any, in serial mode the last.
+pub(super) struct Acting<'a> {
     representation: usize,
-    site: Site,
+    origin: Option<Origin>,
+    locations: Cow<'a, UnitLocations>,
+}
+
+/// What is done to one representation, except for the source's world.
+pub(super) struct Step {
+    pub(super) representation: usize,
+    pub(super) site: Site,
     /// The part of the base.
-    units: Units,
+    pub(super) units: Units,
     /// `None` for collecting.
-    edit: Option<Edit>,
+    pub(super) edit: Option<Edit>,
 }
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<B, M, I> {
@@ -51,6 +59,16 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         plan: &mut Plan<B>,
         inputs: &AlignableInputs<B>,
     ) -> Result<AddedWorlds, AlignError> {
+        let acting = self.add_sources(plan, inputs)?;
+        self.add_base(plan, inputs, &acting)
+    }
+
+    /// Adds the runs of the sources. Gives the representations that act on the base.
+    pub(super) fn add_sources<'a>(
+        &self,
+        plan: &mut Plan<B>,
+        inputs: &'a AlignableInputs<B>,
+    ) -> Result<Vec<Acting<'a>>, AlignError> {
         for (source_index, source) in inputs.sources.iter().enumerate() {
             if let Source::Run(input) = source
                 && input.batch() != inputs.base.batch()
@@ -64,29 +82,41 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         }
         match self.config.mode {
             Mode::Parallel => self.add_parallel(plan, inputs),
-            Mode::Serial => self.add_serial(plan, inputs),
+            Mode::Serial => self.add_chain(plan, inputs),
         }
     }
 
-    fn add_parallel(
+    fn add_parallel<'a>(
         &self,
         plan: &mut Plan<B>,
-        inputs: &AlignableInputs<B>,
-    ) -> Result<AddedWorlds, AlignError> {
+        inputs: &'a AlignableInputs<B>,
+    ) -> Result<Vec<Acting<'a>>, AlignError> {
         if let UnitLocations::Chain(chain) = &inputs.locations {
             return Err(AlignError::WrongChain {
                 expected: format!("\"sources->base\" in {} mode", self.config.mode.name()),
                 found: chain.len(),
             });
         }
-        let origins = self.origins(plan, inputs)?;
-        let representations = 0..self.config.representations.len();
+        let origins = self.origins(plan, inputs)?.into_iter().enumerate();
+        let acting = origins.map(|(representation, origin)| Acting {
+            representation,
+            origin,
+            locations: Cow::Borrowed(&inputs.locations),
+        });
+        Ok(acting.collect())
+    }
+
+    /// Adds the base under the interventions.
+    pub(super) fn add_base(
+        &self,
+        plan: &mut Plan<B>,
+        inputs: &AlignableInputs<B>,
+        acting: &[Acting<'_>],
+    ) -> Result<AddedWorlds, AlignError> {
         let input = plan.input(inputs.base.clone());
         // Edits of a world may use that world itself as a source, so each world has its own edits.
         let steps = |own: WorldId| -> Result<Vec<Step>, AlignError> {
-            let steps = representations
-                .clone()
-                .map(|index| self.step(index, own, origins[index], &inputs.locations, inputs));
+            let steps = acting.iter().map(|acting| self.step(acting, own, inputs));
             Ok(steps
                 .collect::<Result<Vec<_>, _>>()?
                 .into_iter()
@@ -161,11 +191,12 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         (0..representations.len()).map(origin).collect()
     }
 
-    fn add_serial(
+    /// Adds the runs of a chain of sources, each of which acts on the next one.
+    fn add_chain<'a>(
         &self,
         plan: &mut Plan<B>,
-        inputs: &AlignableInputs<B>,
-    ) -> Result<AddedWorlds, AlignError> {
+        inputs: &'a AlignableInputs<B>,
+    ) -> Result<Vec<Acting<'a>>, AlignError> {
         let links = self.config.representations.len();
         if inputs.sources.len() != links {
             return Err(AlignError::WrongSourceCount {
@@ -183,10 +214,9 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             });
         }
         let run = |link: usize| -> Result<WorldInput<B>, AlignError> {
-            match inputs.sources.get(link) {
-                None => Ok(inputs.base.clone()),
-                Some(Source::Run(input)) => Ok(input.clone()),
-                Some(Source::Values(_) | Source::Absent) => Err(AlignError::AbsentSource {
+            match &inputs.sources[link] {
+                Source::Run(input) => Ok(input.clone()),
+                Source::Values(_) | Source::Absent => Err(AlignError::AbsentSource {
                     group: link,
                     representation: link,
                 }),
@@ -200,24 +230,28 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
                 UnitLocations::Chain(chain) => {
                     let (source, base) = &chain[link];
                     let only = |side: &Locations| only(side, link, links);
-                    UnitLocations::SourcesToBase {
+                    Cow::Owned(UnitLocations::SourcesToBase {
                         source: source.as_ref().map(only).transpose()?,
                         base: only(base)?,
-                    }
+                    })
                 }
-                same => same.clone(),
+                same => Cow::Borrowed(same),
             };
-            let origin = self.takes_source(link).then_some(Origin::World(world));
+            let acting = Acting {
+                representation: link,
+                origin: self.takes_source(link).then_some(Origin::World(world)),
+                locations,
+            };
+            if link + 1 == links {
+                return Ok(vec![acting]);
+            }
             let input = plan.input(run(link + 1)?);
             world = try_world(plan, input, |own| {
-                let step = self.step(link, own, origin, &locations, inputs)?;
+                let step = self.step(&acting, own, inputs)?;
                 Ok(edits(step.as_slice()))
             })?;
         }
-        Ok(AddedWorlds {
-            base: world,
-            collected: BTreeMap::new(),
-        })
+        Ok(Vec::new())
     }
 
     /// Whether a representation's intervention uses a source.
@@ -252,18 +286,17 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     }
 
     /// What is done to one representation; `None` if its locations leave it unchanged.
-    fn step(
+    pub(super) fn step(
         &self,
-        index: usize,
+        acting: &Acting<'_>,
         own: WorldId,
-        origin: Option<Origin>,
-        locations: &UnitLocations,
         inputs: &AlignableInputs<B>,
     ) -> Result<Option<Step>, AlignError> {
+        let (index, origin) = (acting.representation, acting.origin);
         let representation = &self.config.representations[index];
         let count = self.config.representations.len();
         let locate = |side: &Locations| side.locate(index, representation, count);
-        let (source, base) = match locations {
+        let (source, base) = match &*acting.locations {
             UnitLocations::Whole => {
                 let whole = Located::whole(index, representation)?;
                 (Some(whole.clone()), Some(whole))

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, TokenBatch};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::{AlignableTransformer, Site, SiteWidth, TokenBatch};
 
 use super::run::{Generator, units};
-use super::{AtLimit, GenerateError, StepEdit, StepOperand};
-use crate::engine::{Edit, LogitPositions, Plan};
+use super::{AtLimit, GenerateError, GeneratedWorld, StepEdit, StepOperand};
+use crate::engine::{Edit, Indices, LogitPositions, Plan, Units};
 use crate::interventions::Intervention;
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B, M, I> {
@@ -48,7 +48,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
             for prompt in lengths {
                 if let (Some(max_positions), AtLimit::Refuse) =
                     (self.model.dims().max_positions, options.at_limit)
-                    && prompt + options.max_new_tokens > max_positions
+                    && prompt.saturating_add(options.max_new_tokens) > max_positions
                 {
                     return Err(GenerateError::TooLong {
                         row,
@@ -81,6 +81,19 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
                 steps,
             });
         }
+        let (heads, site) = match &edit.operand {
+            StepOperand::World { site, heads, .. } => (heads, *site),
+            StepOperand::Activation { site, units, .. } => (&units.heads, *site),
+            StepOperand::None | StepOperand::Constant(_) => (&edit.heads, edit.site),
+        };
+        for site in [edit.site, site] {
+            if site.is_attention_pattern() {
+                return Err(GenerateError::Pattern { site });
+            }
+        }
+        for indices in [&edit.heads, heads, &edit.features] {
+            check_indices(world, batch, indices)?;
+        }
         match &edit.operand {
             StepOperand::None => Ok(()),
             StepOperand::Constant(values) => {
@@ -92,6 +105,25 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
                         world,
                         batch,
                         found,
+                    }),
+                }
+            }
+            StepOperand::Activation {
+                world: source,
+                units,
+                ..
+            } => {
+                let lengths = plan.lengths_of(*source)?;
+                let longest = lengths.iter().copied().max().unwrap_or(0);
+                let positions = units.positions.count(longest);
+                match positions == 1 && lengths.len() == batch {
+                    true => Ok(()),
+                    false => Err(GenerateError::SourceUnits {
+                        world,
+                        source_world: source.index(),
+                        batch,
+                        examples: lengths.len(),
+                        positions,
                     }),
                 }
             }
@@ -108,33 +140,80 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         }
     }
 
-    /// Checks edits and reads of steps against the model: as a plan with one token for each row.
+    /// Checks edits and reads of steps against the model: as plans with one token for each row, one
+    /// for each step that an edit names, and one for all others.
     fn check_steps(&self, prompts: &Plan<B>) -> Result<(), GenerateError> {
-        let mut plan = Plan::new();
-        let token = TokenBatch::new(vec![vec![0]]).expect("one token is a batch");
-        let input = plan.tokens(&token);
-        let mut firsts = Vec::new();
-        let mut count = 0;
-        for world in self.worlds {
-            firsts.push(count);
-            count += prompts.lengths_of(world.world)?.len();
+        if let Some((site, _)) = self
+            .options
+            .collect
+            .iter()
+            .find(|it| it.0.is_attention_pattern())
+        {
+            return Err(GenerateError::Pattern { site: *site });
         }
-        let ids = plan.upcoming_worlds(count);
-        for (place, world) in self.worlds.iter().enumerate() {
-            let end = firsts.get(place + 1).copied().unwrap_or(count);
-            for example in 0..end - firsts[place] {
-                let source = |place: usize| Some((ids[firsts[place] + example], 0));
-                let edits = world.edits.iter();
-                let edits =
-                    edits.filter_map(|edit| self.edit(&mut plan, edit, example, 0, &source));
-                let edits: Vec<Edit> = edits.collect();
-                let id = plan.world(input, edits);
-                for (site, heads) in &self.options.collect {
-                    plan.read(id, *site, units(0, heads));
-                }
-                plan.read_logits(id, LogitPositions::Last);
+        let batches = self.worlds.iter().map(|it| prompts.lengths_of(it.world));
+        let batches = batches.collect::<Result<Vec<_>, _>>()?;
+        for (world, lengths) in self.worlds.iter().zip(&batches) {
+            for (_, heads) in &self.options.collect {
+                check_indices(world.world.index(), lengths.len(), heads)?;
             }
         }
-        Ok(plan.check(self.model, self.interventions)?)
+        // What the prompts give has its shape only.
+        let is_given = |edit: &StepEdit<B>| matches!(edit.operand, StepOperand::Activation { .. });
+        if self.worlds.iter().flat_map(|it| &it.edits).any(is_given) {
+            prompts.check(self.model, self.interventions)?;
+        }
+        let worlds = self.worlds.iter();
+        let worlds: Vec<GeneratedWorld<B>> = worlds
+            .map(|it| it.with_constants(|_world, site, units| self.zeros_of(site, units)))
+            .collect();
+        let edits = worlds.iter().flat_map(|world| &world.edits);
+        let mut steps: BTreeSet<Option<usize>> = edits.map(|edit| edit.step).collect();
+        steps.insert(None);
+        for step in steps {
+            let mut plan = Plan::new();
+            let token = TokenBatch::new(vec![vec![0]]).expect("one token is a batch");
+            let input = plan.tokens(&token);
+            let ids = plan.upcoming_worlds(batches.iter().map(Vec::len).sum());
+            for (place, world) in worlds.iter().enumerate() {
+                for example in 0..batches[place].len() {
+                    let source = |place: usize| Some((ids[self.first_rows[place] + example], 0));
+                    let is_made = |edit: &&StepEdit<B>| edit.step.is_none() || edit.step == step;
+                    let edits = world.edits.iter().filter(is_made);
+                    let edits =
+                        edits.filter_map(|edit| self.edit(&mut plan, edit, example, 0, &source));
+                    let edits: Vec<Edit> = edits.collect();
+                    let id = plan.world(input, edits);
+                    for (site, heads) in &self.options.collect {
+                        plan.read(id, *site, units(0, heads, example));
+                    }
+                    plan.read_logits(id, LogitPositions::Last);
+                }
+            }
+            plan.check(self.model, self.interventions)?;
+        }
+        Ok(())
+    }
+
+    /// Zeros of the shape of an activation at one position, `[1, 1, d_site]`.
+    fn zeros_of(&self, site: Site, units: &Units) -> Tensor<B, 3> {
+        let dims = self.model.layout().site(site);
+        let width = dims.map_or(1, |dims| match dims.width {
+            SiteWidth::Features(width) => units.heads.count(dims.heads) * width,
+            SiteWidth::KeyPositions => 1,
+        });
+        Tensor::zeros([1, 1, width], &self.model.device())
+    }
+}
+
+/// Checks that lists for each example are as many as the examples.
+fn check_indices(world: usize, batch: usize, indices: &Indices) -> Result<(), GenerateError> {
+    match indices {
+        Indices::Each(each) if each.len() != batch => Err(GenerateError::Indices {
+            world,
+            batch,
+            found: each.len(),
+        }),
+        _ => Ok(()),
     }
 }

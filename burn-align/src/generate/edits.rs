@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::Site;
 
-use crate::engine::{Indices, WorldId};
+use crate::engine::{Indices, Units, WorldId};
 
 /// A world whose examples are continued, and what is done to them on the way.
 #[derive(Clone, Debug)]
@@ -57,6 +57,17 @@ pub enum StepOperand<B: Backend> {
     None,
     /// Values, `[batch or 1, 1, d_site]`: for each example, or the same for all.
     Constant(Tensor<B, 3>),
+    /// What a world of the prompts' plan has at one position of each example, after its own edits
+    /// there: the same at every step. The world has as many examples; it need not be generated
+    /// from.
+    Activation {
+        /// The world.
+        world: WorldId,
+        /// The site.
+        site: Site,
+        /// Which heads, as wide as the edit's, and which position.
+        units: Units,
+    },
     /// What the same example of another generated world has at a site, at the same step, after that
     /// world's own edits there. That world goes on as long as this one, whether its text has ended
     /// or not.
@@ -68,6 +79,24 @@ pub enum StepOperand<B: Backend> {
         /// Which heads; as wide as the edit's.
         heads: Indices,
     },
+}
+
+impl<B: Backend> GeneratedWorld<B> {
+    /// The same, with constants in the place of activations of the prompts.
+    ///
+    /// - constant: `[batch or 1, 1, d_site]`
+    pub(super) fn with_constants(
+        &self,
+        mut constant: impl FnMut(WorldId, Site, &Units) -> Tensor<B, 3>,
+    ) -> Self {
+        let mut world = self.clone();
+        for edit in &mut world.edits {
+            if let StepOperand::Activation { world, site, units } = &edit.operand {
+                edit.operand = StepOperand::Constant(constant(*world, *site, units));
+            }
+        }
+        world
+    }
 }
 
 impl<B: Backend> StepEdit<B> {

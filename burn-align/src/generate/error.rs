@@ -1,6 +1,6 @@
 //! Why a text could not be generated.
 
-use burn_align_models::TokensError;
+use burn_align_models::{Site, TokensError};
 
 use super::SamplingError;
 use crate::engine::PlanError;
@@ -77,6 +77,25 @@ pub enum GenerateError {
         /// Number of steps: the last token is not computed.
         steps: usize,
     },
+    /// Indices for another number of examples.
+    #[error("world {world}: a step has heads or features for {found} examples, expected {batch}")]
+    Indices {
+        /// Index of the world.
+        world: usize,
+        /// Number of examples.
+        batch: usize,
+        /// Number of entries.
+        found: usize,
+    },
+    /// Attention scores or weights of a step, which has them for its own positions only.
+    #[error(
+        "{site}: attention scores and weights cannot be changed or collected at steps, whose keys are \
+         cached; do it in a plan of the whole text"
+    )]
+    Pattern {
+        /// The site.
+        site: Site,
+    },
     /// An operand that is not of one position, or of another number of examples.
     #[error(
         "world {world}: expected the operand of a step to be [{batch} or 1, 1, d_site], found {found:?}"
@@ -88,6 +107,39 @@ pub enum GenerateError {
         batch: usize,
         /// Its shape.
         found: [usize; 3],
+    },
+    /// An operand of the prompts that is not one position, or is of another number of examples.
+    #[error(
+        "world {world}: a step takes one position of each of {batch} examples of world \
+         {source_world}, found {positions} of each of {examples}"
+    )]
+    SourceUnits {
+        /// Index of the world.
+        world: usize,
+        /// Index of the world that it takes from.
+        source_world: usize,
+        /// Number of examples of the world.
+        batch: usize,
+        /// Number of examples of the other one.
+        examples: usize,
+        /// Number of positions.
+        positions: usize,
+    },
+    /// Caches that do not fit the memory budget.
+    #[error(
+        "memory_budget: expected at least {needed} bytes, {caches} of them for the caches of {rows} \
+         rows with all of their tokens, found {budget}; raise it in RunOptions, or generate fewer \
+         rows at a time or fewer tokens"
+    )]
+    CacheBudget {
+        /// Bytes needed with one row at a time in a step.
+        needed: u64,
+        /// Bytes of the caches.
+        caches: u64,
+        /// Number of rows.
+        rows: usize,
+        /// The budget.
+        budget: u64,
     },
     /// An operand of a world that is not generated from, or has another number of examples.
     #[error(

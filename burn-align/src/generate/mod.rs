@@ -14,6 +14,16 @@
 //! | at prompt and steps | both |
 //! | at the tokens of a chat role | [`Chat::positions_of_role`](burn_align_models::Chat::positions_of_role), as prompt positions |
 //!
+//! A step's operand is nothing, a constant, what the prompts' plan computes somewhere, or what
+//! another row has at the same step ([`StepOperand`]).
+//! [`AlignableModel::generate`](crate::front::AlignableModel::generate) says all of this in the
+//! vocabulary of pyvene.
+//!
+//! Rows on one prompt share what is cached of it, and [`explain_generation`] says how much memory
+//! and computation it will take. With [`GenerateOptions::with_caches`] each row gives back its
+//! cache: a conversation goes on from there without reading its beginning again
+//! ([`CachedRow::then`](crate::engine::CachedRow::then)).
+//!
 //! ```
 //! use burn_align::engine::{Edit, Operand, Plan, Units};
 //! use burn_align::generate::{GenerateOptions, GeneratedWorld, StepEdit, StepOperand, generate};
@@ -52,14 +62,18 @@
 mod check;
 mod edits;
 mod error;
+mod explain;
 mod options;
 mod run;
 mod sampling;
 mod text;
+mod texts;
 
 pub use edits::{GeneratedWorld, StepEdit, StepOperand};
 pub use error::GenerateError;
+pub use explain::{GenerationExplanation, explain_generation};
 pub use options::{AtLimit, GenerateOptions};
-pub use run::{Finish, GeneratedRow, GeneratedTexts, Token, generate};
+pub use run::generate;
 pub use sampling::{Sampler, Sampling, SamplingError};
 pub use text::TextStream;
+pub use texts::{Finish, Flow, GeneratedRow, GeneratedTexts, Token};

@@ -1,6 +1,7 @@
 //! How to generate.
 
 use burn_align_models::{Site, Tokenizer};
+use serde::{Deserialize, Serialize};
 
 use super::Sampling;
 use crate::engine::{Indices, RunOptions};
@@ -24,12 +25,18 @@ pub struct GenerateOptions {
     /// Activations to keep at the position of each generated token, except for the last, which is not
     /// computed. Default: none.
     pub collect: Vec<(Site, Indices)>,
-    /// Budgets of each pass.
+    /// Whether each row gives back its cache, so that its text can be continued later. Default: no.
+    pub keep_caches: bool,
+    /// Budgets. The memory budget is for caches and activations together;
+    /// [`explain_generation`](super::explain_generation) says what both take.
     pub run: RunOptions,
 }
 
 /// What to do if prompt and new tokens are longer than the model reads.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// In JSON: `"refuse"` or `"cut"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AtLimit {
     /// Refuse it before anything is computed.
     #[default]
@@ -49,6 +56,7 @@ impl GenerateOptions {
             at_limit: AtLimit::default(),
             keep_logits: false,
             collect: Vec::new(),
+            keep_caches: false,
             run: RunOptions::default(),
         }
     }
@@ -94,7 +102,13 @@ impl GenerateOptions {
         self
     }
 
-    /// Runs each pass like this.
+    /// Gives back the cache of each row.
+    pub fn with_caches(mut self) -> Self {
+        self.keep_caches = true;
+        self
+    }
+
+    /// Runs within these budgets.
     pub fn with_run(mut self, run: RunOptions) -> Self {
         self.run = run;
         self

@@ -44,9 +44,9 @@ pub struct Sampling {
     /// Keeps tokens at least this many times as likely as the most likely one (Nguyen et al. 2024,
     /// arXiv 2407.01082). Default: all.
     pub min_p: Option<f64>,
-    /// Divides positive logits and multiplies negative ones of all tokens in the history, once for
-    /// each token (Keskar et al. 2019, CTRL, arXiv 1909.05858). Above 1 it discourages repetition.
-    /// Default: 1, for no effect.
+    /// Divides positive logits and multiplies negative ones of all tokens in the history (prompt,
+    /// what is cached of it, and generated text), once for each token (Keskar et al. 2019, CTRL,
+    /// arXiv 1909.05858). Above 1 it discourages repetition. Default: 1, for no effect.
     pub repetition_penalty: f64,
     /// Seed of the draws. Default: 0.
     pub seed: u64,
@@ -272,7 +272,8 @@ impl Sampler {
 
     /// Chooses the next token, and goes to the next step.
     ///
-    /// - `history`: prompt and generated tokens, for the repetition penalty
+    /// - `history`: all tokens before, for the repetition penalty: those of the prompt, cached ones
+    ///   included, and those generated
     ///
     /// # Shapes
     /// - logits: `[vocab]`

@@ -93,18 +93,14 @@ impl Edited {
 /// A number for each length and first position of rows.
 #[derive(Default)]
 struct Starts {
-    /// Lengths, with a number for each first position.
-    of_length: Vec<(usize, Vec<usize>)>,
+    /// For each length, a number for each first position.
+    of_length: BTreeMap<usize, Vec<usize>>,
 }
 
 impl Starts {
     fn at(&mut self, pos: usize, start: usize) -> &mut usize {
-        let known = self.of_length.iter().position(|(length, _)| *length == pos);
-        let known = known.unwrap_or_else(|| {
-            self.of_length.push((pos, vec![0; pos]));
-            self.of_length.len() - 1
-        });
-        &mut self.of_length[known].1[start]
+        let numbers = self.of_length.entry(pos);
+        &mut numbers.or_insert_with(|| vec![0; pos])[start]
     }
 
     fn count(&mut self, pos: usize, start: usize) {
@@ -121,7 +117,7 @@ impl Starts {
 
     /// Gives each first position without a number that of the one before.
     fn fill_forward(&mut self) {
-        for (_, numbers) in &mut self.of_length {
+        for numbers in self.of_length.values_mut() {
             let mut last = 0;
             for number in numbers {
                 match *number {
