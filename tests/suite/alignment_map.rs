@@ -11,11 +11,12 @@ use burn_align::interventions::{
     Orthonormal, OrthonormalMap, RotatedSpaceIntervention, TokenGrouping,
 };
 use burn_align::methods::{
-    AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
+    AlignmentData, AlignmentEvent, AlignmentGrid, AlignmentMap, AlignmentMapError, alignment_map,
+    alignment_map_with,
 };
 use burn_align::training::{
-    Controlled, InterchangeData, TrainingConfig, TrainingError, TrainingEvent, evaluate,
-    evaluate_with_controls, losses, train,
+    CheckpointInterval, Checkpoints, Controlled, InterchangeData, TrainingConfig, TrainingError,
+    TrainingEvent, evaluate, evaluate_with_controls, losses, train,
 };
 use burn_align_models::{Component, Decoder, FromPretrained, LoadOptions, TokenBatch};
 
@@ -24,6 +25,7 @@ use crate::support::{checkpoints, message};
 on_every_backend!(
     a_map_finds_the_place_and_is_one_cell_at_a_time,
     interventions_of_any_type_are_mapped,
+    ranks_share_what_is_computed_and_are_one_cell_at_a_time,
 );
 
 fn load<B: Backend>(device: &B::Device) -> Decoder<B> {
@@ -301,4 +303,150 @@ fn what_cannot_be_mapped() {
     ] {
         assert_eq!(message(&attempt(&grid, [0; 3], data)), expected);
     }
+}
+
+/// The numbers of a cell, with those of its controls.
+fn numbers(cell: &Controlled) -> [[f64; 2]; 4] {
+    let all = [
+        cell.trained,
+        cell.random_rotation,
+        cell.whole_vector,
+        cell.no_swap,
+    ];
+    all.map(|it| [it.accuracy, it.kl_divergence.mean])
+}
+
+#[track_caller]
+fn assert_close(cell: &Controlled, other: &Controlled) {
+    let pairs = numbers(cell).into_iter().zip(numbers(other));
+    for ([accuracy, divergence], [of_other, divergence_of_other]) in pairs {
+        assert_eq!(accuracy, of_other, "{cell:?} {other:?}");
+        let difference = (divergence - divergence_of_other).abs();
+        assert!(difference <= 1e-4, "{cell:?} {other:?}");
+    }
+}
+
+/// Layers × ranks × positions, with an early stop: each cell is what training and evaluating it alone
+/// gives, whatever fits the memory.
+fn ranks_share_what_is_computed_and_are_one_cell_at_a_time<B: Backend>(device: &B::Device) {
+    const RANKS: [usize; 2] = [6, 2];
+    let model = load::<Autodiff<B>>(device);
+    let [training, validation, held_out] =
+        [0..60, 100..130, 200..230].map(|range| data::<B>(range, device));
+    let columns = ["first", "fourth"].map(str::to_owned);
+    let aligned = AlignableConfig::new([residual()]);
+    let grid = AlignmentGrid::layers_and_ranks(&aligned, 2, &RANKS, &columns);
+    let labels: Vec<&str> = grid.rows.iter().map(|(label, _)| &label[..]).collect();
+    assert_eq!(labels, ["0, rank 6", "1, rank 6", "0, rank 2", "1, rank 2"]);
+    let config = config().with_epochs(5).with_patience(1);
+    let own = |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4);
+    let all = || AlignmentData::new(&training, &held_out).with_validation(&validation);
+    let run = |config: &TrainingConfig| {
+        let (mut epochs, mut places) = (Vec::new(), Vec::new());
+        let loss = losses::cross_entropy;
+        let map = alignment_map_with(own, &grid, locations, all(), config, loss, |event| {
+            if let AlignmentEvent::Cell { place, history, .. } = event {
+                epochs.push((place, history.epochs.len()));
+                places.push(place);
+            }
+        });
+        epochs.sort();
+        (map.expect("valid"), epochs, places)
+    };
+    let (map, epochs, places) = run(&config);
+    // Cells that differ in their rank alone follow one another.
+    assert_eq!(places[..4], [[0, 0], [2, 0], [0, 1], [2, 1]]);
+    assert!(epochs.iter().any(|(_, epochs)| *epochs < 5), "{epochs:?}");
+
+    for ([row, column], epochs) in &epochs {
+        let mut representation = residual().with_low_rank(RANKS[row / 2]);
+        representation.layer = row % 2;
+        let alone = own(AlignableConfig::new([representation])).expect("it fits");
+        let located = |data: &[InterchangeData<B>; 1]| {
+            let mut data = data.clone();
+            data[0].inputs.locations = locations([*row, *column], &data[0]);
+            data
+        };
+        let [own_training, own_validation] = [&training, &validation].map(located);
+        let loss = losses::cross_entropy;
+        let (alone, history) =
+            train(alone, &own_training, &own_validation, &config, loss, |_| {}).expect("trained");
+        assert_eq!(history.epochs.len(), *epochs);
+        let alone = evaluate_with_controls(&alone.valid(), &located(&held_out), BATCH, 5);
+        assert_close(&map.cells[*row][*column], &alone.expect("valid"));
+    }
+    // Nothing kept, and one group of cells after another.
+    for budget in [0, 20_000] {
+        let (other, _, _) = run(&config.clone().with_memory_budget(budget));
+        for (cell, other) in map.cells.iter().flatten().zip(other.cells.iter().flatten()) {
+            assert_close(cell, other);
+        }
+    }
+    let rank_2 = map.part(2..4);
+    assert_eq!(rank_2.rows, ["0, rank 2", "1, rank 2"]);
+    assert_eq!(rank_2.cells[..], map.cells[2..]);
+    assert!(map.part(3..9).rows.is_empty());
+}
+
+#[test]
+fn an_interrupted_map_is_resumed() {
+    type B = Flex;
+    let device = Default::default();
+    let model = load::<Autodiff<B>>(&device);
+    let (training, held_out) = (data::<B>(0..40, &device), data::<B>(40..60, &device));
+    let grid = AlignmentGrid {
+        columns: grid().columns[..2].to_vec(),
+        ..grid()
+    };
+    let plain = config().with_epochs(2);
+    let run = |config: &TrainingConfig, cut: Option<usize>| {
+        let (mut steps, mut cells) = (0, Vec::new());
+        let map = alignment_map(
+            |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4),
+            &grid,
+            locations,
+            [&training, &held_out],
+            config,
+            losses::cross_entropy,
+            |event| match event {
+                AlignmentEvent::Training { event, .. } => {
+                    steps += usize::from(matches!(event, TrainingEvent::Step(_)));
+                    assert_ne!(Some(steps), cut, "interrupted");
+                }
+                AlignmentEvent::Cell { place, history, .. } => {
+                    cells.push((place, history.clone()));
+                }
+            },
+        );
+        map.map(|map| (map, steps, cells))
+    };
+    let (whole, steps, cells) = run(&plain, None).expect("valid");
+    assert_eq!(cells.len(), 4);
+    let folder = tempfile::tempdir().expect("a folder");
+    let every = CheckpointInterval::Steps(1);
+    let saved = plain
+        .clone()
+        .with_checkpoints(Checkpoints::new(folder.path()).with_every(every));
+    // In the second cell, after its first step.
+    let of_a_cell = steps / 4;
+    let cut = Some(of_a_cell + 2);
+    let cut_off = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&saved, cut)));
+    assert!(cut_off.is_err());
+    let (found, left, of_cells) = run(&saved, None).expect("valid");
+    assert_eq!(left, steps - of_a_cell - 1);
+    assert_eq!((&found, &of_cells), (&whole, &cells));
+    // A map that is done is read.
+    let (again, left, of_cells) = run(&saved, None).expect("valid");
+    assert_eq!(left, 0);
+    assert_eq!((&again, &of_cells), (&whole, &cells));
+    // Its cells belong to these settings.
+    let error = run(&saved.with_seed(5), None).expect_err("refused");
+    let AlignmentMapError::Cell { row, column, cause } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((&row[..], &column[..]), ("0", "first"));
+    assert!(
+        matches!(**cause, TrainingError::OtherRun { .. }),
+        "{error:?}"
+    );
 }

@@ -4,6 +4,7 @@
 mod refused;
 #[cfg(feature = "flex")]
 mod selecting;
+mod training;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

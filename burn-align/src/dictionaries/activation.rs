@@ -118,7 +118,7 @@ impl<B: Backend> FeatureActivation<B> {
     ///
     /// `chosen` names the features of the columns if they are not all; only local functions can
     /// be applied to some.
-    pub(super) fn forward(
+    pub(crate) fn forward(
         &self,
         hidden: Tensor<B, 2>,
         bias: Tensor<B, 1>,

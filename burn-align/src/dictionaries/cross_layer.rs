@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::dictionary::{check_activation, fits};
+use super::dictionary::{check_layers, fits, fitting_skip, param};
 use super::{DictionaryError, FeatureActivation};
 
 /// The features of one layer of a cross-layer transcoder (Ameisen et al. 2025, Circuit Tracing,
@@ -50,19 +50,14 @@ impl<B: Backend> CrossLayerTranscoder<B> {
         activation: FeatureActivation<B>,
         decoders: (Tensor<B, 3>, Tensor<B, 1>),
     ) -> Result<Self, DictionaryError> {
-        let [_d_in, features] = encoder.0.dims();
         let [_target, decoded, d_out] = decoders.0.dims();
-        let ([encoder_biases], [decoder_biases]) = (encoder.1.dims(), decoders.1.dims());
-        fits("number of features in the decoders", features, decoded)?;
-        fits("encoder's bias", features, encoder_biases)?;
-        fits("decoder's bias", d_out, decoder_biases)?;
-        check_activation(&activation, features)?;
+        check_layers(&encoder, &activation, [decoded, d_out], decoders.1.dims())?;
         Ok(Self {
-            encoder: Param::from_tensor(encoder.0.cast(DType::F32)),
-            encoder_bias: Param::from_tensor(encoder.1.cast(DType::F32)),
+            encoder: param(encoder.0),
+            encoder_bias: param(encoder.1),
             activation,
-            decoders: Param::from_tensor(decoders.0.cast(DType::F32)),
-            decoder_bias: Param::from_tensor(decoders.1.cast(DType::F32)),
+            decoders: param(decoders.0),
+            decoder_bias: param(decoders.1),
             skip: None,
             layer,
         })
@@ -73,11 +68,8 @@ impl<B: Backend> CrossLayerTranscoder<B> {
     /// # Errors
     /// [`DictionaryError::Misfit`] if the shape does not match.
     pub fn with_skip(mut self, skip: Tensor<B, 2>) -> Result<Self, DictionaryError> {
-        let [d_in, d_out] = skip.dims();
-        let [expected_out] = self.decoder_bias.dims();
-        fits("rows of the skip connection", self.width(), d_in)?;
-        fits("columns of the skip connection", expected_out, d_out)?;
-        self.skip = Some(Param::from_tensor(skip.cast(DType::F32)));
+        let [d_out] = self.decoder_bias.dims();
+        self.skip = Some(fitting_skip(skip, [self.width(), d_out])?);
         Ok(self)
     }
 

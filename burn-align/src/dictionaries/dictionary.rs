@@ -75,19 +75,24 @@ impl<B: Backend> Dictionary<B> {
         activation: FeatureActivation<B>,
         decoder: (Tensor<B, 2>, Tensor<B, 1>),
     ) -> Result<Self, DictionaryError> {
-        let [d_in, features] = encoder.0.dims();
-        let [decoded, d_out] = decoder.0.dims();
-        let ([encoder_biases], [decoder_biases]) = (encoder.1.dims(), decoder.1.dims());
-        fits("number of features in the decoder", features, decoded)?;
-        fits("encoder's bias", features, encoder_biases)?;
-        fits("decoder's bias", d_out, decoder_biases)?;
-        check_activation(&activation, features)?;
-        Ok(Self {
-            encoder: Param::from_tensor(encoder.0.cast(DType::F32)),
-            encoder_bias: Param::from_tensor(encoder.1.cast(DType::F32)),
+        check_layers(&encoder, &activation, decoder.0.dims(), decoder.1.dims())?;
+        Ok(Self::of_layers(encoder, activation, decoder))
+    }
+
+    /// The same with layers that are known to fit.
+    pub(crate) fn of_layers(
+        encoder: (Tensor<B, 2>, Tensor<B, 1>),
+        activation: FeatureActivation<B>,
+        decoder: (Tensor<B, 2>, Tensor<B, 1>),
+    ) -> Self {
+        let [d_in, _feature] = encoder.0.dims();
+        let [_feature, d_out] = decoder.0.dims();
+        Self {
+            encoder: param(encoder.0),
+            encoder_bias: param(encoder.1),
             activation,
-            decoder: Param::from_tensor(decoder.0.cast(DType::F32)),
-            decoder_bias: Param::from_tensor(decoder.1.cast(DType::F32)),
+            decoder: param(decoder.0),
+            decoder_bias: param(decoder.1),
             skip: None,
             kind: match d_in == d_out {
                 true => DictionaryKind::Autoencoder,
@@ -95,7 +100,7 @@ impl<B: Backend> Dictionary<B> {
             },
             input_norm: InputNorm::None,
             subtracts_bias: false,
-        })
+        }
     }
 
     /// The same parameters as a transcoder, or as an autoencoder.
@@ -133,15 +138,18 @@ impl<B: Backend> Dictionary<B> {
         Ok(self)
     }
 
+    /// Subtracts `b_dec`, which is known to be as wide as the input.
+    pub(crate) fn subtracting_bias(mut self) -> Self {
+        self.subtracts_bias = true;
+        self
+    }
+
     /// Adds a skip connection, `W_skip`, `[d_in, d_out]`.
     ///
     /// # Errors
     /// [`DictionaryError::Misfit`] if the shape does not match.
     pub fn with_skip(mut self, skip: Tensor<B, 2>) -> Result<Self, DictionaryError> {
-        let [d_in, d_out] = skip.dims();
-        fits("rows of the skip connection", self.width(), d_in)?;
-        fits("columns of the skip connection", self.d_out(), d_out)?;
-        self.skip = Some(Param::from_tensor(skip.cast(DType::F32)));
+        self.skip = Some(fitting_skip(skip, [self.width(), self.d_out()])?);
         Ok(self)
     }
 
@@ -315,7 +323,7 @@ impl<B: Backend> Dictionary<B> {
     }
 
     /// A sum of decoder directions in units of the reconstructed activation, `[row, d_out]`.
-    pub(super) fn in_units(&self, sum: Tensor<B, 2>, input: &Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn in_units(&self, sum: Tensor<B, 2>, input: &Tensor<B, 2>) -> Tensor<B, 2> {
         match self.kind {
             DictionaryKind::Autoencoder => self.input_norm.rescale(sum, input),
             DictionaryKind::Transcoder => sum,
@@ -347,7 +355,38 @@ fn folded<B: Backend, const D: usize>(
     })
 }
 
-pub(super) fn check_activation<B: Backend>(
+/// A parameter in f32.
+pub(super) fn param<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    Param::from_tensor(tensor.cast(DType::F32))
+}
+
+/// Checks that an encoder, an activation function and a decoder `[feature, d_out]` fit.
+pub(super) fn check_layers<B: Backend>(
+    encoder: &(Tensor<B, 2>, Tensor<B, 1>),
+    activation: &FeatureActivation<B>,
+    [decoded, d_out]: [usize; 2],
+    [decoder_biases]: [usize; 1],
+) -> Result<(), DictionaryError> {
+    let [_d_in, features] = encoder.0.dims();
+    let [encoder_biases] = encoder.1.dims();
+    fits("number of features in the decoder", features, decoded)?;
+    fits("encoder's bias", features, encoder_biases)?;
+    fits("decoder's bias", d_out, decoder_biases)?;
+    check_activation(activation, features)
+}
+
+/// A skip connection of this shape, `[d_in, d_out]`.
+pub(super) fn fitting_skip<B: Backend>(
+    skip: Tensor<B, 2>,
+    expected: [usize; 2],
+) -> Result<Param<Tensor<B, 2>>, DictionaryError> {
+    let found = skip.dims();
+    fits("rows of the skip connection", expected[0], found[0])?;
+    fits("columns of the skip connection", expected[1], found[1])?;
+    Ok(param(skip))
+}
+
+fn check_activation<B: Backend>(
     activation: &FeatureActivation<B>,
     features: usize,
 ) -> Result<(), DictionaryError> {

@@ -218,6 +218,8 @@ pub enum DictionaryError {
     NoFeatures,
 }
 
+crate::saved::from_tensor_error!(DictionaryError);
+
 fn files_or_none(found: &[String]) -> String {
     const SHOWN: usize = 12;
     match found.len() {

@@ -29,6 +29,8 @@
 //! # }
 //! ```
 //!
+//! [`training::dictionary`](crate::training::dictionary) trains one on a model's activations.
+//!
 //! # Formats
 //! [`Dictionary::load`] takes a folder, a file, or a place on the hub (`ID#PATH`), and recognises:
 //!
@@ -42,6 +44,8 @@
 //! | sparsify | `cfg.json`, `sae.safetensors` |
 //! | circuit-tracer | `layer_N.safetensors`, `config.yaml` |
 //! | Qwen Scope | `layerN.sae.pt` |
+//! | two linear layers (Goodfire and others) | a state dict of PyTorch |
+//! | attention output SAEs (Kissane et al. 2024) | a state dict, with a `_cfg.json` beside it |
 //!
 //! Layers of cross-layer transcoders are a [`CrossLayerTranscoder`] each. What would compute
 //! something else here is an error that names it: BatchTopK that is not trained to the end,
@@ -81,5 +85,6 @@ pub use error::{DictionaryError, SaveDictionaryError};
 pub use hook::HookPoint;
 pub use info::{DictionaryFormat, DictionaryInfo};
 pub use input_norm::InputNorm;
+pub(crate) use selection::indices;
 pub use selection::{ActiveFeatures, FeatureSelection};
 pub use source::{DictionaryOptions, DictionarySource, PublishedDictionary};

@@ -7,6 +7,7 @@ use burn::tensor::f16;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
+use super::weights::Array;
 use crate::saved::{Stored, Values};
 
 /// The arrays of an archive by name, or what is wrong with it.
@@ -14,6 +15,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
     let mut archive = ZipArchive::new(Cursor::new(bytes))
         .map_err(|error| format!("expected a zip archive, as written by numpy.savez: {error}"))?;
     let mut arrays = BTreeMap::new();
+    // Entries that share bytes would unpack to more than the file has.
+    let mut left = bytes.len() as u64;
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|error| match error {
             ZipError::UnsupportedArchive(reason) => format!(
@@ -27,6 +30,9 @@ pub(super) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
             .strip_suffix(".npy")
             .ok_or_else(|| format!("expected arrays named NAME.npy, found `{file}`"))?
             .to_owned();
+        left = left
+            .checked_sub(entry.size())
+            .ok_or_else(|| format!("{file}: expected no more bytes than the archive has"))?;
         let mut content = Vec::new();
         (entry.read_to_end(&mut content)).map_err(|error| format!("{file}: {error}"))?;
         let array = array(&content).map_err(|reason| format!("{file}: {reason}"))?;
@@ -61,7 +67,6 @@ fn array(bytes: &[u8]) -> Result<Stored, String> {
     let values = match dtype {
         "<f4" => Values::F32(numbers(data, count, f32::from_le_bytes)?),
         "<f2" => Values::F32(numbers(data, count, |b| f16::from_le_bytes(b).to_f32())?),
-        "<f8" => Values::F32(numbers(data, count, |b| f64::from_le_bytes(b) as f32)?),
         "<i8" => Values::I64(numbers(data, count, i64::from_le_bytes)?),
         "<i4" => Values::I64(numbers(data, count, |b| i32::from_le_bytes(b).into())?),
         other => Values::Other(other.to_owned()),
@@ -77,9 +82,17 @@ fn array(bytes: &[u8]) -> Result<Stored, String> {
     let (&[rows, columns], Values::F32(values)) = (&shape[..], &values) else {
         return Err("expected a matrix of floats, or an array stored row by row".to_owned());
     };
-    let by_row =
-        (0..rows).flat_map(|row| (0..columns).map(move |column| values[column * rows + row]));
-    let values = Values::F32(by_row.collect());
+    let values = match values.is_empty() {
+        true => Vec::new(),
+        false => {
+            let by_column = Array {
+                shape: [columns, rows],
+                values: values.clone(),
+            };
+            by_column.transposed().values
+        }
+    };
+    let values = Values::F32(values);
     Ok(Stored { shape, values })
 }
 
@@ -154,6 +167,8 @@ mod tests {
         for end in 0..whole.len() {
             assert!(array(&whole[..end]).is_err(), "{end}");
         }
+        let empty = header("True", "(18446744073709551615, 0)");
+        assert!(array(&bytes(&empty, &[])).is_ok_and(|array| array.shape[1] == 0));
         for shape in [
             "(4,)",
             "(3, 2)",

@@ -30,6 +30,23 @@ impl<B: Backend> Dictionary<B> {
     /// [`DictionaryError::NoSuchFeature`], [`DictionaryError::RepeatedFeature`] or
     /// [`DictionaryError::NoFeatures`].
     pub fn select(&self, features: &[usize]) -> Result<FeatureSelection<B>, DictionaryError> {
+        self.check_features(features)?;
+        let indices = indices(features, &self.encoder.val().device());
+        let encoder = self.activation.is_local().then(|| {
+            let weight = self.encoder.val().select(1, indices.clone());
+            (weight, self.encoder_bias.val().select(0, indices.clone()))
+        });
+        Ok(FeatureSelection {
+            dictionary: self.clone(),
+            features: features.to_vec(),
+            decoder: self.decoder.val().select(0, indices.clone()),
+            indices,
+            encoder,
+        })
+    }
+
+    /// Checks that these are features, each once.
+    pub(crate) fn check_features(&self, features: &[usize]) -> Result<(), DictionaryError> {
         if features.is_empty() {
             return Err(DictionaryError::NoFeatures);
         }
@@ -46,18 +63,7 @@ impl<B: Backend> Dictionary<B> {
                 return Err(DictionaryError::RepeatedFeature { feature });
             }
         }
-        let indices = indices(features, &self.encoder.val().device());
-        let encoder = self.activation.is_local().then(|| {
-            let weight = self.encoder.val().select(1, indices.clone());
-            (weight, self.encoder_bias.val().select(0, indices.clone()))
-        });
-        Ok(FeatureSelection {
-            dictionary: self.clone(),
-            features: features.to_vec(),
-            decoder: self.decoder.val().select(0, indices.clone()),
-            indices,
-            encoder,
-        })
+        Ok(())
     }
 }
 
@@ -164,7 +170,8 @@ impl<B: Backend> ActiveFeatures<B> {
     }
 }
 
-fn indices<B: Backend>(features: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
+/// Features as a tensor.
+pub(crate) fn indices<B: Backend>(features: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
     let features: Vec<i64> = features.iter().map(|feature| *feature as i64).collect();
     let count = features.len();
     Tensor::from_data(TensorData::new(features, [count]), device)

@@ -91,8 +91,8 @@ pub struct DictionaryOptions {
     pub input_scale: Option<f64>,
     /// How many features are active, for TopK dictionaries that do not store it (Qwen Scope).
     pub k: Option<usize>,
-    /// Unknown keys of a configuration that the caller knows not to affect the computation,
-    /// although their names suggest that they might.
+    /// Unknown keys of a configuration (of SAELens or sparsify) that the caller knows not to affect the
+    /// computation, although their names suggest that they might.
     pub ignored_config_keys: Vec<String>,
     /// Revision, cache and address of the hub.
     pub hub: LoadOptions,
@@ -286,16 +286,16 @@ mod hub {
                     self.pin(&fetched, file);
                     Ok(Some(fetched))
                 }
-                Err(LoadError::Hub(error))
-                    if matches!(
-                        error.problem,
-                        HubProblem::NoSuchFile { .. }
-                            | HubProblem::Offline { .. }
-                            | HubProblem::Unreachable { .. }
-                    ) =>
-                {
-                    Ok(None)
-                }
+                Err(LoadError::Hub(error)) => match error.problem {
+                    HubProblem::NoSuchFile { .. } | HubProblem::Offline { .. } => Ok(None),
+                    // It may exist: from here on only the cache counts, so that no other file is
+                    // fetched without it.
+                    HubProblem::Unreachable { .. } => {
+                        self.options.offline = true;
+                        Ok(None)
+                    }
+                    _ => Err(DictionaryError::Hub(Box::new(LoadError::Hub(error)))),
+                },
                 Err(error) => Err(DictionaryError::Hub(Box::new(error))),
             }
         }

@@ -1,35 +1,11 @@
-//! The tensors of a dictionary's files, taken one after another until none is left.
+//! The tensors of a dictionary's files, and arrays in the layout of this crate.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend, bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::path::Path;
 
 use super::{DictionaryError, npz};
-use crate::saved::{PickleError, Stored, Values, state_dict};
+use crate::saved::{of_safetensors, state_dict};
 
-/// The tensors of a file.
-#[derive(Debug)]
-pub(super) struct Weights {
-    pub(super) file: PathBuf,
-    tensors: BTreeMap<String, Stored>,
-}
-
-/// A tensor in memory, row by row.
-#[derive(Clone, Debug)]
-pub(super) struct Array<const D: usize> {
-    pub(super) shape: [usize; D],
-    pub(super) values: Vec<f32>,
-}
-
-impl<const D: usize> Array<D> {
-    pub(super) fn tensor<B: Backend>(self, device: &B::Device) -> Tensor<B, D> {
-        let data = TensorData::new(self.values, self.shape);
-        Tensor::from_data(data, (device, DType::F32))
-    }
-}
+pub(super) use crate::saved::{Array, Tensors as Weights};
 
 impl Array<1> {
     /// A vector of one value.
@@ -91,81 +67,12 @@ impl Array<3> {
 impl Weights {
     /// Reads a file: safetensors, an archive of NumPy, or a state dict of PyTorch.
     pub(super) fn read(file: &Path) -> Result<Self, DictionaryError> {
-        let bytes = fs::read(file).map_err(|cause| DictionaryError::Io {
-            file: file.to_owned(),
-            cause,
-        })?;
-        let unreadable = |reason| DictionaryError::Unreadable {
-            file: file.to_owned(),
-            reason,
-        };
         let extension = file.extension().and_then(|extension| extension.to_str());
-        let tensors = match extension {
-            Some("safetensors") => of_safetensors(&bytes).map_err(unreadable)?,
-            Some("npz") => npz::read(&bytes).map_err(unreadable)?,
-            _ => state_dict(&bytes).map_err(|error| match error {
-                PickleError::Forbidden(global) => DictionaryError::ForbiddenGlobal {
-                    file: file.to_owned(),
-                    global,
-                },
-                PickleError::Malformed(reason) => unreadable(reason),
-            })?,
-        };
-        Ok(Self {
-            file: file.to_owned(),
-            tensors,
+        Ok(match extension {
+            Some("safetensors") => Self::open(file, of_safetensors)?,
+            Some("npz") => Self::open(file, npz::read)?,
+            _ => Self::open(file, state_dict)?,
         })
-    }
-
-    pub(super) fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// The names of the tensors that are left.
-    pub(super) fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
-    }
-
-    /// The shape of a tensor; empty if it is not there.
-    pub(super) fn shape(&self, name: &str) -> &[usize] {
-        match self.tensors.get(name) {
-            Some(stored) => &stored.shape,
-            None => &[],
-        }
-    }
-
-    /// Gives a tensor another name, if it is there.
-    pub(super) fn rename(&mut self, old: &str, new: &str) {
-        if let Some(stored) = self.tensors.remove(old) {
-            self.tensors.insert(new.to_owned(), stored);
-        }
-    }
-
-    /// Leaves out a tensor that the computation does not need.
-    pub(super) fn ignore(&mut self, name: &str) {
-        self.tensors.remove(name);
-    }
-
-    /// A tensor of floats. Sizes that are `None` may be any, but not 0.
-    pub(super) fn take<const D: usize>(
-        &mut self,
-        name: &str,
-        expected: [Option<usize>; D],
-    ) -> Result<Array<D>, DictionaryError> {
-        let Stored { shape, values } = self.stored(name)?;
-        let fits = |(found, expected): (&usize, &Option<usize>)| match expected {
-            Some(expected) => found == expected,
-            None => *found > 0,
-        };
-        let fitting = shape.iter().zip(&expected).all(fits);
-        let Some(shape) = <[usize; D]>::try_from(&shape[..]).ok().filter(|_| fitting) else {
-            return Err(self.wrong_shape(name, &expected, shape));
-        };
-        match values {
-            Values::F32(values) => Ok(Array { shape, values }),
-            Values::I64(_) => Err(self.wrong_dtype(name, "i64".to_owned())),
-            Values::Other(dtype) => Err(self.wrong_dtype(name, dtype)),
-        }
     }
 
     /// A float for each feature: a vector, or one number for all.
@@ -183,97 +90,22 @@ impl Weights {
                 let value = self.take(name, [Some(1)])?.values[0];
                 Ok(Array::full(features, value))
             }
-            _ => self.take(name, [Some(features)]),
+            _ => Ok(self.take(name, [Some(features)])?),
         }
     }
 
     /// One integer that is not negative.
     pub(super) fn whole_number(&mut self, name: &str) -> Result<usize, DictionaryError> {
-        let Stored { shape, values } = self.stored(name)?;
-        let number = match &values {
-            _ if shape.iter().any(|size| *size != 1) => None,
-            Values::I64(values) => values.first().and_then(|n| usize::try_from(*n).ok()),
+        let (_, numbers) = self.integers(name)?;
+        let number = match numbers[..] {
+            [number] => usize::try_from(number).ok(),
             _ => None,
         };
         number.ok_or_else(|| DictionaryError::UnsupportedTensor {
             file: self.file.clone(),
             tensor: name.to_owned(),
-            reason: format!("expected a whole number, found shape {shape:?}"),
+            reason: format!("expected a whole number, found {numbers:?}"),
         })
-    }
-
-    /// Checks that every tensor has been taken.
-    pub(super) fn finish(self) -> Result<(), DictionaryError> {
-        match self.tensors.is_empty() {
-            true => Ok(()),
-            false => Err(DictionaryError::UnusedTensors {
-                file: self.file,
-                tensors: self.tensors.into_keys().collect(),
-            }),
-        }
-    }
-
-    fn stored(&mut self, name: &str) -> Result<Stored, DictionaryError> {
-        let stored = self.tensors.remove(name);
-        stored.ok_or_else(|| DictionaryError::MissingTensor {
-            file: self.file.clone(),
-            tensor: name.to_owned(),
-        })
-    }
-
-    fn wrong_shape(
-        &self,
-        name: &str,
-        expected: &[Option<usize>],
-        found: Vec<usize>,
-    ) -> DictionaryError {
-        let expected: Vec<String> = expected
-            .iter()
-            .map(|size| size.map_or("_".to_owned(), |size| size.to_string()))
-            .collect();
-        DictionaryError::WrongShape {
-            file: self.file.clone(),
-            tensor: name.to_owned(),
-            expected: format!("[{}]", expected.join(", ")),
-            found,
-        }
-    }
-
-    fn wrong_dtype(&self, name: &str, found: String) -> DictionaryError {
-        DictionaryError::WrongDType {
-            file: self.file.clone(),
-            tensor: name.to_owned(),
-            expected: "f32, f16 or bf16",
-            found,
-        }
-    }
-}
-
-fn of_safetensors(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, String> {
-    let tensors = SafeTensors::deserialize(bytes)
-        .map_err(|error| format!("expected safetensors: {error}"))?;
-    let tensors = tensors.iter().map(|(name, view)| {
-        let shape = view.shape().to_vec();
-        let values = values(&view);
-        (name.to_owned(), Stored { shape, values })
-    });
-    Ok(tensors.collect())
-}
-
-fn values(view: &TensorView<'_>) -> Values {
-    fn each<T, const SIZE: usize>(data: &[u8], read: impl Fn([u8; SIZE]) -> T) -> Vec<T> {
-        let (elements, _) = data.as_chunks::<SIZE>();
-        elements.iter().map(|element| read(*element)).collect()
-    }
-    let data = view.data();
-    match view.dtype() {
-        Dtype::F32 => Values::F32(each(data, f32::from_le_bytes)),
-        Dtype::F16 => Values::F32(each(data, |b| f16::from_le_bytes(b).to_f32())),
-        Dtype::BF16 => Values::F32(each(data, |b| bf16::from_le_bytes(b).to_f32())),
-        Dtype::F64 => Values::F32(each(data, |b| f64::from_le_bytes(b) as f32)),
-        Dtype::I64 => Values::I64(each(data, i64::from_le_bytes)),
-        Dtype::I32 => Values::I64(each(data, |b| i32::from_le_bytes(b).into())),
-        other => Values::Other(other.to_string()),
     }
 }
 

@@ -1,77 +1,52 @@
 //! Where a variable is: distributed alignment search in every cell of a grid.
 
+mod cells;
+mod grid;
+mod prepared;
+
+use std::collections::BTreeMap;
+
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::AlignableTransformer;
-use serde::{Deserialize, Serialize};
 
-use super::Grid;
-use super::sweep::numbers;
-use crate::engine::RunOptions;
+pub use self::grid::{AlignmentGrid, AlignmentMap};
+
+use self::cells::{Cells, check_sizes};
 use crate::front::{AlignError, AlignableConfig, AlignableModel, UnitLocations};
 use crate::interventions::{BuiltinIntervention, Intervention};
 use crate::training::{
     Controlled, History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent,
-    evaluate_with_controls, train,
 };
 
-/// The cells of an alignment map, on two axes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AlignmentGrid {
-    /// The rows: their labels, and what is aligned in each, with its interventions. A hypothesis
-    /// with several variables has one representation per variable.
-    pub rows: Vec<(String, AlignableConfig)>,
-    /// Labels of the columns: positions, heads, or roles that these have in a prompt.
-    pub columns: Vec<String>,
+/// The data of an alignment map.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AlignmentData<'a, B: Backend> {
+    /// What interventions are trained on.
+    pub training: &'a [InterchangeData<B>],
+    /// What decides when training stops, if `config.patience` is set: the best epoch on these data
+    /// is kept. They should differ from the held-out data. Default: none, and no early stop.
+    pub validation: &'a [InterchangeData<B>],
+    /// What trained interventions are evaluated on.
+    pub held_out: &'a [InterchangeData<B>],
 }
 
-impl AlignmentGrid {
-    /// The same representations in each of these layers, with these columns.
-    pub fn layers(aligned: &AlignableConfig, layers: usize, columns: &[String]) -> Self {
-        let rows = numbers(layers).into_iter().enumerate();
-        let rows = rows.map(|(layer, label)| {
-            let mut aligned = aligned.clone();
-            for representation in &mut aligned.representations {
-                representation.layer = layer;
-            }
-            (label, aligned)
-        });
+impl<'a, B: Backend> AlignmentData<'a, B> {
+    /// Without validation data.
+    pub fn new(training: &'a [InterchangeData<B>], held_out: &'a [InterchangeData<B>]) -> Self {
         Self {
-            rows: rows.collect(),
-            columns: columns.to_vec(),
-        }
-    }
-}
-
-/// The result of distributed alignment search in every cell of a grid.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AlignmentMap {
-    /// Labels of the rows.
-    pub rows: Vec<String>,
-    /// Labels of the columns.
-    pub columns: Vec<String>,
-    /// `[row][column]`: held-out accuracies and their intervals, next to the controls.
-    pub cells: Vec<Vec<Controlled>>,
-}
-
-impl AlignmentMap {
-    /// One number per cell, for plotting: for example `|cell| cell.trained.accuracy`.
-    pub fn grid(&self, number: impl Fn(&Controlled) -> f64) -> Grid {
-        let values = self.cells.iter();
-        Grid {
-            rows: self.rows.clone(),
-            columns: self.columns.clone(),
-            values: values
-                .map(|row| row.iter().map(&number).collect())
-                .collect(),
+            training,
+            validation: &[],
+            held_out,
         }
     }
 
-    /// The cell with the highest accuracy: its row, its column and its result.
-    pub fn best(&self) -> Option<(usize, usize, &Controlled)> {
-        let (row, column, _) = self.grid(|cell| cell.trained.accuracy).max()?;
-        Some((row, column, &self.cells[row][column]))
+    /// Sets the validation data.
+    pub fn with_validation(mut self, validation: &'a [InterchangeData<B>]) -> Self {
+        self.validation = validation;
+        self
     }
 }
 
@@ -123,34 +98,70 @@ pub enum AlignmentMapError {
 /// Trains separate interventions in every cell of a grid and evaluates each on held-out data, next
 /// to a random rotation of the same size, the whole vector, and no swap.
 ///
-/// Each cell equals a separate call of [`train`] and [`evaluate_with_controls`]; the random
-/// rotation of the controls is seeded with `config.seed + 1`. A cell takes as long as these two
-/// calls: the frozen layers before it are run once for each example, and the model without a swap
-/// is run again for each cell.
+/// Each cell equals a separate call of [`train`](crate::training::train) and
+/// [`evaluate_with_controls`](crate::training::evaluate_with_controls); the random rotation of the
+/// controls is seeded with `config.seed + 1`. What cells have in common is computed once: one pass
+/// of each base and source gives what all cells need of the layers before them, cells that differ
+/// in their rank alone share all of that, and the model without a swap is run once. If this does
+/// not fit `config.memory_budget`, cells are divided into groups that do.
+///
+/// With [checkpoints](TrainingConfig::checkpoints), an interrupted map resumes, and gives the same
+/// result as without the interruption. Each cell has a folder of its own in that folder, by the
+/// numbers of its row and column. Cells that are done are read, and their event comes again.
+///
+/// Cells come in the order of the grid, except that those that differ in their rank alone follow
+/// one another.
 ///
 /// - `model`: the model that training starts from in a row, with the interventions of its
 ///   configuration, on an autodiff backend. With
 ///   `|aligned| AlignableModel::new_seeded(aligned, model.clone(), seed)` all rows start from the
-///   same random rotation; use [`AlignableModel::with_interventions`] for your own interventions
+///   same random rotation; use [`AlignableModel::with_interventions`] for your own interventions.
+///   All rows must have the same model, or copies of it
 /// - `locations`: the units of a row and column in these data; they replace the data's own
 ///   locations
 /// - `training`, `held_out`: the data; held-out data are only used for evaluation, so
-///   `config.patience` has no effect
-/// - `loss`: as in [`train`]
+///   `config.patience` has no effect: use [`alignment_map_with`] to stop early
+/// - `loss`: as in [`train`](crate::training::train)
 ///
 /// # When it misleads
 /// The number in a cell says how well the *best* subspace there does. With large ranks it may be
 /// high although the model makes no use of the variable at that site; compare it with the random
-/// rotation.
+/// rotation. The best of many cells is high by chance as well: report the grid, not its maximum,
+/// and repeat it with other seeds.
 ///
 /// # Errors
-/// If a cell does not fit the model or the data, which is found before anything is computed; or if
-/// the loss in a cell is no longer a number.
+/// If a cell does not fit the model or the data, which is found before anything is computed; if the
+/// loss in a cell is no longer a number; or if a checkpoint cannot be written or belongs to another
+/// run.
 pub fn alignment_map<A, M, I>(
     model: impl Fn(AlignableConfig) -> Result<AlignableModel<A, M, I>, AlignError>,
     grid: &AlignmentGrid,
     locations: impl Fn([usize; 2], &InterchangeData<A::InnerBackend>) -> UnitLocations,
     [training, held_out]: [&[InterchangeData<A::InnerBackend>]; 2],
+    config: &TrainingConfig,
+    loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+    observe: impl FnMut(AlignmentEvent<'_, A::InnerBackend, M::InnerModule, I::InnerModule>),
+) -> Result<AlignmentMap, AlignmentMapError>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend> + Clone,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    let data = AlignmentData::new(training, held_out);
+    alignment_map_with(model, grid, locations, data, config, loss, observe)
+}
+
+/// As [`alignment_map`], with validation data that decide when training stops.
+///
+/// # Errors
+/// As [`alignment_map`].
+pub fn alignment_map_with<A, M, I>(
+    model: impl Fn(AlignableConfig) -> Result<AlignableModel<A, M, I>, AlignError>,
+    grid: &AlignmentGrid,
+    locations: impl Fn([usize; 2], &InterchangeData<A::InnerBackend>) -> UnitLocations,
+    data: AlignmentData<'_, A::InnerBackend>,
     config: &TrainingConfig,
     loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
     mut observe: impl FnMut(AlignmentEvent<'_, A::InnerBackend, M::InnerModule, I::InnerModule>),
@@ -162,113 +173,34 @@ where
     I: Intervention<A> + AutodiffModule<A>,
     I::InnerModule: Intervention<A::InnerBackend>,
 {
-    check_sizes(grid, [training, held_out])?;
-    let failed = |[row, column]: [usize; 2]| {
-        let (row, column) = (grid.rows[row].0.clone(), grid.columns[column].clone());
-        move |error| AlignmentMapError::Cell {
-            row,
-            column,
-            cause: Box::new(error),
-        }
-    };
-    let located = |place: [usize; 2], data: &[InterchangeData<A::InnerBackend>]| {
-        let data = data.iter().map(|dataset| {
-            let locations = locations(place, dataset);
-            dataset.clone().with_locations(locations)
-        });
-        data.collect::<Vec<_>>()
-    };
-
-    // Check all cells before training the first one.
-    let mut rows = Vec::new();
-    for (row, (_, aligned)) in grid.rows.iter().enumerate() {
-        let aligned = model(aligned.clone()).map_err(|error| failed([row, 0])(error.into()))?;
-        let trained = |intervention: &I| intervention.num_params() > 0;
-        if !aligned.interventions().iter().any(trained) {
-            return Err(failed([row, 0])(TrainingError::Nothing {
-                expected: "at least one intervention with parameters",
-            }));
-        }
-        for column in 0..grid.columns.len() {
-            let place = [row, column];
-            let data = [located(place, training), located(place, held_out)].concat();
-            check(&aligned.valid(), &data).map_err(failed(place))?;
-        }
-        rows.push(aligned);
-    }
-
-    let mut cells = Vec::new();
-    for (row, aligned) in rows.into_iter().enumerate() {
-        let mut found = Vec::new();
-        for column in 0..grid.columns.len() {
-            let place = [row, column];
-            let (trained, history) = train(
-                aligned.clone(),
-                &located(place, training),
-                &[],
-                config,
-                &loss,
-                |event| observe(AlignmentEvent::Training { place, event }),
-            )
-            .map_err(failed(place))?;
+    check_sizes(grid, &data)?;
+    // All cells are checked before the first one is trained.
+    let cells = Cells::new(model, grid, &locations, &data, config)?;
+    let mut results = BTreeMap::new();
+    for places in cells.groups()? {
+        let prepared = cells.prepare(&places)?;
+        for place in places {
+            let (trained, history) = cells.train(place, &prepared, &loss, |event| {
+                observe(AlignmentEvent::Training { place, event });
+            })?;
             let trained = trained.valid();
-            let cell = evaluate_with_controls(
-                &trained,
-                &located(place, held_out),
-                config.batch_size,
-                config.seed.wrapping_add(1),
-            )
-            .map_err(failed(place))?;
+            let cell = cells.evaluate(place, &prepared, &trained)?;
             observe(AlignmentEvent::Cell {
                 place,
                 model: &trained,
                 history: &history,
                 found: &cell,
             });
-            found.push(cell);
+            results.insert(place, cell);
         }
-        cells.push(found);
+    }
+    let mut found = vec![Vec::new(); grid.rows.len()];
+    for ([row, _column], cell) in results {
+        found[row].push(cell);
     }
     Ok(AlignmentMap {
         rows: grid.rows.iter().map(|(label, _)| label.clone()).collect(),
         columns: grid.columns.clone(),
-        cells,
+        cells: found,
     })
-}
-
-fn check_sizes<B: Backend>(
-    grid: &AlignmentGrid,
-    [training, held_out]: [&[InterchangeData<B>]; 2],
-) -> Result<(), AlignmentMapError> {
-    let examples = |data: &[InterchangeData<B>]| data.iter().map(InterchangeData::len).sum();
-    for (expected, count) in [
-        ("at least one row", grid.rows.len()),
-        ("at least one column", grid.columns.len()),
-        ("at least one example to train on", examples(training)),
-        ("at least one held-out example", examples(held_out)),
-    ] {
-        if count == 0 {
-            return Err(AlignmentMapError::Nothing { expected });
-        }
-    }
-    Ok(())
-}
-
-/// Checks that data can be run.
-fn check<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
-    model: &AlignableModel<B, M, I>,
-    data: &[InterchangeData<B>],
-) -> Result<(), TrainingError> {
-    for dataset in data {
-        let (plan, _read) = dataset.plan(model)?;
-        // This validates the plan, and runs nothing, because nothing is trained.
-        let nothing = |_intervention| false;
-        plan.freeze(
-            model.model(),
-            model.interventions(),
-            nothing,
-            &RunOptions::default(),
-        )?;
-    }
-    Ok(())
 }

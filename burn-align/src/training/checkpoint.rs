@@ -1,38 +1,32 @@
 //! The state of a run in a file, so that an interrupted run ends with the same numbers.
 //!
 //! `training.safetensors` holds the parameters of the interventions, the moments of both
-//! optimizers, the losses so far, and the best epoch, each tensor in its own dtype; everything else
-//! is JSON in its metadata. Parameters are numbered in the order in which Burn visits them, so a
-//! new run may have new ids. The order of the examples follows from seed and epoch, so no state of
-//! a random number generator is needed. Burn's recorders are not used, because they round to the
-//! float type of the backend when they load, which may be bf16.
+//! optimizers, the losses so far, and the best epoch. Parameters are numbered in the order in which
+//! Burn visits them, so a new run may have new ids. The order of the examples follows from seed and
+//! epoch, so no state of a random number generator is needed.
 
 mod tensors;
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 
 use burn::module::{AutodiffModule, Module};
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{Adam, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
-use burn_align_models::files::Replacement;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors, serialize};
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::tensors::{Collect, Restore, Stored};
+use self::tensors::{Collect, Restore};
+use super::checkpoint_file::{RunFile, RunKind, Stored};
 use super::{Checkpoints, EpochReport, TrainingError};
 
-/// The name of the file.
-const NAME: &str = "training.safetensors";
-/// The metadata key.
-const STATE: &str = "burn_align_training";
-/// The version of the format.
-const FORMAT: u32 = 1;
+/// The file.
+const KIND: RunKind = RunKind {
+    name: "training.safetensors",
+    key: "burn_align_training",
+};
 
 /// The state of a run.
 pub(super) struct State<I> {
@@ -62,8 +56,6 @@ type Records<A, I> = <AdamOf<A, I> as Optimizer<Vec<I>, A>>::Record;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Header {
-    format: u32,
-    run: Value,
     epochs: Vec<EpochReport>,
     /// Accuracy and epoch.
     best: Option<(f64, usize)>,
@@ -73,21 +65,12 @@ struct Header {
 }
 
 /// The file that a run writes and reads.
-pub(super) struct CheckpointFile {
-    folder: PathBuf,
-    file: PathBuf,
-    /// What identifies the run.
-    run: Value,
-}
+pub(super) struct CheckpointFile(RunFile);
 
 impl CheckpointFile {
     /// - run: everything that the numbers depend on
     pub(super) fn new(checkpoints: &Checkpoints, run: Value) -> Self {
-        Self {
-            folder: checkpoints.folder.clone(),
-            file: checkpoints.folder.join(NAME),
-            run,
-        }
+        Self(RunFile::new(KIND, checkpoints, run))
     }
 
     /// Replaces the previous checkpoint atomically.
@@ -110,7 +93,7 @@ impl CheckpointFile {
             best.interventions.visit(&mut collect);
         }
         if let Some(reason) = collect.failed {
-            return Err(self.io(
+            return Err(self.0.io(
                 "written",
                 &io::Error::new(io::ErrorKind::Unsupported, reason),
             ));
@@ -126,25 +109,12 @@ impl CheckpointFile {
         };
         collect.tensors.insert("losses".to_owned(), losses);
         let header = Header {
-            format: FORMAT,
-            run: self.run.clone(),
             epochs: state.epochs.clone(),
             best: state.best.as_ref().map(|best| (best.accuracy, best.epoch)),
             ended: state.ended,
             times: collect.times,
         };
-        let header = serde_json::to_string(&header).expect("names are text");
-        let views = collect.tensors.iter().map(|(name, it)| {
-            let view = TensorView::new(it.dtype, it.shape.clone(), &it.bytes);
-            (name, view.expect("as many bytes as the shape says"))
-        });
-        let metadata = HashMap::from([(STATE.to_owned(), header)]);
-        let bytes = serialize(views, Some(metadata)).map_err(|error| self.damaged(error))?;
-        let written = Replacement::new(&self.folder).and_then(|mut file| {
-            file.write(NAME, &bytes)?;
-            file.finish()
-        });
-        written.map_err(|error| self.io("written", &error.cause))
+        self.0.write(&header, &collect.tensors)
     }
 
     /// Reads the checkpoint, if there is one, into the interventions and optimizers of a new run.
@@ -153,30 +123,10 @@ impl CheckpointFile {
         interventions: &[I],
         optimizers: [AdamOf<A, I>; 2],
     ) -> Result<Option<Restored<A, I>>, TrainingError> {
-        let bytes = match fs::read(&self.file) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.io("read", &error)),
+        let Some((header, bytes)) = self.0.read::<Header>()? else {
+            return Ok(None);
         };
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| self.damaged(e))?;
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| self.damaged(e))?;
-        let header = metadata.metadata().as_ref().and_then(|it| it.get(STATE));
-        let header = header.ok_or_else(|| self.damaged("it has no state of a run"))?;
-        let header: Value = serde_json::from_str(header).map_err(|e| self.damaged(e))?;
-        if header["format"] != FORMAT {
-            let found = &header["format"];
-            return Err(self.damaged(format!("expected format {FORMAT}, found {found}")));
-        }
-        if let Some((what, expected, found)) = difference("", &self.run, &header["run"]) {
-            let file = self.file.clone();
-            return Err(TrainingError::OtherRun {
-                file,
-                what,
-                expected,
-                found,
-            });
-        }
-        let header: Header = serde_json::from_value(header).map_err(|e| self.damaged(e))?;
+        let tensors = SafeTensors::deserialize(&bytes).map_err(|e| self.0.damaged(e))?;
         let mut restore = Restore::<A, I> {
             what: "parameter",
             index: 0,
@@ -196,7 +146,7 @@ impl CheckpointFile {
         });
         let losses = restore.bytes("losses", Dtype::F64).to_vec();
         if let Some(reason) = restore.failed {
-            return Err(self.damaged(reason));
+            return Err(self.0.damaged(reason));
         }
         let (losses, _) = losses.as_chunks::<8>();
         let state = State {
@@ -213,43 +163,4 @@ impl CheckpointFile {
             [rest.load_record(of_rest), masks.load_record(of_masks)],
         )))
     }
-
-    fn io(&self, doing: &'static str, error: &io::Error) -> TrainingError {
-        TrainingError::CheckpointIo {
-            file: self.file.clone(),
-            doing,
-            kind: error.kind(),
-            reason: error.to_string(),
-        }
-    }
-
-    fn damaged(&self, reason: impl ToString) -> TrainingError {
-        TrainingError::CheckpointDamaged {
-            file: self.file.clone(),
-            reason: reason.to_string(),
-        }
-    }
-}
-
-/// The first place at which two values differ, and both values there.
-fn difference(at: &str, expected: &Value, found: &Value) -> Option<(String, String, String)> {
-    if expected == found {
-        return None;
-    }
-    if let (Value::Object(expected), Value::Object(found)) = (expected, found) {
-        let keys = expected.keys().chain(found.keys());
-        let mut inside = keys.filter_map(|key| {
-            let none = Value::Null;
-            let at = if at.is_empty() {
-                key.clone()
-            } else {
-                format!("{at}.{key}")
-            };
-            let side =
-                |side: &'_ serde_json::Map<String, Value>| side.get(key).unwrap_or(&none).clone();
-            difference(&at, &side(expected), &side(found))
-        });
-        return inside.next();
-    }
-    Some((at.to_owned(), expected.to_string(), found.to_string()))
 }

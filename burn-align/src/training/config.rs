@@ -17,6 +17,15 @@ pub enum RateSchedule {
     /// It rises from 0 over this share of the steps, then falls to 0, as in pyvene's Boundless DAS
     /// notebook, where the share is 0.1.
     WarmUpThenDecay(f64),
+    /// It rises to its value over the first steps, and falls to 0 over the last ones, as usual for
+    /// dictionaries (Gao et al. 2024, arXiv 2406.04093, appendix A; SAELens' `lr_warm_up_steps` and
+    /// `lr_decay_steps`, here as shares of all steps).
+    WarmUpHoldDecay {
+        /// The share of the steps in which it rises.
+        warm_up: f64,
+        /// The share of the steps in which it falls.
+        decay: f64,
+    },
 }
 
 impl RateSchedule {
@@ -32,6 +41,12 @@ impl RateSchedule {
                 } else {
                     ((steps as f64 - step) / (steps as f64 - warm).max(1.0)).max(0.0)
                 }
+            }
+            Self::WarmUpHoldDecay { warm_up, decay } => {
+                let [rising, falling] = [warm_up, decay].map(|it| (it * steps as f64).round());
+                let risen = (step as f64 + 1.0) / rising.max(1.0);
+                let left = (steps as f64 - step as f64) / falling.max(1.0);
+                risen.min(left).clamp(0.0, 1.0)
             }
         }
     }

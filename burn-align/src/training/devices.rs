@@ -83,6 +83,13 @@ where
         Ok(Self { copies, is_trained })
     }
 
+    /// Takes what has been computed elsewhere for each dataset, on the only device.
+    pub(super) fn hold(&mut self, kept: Vec<Kept<A::InnerBackend>>) {
+        if let [copy] = &mut self.copies[..] {
+            copy.kept = kept.into_iter().map(Some).collect();
+        }
+    }
+
     /// Computes what does not change, for all examples, up to a budget on each device. Returns what
     /// is left of the first device's budget.
     pub(super) fn fill(

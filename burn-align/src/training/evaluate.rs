@@ -108,28 +108,7 @@ where
     M: AlignableTransformer<B> + Clone,
     I: Intervention<B>,
 {
-    let device = model.model().device();
-    let mut random = model.interventions().to_vec();
-    for (index, intervention) in random.iter_mut().enumerate() {
-        let seed = seed.wrapping_add(index as u64);
-        for rotation in intervention.orthonormal() {
-            let shape = rotation.dims();
-            *rotation = Orthonormal::random(shape, OrthonormalMap::Retraction, seed, &device)
-                .expect("a shape that is there already");
-        }
-    }
-    let random = random.into_iter().map(OrWhole::own).collect();
-    let whole = model
-        .interventions()
-        .iter()
-        .cloned()
-        .map(OrWhole::whole::<B>);
-    let whole = whole.collect();
-    let with = |interventions: Vec<OrWhole<I>>| {
-        let config = model.config().clone();
-        AlignableModel::with_interventions(config, model.model().clone(), interventions)
-    };
-    let (random, whole) = (with(random)?, with(whole)?);
+    let [random, whole] = controls(model, seed)?;
     // Subspaces index rotated features, which the whole vector does not have.
     let whole_data: Vec<InterchangeData<B>> = data
         .iter()
@@ -152,6 +131,43 @@ where
         whole_vector,
         no_swap,
     })
+}
+
+/// A model with one of its controls: random rotations, or whole vectors.
+pub(super) type Control<B, M, I> = AlignableModel<B, M, OrWhole<I>>;
+
+/// The model with random rotations, and with whole vectors swapped.
+pub(super) fn controls<B, M, I>(
+    model: &AlignableModel<B, M, I>,
+    seed: u64,
+) -> Result<[Control<B, M, I>; 2], TrainingError>
+where
+    B: Backend,
+    M: AlignableTransformer<B> + Clone,
+    I: Intervention<B>,
+{
+    let device = model.model().device();
+    let mut random = model.interventions().to_vec();
+    for (index, intervention) in random.iter_mut().enumerate() {
+        let seed = seed.wrapping_add(index as u64);
+        for rotation in intervention.orthonormal() {
+            let shape = rotation.dims();
+            *rotation = Orthonormal::random(shape, OrthonormalMap::Retraction, seed, &device)
+                .expect("a shape that is there already");
+        }
+    }
+    let random = random.into_iter().map(OrWhole::own).collect();
+    let whole = model
+        .interventions()
+        .iter()
+        .cloned()
+        .map(OrWhole::whole::<B>);
+    let whole = whole.collect();
+    let with = |interventions: Vec<OrWhole<I>>| {
+        let config = model.config().clone();
+        AlignableModel::with_interventions(config, model.model().clone(), interventions)
+    };
+    Ok([with(random)?, with(whole)?])
 }
 
 /// An intervention, or whole vectors swapped in its place.
@@ -253,16 +269,16 @@ where
 }
 
 /// A model's predictions for a batch without interventions.
-struct Clean<B: Backend> {
+pub(super) struct Clean<B: Backend> {
     /// `[batch, unit, vocab]`, in f32.
-    logits: Tensor<B, 3>,
+    pub(super) logits: Tensor<B, 3>,
     log_probabilities: Tensor<B, 3>,
     /// `[batch, unit, 1]`.
     predicted: Tensor<B, 3, Int>,
 }
 
 impl<B: Backend> Clean<B> {
-    fn new(logits: Tensor<B, 3>) -> Self {
+    pub(super) fn new(logits: Tensor<B, 3>) -> Self {
         let logits = logits.cast(DType::F32);
         Self {
             log_probabilities: activation::log_softmax(logits.clone(), 2),
@@ -274,9 +290,9 @@ impl<B: Backend> Clean<B> {
 
 /// Sums over examples.
 #[derive(Clone, Default)]
-struct Tally {
+pub(super) struct Tally {
     right: usize,
-    examples: usize,
+    pub(super) examples: usize,
     logit_difference: Moments,
     kl_divergence: Moments,
 }
@@ -285,7 +301,7 @@ impl Tally {
     /// Gives the divergences and logit differences that the sums are of.
     ///
     /// - logits: `[batch, unit, vocab]`
-    fn add<B: Backend>(
+    pub(super) fn add<B: Backend>(
         &mut self,
         logits: Tensor<B, 3>,
         clean: &Clean<B>,
@@ -331,7 +347,7 @@ impl Tally {
         Ok(numbers)
     }
 
-    fn evaluation(&self) -> Evaluation {
+    pub(super) fn evaluation(&self) -> Evaluation {
         Evaluation {
             accuracy: self.right as f64 / self.examples as f64,
             interval: wilson(self.right, self.examples),

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::ModelDims;
+use burn_align_models::{ModelDims, TokenBatch};
 use serde_json::{Value, json};
 
 use super::{InterchangeData, TrainingConfig};
@@ -65,6 +65,15 @@ pub(super) fn fingerprint<B: Backend, D: Backend, I: Module<B>>(
         "data": all(data),
         "held_out": all(held_out),
     })
+}
+
+/// A hash of token ids.
+pub(super) fn hash_of(batches: &[TokenBatch]) -> String {
+    let mut hash = Hash::default();
+    for batch in batches {
+        hash.rows(batch.ids().iter().map(|ids| ids.iter().copied()));
+    }
+    format!("{:016x}", hash.0)
 }
 
 struct Shapes(Vec<Vec<usize>>);

@@ -13,7 +13,8 @@ const PART: usize = 64 << 20;
 
 /// A dataset's plan, with the part that does not change in training, for as many examples as the
 /// budget allows.
-pub(super) struct Kept<B: Backend> {
+#[derive(Clone, Debug)]
+pub(crate) struct Kept<B: Backend> {
     /// All examples, with nothing computed.
     plan: Plan<B>,
     /// The read of the logits.
@@ -26,13 +27,18 @@ pub(super) struct Kept<B: Backend> {
 
 impl<B: Backend> Kept<B> {
     /// Nothing cached yet.
-    pub(super) fn new((plan, logits): (Plan<B>, ReadId)) -> Self {
+    pub(crate) fn new((plan, logits): (Plan<B>, ReadId)) -> Self {
         Self {
             plan,
             logits,
             parts: Vec::new(),
             kept: 0,
         }
+    }
+
+    /// The plan of all examples, with nothing computed, and the read of its logits.
+    pub(super) fn plan(&self) -> (Plan<B>, ReadId) {
+        (self.plan.clone(), self.logits)
     }
 
     /// Computes what does not change for consecutive examples, `piece` at a time, until `left`, the
@@ -71,6 +77,48 @@ impl<B: Backend> Kept<B> {
         }
         self.close(&mut pieces, end);
         Ok(())
+    }
+
+    /// Fills several at a time, whose plans differ in what they change: `freeze` gets the plans of
+    /// the same examples, and may run once what they have in common.
+    pub(crate) fn fill_together(
+        all: &mut [Self],
+        examples: usize,
+        piece: usize,
+        left: &mut usize,
+        freeze: &impl Fn(&[Plan<B>]) -> Result<Vec<Plan<B>>, PlanError>,
+    ) -> Result<(), PlanError> {
+        let numbers: Vec<usize> = (0..examples).collect();
+        let mut pieces: Vec<Vec<Plan<B>>> = vec![Vec::new(); all.len()];
+        let (mut bytes, mut end) = (0, 0);
+        for chosen in numbers.chunks(piece) {
+            let plans = all.iter().map(|kept| kept.plan.examples(chosen));
+            let frozen = freeze(&plans.collect::<Result<Vec<_>, _>>()?)?;
+            let more = frozen.iter().map(Plan::held_bytes).sum::<usize>();
+            if more > *left {
+                break;
+            }
+            *left -= more;
+            bytes += more;
+            end += chosen.len();
+            for (pieces, frozen) in pieces.iter_mut().zip(frozen) {
+                pieces.push(frozen);
+            }
+            if bytes >= PART * all.len() {
+                bytes = 0;
+                if !Self::close_all(all, &mut pieces, end) {
+                    return Ok(());
+                }
+            }
+        }
+        Self::close_all(all, &mut pieces, end);
+        Ok(())
+    }
+
+    fn close_all(all: &mut [Self], pieces: &mut [Vec<Plan<B>>], end: usize) -> bool {
+        let closed = all.iter_mut().zip(pieces);
+        let closed: Vec<bool> = closed.map(|(kept, it)| kept.close(it, end)).collect();
+        closed.into_iter().all(|is_closed| is_closed)
     }
 
     /// Assembles a part that ends at this example.

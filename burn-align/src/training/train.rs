@@ -109,7 +109,29 @@ pub fn train_on_devices<A, M, I>(
     held_out: &[InterchangeData<A::InnerBackend>],
     config: &TrainingConfig,
     loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+    observe: impl FnMut(TrainingEvent<'_>),
+) -> Result<(AlignableModel<A, M, I>, History), TrainingError>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    let data = [data, held_out];
+    train_prepared(model, devices, data, config, loss, observe, None)
+}
+
+/// Trains as [`train_on_devices`] does, with what does not change for the data already computed, if
+/// it is: on one device, for plans of the same model and data.
+pub(crate) fn train_prepared<A, M, I>(
+    model: AlignableModel<A, M, I>,
+    devices: &[A::Device],
+    [data, held_out]: [&[InterchangeData<A::InnerBackend>]; 2],
+    config: &TrainingConfig,
+    loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
     mut observe: impl FnMut(TrainingEvent<'_>),
+    prepared: Option<Vec<Kept<A::InnerBackend>>>,
 ) -> Result<(AlignableModel<A, M, I>, History), TrainingError>
 where
     A: AutodiffBackend,
@@ -134,8 +156,13 @@ where
     let interventions = replicate(&model.take_interventions(), &devices[..1]).remove(0);
     model.put_interventions(interventions);
     let frozen_model = model.valid();
-    let plans = data.iter().map(|dataset| dataset.plan(&frozen_model));
-    let plans = plans.collect::<Result<Vec<_>, _>>()?;
+    let plans: Vec<_> = match &prepared {
+        Some(kept) => kept.iter().map(Kept::plan).collect(),
+        None => {
+            let plans = data.iter().map(|dataset| dataset.plan(&frozen_model));
+            plans.collect::<Result<Vec<_>, _>>()?
+        }
+    };
     let judged = held_out
         .iter()
         .map(|it| it.plan_beside_clean(&frozen_model));
@@ -207,7 +234,13 @@ where
             observe(TrainingEvent::Prepared { examples, of });
         };
         let (size, budget) = (config.batch_size, config.memory_budget);
-        let mut left = replicas.fill(&lengths, size, budget, &mut done)?;
+        let mut left = match prepared {
+            Some(kept) => {
+                replicas.hold(kept);
+                budget
+            }
+            None => replicas.fill(&lengths, size, budget, &mut done)?,
+        };
         for (judged, dataset) in judged.iter_mut().zip(held_out) {
             let freeze = |plan: &Plan<_>| replicas.freeze(0, plan);
             judged.fill(dataset.len(), size, &mut left, &freeze, &mut done)?;

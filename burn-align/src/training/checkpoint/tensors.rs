@@ -10,13 +10,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 
 use super::Records;
-
-/// A tensor in its stored form.
-pub(super) struct Stored {
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) bytes: Vec<u8>,
-}
+use crate::training::checkpoint_file::Stored;
 
 /// The optimizers' names: of everything but masks, and of masks.
 const OPTIMIZERS: [&str; 2] = ["optimizer", "mask_optimizer"];
