@@ -20,15 +20,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_align::engine::LogitPositions;
 use burn_align::methods::Grid;
 use burn_align::methods::lens::{
     LogitTarget, TunedLens, direct_logits, logit_lens, stream_sites, tuned_lens,
 };
-use burn_align_models::{AlignableTransformer, Decoder, Site, top_tokens};
+use burn_align_models::{Decoder, Site};
 use clap::Parser;
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::{align_numbers, table};
@@ -75,42 +76,45 @@ fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let words = tokenizer.token_marks(&tokens.ids()[0]);
     let options = args.backend.run_options();
 
-    // 2. What the model predicts at each position.
+    // 2. What the model predicts at each position, and in the same pass what it would after each
+    //    layer: the most probable tokens, and the probability of the final one.
     let all = LogitPositions::All;
-    let predictions = logit_lens(
-        model,
-        tokens.clone(),
-        &[Site::FinalNorm],
-        &all,
-        &options,
-        |_site, logits| tokenizer.top_tokens(logits, 2),
-    )?;
-    let predicted = predictions.first().context("the prompt is empty")?;
+    let mut finally = Vec::new();
+    let mut read = |_site: Site, logits: Tensor<B, 3>| {
+        let best = tokenizer.top_tokens(logits.clone(), 2);
+        if finally.is_empty() {
+            // The model's own logits come first.
+            let ids = best.iter().map(|best| best.first().map_or(0, |it| it.id));
+            finally = ids.collect::<Vec<u32>>();
+        }
+        (best, probabilities(logits, &finally))
+    };
+    let own = [Site::FinalNorm];
+    let (sites, mut rows) = match &args.lens {
+        None => {
+            let sites = stream_sites(model);
+            let both = [&own[..], &sites].concat();
+            let rows = logit_lens(model, tokens.clone(), &both, &all, &options, read)?;
+            (sites, rows)
+        }
+        Some(folder) => {
+            let lens = TunedLens::<B>::load(folder, device)?;
+            let sites = lens.sites().to_vec();
+            let mut rows = logit_lens(model, tokens.clone(), &own, &all, &options, &mut read)?;
+            let input = tokens.clone();
+            let others = tuned_lens(model, &lens, input, &sites, &all, &options, read)?;
+            rows.extend(others);
+            (sites, rows)
+        }
+    };
+    let (predicted, _of_itself) = rows.remove(0);
+    let streams = rows;
     ensure!(
         predicted.iter().all(|best| best.len() == 2),
         "the logits are not finite, or the vocabulary has a single token"
     );
 
-    // 3. The same after each layer: the most probable token, and the probability of the final one.
-    let vocab = model.dims().vocab;
-    let read = |_site: Site, logits: Tensor<B, 3>| {
-        let best = tokenizer.top_tokens(logits.clone(), 1);
-        let ranked = top_tokens(logits, vocab);
-        let of_final = ranked.iter().zip(predicted).map(|(ranked, wanted)| {
-            let found = ranked.iter().find(|(id, _)| *id == wanted[0].id);
-            found.map_or(f64::NAN, |(_, probability)| f64::from(*probability))
-        });
-        (best, of_final.collect::<Vec<f64>>())
-    };
-    let mut sites = stream_sites(model);
-    let streams = match &args.lens {
-        None => logit_lens(model, tokens.clone(), &sites, &all, &options, read)?,
-        Some(folder) => {
-            let lens = TunedLens::<B>::load(folder, device)?;
-            sites = lens.sites().to_vec();
-            tuned_lens(model, &lens, tokens.clone(), &sites, &all, &options, read)?
-        }
-    };
+    // 3. A table of them.
     let labels: Vec<String> = sites.iter().map(Site::to_string).collect();
     let mut report = table([String::new()].into_iter().chain(words.iter().cloned()));
     for (label, (best, _of_final)) in labels.iter().zip(&streams) {
@@ -127,7 +131,7 @@ fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
 
     // 4. The picture.
     if let Some(file) = &args.plot {
-        let columns = words.iter().zip(predicted);
+        let columns = words.iter().zip(&predicted);
         let columns = columns.map(|(word, next)| format!("{word} → {}", next[0].marks));
         let grid = Grid {
             rows: labels,
@@ -186,4 +190,17 @@ fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         ensure!(first.text != "Madrid", "the embedding predicts {first}");
     }
     Ok(())
+}
+
+/// The probability of one token at each position.
+///
+/// # Shapes
+/// - logits: `[1, pos, vocab]`
+fn probabilities<B: Backend>(logits: Tensor<B, 3>, ids: &[u32]) -> Vec<f64> {
+    let index: Vec<i64> = ids.iter().map(|id| i64::from(*id)).collect();
+    let index = TensorData::new(index, [1, ids.len(), 1]);
+    let index = Tensor::<B, 3, Int>::from_data(index, &logits.device());
+    let all = softmax(logits.cast(DType::F32), 2);
+    let chosen = all.gather(2, index).into_data(); // [1, pos, 1]
+    chosen.iter::<f64>().collect()
 }

@@ -82,6 +82,11 @@ fn main() -> ExitCode {
 }
 
 fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
+    ensure!(
+        args.max_new_tokens > 0,
+        "--max-new-tokens: expected at least 1, found 0"
+    );
+
     // 1. The models and the prompts.
     let dtype = args.backend.dtype.dtype();
     let loaded = args.model.load::<B, Decoder<B>>(MODEL, dtype, device)?;
@@ -152,7 +157,7 @@ fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let texts: Vec<String> = texts.collect::<Result<_>>()?;
     let (plain, texts) = texts
         .split_first()
-        .context("--max-new-tokens: expected at least 1, found 0")?;
+        .context("expected a text for each world, found none")?;
 
     // 4. The table.
     let headers = ["hidden state", "written at the same site"].map(str::to_owned);

@@ -31,4 +31,5 @@ chapters! {
     generation: "14-generation.md",
     dictionaries: "15-dictionaries.md",
     attribution: "16-attribution.md",
+    circuits: "17-circuits.md",
 }

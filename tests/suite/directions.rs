@@ -8,8 +8,7 @@ use burn_align::engine::{Indices, Plan, PlanError, RunOptions, Units};
 use burn_align::interventions::VanillaIntervention;
 use burn_align::methods::{
     Activations, Direction, DirectionData, DirectionError, DirectionMethod, DirectionOptions,
-    LoadDirectionError, PromptPositions, collect_activations, collect_activations_at,
-    find_direction,
+    LoadResultError, PromptPositions, collect_activations, collect_activations_at, find_direction,
 };
 use burn_align::saved::{ControlVector, ControlVectorError};
 use burn_align_models::{AlignableTransformer, Component, ModelDims, Site, TokenBatch};
@@ -304,6 +303,31 @@ fn principal_components_keep_what_pairs_share() {
         let found = found(&data, method);
         assert!(cosine(&found.vector, &[-1.0, 0.0, 0.0]) > 0.9, "{found:?}");
     }
+}
+
+/// Any numbers may stand for prompts: only which are the same matters, and their order.
+#[test]
+fn sets_take_prompts_of_any_number() {
+    let planted = planted(16, 20, 2.0, 8);
+    let sides = [&planted.positive, &planted.negative].map(|it| rows(it));
+    let numbered = |number: &dyn Fn(usize) -> usize| {
+        let [positive, negative] = sides.clone().map(|side| {
+            let prompts = (0..20).map(number).collect();
+            side.with_prompts(prompts).expect("one each")
+        });
+        DirectionData::sets(&positive, &negative).expect("sets")
+    };
+    let expected = DirectionData::sets(&sides[0], &sides[1]).expect("sets");
+    assert_eq!(numbered(&|row| usize::MAX - 19 + row), expected);
+    assert_eq!(numbered(&|row| 7 * row + 3), expected);
+    let method = DirectionMethod::MeanDifference;
+    let apart = found(&numbered(&|row| usize::MAX - 19 + row), method);
+    assert_eq!(apart, found(&expected, method));
+    assert_eq!(apart.separation.examples, [5, 5]);
+    // Rows of one prompt are counted together.
+    let pairs = numbered(&|row| usize::MAX - row / 2);
+    assert_ne!(pairs, expected);
+    assert_eq!(found(&pairs, method).separation.examples, [6, 6]);
 }
 
 #[test]
@@ -641,13 +665,13 @@ fn a_direction_reads_back() {
     );
     fs::remove_file(folder.join(tensors)).expect("removed");
     let error = Direction::load(&folder).expect_err("no vector");
-    assert!(matches!(error, LoadDirectionError::Io { .. }), "{error:?}");
+    assert!(matches!(error, LoadResultError::Io { .. }), "{error:?}");
     fs::rename(folder.join(json), folder.join("direction.json.part")).expect("renamed");
     let error = Direction::load(&folder).expect_err("interrupted");
-    assert!(
-        matches!(error, LoadDirectionError::CutOff { .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, LoadResultError::CutOff { .. }), "{error:?}");
+    let found = message(&error);
+    let expected = "saving a direction here was interrupted, direction.json is missing";
+    assert!(found.contains(expected), "{found}");
     let error = Direction::load(folder.join("nowhere")).expect_err("no folder");
     assert!(message(&error).contains("no direction.json"), "{error:?}");
 }

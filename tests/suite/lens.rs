@@ -9,11 +9,11 @@ use burn_align::engine::{
 };
 use burn_align::interventions::{FillIntervention, VanillaIntervention};
 use burn_align::methods::lens::{
-    DirectLogits, LensError, LoadLensError, LogitPart, LogitTarget, SaveLensError, TunedLens,
-    TunedLensConfig, direct_logits, head_sources, lens_divergences, logit_lens, stream_sites,
-    train_tuned_lens, tuned_lens,
+    DirectLogits, LensError, LogitPart, LogitTarget, TunedLens, TunedLensConfig, direct_logits,
+    head_sources, lens_divergences, logit_lens, stream_sites, train_tuned_lens, tuned_lens,
 };
-use burn_align_models::{AlignableTransformer, Component, Decoder, Site, TokenBatch};
+use burn_align::methods::{LoadResultError, SaveResultError};
+use burn_align_models::{AlignableTransformer, Component, Decoder, Site, TokenBatch, TokensError};
 
 use crate::support::{FAMILIES, load, message, tokens, values};
 
@@ -182,6 +182,20 @@ fn rows_sum_to_logits_in_every_family<B: Backend>(device: &B::Device) {
                     .count()
             };
             assert_eq!(count(LogitPart::Embedding), 1);
+            // Without a bias, heads are all that an attention adds.
+            for (layer, block) in model.layers.iter().enumerate() {
+                if block.attention.output.bias.is_some() {
+                    continue;
+                }
+                let part = LogitPart::Attention { layer };
+                let row = single.rows.iter().find(|row| row.part == part);
+                let row = row.expect("a row for each attention");
+                for (values, length) in row.values.iter().zip(prompts().lengths()) {
+                    for value in values.iter().take(length) {
+                        assert!(value.abs() <= TOLERANCE, "{name}, {part}: {value}");
+                    }
+                }
+            }
             for layer in 0..dims.layers {
                 assert_eq!(count(LogitPart::Attention { layer }), 1);
                 assert_eq!(count(LogitPart::Mlp { layer }), 1);
@@ -332,10 +346,20 @@ fn a_trained_lens_is_closer_on_other_texts<B: Backend>(device: &B::Device) {
     for (site, (before, after)) in sites.iter().zip(before.iter().zip(&after)) {
         assert!(after < before, "{site}: {before} before, {after} after");
     }
-    // Parts of a batch change nothing.
+    // Parts of a batch change nothing but rounding.
     let (_lens, in_parts) = trained::<B>(device, 5);
-    for (found, expected) in in_parts.iter().flatten().zip(history.iter().flatten()) {
-        assert!((found - expected).abs() <= 5e-3, "{found}, {expected}");
+    assert_eq!(in_parts.len(), history.len());
+    for (step, (found, expected)) in in_parts.iter().zip(&history).enumerate() {
+        for (found, expected) in found.iter().zip(expected) {
+            let most = match step {
+                0 | 1 => 1e-5,
+                _ => 1e-4 * expected,
+            };
+            assert!(
+                (found - expected).abs() <= most,
+                "step {step}: {found}, {expected}"
+            );
+        }
     }
 }
 
@@ -390,21 +414,26 @@ fn a_saved_lens_comes_back<B: Backend>(device: &B::Device) {
     let found = rewritten("tuned_lens.safetensors", &|_| "nothing".to_owned());
     assert!(found.contains("expected safetensors"), "{found}");
     let nowhere = TunedLens::<B>::load(folder.join("nowhere"), device);
-    assert!(matches!(nowhere, Err(LoadLensError::NoLens { .. })));
+    assert!(matches!(nowhere, Err(LoadResultError::NoResult { .. })));
     std::fs::rename(
         folder.join("tuned_lens.json"),
         folder.join("tuned_lens.json.part"),
     )
     .expect("it can be renamed");
     let cut_off = TunedLens::<B>::load(&folder, device);
-    assert!(matches!(cut_off, Err(LoadLensError::CutOff { .. })));
+    assert!(matches!(cut_off, Err(LoadResultError::CutOff { .. })));
 }
 
 fn what_is_no_lens_is_refused<B: Backend>(device: &B::Device) {
     let folder = tempfile::tempdir().expect("a folder");
     let empty = TunedLens::<B>::identity(&[], 16, device);
     let error = empty.save(folder.path()).expect_err("it is empty");
-    assert!(matches!(error, SaveLensError::Lens { .. }));
+    assert!(matches!(error, SaveResultError::NotReadable { .. }));
+    assert_eq!(
+        message(&error),
+        "the tuned lens cannot be saved: expected a translator for each of 0 sites, at least one, \
+         found 0"
+    );
     let mut infinite = TunedLens::<B>::identity(&[Site::Embedding], 2, device);
     let bias = TensorData::new(vec![0.0_f32, f32::INFINITY], [2]);
     let bias = Tensor::<B, 1>::from_data(bias, (device, DType::F32));
@@ -436,6 +465,22 @@ fn what_is_no_lens_is_refused<B: Backend>(device: &B::Device) {
         "embedding: the tuned lens has no translator for this site; it has one for layer 0 \
          block_output, layer 1 block_output"
     );
+    let mut short = TunedLens::<B>::identity(&sites, 16, device);
+    short.translators[1].bias =
+        burn::module::Param::from_tensor(Tensor::zeros([15], (device, DType::F32)));
+    for lens in [
+        TunedLens::identity(&sites, 12, device),
+        TunedLens::identity(&sites[1..], 16, device),
+        short,
+    ] {
+        let found = lens_divergences(&model, Some(&lens), &texts(1), &sites, &options);
+        let found = found.expect_err("refused");
+        assert_eq!(found, apply(&lens));
+        assert!(matches!(
+            found,
+            LensError::Width { .. } | LensError::NoTranslator { .. }
+        ));
+    }
     let autodiff = load::<Autodiff<B>>("gpt2_plain", device);
     let train = |texts: &[TokenBatch], sites: &[Site], config: TunedLensConfig| {
         let found = train_tuned_lens(&autodiff, texts, sites, &config, |_, _| ());
@@ -490,6 +535,34 @@ fn what_cannot_be_read_is_refused<B: Backend>(device: &B::Device) {
     let none = logit_lens(&model, prompts(), &[], &last, &options, |_, _| ());
     assert_eq!(none, Err(LensError::Nothing { what: "site" }));
 
+    let empty = || Tensor::<B, 3>::zeros([2, 0, 16], (device, DType::F32));
+    let target = LogitTarget::Logit(vec![1]);
+    let refused = [
+        logit_lens(
+            &model,
+            empty(),
+            &[Site::Embedding],
+            &last,
+            &options,
+            |_, _| (),
+        )
+        .err(),
+        direct_logits(&model, empty(), &last, &target, &options).err(),
+    ];
+    for found in refused {
+        let found = found.expect("refused");
+        assert!(
+            matches!(
+                found,
+                LensError::Plan(PlanError::Input {
+                    cause: TokensError::EmptyExample { example: 0 },
+                    ..
+                })
+            ),
+            "{found}"
+        );
+    }
+
     let parts = |target: &LogitTarget| {
         let found = direct_logits(&model, prompts(), &last, target, &options);
         message(&found.expect_err("refused"))
@@ -502,7 +575,6 @@ fn what_cannot_be_read_is_refused<B: Backend>(device: &B::Device) {
         parts(&LogitTarget::Difference(vec![1], vec![1, 2])),
         "other tokens: expected one for each of 3 examples, or one for all, found 2"
     );
-    let target = LogitTarget::Logit(vec![1]);
     let heads = |heads: &[(usize, usize)]| {
         let found = head_sources(&model, prompts(), &last, &target, heads, &options);
         message(&found.expect_err("refused"))

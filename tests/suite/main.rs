@@ -17,6 +17,7 @@ mod bundled;
 mod causal_models;
 #[cfg(feature = "flex")]
 mod checkpoints;
+mod circuits;
 mod config;
 mod continued;
 #[cfg(feature = "flex")]
@@ -31,7 +32,10 @@ mod engine;
 mod evaluation;
 #[cfg(feature = "flex")]
 mod front;
+mod front_generate;
 mod generate;
+mod generate_cache;
+mod generate_requests;
 mod gguf;
 mod gradients;
 mod guide;
@@ -61,5 +65,6 @@ mod rooms;
 mod saved;
 mod scratch;
 mod scrubbing;
+mod self_check;
 mod tokens;
 mod training;

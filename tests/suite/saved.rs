@@ -39,6 +39,7 @@ on_every_backend!(
     pyvene_folders_work_in_a_model,
     everything_comes_back_bit_by_bit,
     damaged_folders_are_errors,
+    directions_must_be_orthonormal,
     code_is_refused,
     what_is_not_there_is_an_error,
     linked_parameters_must_agree,
@@ -211,6 +212,7 @@ fn gradients<B: AutodiffBackend>(
     match &it.featurizer {
         BuiltinFeaturizer::Rotation(it) => put("raw", of(&it.rotation.parameter, all, false)),
         BuiltinFeaturizer::Autoencoder(it) => {
+            let it = it.dictionary();
             put("autoencoder.encoder.0.weight", of(&it.encoder, all, true));
             put(
                 "autoencoder.encoder.0.bias",
@@ -223,6 +225,7 @@ fn gradients<B: AutodiffBackend>(
             );
         }
         BuiltinFeaturizer::JumpReluAutoencoder(it) => {
+            let it = it.dictionary();
             put("W_enc", of(&it.encoder, all, false));
             put("b_enc", of(&it.encoder_bias, all, false));
             put("W_dec", of(&it.decoder, all, false));
@@ -903,6 +906,50 @@ fn damaged_folders_are_errors<B: Backend>(device: &B::Device) {
     }
 }
 
+/// Outside of directions that are not orthonormal, something would change too.
+fn directions_must_be_orthonormal<B: Backend>(device: &B::Device) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let columns = Tensor::<B, 2>::from_floats([[3.0, 0.0], [0.0, 2.0], [4.0, 0.0]], device);
+    let directions = Directions::spanned_by(columns).expect("of full rank");
+    let it = Composed::of(directions, Fill::ZERO);
+    let saved = SavedInterventions::new(config_of(1), vec![it.into()]);
+    saved.save(folder).expect("it can be saved");
+    SavedInterventions::<B>::load(folder, device).expect("it loads");
+    let load = |shape: Vec<usize>, values: &[f32]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, &bytes);
+        let views = [("0.featurizer.directions", view.expect("it fits"))];
+        let file = folder.join("interventions.safetensors");
+        safetensors::tensor::serialize_to_file(views, None, &file).expect("written");
+        SavedInterventions::<B>::load(folder, device)
+    };
+    load(vec![3, 2], &[0.6, 0.0, 0.0, 1.0, 0.8, 0.0]).expect("orthonormal");
+    for [a, b] in [
+        [0.6, 0.1],
+        [0.7, 0.0],
+        [f32::NAN, 0.0],
+        [f32::INFINITY, 0.0],
+    ] {
+        let error = load(vec![3, 2], &[a, b, 0.0, 1.0, 0.8, 0.0]).expect_err("not orthonormal");
+        assert!(
+            matches!(&error, LoadInterventionsError::NotOrthonormal { tensor, deviation, .. }
+                if tensor == "0.featurizer.directions" && *deviation > 1e-3),
+            "{error}"
+        );
+        let message = message(&error);
+        assert!(
+            message.contains("expected orthonormal columns"),
+            "{message}"
+        );
+    }
+    let error = load(vec![2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]).expect_err("too many");
+    assert!(
+        matches!(error, LoadInterventionsError::WrongShape { .. }),
+        "{error}"
+    );
+}
+
 fn code_is_refused<B: Backend>(device: &B::Device) {
     let error = SavedInterventions::<B>::load(trainable().join("evil"), device);
     let error = error.expect_err("it must be refused");
@@ -990,6 +1037,18 @@ fn what_is_not_there_is_an_error<B: Backend>(device: &B::Device) {
         safetensors::tensor::serialize_to_file([(name, view)], None, &file).expect("written");
     };
     use safetensors::Dtype;
+    // Halves are read exactly: the first column is (1, 0, …).
+    let one = [0x00, 0x3c];
+    let halves = [&one[..], &[0; 94]].concat();
+    write("0.rotation.parameter", Dtype::F16, vec![16, 3], &halves);
+    let Ok(loaded) = SavedInterventions::<B>::load(folder, device) else {
+        panic!("f16 is read");
+    };
+    let BuiltinFeaturizer::Rotation(it) = &loaded.interventions[0].featurizer else {
+        panic!("a rotation was saved");
+    };
+    let expected: Vec<f32> = (0..48).map(|i| f32::from(u8::from(i == 0))).collect();
+    assert_eq!(values(it.rotation.matrix()), expected);
     write("0.rotation.parameter", Dtype::F32, vec![2, 3], &[0; 24]);
     fails(folder, "expected shape");
     write("0.rotation.parameter", Dtype::F32, vec![48], &[0; 192]);

@@ -217,9 +217,11 @@ where
         let mut basis = self.featurizer.basis();
         let mut subspace = operands.subspace.clone();
         if let (None, Some(changed)) = (&subspace, &self.changed) {
-            let fixed = self.mask.width().or(self.operation.width());
+            let fits_any = self.mask.width().or(self.operation.width()).is_none();
             basis = match (basis, first(changed, features)) {
-                (Some(Basis::Columns(matrix)), Some(count)) if fixed.is_none() => {
+                (Some(Basis::Columns(matrix)), Some(count))
+                    if fits_any && self.operation.is_local() =>
+                {
                     Some(Basis::Columns(matrix.narrow(1, 0, count)))
                 }
                 (basis, _) => {
@@ -331,7 +333,12 @@ fn first(changed: &[usize], features: usize) -> Option<usize> {
 
 /// A subspace of these features, the same for every example, `[1, 1, feature]`.
 fn only<B: Backend>(changed: &[usize], features: usize, device: &B::Device) -> Tensor<B, 3, Bool> {
-    let chosen: Vec<bool> = (0..features).map(|i| changed.contains(&i)).collect();
+    let mut chosen = vec![false; features];
+    for feature in changed {
+        if let Some(chosen) = chosen.get_mut(*feature) {
+            *chosen = true;
+        }
+    }
     Tensor::from_data(TensorData::new(chosen, [1, 1, features]), device)
 }
 

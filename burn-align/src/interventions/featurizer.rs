@@ -83,8 +83,9 @@ pub trait Featurizer<B: Backend>: Module<B> + ModuleDisplay {
     fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2>;
 
     /// The directions of the features, if a feature is the coordinate along its direction and the
-    /// rest is kept. `encode` and `decode` are then not called: a change of features is added to
-    /// the vector along the directions, so what is not changed is not rounded.
+    /// rest is kept. An intervention then calls neither `encode` nor `decode`, which give the same:
+    /// it adds a change of features to the vector along the directions, so that what is not
+    /// changed is not rounded.
     fn basis(&self) -> Option<Basis<B>> {
         None
     }
@@ -126,6 +127,11 @@ impl<B: Backend> Basis<B> {
             Self::Axes => change,
             Self::Columns(matrix) => change.matmul(matrix.clone().transpose()),
         }
+    }
+
+    /// The vector with these features; the rest is kept, `[row, feature]` → `[row, d]`.
+    pub(super) fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2> {
+        from.vector() + self.write(z - from.features())
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Orthonormal, OrthonormalMap};
-use crate::saved::{LoadInterventionsError, SaveInterventionsError, Tensors};
+use crate::saved::{LoadInterventionsError, SaveInterventionsError, TensorError, Tensors};
 
 /// A part of an intervention that can be saved: a few fields of JSON, and tensors.
 pub(crate) trait Part<B: Backend>: Sized {
@@ -123,9 +123,9 @@ pub(crate) enum PartError {
     Load(LoadInterventionsError),
 }
 
-impl From<LoadInterventionsError> for PartError {
-    fn from(error: LoadInterventionsError) -> Self {
-        Self::Load(error)
+impl From<TensorError> for PartError {
+    fn from(error: TensorError) -> Self {
+        Self::Load(error.into())
     }
 }
 
@@ -244,7 +244,31 @@ impl<B: Backend> Reader<'_, B> {
         expected: [Option<usize>; D],
     ) -> Result<Tensor<B, D>, PartError> {
         let name = in_file(&self.prefix, self.renamed, name);
-        Ok(self.tensors.take(&name, expected, self.device)?)
+        Ok(self.tensors.tensor(&name, expected, self.device)?)
+    }
+
+    /// A matrix with orthonormal columns that stays as it is.
+    pub(crate) fn directions(&mut self, name: &str) -> Result<Tensor<B, 2>, PartError> {
+        /// Of products of columns; columns rounded to f16 are within it.
+        const TOLERANCE: f64 = 1e-3;
+        let name = in_file(&self.prefix, self.renamed, name);
+        // The largest of numbers that are not all finite depends on the backend.
+        let is_finite = self.tensors.is_finite(&name);
+        let map = |_| OrthonormalMap::Retraction;
+        let names = [name.as_str(), ""];
+        let directions = (self.tensors).orthonormal(names, [None, None], map, self.device)?;
+        let deviation = match is_finite {
+            true => directions.deviation(),
+            false => f64::INFINITY,
+        };
+        match deviation <= TOLERANCE {
+            true => Ok(directions.matrix()),
+            false => Err(PartError::Load(LoadInterventionsError::NotOrthonormal {
+                file: self.tensors.file.clone(),
+                tensor: name,
+                deviation,
+            })),
+        }
     }
 
     /// A matrix, with its map.

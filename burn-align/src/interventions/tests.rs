@@ -214,7 +214,7 @@ fn coded_cases(tokens: TokenGrouping, cases: &mut Vec<Case>) {
         });
         let (encoder, decoder) = parts();
         let mut it = AutoencoderIntervention::new(encoder, decoder, tokens);
-        let coder = it.featurizer.clone();
+        let coder = it.featurizer.dictionary().clone();
         if let Some(swapped) = swapped.clone() {
             it = it.with_swapped(swapped);
         }
@@ -237,8 +237,9 @@ fn coded_cases(tokens: TokenGrouping, cases: &mut Vec<Case>) {
         });
         let (encoder, decoder) = parts();
         let threshold = vector(0.5, 10);
-        let mut it = JumpReluAutoencoderIntervention::new(encoder, threshold, decoder, tokens);
-        let coder = it.featurizer.clone();
+        let mut it =
+            JumpReluAutoencoderIntervention::new(encoder, threshold.clone(), decoder, tokens);
+        let coder = it.featurizer.dictionary().clone();
         if let Some(swapped) = swapped {
             it = it.with_swapped(swapped);
         }
@@ -250,7 +251,7 @@ fn coded_cases(tokens: TokenGrouping, cases: &mut Vec<Case>) {
                 let encode = |x: Activation| {
                     let hidden = tokens.join(x).matmul(coder.encoder.val());
                     let hidden = hidden + coder.encoder_bias.val().unsqueeze();
-                    let threshold = coder.threshold.val().unsqueeze::<2>();
+                    let threshold = threshold.clone().unsqueeze::<2>();
                     let off = hidden.clone().lower_equal(threshold.expand(hidden.shape()));
                     activation::relu(hidden).mask_fill(off, 0.0)
                 };
@@ -552,6 +553,43 @@ fn closures_get_the_features() {
         Some([3.0, 4.0]),
     );
     assert_near(new, [1.0 + 7.8 * 0.6, 2.0 + 7.8 * 0.8]);
+}
+
+/// An operation across features sees those that stay as they are, wherever they are in the list.
+#[test]
+fn operations_see_all_features() {
+    let device = Default::default();
+    let centred = || Closure::<F>::new(|z, _operands| z.clone() - z.mean_dim(2));
+    for (changed, expected) in [(0, [-1.0, 3.0]), (1, [1.0, 1.0])] {
+        let axes = Directions::spanned_by(Tensor::<F, 2>::eye(2, &device)).expect("of full rank");
+        let it = Composed::of(axes, centred()).with_changed(vec![changed]);
+        assert_near(steered(it, [1.0, 3.0], None), expected);
+    }
+}
+
+/// What an intervention does along a basis, `encode` and `decode` do as well.
+#[test]
+fn a_basis_agrees_with_encode_and_decode() {
+    fn check(featurizer: impl Featurizer<F>) {
+        let x = matrix::<F>(0.3, [3, 8]);
+        let encode = |x| featurizer.encode(x);
+        let encoded = Encoded::new(x.clone(), &encode);
+        let tripled = featurizer.decode(encoded.features() * 3.0, &encoded);
+        let it = Composed::of(featurizer.clone(), Scale { factor: 3.0 });
+        let expected = it.apply(x.unsqueeze_dim(1), Operands::new(None, None));
+        assert_eq!(
+            values(encoded.features()).len(),
+            3 * it.features(1, 8).expect("it fits")
+        );
+        for (found, expected) in values(tripled).into_iter().zip(values(expected)) {
+            assert!((found - expected).abs() <= 1e-5, "{found}, not {expected}");
+        }
+    }
+    check(Rotation::new(rotation(3, OrthonormalMap::Retraction)));
+    check(Rotation::new(rotation(8, OrthonormalMap::Cayley)));
+    check(Directions::spanned_by(matrix(0.7, [8, 2])).expect("of full rank"));
+    check(Directions::along(vector(0.2, 8)).expect("a direction"));
+    check(Identity);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use activations::{Activations, PromptPositions, collect_activations, collect_activations_at};
 pub use data::DirectionData;
-pub use error::{DirectionError, LoadDirectionError, SaveDirectionError};
+pub use error::DirectionError;
 pub use separation::Separation;
 
 use crate::engine::PlanError;

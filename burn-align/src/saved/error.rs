@@ -179,6 +179,20 @@ pub enum LoadInterventionsError {
         /// The type in the file.
         found: String,
     },
+    /// Directions that are not orthonormal, so that what is outside of them would change too.
+    #[error(
+        "{}: tensor `{tensor}`: expected orthonormal columns, found products of columns that \
+         differ by up to {deviation} from 0 or 1; save the interventions again",
+        file.display()
+    )]
+    NotOrthonormal {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// `max |WᵀW - I|`; infinite if a number is not finite.
+        deviation: f64,
+    },
     /// Linked representations with different parameters.
     #[error(
         "{}: expected the same parameters as for representation {first}, which has the same \
@@ -210,6 +224,8 @@ pub enum LoadInterventionsError {
     #[error(transparent)]
     Align(#[from] AlignError),
 }
+
+super::from_tensor_error!(LoadInterventionsError);
 
 /// Why interventions could not be saved.
 #[derive(Debug, thiserror::Error)]

@@ -67,8 +67,9 @@ use serde_json::{Map, Value};
 
 pub use control_vector::{ControlVector, ControlVectorError};
 pub use error::{LoadInterventionsError, SaveInterventionsError};
-pub(crate) use pickle::PickleError;
-pub(crate) use tensors::{Stored, Tensors, Values};
+pub(crate) use tensors::{
+    Array, Stored, TensorError, Tensors, Values, from_tensor_error, of_safetensors,
+};
 pub(crate) use torch::state_dict;
 
 use crate::front::{AlignableConfig, AlignableModel};

@@ -13,6 +13,12 @@ pub(crate) enum PickleError {
     Malformed(String),
 }
 
+impl From<String> for PickleError {
+    fn from(reason: String) -> Self {
+        Self::Malformed(reason)
+    }
+}
+
 /// A tensor as a pickle describes it.
 #[derive(Clone, Debug)]
 pub(super) struct PickledTensor {

@@ -37,7 +37,9 @@ pub(super) fn load<B: Backend>(
     let mut widths = Vec::new();
     for (index, representation) in config.representations.iter().enumerate() {
         let file = files[index].as_ref();
-        let state = file.map(|file| torch::read(file)).transpose()?;
+        let state = file
+            .map(|file| Tensors::open(file, torch::state_dict))
+            .transpose()?;
         let first = first_linked(&config, &intervention_of, index);
         if first != index {
             check_same(index, first, state.as_ref(), files[first].as_ref())?;
@@ -117,7 +119,9 @@ fn check_same(
     let Some(state) = state else {
         return Ok(());
     };
-    let expected = first_file.map(|file| torch::read(file)).transpose()?;
+    let expected = first_file
+        .map(|file| Tensors::open(file, torch::state_dict))
+        .transpose()?;
     if expected.is_some_and(|expected| expected.tensors == state.tensors) {
         return Ok(());
     }
@@ -269,7 +273,7 @@ impl<B: Backend> Reader<'_, B> {
                     ));
                 }
                 let temperature = state.float("temperature")?;
-                let boundary = state.take("intervention_boundaries", [Some(1)], self.device)?;
+                let boundary = state.tensor("intervention_boundaries", [Some(1)], self.device)?;
                 let it = Composed::of(Rotation::new(rotation), Swap).with_tokens(tokens);
                 Ok(it.with_mask(Boundary::new(boundary, d, temperature)).into())
             }
@@ -278,12 +282,12 @@ impl<B: Backend> Reader<'_, B> {
                 let [d, _d] = rotation.dims();
                 self.exchanged(state, d)?;
                 let temperature = state.float("temperature")?;
-                let logits = state.take("masks", [Some(d)], self.device)?;
+                let logits = state.tensor("masks", [Some(d)], self.device)?;
                 let it = Composed::of(Rotation::new(rotation), Swap).with_tokens(tokens);
                 Ok(it.with_mask(SigmoidMask::new(logits, temperature)).into())
             }
             Type::SigmoidMask => {
-                let mask = state.take("mask", [None], self.device)?;
+                let mask = state.tensor("mask", [None], self.device)?;
                 let [d] = mask.dims();
                 self.exchanged(state, d)?;
                 let temperature = state.float("temperature")?;
@@ -302,7 +306,7 @@ impl<B: Backend> Reader<'_, B> {
     }
 
     fn constant(&self, state: &mut Tensors, operation: SourceOperation) -> Built<B> {
-        let source = state.take("source_representation", [None], self.device)?;
+        let source = state.tensor("source_representation", [None], self.device)?;
         let [d] = source.dims();
         // It has one unit and applies to each, however many there are.
         let embed = d.saturating_mul(self.representation.max_number_of_units);
@@ -320,12 +324,12 @@ impl<B: Backend> Reader<'_, B> {
     fn autoencoder(&self, state: &mut Tensors) -> Built<B> {
         let latent = self.representation.latent_dimension;
         let encoder =
-            state.take::<B, 2>("autoencoder.encoder.0.weight", [latent, None], self.device)?;
+            state.tensor::<B, 2>("autoencoder.encoder.0.weight", [latent, None], self.device)?;
         let [latent, d] = encoder.dims();
-        let mut vector = |name, size| state.take::<B, 1>(name, [Some(size)], self.device);
+        let mut vector = |name, size| state.tensor::<B, 1>(name, [Some(size)], self.device);
         let encoder_bias = vector("autoencoder.encoder.0.bias", latent)?;
         let decoder_bias = vector("autoencoder.decoder.0.bias", d)?;
-        let decoder = state.take::<B, 2>(
+        let decoder = state.tensor::<B, 2>(
             "autoencoder.decoder.0.weight",
             [Some(d), Some(latent)],
             self.device,
@@ -349,10 +353,10 @@ impl<B: Backend> Reader<'_, B> {
 
     fn jump_relu(&self, state: &mut Tensors) -> Built<B> {
         let latent = self.representation.low_rank_dimension;
-        let encoder = state.take::<B, 2>("W_enc", [None, latent], self.device)?;
+        let encoder = state.tensor::<B, 2>("W_enc", [None, latent], self.device)?;
         let [d, latent] = encoder.dims();
-        let decoder = state.take::<B, 2>("W_dec", [Some(latent), Some(d)], self.device)?;
-        let mut vector = |name, size| state.take::<B, 1>(name, [Some(size)], self.device);
+        let decoder = state.tensor::<B, 2>("W_dec", [Some(latent), Some(d)], self.device)?;
+        let mut vector = |name, size| state.tensor::<B, 1>(name, [Some(size)], self.device);
         let it = JumpReluAutoencoderIntervention::new(
             (encoder, vector("b_enc", latent)?),
             vector("threshold", latent)?,
@@ -373,7 +377,7 @@ impl<B: Backend> Reader<'_, B> {
         let device = self.device;
         // A linear layer stores its weight transposed.
         let linear = |state: &mut Tensors, name: &str, [d, rank]: [usize; 2]| {
-            let weight = state.take::<B, 2>(name, [Some(rank), Some(d)], device);
+            let weight = state.tensor::<B, 2>(name, [Some(rank), Some(d)], device);
             weight.map(Tensor::transpose)
         };
         let mut rotation = None;
@@ -387,11 +391,11 @@ impl<B: Backend> Reader<'_, B> {
                 rotation.insert(matrix).dims()
             }
             ReftKind::NoReft | ReftKind::NodiReft => {
-                let weight = state.take::<B, 2>("proj_layer.weight", [rank, None], device)?;
+                let weight = state.tensor::<B, 2>("proj_layer.weight", [rank, None], device)?;
                 let [rank, d] = weight.dims();
                 projection = Some(weight.transpose());
                 if state.has("proj_layer.bias") {
-                    let bias = state.take("proj_layer.bias", [Some(rank)], device)?;
+                    let bias = state.tensor("proj_layer.bias", [Some(rank)], device)?;
                     // It has no effect in NodiReFT.
                     projection_bias = (kind == ReftKind::NoReft).then_some(bias);
                 }
@@ -418,7 +422,7 @@ impl<B: Backend> Reader<'_, B> {
             projection,
             projection_bias,
             weight,
-            bias: state.take(bias, [Some(rank)], device)?,
+            bias: state.tensor(bias, [Some(rank)], device)?,
         };
         Ok(Reft::from_parts(kind, parts).into())
     }
@@ -447,7 +451,7 @@ impl<B: Backend> Reader<'_, B> {
             true => OrthonormalMap::MatrixExponential,
             false => OrthonormalMap::Householder,
         };
-        state.orthonormal(ROTATION, [None, rank], map, self.device)
+        Ok(state.orthonormal(ROTATION, [None, rank], map, self.device)?)
     }
 
     /// Which coordinates are exchanged, from the file or otherwise from the configuration.

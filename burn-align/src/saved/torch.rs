@@ -1,7 +1,7 @@
 //! Files of `torch.save`: zip archives of a pickle and the numbers it refers to.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::Path;
 use std::rc::Rc;
@@ -9,28 +9,8 @@ use std::rc::Rc;
 use burn::tensor::{bf16, f16};
 use zip::ZipArchive;
 
-use super::LoadInterventionsError;
 use super::pickle::{PickleError, PickledTensor, read_state_dict};
-use super::tensors::{Stored, Tensors, Values};
-
-/// Reads a state dict.
-pub(super) fn read(file: &Path) -> Result<Tensors, LoadInterventionsError> {
-    let bytes = fs::read(file).map_err(|cause| LoadInterventionsError::Io {
-        file: file.to_owned(),
-        cause,
-    })?;
-    let tensors = state_dict(&bytes).map_err(|error| match error {
-        PickleError::Forbidden(global) => LoadInterventionsError::ForbiddenGlobal {
-            file: file.to_owned(),
-            global,
-        },
-        PickleError::Malformed(reason) => LoadInterventionsError::Unreadable {
-            file: file.to_owned(),
-            reason,
-        },
-    })?;
-    Ok(Tensors::new(file, tensors))
-}
+use super::tensors::{Stored, Values};
 
 /// Whether a state dict has no tensors, without reading them. If this cannot be determined, it is
 /// assumed to have some.

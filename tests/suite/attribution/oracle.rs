@@ -8,14 +8,15 @@ use burn_align::engine::{RunOptions, Units};
 use burn_align::methods::attribution::{
     AtpOptions, NodeEffects, attribution_patching, site_gradients,
 };
-use burn_align_models::{Component, Site};
+use burn_align_models::{AlignableTransformer, Component, Site};
 
 use super::{base, block, metric, noising};
 use crate::support::{fixtures, load, max_difference, read_tensors};
 
 on_every_backend!(gradients_are_those_of_hooks, estimates_are_those_of_hooks,);
 
-const MODELS: [&str; 2] = ["gpt2_plain", "llama_gqa"];
+/// The last one has three layers, so that the mean over dropped layers is not their sum.
+const MODELS: [&str; 3] = ["gpt2_plain", "llama_gqa", "gpt2_inverse_layer"];
 /// Of gradients and effects, relative to the largest one.
 const TOLERANCE: f32 = 2e-4;
 /// Rows and positions of the prompts.
@@ -90,14 +91,14 @@ fn estimates_are_those_of_hooks<B: Backend>(device: &B::Device) {
     let expected = expected();
     for name in MODELS {
         let model = load::<Autodiff<B>>(name, device);
-        let kv_heads = if name == "llama_gqa" { 2 } else { HEADS };
+        let kv_heads = model.dims().kv_heads;
         let estimate = |nodes: &[(Site, Units)], options: &AtpOptions| {
             attribution_patching(&model, &noising(), nodes, &metric(), options).expect("valid")
         };
         let plain = AtpOptions::default();
         let fixed = plain.clone().with_qk_fix(true);
         let dropped = plain.clone().with_grad_drop(true);
-        for layer in 0..2 {
+        for layer in 0..model.dims().layers {
             let check = |what: &str, found: &NodeEffects| {
                 let key = format!("{name}.{what}{layer}");
                 assert_effects(&key, found, &expected[&key]);

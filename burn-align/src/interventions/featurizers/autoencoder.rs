@@ -6,26 +6,21 @@
 //! `source = base` changes the prediction. Compare with that swap, not with the plain run, or use
 //! [`DictionaryFeatures`](super::DictionaryFeatures), which keep the error.
 
-use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, activation, backend::Backend};
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
 
+use super::dictionary::{restore_layers, store_layers};
 use super::{Encoded, Featurizer};
+use crate::dictionaries::{Dictionary, FeatureActivation};
 use crate::interventions::parts::{Part, PartError, Reader, Writer};
 use crate::saved::SaveInterventionsError;
 
-/// Hidden features of an autoencoder: `z = ReLU(W_e (x - b_d) + b_e)`, and the vector
-/// `W_d z + b_d`. As in pyvene, the reconstruction error is lost.
+/// Hidden features of an autoencoder: `z = ReLU((x - b_d) W_e + b_e)`, and the vector
+/// `z W_d + b_d`. As in pyvene, the reconstruction error is lost. All parameters are trained.
 #[derive(Module, Debug)]
 #[doc(alias = "SAE")]
 pub struct Autoencoder<B: Backend> {
-    /// `W_eᵀ`, `[d, latent]`.
-    pub encoder: Param<Tensor<B, 2>>,
-    /// `b_e`, `[latent]`.
-    pub encoder_bias: Param<Tensor<B, 1>>,
-    /// `W_dᵀ`, `[latent, d]`.
-    pub decoder: Param<Tensor<B, 2>>,
-    /// `b_d`, `[d]`.
-    pub decoder_bias: Param<Tensor<B, 1>>,
+    dictionary: Dictionary<B>,
 }
 
 impl<B: Backend> Autoencoder<B> {
@@ -38,56 +33,39 @@ impl<B: Backend> Autoencoder<B> {
         encoder: (Tensor<B, 2>, Tensor<B, 1>),
         decoder: (Tensor<B, 2>, Tensor<B, 1>),
     ) -> Self {
+        let dictionary = Dictionary::of_layers(encoder, FeatureActivation::relu(), decoder);
         Self {
-            encoder: Param::from_tensor(encoder.0.cast(DType::F32)),
-            encoder_bias: Param::from_tensor(encoder.1.cast(DType::F32)),
-            decoder: Param::from_tensor(decoder.0.cast(DType::F32)),
-            decoder_bias: Param::from_tensor(decoder.1.cast(DType::F32)),
+            dictionary: dictionary.subtracting_bias(),
         }
     }
 
-    /// `[vector, d]` → `[vector, latent]`.
-    pub fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let x = x - self.decoder_bias.val().unsqueeze();
-        activation::relu(x.matmul(self.encoder.val()) + self.encoder_bias.val().unsqueeze())
-    }
-
-    /// `[vector, latent]` → `[vector, d]`.
-    pub fn decode(&self, z: Tensor<B, 2>) -> Tensor<B, 2> {
-        z.matmul(self.decoder.val()) + self.decoder_bias.val().unsqueeze()
+    /// Its parameters.
+    pub fn dictionary(&self) -> &Dictionary<B> {
+        &self.dictionary
     }
 }
 
 impl<B: Backend> Featurizer<B> for Autoencoder<B> {
     fn dims(&self) -> Option<[usize; 2]> {
-        Some(self.encoder.dims())
+        Some(self.dictionary.encoder.dims())
     }
 
     fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.encode(x)
+        self.dictionary.encode(x)
     }
 
-    fn decode(&self, z: Tensor<B, 2>, _from: &Encoded<'_, B>) -> Tensor<B, 2> {
-        self.decode(z)
+    fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2> {
+        self.dictionary.decode(z, &from.vector())
     }
 }
 
 impl<B: Backend> Part<B> for Autoencoder<B> {
     fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        out.tensor("encoder", &self.encoder)?;
-        out.tensor("encoder_bias", &self.encoder_bias)?;
-        out.tensor("decoder", &self.decoder)?;
-        out.tensor("decoder_bias", &self.decoder_bias)
+        store_layers(&self.dictionary, out)
     }
 
     fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        let encoder = from.tensor("encoder", [None, None])?;
-        let [d, latent] = encoder.dims();
-        let encoder = (encoder, from.tensor("encoder_bias", [Some(latent)])?);
-        let decoder = (
-            from.tensor("decoder", [Some(latent), Some(d)])?,
-            from.tensor("decoder_bias", [Some(d)])?,
-        );
+        let [encoder, decoder] = restore_layers(from)?;
         Ok(Self::new(encoder, decoder))
     }
 }
@@ -98,16 +76,7 @@ impl<B: Backend> Part<B> for Autoencoder<B> {
 #[derive(Module, Debug)]
 #[doc(alias = "SAE")]
 pub struct JumpReluAutoencoder<B: Backend> {
-    /// `W_e`, `[d, latent]`.
-    pub encoder: Param<Tensor<B, 2>>,
-    /// `b_e`, `[latent]`.
-    pub encoder_bias: Param<Tensor<B, 1>>,
-    /// `θ`, `[latent]`.
-    pub threshold: Param<Tensor<B, 1>>,
-    /// `W_d`, `[latent, d]`.
-    pub decoder: Param<Tensor<B, 2>>,
-    /// `b_d`, `[d]`.
-    pub decoder_bias: Param<Tensor<B, 1>>,
+    dictionary: Dictionary<B>,
 }
 
 impl<B: Backend> JumpReluAutoencoder<B> {
@@ -122,61 +91,45 @@ impl<B: Backend> JumpReluAutoencoder<B> {
         threshold: Tensor<B, 1>,
         decoder: (Tensor<B, 2>, Tensor<B, 1>),
     ) -> Self {
+        let activation = FeatureActivation::jump_relu(threshold);
         Self {
-            encoder: Param::from_tensor(encoder.0.cast(DType::F32)),
-            encoder_bias: Param::from_tensor(encoder.1.cast(DType::F32)),
-            threshold: Param::from_tensor(threshold.cast(DType::F32)),
-            decoder: Param::from_tensor(decoder.0.cast(DType::F32)),
-            decoder_bias: Param::from_tensor(decoder.1.cast(DType::F32)),
+            dictionary: Dictionary::of_layers(encoder, activation, decoder),
         }
     }
 
-    /// `[vector, d]` → `[vector, latent]`.
-    pub fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let hidden = x.matmul(self.encoder.val()) + self.encoder_bias.val().unsqueeze();
-        let threshold = self.threshold.val().unsqueeze::<2>().expand(hidden.shape());
-        let off = hidden.clone().lower_equal(threshold);
-        activation::relu(hidden).mask_fill(off, 0.0)
-    }
-
-    /// `[vector, latent]` → `[vector, d]`.
-    pub fn decode(&self, z: Tensor<B, 2>) -> Tensor<B, 2> {
-        z.matmul(self.decoder.val()) + self.decoder_bias.val().unsqueeze()
+    /// Its parameters.
+    pub fn dictionary(&self) -> &Dictionary<B> {
+        &self.dictionary
     }
 }
 
 impl<B: Backend> Featurizer<B> for JumpReluAutoencoder<B> {
     fn dims(&self) -> Option<[usize; 2]> {
-        Some(self.encoder.dims())
+        Some(self.dictionary.encoder.dims())
     }
 
     fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.encode(x)
+        self.dictionary.encode(x)
     }
 
-    fn decode(&self, z: Tensor<B, 2>, _from: &Encoded<'_, B>) -> Tensor<B, 2> {
-        self.decode(z)
+    fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2> {
+        self.dictionary.decode(z, &from.vector())
     }
 }
 
 impl<B: Backend> Part<B> for JumpReluAutoencoder<B> {
     fn store(&self, out: &mut Writer<'_>) -> Result<(), SaveInterventionsError> {
-        out.tensor("encoder", &self.encoder)?;
-        out.tensor("encoder_bias", &self.encoder_bias)?;
-        out.tensor("threshold", &self.threshold)?;
-        out.tensor("decoder", &self.decoder)?;
-        out.tensor("decoder_bias", &self.decoder_bias)
+        store_layers(&self.dictionary, out)?;
+        match &self.dictionary.activation {
+            FeatureActivation::JumpRelu(it) => out.tensor("threshold", &it.threshold),
+            _ => Ok(()),
+        }
     }
 
     fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        let encoder = from.tensor("encoder", [None, None])?;
-        let [d, latent] = encoder.dims();
-        let encoder = (encoder, from.tensor("encoder_bias", [Some(latent)])?);
+        let [encoder, decoder] = restore_layers(from)?;
+        let [_d, latent] = encoder.0.dims();
         let threshold = from.tensor("threshold", [Some(latent)])?;
-        let decoder = (
-            from.tensor("decoder", [Some(latent), Some(d)])?,
-            from.tensor("decoder_bias", [Some(d)])?,
-        );
         Ok(Self::new(encoder, threshold, decoder))
     }
 }

@@ -1,12 +1,12 @@
 //! Features of published dictionaries.
 
 use burn::module::{Module, Param};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use super::{Encoded, Featurizer};
 use crate::dictionaries::{
-    Dictionary, DictionaryError, DictionaryKind, FeatureActivation, InputNorm, Ranking,
+    Dictionary, DictionaryError, DictionaryKind, FeatureActivation, InputNorm, Ranking, indices,
 };
 use crate::interventions::parts::{Part, PartError, Reader, Writer};
 use crate::saved::SaveInterventionsError;
@@ -57,7 +57,7 @@ impl<B: Backend> DictionaryFeatures<B> {
         features: &[usize],
     ) -> Result<Self, DictionaryError> {
         let whole = Self::new(dictionary)?;
-        whole.dictionary.select(features)?;
+        whole.dictionary.check_features(features)?;
         if !whole.dictionary.activation.is_local() {
             return Ok(Self {
                 selected: Some(features.to_vec()),
@@ -96,12 +96,6 @@ impl<B: Backend> DictionaryFeatures<B> {
     }
 }
 
-fn indices<B: Backend>(features: &[usize], device: &B::Device) -> Tensor<B, 1, Int> {
-    let features: Vec<i64> = features.iter().map(|feature| *feature as i64).collect();
-    let count = features.len();
-    Tensor::from_data(TensorData::new(features, [count]), device)
-}
-
 impl<B: Backend> Featurizer<B> for DictionaryFeatures<B> {
     fn dims(&self) -> Option<[usize; 2]> {
         let [d, all] = self.dictionary.encoder.dims();
@@ -122,14 +116,12 @@ impl<B: Backend> Featurizer<B> for DictionaryFeatures<B> {
         let change = z - from.features();
         let change = match &self.selected {
             Some(selected) => {
-                let [rows, _feature] = change.dims();
-                let none = Tensor::zeros([rows, self.dictionary.features()], &x.device());
                 let indices = indices(selected, &x.device());
-                none.select_assign(1, indices, change, IndexingUpdateOp::Add)
+                let directions = self.dictionary.decoder.val().select(0, indices);
+                self.dictionary.in_units(change.matmul(directions), &x)
             }
-            None => change,
+            None => self.dictionary.contribution(change, &x),
         };
-        let change = self.dictionary.contribution(change, &x);
         x + change
     }
 }
@@ -151,6 +143,32 @@ enum NormName {
     None,
     ConstantNorm,
     LayerNorm,
+}
+
+/// Saves what every dictionary has.
+pub(super) fn store_layers<B: Backend>(
+    it: &Dictionary<B>,
+    out: &mut Writer<'_>,
+) -> Result<(), SaveInterventionsError> {
+    out.tensor("encoder", &it.encoder)?;
+    out.tensor("encoder_bias", &it.encoder_bias)?;
+    out.tensor("decoder", &it.decoder)?;
+    out.tensor("decoder_bias", &it.decoder_bias)
+}
+
+/// Weight and bias.
+type Layer<B> = (Tensor<B, 2>, Tensor<B, 1>);
+
+/// The encoder and the decoder of an autoencoder.
+pub(super) fn restore_layers<B: Backend>(
+    from: &mut Reader<'_, B>,
+) -> Result<[Layer<B>; 2], PartError> {
+    let encoder = from.tensor("encoder", [None, None])?;
+    let [d, features] = encoder.dims();
+    let encoder_bias = from.tensor("encoder_bias", [Some(features)])?;
+    let decoder = from.tensor("decoder", [Some(features), Some(d)])?;
+    let decoder_bias = from.tensor("decoder_bias", [Some(d)])?;
+    Ok([(encoder, encoder_bias), (decoder, decoder_bias)])
 }
 
 impl<B: Backend> Part<B> for DictionaryFeatures<B> {
@@ -182,10 +200,7 @@ impl<B: Backend> Part<B> for DictionaryFeatures<B> {
         out.field("subtracts_bias", it.subtracts_bias());
         out.field("skip", it.skip.is_some());
         out.field("selected", &self.selected);
-        out.tensor("encoder", &it.encoder)?;
-        out.tensor("encoder_bias", &it.encoder_bias)?;
-        out.tensor("decoder", &it.decoder)?;
-        out.tensor("decoder_bias", &it.decoder_bias)?;
+        store_layers(it, out)?;
         match &it.skip {
             Some(skip) => out.tensor("skip", skip),
             None => Ok(()),
@@ -194,9 +209,8 @@ impl<B: Backend> Part<B> for DictionaryFeatures<B> {
 
     fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
         let misfit = |error: DictionaryError| PartError::Description(error.to_string());
-        let encoder = from.tensor("encoder", [None, None])?;
-        let [d, features] = encoder.dims();
-        let encoder = (encoder, from.tensor("encoder_bias", [Some(features)])?);
+        let [encoder, decoder] = restore_layers(from)?;
+        let [d, features] = encoder.0.dims();
         let activation = match from.field("activation")? {
             ActivationName::Relu => FeatureActivation::relu(),
             ActivationName::JumpRelu => {
@@ -209,10 +223,6 @@ impl<B: Backend> Part<B> for DictionaryFeatures<B> {
             ActivationName::TopK(k) => FeatureActivation::top_k(k),
             ActivationName::AbsTopK(k) => FeatureActivation::abs_top_k(k),
         };
-        let decoder = (
-            from.tensor("decoder", [Some(features), Some(d)])?,
-            from.tensor("decoder_bias", [Some(d)])?,
-        );
         let norm = match from.field("input_norm")? {
             NormName::None => InputNorm::None,
             NormName::ConstantNorm => InputNorm::ConstantNorm,

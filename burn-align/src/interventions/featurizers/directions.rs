@@ -1,7 +1,7 @@
 //! Fixed directions: those of steering vectors and probes.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use super::{Basis, Encoded, Featurizer};
 use crate::interventions::parts::{Part, PartError, Reader, Writer};
@@ -52,8 +52,13 @@ impl<B: Backend> Directions<B> {
         if !norm.is_finite() || norm <= f64::MIN_POSITIVE {
             return Err(NoDirection { norm });
         }
-        let [d] = vector.dims();
-        Ok(Self::fixed((vector / norm).reshape([d, 1])))
+        // In f64, so that very long and very short vectors keep their direction.
+        let unit: Vec<f32> = values.iter().map(|x| (x / norm) as f32).collect();
+        let unit = TensorData::new(unit, [values.len(), 1]);
+        Ok(Self::fixed(Tensor::from_data(
+            unit,
+            (&vector.device(), DType::F32),
+        )))
     }
 
     /// Orthonormal directions that span what these columns span: the closest ones.
@@ -79,6 +84,10 @@ impl<B: Backend> Directions<B> {
     pub fn matrix(&self) -> Tensor<B, 2> {
         self.directions.val().detach()
     }
+
+    fn columns(&self) -> Basis<B> {
+        Basis::Columns(self.matrix())
+    }
 }
 
 impl<B: Backend> Featurizer<B> for Directions<B> {
@@ -87,15 +96,15 @@ impl<B: Backend> Featurizer<B> for Directions<B> {
     }
 
     fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        x.matmul(self.matrix())
+        self.columns().read(x)
     }
 
     fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2> {
-        from.vector() + (z - from.features()).matmul(self.matrix().transpose())
+        self.columns().decode(z, from)
     }
 
     fn basis(&self) -> Option<Basis<B>> {
-        Some(Basis::Columns(self.matrix()))
+        Some(self.columns())
     }
 }
 
@@ -105,6 +114,6 @@ impl<B: Backend> Part<B> for Directions<B> {
     }
 
     fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError> {
-        Ok(Self::fixed(from.tensor("directions", [None, None])?))
+        Ok(Self::fixed(from.directions("directions")?))
     }
 }

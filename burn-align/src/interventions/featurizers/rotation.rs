@@ -23,6 +23,10 @@ impl<B: Backend> Rotation<B> {
     pub fn new(rotation: Orthonormal<B>) -> Self {
         Self { rotation }
     }
+
+    fn columns(&self) -> Basis<B> {
+        Basis::Columns(self.rotation.matrix())
+    }
 }
 
 impl<B: Backend> Featurizer<B> for Rotation<B> {
@@ -31,16 +35,15 @@ impl<B: Backend> Featurizer<B> for Rotation<B> {
     }
 
     fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        x.matmul(self.rotation.matrix())
+        self.columns().read(x)
     }
 
     fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2> {
-        let change = z - from.features();
-        from.vector() + change.matmul(self.rotation.matrix().transpose())
+        self.columns().decode(z, from)
     }
 
     fn basis(&self) -> Option<Basis<B>> {
-        Some(Basis::Columns(self.rotation.matrix()))
+        Some(self.columns())
     }
 
     fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {

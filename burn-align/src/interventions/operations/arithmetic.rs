@@ -1,7 +1,7 @@
 //! Adding, subtracting and scaling.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::{Change, Features, Operation};
 use crate::interventions::parts::saved_as_numbers;
@@ -15,6 +15,10 @@ use crate::interventions::parts::saved_as_numbers;
 pub struct Add;
 
 impl<B: Backend> Operation<B> for Add {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn needs_source(&self) -> bool {
         true
     }
@@ -29,6 +33,10 @@ impl<B: Backend> Operation<B> for Add {
 pub struct Subtract;
 
 impl<B: Backend> Operation<B> for Subtract {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn needs_source(&self) -> bool {
         true
     }
@@ -46,6 +54,10 @@ pub struct Scale {
 }
 
 impl<B: Backend> Operation<B> for Scale {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn change(&self, features: &Features<'_, B>) -> Change<B> {
         Change::Value(features.base() * self.factor)
     }
@@ -65,12 +77,17 @@ pub struct AddNorm {
 }
 
 impl<B: Backend> Operation<B> for AddNorm {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn change(&self, features: &Features<'_, B>) -> Change<B> {
-        let x = features.vectors();
+        // In f32: in f16, squares overflow from a norm of 256 on.
+        let x = features.vectors().cast(DType::F32);
         let norm = (x.clone() * x).sum_dim(2).sqrt(); // [batch, vector, 1]
-        let shape = features.base().dims();
+        let base = features.base();
         let change: Tensor<B, 3> = norm * self.factor;
-        Change::Difference(change.expand(shape))
+        Change::Difference(change.cast(base.dtype()).expand(base.shape()))
     }
 }
 

@@ -44,6 +44,10 @@ impl Clamp {
 }
 
 impl<B: Backend> Operation<B> for Clamp {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn change(&self, features: &Features<'_, B>) -> Change<B> {
         let mut new = features.base();
         if let Some(min) = self.min {

@@ -29,6 +29,10 @@ impl Fill {
 }
 
 impl<B: Backend> Operation<B> for Fill {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn change(&self, features: &Features<'_, B>) -> Change<B> {
         Change::Value(features.base().full_like(self.value))
     }

@@ -89,6 +89,10 @@ impl<B: Backend> Operation<B> for BuiltinOperation<B> {
         each!(self, it => Operation::<B>::width(it))
     }
 
+    fn is_local(&self) -> bool {
+        each!(self, it => Operation::<B>::is_local(it))
+    }
+
     fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {
         each!(self, it => Operation::<B>::orthonormal(it))
     }

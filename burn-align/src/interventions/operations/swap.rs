@@ -14,6 +14,10 @@ use crate::interventions::parts::saved_as_numbers;
 pub struct Swap;
 
 impl<B: Backend> Operation<B> for Swap {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn needs_source(&self) -> bool {
         true
     }
@@ -31,6 +35,10 @@ pub struct Interpolate {
 }
 
 impl<B: Backend> Operation<B> for Interpolate {
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn needs_source(&self) -> bool {
         true
     }

@@ -1,6 +1,6 @@
 //! Positive and negative activations, and which of them are held out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -65,6 +65,13 @@ pub(super) fn class_name(class: bool) -> &'static str {
     if class { "positive" } else { "negative" }
 }
 
+/// Prompts with numbers from `first` on and without gaps, in the order of those that they have.
+fn numbered(prompts: &[usize], first: usize) -> Vec<usize> {
+    let known: BTreeSet<usize> = prompts.iter().copied().collect();
+    let numbers: BTreeMap<usize, usize> = known.into_iter().zip(first..).collect();
+    prompts.iter().map(|prompt| numbers[prompt]).collect()
+}
+
 impl DirectionData {
     /// Activations with a label each: `true` for positive ones. Activations of one prompt may have
     /// different labels.
@@ -100,9 +107,11 @@ impl DirectionData {
     /// # Errors
     /// If their widths differ.
     pub fn sets(positive: &Activations, negative: &Activations) -> Result<Self, DirectionError> {
-        let first = positive.prompts().iter().max().map_or(0, |last| last + 1);
-        let prompts = negative.prompts().iter().map(|prompt| first + prompt);
-        Self::both(positive, negative, prompts.collect(), false)
+        let of_positive = numbered(positive.prompts(), 0);
+        let first = of_positive.iter().max().map_or(0, |last| last + 1);
+        let of_negative = numbered(negative.prompts(), first);
+        let prompts = [of_positive, of_negative].concat();
+        Self::both(positive, negative, prompts, false)
     }
 
     /// Pairs of activations that differ in what the direction should stand for: activation `i` of
@@ -127,13 +136,14 @@ impl DirectionData {
                 negative: *negative,
             });
         }
-        Self::both(positive, negative, negative.prompts().to_vec(), true)
+        let prompts = [positive.prompts(), negative.prompts()].concat();
+        Self::both(positive, negative, prompts, true)
     }
 
     fn both(
         positive: &Activations,
         negative: &Activations,
-        negative_prompts: Vec<usize>,
+        prompts: Vec<usize>,
         is_paired: bool,
     ) -> Result<Self, DirectionError> {
         let width = positive.width();
@@ -149,7 +159,7 @@ impl DirectionData {
             width,
             values: [positive.values(), negative.values()].concat(),
             labels: labels.concat(),
-            prompts: [positive.prompts(), &negative_prompts].concat(),
+            prompts,
             is_paired,
         })
     }

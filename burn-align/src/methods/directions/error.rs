@@ -1,10 +1,6 @@
-//! What can go wrong when directions are built, saved and loaded.
-
-use std::io;
-use std::path::PathBuf;
+//! What can go wrong when directions are built.
 
 use burn_align_models::Site;
-use burn_align_models::files::WriteError;
 
 use crate::engine::PlanError;
 use crate::interventions::counted;
@@ -132,71 +128,4 @@ pub enum DirectionError {
     /// The model cannot be run.
     #[error(transparent)]
     Plan(#[from] PlanError),
-}
-
-/// Why a direction could not be saved.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SaveDirectionError {
-    /// A file could not be written.
-    #[error("{}: cannot be written: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
-    /// A direction that would read back as another one, or not at all.
-    #[error("the direction cannot be saved: {reason}")]
-    Direction {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl From<WriteError> for SaveDirectionError {
-    fn from(WriteError { file, cause }: WriteError) -> Self {
-        Self::Io { file, cause }
-    }
-}
-
-/// Why a direction could not be loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadDirectionError {
-    /// A folder without `direction.json`.
-    #[error(
-        "{}: no direction.json; expected a folder written by Direction::save",
-        folder.display()
-    )]
-    NoDirection {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A folder in which saving was interrupted.
-    #[error(
-        "{}: saving a direction here was interrupted, direction.json is missing; the new files are \
-         complete: remove .part from the names that end with it",
-        folder.display()
-    )]
-    CutOff {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A file could not be read.
-    #[error("{}: cannot be read: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
-    /// A file that is damaged or does not belong to a direction.
-    #[error("{}: {reason}", file.display())]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong, what was expected and what was found.
-        reason: String,
-    },
 }

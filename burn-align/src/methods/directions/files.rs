@@ -1,21 +1,21 @@
 //! A direction in a folder.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
-use burn_align_models::files::{Replacement, cut_off};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Direction, DirectionMethod, DirectionNorms, DirectionProvenance, LoadDirectionError,
-    SaveDirectionError, Separation,
-};
+use super::{Direction, DirectionMethod, DirectionNorms, DirectionProvenance, Separation};
+use crate::methods::saved_result::{LoadResultError, ResultFiles, SaveResultError};
 use crate::methods::saved_site::SavedSite;
+use crate::methods::saved_tensor::finite_f32;
 
-const DESCRIPTION: &str = "direction.json";
-const TENSORS: &str = "direction.safetensors";
+const FILES: ResultFiles = ResultFiles {
+    what: "direction",
+    writer: "Direction::save",
+    description: "direction.json",
+    tensors: "direction.safetensors",
+};
 const VECTOR: &str = "direction";
 
 /// A direction without its vector.
@@ -38,8 +38,8 @@ impl Direction {
     /// # Errors
     /// If the direction would not read back, because it is empty or has a number that is not
     /// finite, or if the files cannot be written.
-    pub fn save(&self, folder: impl AsRef<Path>) -> Result<(), SaveDirectionError> {
-        let bad = |reason| SaveDirectionError::Direction { reason };
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<(), SaveResultError> {
+        let bad = |reason| FILES.not_readable(reason);
         let description = Description {
             site: self.site.into(),
             method: self.method,
@@ -56,47 +56,22 @@ impl Direction {
             let reason = "expected finite numbers in everything but the vector, found others";
             return Err(bad(reason.to_owned()));
         }
-        let bytes: Vec<u8> = self.vector.iter().flat_map(|it| it.to_le_bytes()).collect();
-        let view = TensorView::new(Dtype::F32, vec![self.vector.len()], &bytes)
-            .map_err(|error| bad(error.to_string()))?;
-        let tensors = serialize([(VECTOR, view)], None).map_err(|error| bad(error.to_string()))?;
-        let mut files = Replacement::new(folder.as_ref())?;
-        files.write(TENSORS, &tensors)?;
-        files.write(DESCRIPTION, format!("{json}\n").as_bytes())?;
-        Ok(files.finish()?)
+        let vector = self.vector.clone();
+        let tensor = (VECTOR.to_owned(), vec![vector.len()], vector);
+        FILES.save(folder.as_ref(), &json, &[tensor])
     }
 
     /// Reads a folder written by [`save`](Self::save).
     ///
     /// # Errors
     /// If the folder has no direction, or a file of it is damaged.
-    pub fn load(folder: impl AsRef<Path>) -> Result<Self, LoadDirectionError> {
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self, LoadResultError> {
         let folder = folder.as_ref();
-        let file = folder.join(DESCRIPTION);
-        let json = match fs::read(&file) {
-            Ok(json) => json,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let folder = folder.to_owned();
-                return Err(if cut_off(&folder, DESCRIPTION) {
-                    LoadDirectionError::CutOff { folder }
-                } else {
-                    LoadDirectionError::NoDirection { folder }
-                });
-            }
-            Err(cause) => return Err(LoadDirectionError::Io { file, cause }),
-        };
-        let bad = |reason| LoadDirectionError::File {
-            file: file.clone(),
-            reason,
-        };
-        let description: Description = serde_json::from_slice(&json)
-            .map_err(|error| bad(format!("expected the description of a direction: {error}")))?;
+        let description: Description = FILES.description(folder)?;
+        let bad = |error| FILES.wrong_description(folder, format!("site: {error}"));
         Ok(Self {
-            vector: read_vector(&folder.join(TENSORS))?,
-            site: description
-                .site
-                .site()
-                .map_err(|error| bad(format!("site: {error}")))?,
+            vector: FILES.tensors(folder, read_vector)?,
+            site: description.site.site().map_err(bad)?,
             method: description.method,
             norms: description.norms,
             separation: description.separation,
@@ -106,36 +81,16 @@ impl Direction {
     }
 }
 
-fn read_vector(file: &Path) -> Result<Vec<f32>, LoadDirectionError> {
-    let bad = |reason| LoadDirectionError::File {
-        file: file.to_owned(),
-        reason,
-    };
-    let bytes = fs::read(file).map_err(|cause| LoadDirectionError::Io {
-        file: file.to_owned(),
-        cause,
-    })?;
-    let tensors = SafeTensors::deserialize(&bytes)
-        .map_err(|error| bad(format!("expected safetensors: {error}")))?;
+fn read_vector(tensors: &SafeTensors<'_>) -> Result<Vec<f32>, String> {
     let names = tensors.names();
     if names != [VECTOR] {
-        return Err(bad(format!(
-            "expected one tensor, `{VECTOR}`, found {names:?}"
-        )));
+        return Err(format!("expected one tensor, `{VECTOR}`, found {names:?}"));
     }
-    let tensor = tensors
-        .tensor(VECTOR)
-        .map_err(|error| bad(error.to_string()))?;
-    if tensor.dtype() != Dtype::F32 || tensor.shape().len() != 1 {
-        return Err(bad(format!(
-            "tensor `{VECTOR}`: expected a vector of f32, found {} of shape {:?}",
-            tensor.dtype(),
-            tensor.shape()
-        )));
-    }
-    let (values, _) = tensor.data().as_chunks::<4>();
-    let vector: Vec<f32> = values.iter().map(|b| f32::from_le_bytes(*b)).collect();
-    check(&vector).map_err(bad)?;
+    let tensor = tensors.tensor(VECTOR).map_err(|error| error.to_string())?;
+    // Of any width, but a vector.
+    let width: usize = tensor.shape().iter().product();
+    let vector = finite_f32(VECTOR, &tensor, &[width])?;
+    check(&vector)?;
     Ok(vector)
 }
 

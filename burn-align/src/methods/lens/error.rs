@@ -1,10 +1,6 @@
 //! What can go wrong with lenses.
 
-use std::io;
-use std::path::PathBuf;
-
 use burn_align_models::Site;
-use burn_align_models::files::WriteError;
 
 use crate::engine::PlanError;
 
@@ -125,71 +121,4 @@ pub enum LensError {
     /// The run does not fit the model.
     #[error(transparent)]
     Plan(#[from] PlanError),
-}
-
-/// Why a tuned lens could not be saved.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SaveLensError {
-    /// A file could not be written.
-    #[error("{}: cannot be written: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
-    /// A lens that would read back as another one, or not at all.
-    #[error("the tuned lens cannot be saved: {reason}")]
-    Lens {
-        /// Why.
-        reason: String,
-    },
-}
-
-impl From<WriteError> for SaveLensError {
-    fn from(WriteError { file, cause }: WriteError) -> Self {
-        Self::Io { file, cause }
-    }
-}
-
-/// Why a tuned lens could not be loaded.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LoadLensError {
-    /// A folder without a tuned lens.
-    #[error(
-        "{}: no tuned_lens.json; expected a folder written by TunedLens::save",
-        folder.display()
-    )]
-    NoLens {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A folder in which saving was interrupted.
-    #[error(
-        "{}: saving a tuned lens here was interrupted, tuned_lens.json is missing; the new files \
-         are complete: remove .part from the names that end with it",
-        folder.display()
-    )]
-    CutOff {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A file could not be read.
-    #[error("{}: cannot be read: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
-    /// A file that is damaged or does not belong to a tuned lens.
-    #[error("{}: {reason}", file.display())]
-    File {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong, what was expected and what was found.
-        reason: String,
-    },
 }

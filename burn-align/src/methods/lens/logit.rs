@@ -131,7 +131,9 @@ pub(super) fn units<B: Backend>(input: &WorldInput<B>, positions: &LogitPosition
     Units::positions(match positions {
         LogitPositions::All => Indices::All,
         LogitPositions::Last => {
-            Indices::one_each(input.lengths().into_iter().map(|length| length - 1))
+            // That a prompt has no positions is found with the plan.
+            let lengths = input.lengths().into_iter();
+            Indices::one_each(lengths.map(|length| length.saturating_sub(1)))
         }
         LogitPositions::Each(examples) => Indices::Each(examples.clone()),
     })

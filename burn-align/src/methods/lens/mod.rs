@@ -25,7 +25,7 @@ mod tuned;
 pub use direct::{
     DirectLogits, HeadSources, LogitPart, LogitRow, LogitTarget, direct_logits, head_sources,
 };
-pub use error::{LensError, LoadLensError, SaveLensError};
+pub use error::LensError;
 pub use logit::{lens_logits, logit_lens, stream_sites};
 pub use train::{TunedLensConfig, lens_divergences, train_tuned_lens};
 pub use tuned::{Translator, TunedLens, tuned_lens};

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use burn_align_models::{AlignableTransformer, Site, TokenBatch};
 
 use super::logit::{lens_logits, streams};
+use super::tuned::translators_of;
 use super::{LensError, Translator, TunedLens};
 use crate::engine::{LogitPositions, Plan, RunOptions, WorldInput, read_numbers};
 use crate::interventions::VanillaIntervention;
@@ -134,31 +135,32 @@ where
     for step in 0..config.epochs * batches.len() {
         let batch = &batches[step % batches.len()];
         let tokens = Tokens::<A>::new(model, batch, sites, &config.run)?;
-        let mut divergences = Vec::new();
-        for (index, site) in sites.iter().enumerate() {
-            let mut sum = GradientsAccumulator::new();
-            let mut divergence = 0.0;
-            for chunk in tokens.chunks(config.tokens_at_once) {
+        let mut sums: Vec<GradientsAccumulator<Translator<A>>> =
+            sites.iter().map(|_| GradientsAccumulator::new()).collect();
+        let mut divergences = vec![0.0; sites.len()];
+        for chunk in tokens.chunks(model, config.tokens_at_once) {
+            for (index, site) in sites.iter().enumerate() {
                 let tracked = track::<A, _>(translators[index].clone());
                 let translate = |x| tracked.forward(x);
                 let total = tokens.divergence(model, *site, index, &chunk, translate);
                 let mean = total / tokens.count() as f64;
                 let gradients = GradientsParams::from_grads(mean.backward(), &tracked);
-                sum.accumulate(&translators[index], gradients);
-                divergence += number(mean.detach())?;
+                sums[index].accumulate(&translators[index], gradients);
+                divergences[index] += number(mean.detach())?;
             }
-            if !divergence.is_finite() {
-                check_run(model, batch, &config.run)?;
-                return Err(LensError::Diverged {
-                    step,
-                    site: *site,
-                    found: divergence.to_string(),
-                });
-            }
+        }
+        if let Some(index) = divergences.iter().position(|it: &f64| !it.is_finite()) {
+            check_run(model, batch, &config.run)?;
+            return Err(LensError::Diverged {
+                step,
+                site: sites[index],
+                found: divergences[index].to_string(),
+            });
+        }
+        for (index, sum) in sums.iter_mut().enumerate() {
             let translator = translators[index].clone();
             translators[index] =
                 optimizers[index].step(config.learning_rate, translator, sum.grads());
-            divergences.push(divergence);
         }
         observe(step, &divergences);
     }
@@ -170,7 +172,7 @@ where
 /// the predictions of a lens are from the model's own. Without a lens, those of the logit lens.
 ///
 /// # Errors
-/// As [`train_tuned_lens`], or if the lens has no translator for a site.
+/// As [`train_tuned_lens`], or if the lens has no translator for a site, or is of another width.
 pub fn lens_divergences<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     lens: Option<&TunedLens<B>>,
@@ -181,25 +183,18 @@ pub fn lens_divergences<B: Backend, M: AlignableTransformer<B>>(
     if batches.is_empty() {
         return Err(LensError::Nothing { what: "batch" });
     }
-    let mut translators = Vec::new();
-    for site in sites {
-        let translator = match lens {
-            None => None,
-            Some(lens) => Some(lens.translator(*site).ok_or_else(|| {
-                let known = lens.sites().iter().map(Site::to_string);
-                LensError::NoTranslator {
-                    site: *site,
-                    known: known.collect::<Vec<_>>().join(", "),
-                }
-            })?),
-        };
-        translators.push(translator);
-    }
+    let translators: Vec<Option<&Translator<B>>> = match lens {
+        Some(lens) => {
+            let translators = translators_of(lens, sites, model.dims().d_model)?;
+            translators.into_iter().map(Some).collect()
+        }
+        None => vec![None; sites.len()],
+    };
     let mut sums = vec![0.0; sites.len()];
     let mut count = 0;
     for batch in batches {
         let tokens = Tokens::<B>::new(model, batch, sites, options)?;
-        for chunk in tokens.chunks(TunedLensConfig::default().tokens_at_once) {
+        for chunk in tokens.chunks(model, TunedLensConfig::default().tokens_at_once) {
             for (index, site) in sites.iter().enumerate() {
                 let translate = |x| match translators[index] {
                     Some(translator) => translator.forward(x),
@@ -278,11 +273,20 @@ impl<B: Backend> Tokens<B> {
     }
 
     /// The tokens, some at a time.
-    fn chunks(&self, size: usize) -> impl Iterator<Item = Tensor<B, 1, Int>> + '_ {
+    fn chunks<M: AlignableTransformer<B>>(
+        &self,
+        model: &M,
+        size: usize,
+    ) -> impl Iterator<Item = Chunk<B>> {
         let device = self.normed.device();
         self.rows.chunks(size).map(move |rows| {
             let data = TensorData::new(rows.to_vec(), [rows.len()]);
-            Tensor::from_data(data, &device)
+            let tokens = Tensor::<B, 1, Int>::from_data(data, &device);
+            let normed = self.normed.clone().select(1, tokens.clone());
+            Chunk {
+                own: log_softmax(model.unembed(normed)).detach(),
+                tokens,
+            }
         })
     }
 
@@ -292,17 +296,28 @@ impl<B: Backend> Tokens<B> {
         model: &M,
         site: Site,
         index: usize,
-        tokens: &Tensor<B, 1, Int>,
+        chunk: &Chunk<B>,
         translate: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
     ) -> Tensor<B, 1> {
-        let chosen = |x: &Tensor<B, 3>| x.clone().select(1, tokens.clone());
-        let log_softmax =
-            |logits: Tensor<B, 3>| activation::log_softmax(logits.cast(DType::F32), 2);
-        let own = log_softmax(model.unembed(chosen(&self.normed))).detach();
-        let translated = translate(chosen(&self.streams[index]));
+        let stream = self.streams[index].clone();
+        let translated = translate(stream.select(1, chunk.tokens.clone()));
         let lens = log_softmax(lens_logits(model, site, translated));
+        let own = chunk.own.clone();
         (own.clone().exp() * (own - lens)).sum()
     }
+}
+
+/// Some tokens, and what the model itself predicts there.
+struct Chunk<B: Backend> {
+    /// Their rows in the streams.
+    tokens: Tensor<B, 1, Int>,
+    /// Logarithms of the model's own distributions, `[1, token, vocab]`.
+    own: Tensor<B, 3>,
+}
+
+/// Logarithms of distributions, in f32.
+fn log_softmax<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 3> {
+    activation::log_softmax(logits.cast(DType::F32), 2)
 }
 
 /// A translator with parameters that are tracked anew: Burn 0.21's autodiff forgets a parameter

@@ -100,22 +100,7 @@ pub fn tuned_lens<B: Backend, M: AlignableTransformer<B>, R>(
     options: &RunOptions,
     mut read: impl FnMut(Site, Tensor<B, 3>) -> R,
 ) -> Result<Vec<R>, LensError> {
-    let expected = model.dims().d_model;
-    let mut translators = Vec::new();
-    for site in sites {
-        let translator = lens.translator(*site).ok_or_else(|| {
-            let known = lens.sites.iter().map(Site::to_string);
-            LensError::NoTranslator {
-                site: *site,
-                known: known.collect::<Vec<_>>().join(", "),
-            }
-        })?;
-        let [found, _d_model] = translator.weight.dims();
-        if found != expected {
-            return Err(LensError::Width { expected, found });
-        }
-        translators.push(translator);
-    }
+    let translators = translators_of(lens, sites, model.dims().d_model)?;
     let streams = streams(model, &input.into(), sites, positions, options)?;
     let mut results = Vec::new();
     for ((site, translator), stream) in sites.iter().zip(translators).zip(streams) {
@@ -123,4 +108,32 @@ pub fn tuned_lens<B: Backend, M: AlignableTransformer<B>, R>(
         results.push(read(*site, logits));
     }
     Ok(results)
+}
+
+/// The translators of these sites, each as wide as the stream.
+pub(super) fn translators_of<'a, B: Backend>(
+    lens: &'a TunedLens<B>,
+    sites: &[Site],
+    d_model: usize,
+) -> Result<Vec<&'a Translator<B>>, LensError> {
+    let translators = sites.iter().map(|site| {
+        let translator = lens.translator(*site).ok_or_else(|| {
+            let known = lens.sites.iter().map(Site::to_string);
+            LensError::NoTranslator {
+                site: *site,
+                known: known.collect::<Vec<_>>().join(", "),
+            }
+        })?;
+        let [rows, columns] = translator.weight.dims();
+        let [bias] = translator.bias.dims();
+        let widths = [rows, columns, bias];
+        match widths.into_iter().find(|width| *width != d_model) {
+            Some(found) => Err(LensError::Width {
+                expected: d_model,
+                found,
+            }),
+            None => Ok(translator),
+        }
+    });
+    translators.collect()
 }

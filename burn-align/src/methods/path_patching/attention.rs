@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, ByHead, ModelDims, Pass, Tables};
 
-use super::frozen::{Clean, by_head, sum};
+use super::frozen::{Changes, Clean, by_head};
 use super::{PathPatch, Receiver, ReceiverInput, Sender};
 use crate::engine::Indices;
 use crate::paths::PathError;
@@ -43,7 +43,7 @@ pub(super) fn changes<B: Backend, M: AlignableTransformer<B>>(
     clean: &Clean<'_, B>,
     which: &[usize],
     patches: &[PathPatch],
-    differences: &HashMap<&Sender, Tensor<B, 3>>,
+    sent: &Changes<'_, B>,
 ) -> Result<BTreeMap<usize, Tensor<B, 3>>, PathError> {
     // Patches to the same receivers are computed together.
     let mut to_same: HashMap<&[Receiver], (usize, Vec<usize>)> = HashMap::new();
@@ -67,7 +67,7 @@ pub(super) fn changes<B: Backend, M: AlignableTransformer<B>>(
         for together in which.chunks((ROWS / batch).max(1)) {
             let added = together.iter().map(|index| {
                 let senders: Vec<&Sender> = patches[*index].senders.iter().collect();
-                sum(&senders, differences)
+                sent.of(&senders)
             });
             let change = attention.change(&added.collect::<Vec<_>>());
             for (number, index) in together.iter().enumerate() {

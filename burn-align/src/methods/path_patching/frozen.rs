@@ -1,5 +1,9 @@
 //! Path patching with everything between sender and receiver frozen. The receiver's input then
 //! changes by exactly the change in the sender's output, so no run is needed for it.
+//!
+//! Where the sum of the heads goes through a norm (Gemma 2 and 3, OLMo 2), what heads add changes by
+//! `norm(Σ with their change) - norm(Σ)`: not by a sum over them. The norm is run once for the heads
+//! of a layer that send together.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,7 +13,7 @@ use burn_align_models::{AlignableTransformer, ByHead, Component, ModelDims, Site
 use super::sender_receiver::reaches;
 use super::{PathEffects, PathPatch, ReceiverInput, Sender, attention};
 use crate::engine::{
-    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units,
+    ConstantId, Edit, Indices, LogitPositions, Operand, Plan, ReadId, RunOptions, Units, WorldId,
 };
 use crate::methods::sweep::to_rows;
 use crate::paths::{Node, PathError, Worlds};
@@ -39,23 +43,9 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         .plan
         .check_finite(&ends, model, &Worlds::interventions(), options)?;
 
-    // The change in each sender's output, computed once per sender.
-    let mut differences: HashMap<&Sender, Tensor<B, 3>> = HashMap::new();
-    for sender in patches.iter().flat_map(|patch| &patch.senders) {
-        if !differences.contains_key(sender) {
-            differences.insert(sender, clean.difference(model, sender)?);
-        }
-    }
-    let mut values = direct_effects(model, &clean, &direct, patches, &differences, &metric);
-    let (plan, more) = effects(
-        model,
-        &clean,
-        &others,
-        patches,
-        &differences,
-        &metric,
-        options,
-    )?;
+    let changes = clean.changes(model, patches)?;
+    let mut values = direct_effects(model, &clean, &direct, patches, &changes, &metric);
+    let (plan, more) = effects(model, &clean, &others, patches, &changes, &metric, options)?;
     values.extend(more);
     let values = to_rows(values, patches.len().max(1))?.pop();
     plan.check_finite(
@@ -90,6 +80,9 @@ pub(super) struct Clean<'a, B: Backend> {
     /// positions.
     outputs: HashMap<Site, [Tensor<B, 3>; 2]>,
     positions: Indices,
+    /// What the attention adds to the stream if these heads come from the source, where their sum
+    /// goes through a norm, `[batch, unit, d_model]`.
+    normed: HashMap<Vec<&'a Sender>, Tensor<B, 3>>,
     /// The base's residual stream before each layer whose attention receives,
     /// `[batch, pos, d_model]`.
     pub(super) streams: HashMap<usize, Tensor<B, 3>>,
@@ -100,20 +93,19 @@ impl<'a, B: Backend> Clean<'a, B> {
     fn run<M: AlignableTransformer<B>>(
         model: &M,
         inputs: [&'a TokenBatch; 2],
-        patches: &[PathPatch],
+        patches: &'a [PathPatch],
         positions: Indices,
         options: &RunOptions,
     ) -> Result<Self, PathError> {
+        let dims = model.dims();
         let mut plan = Plan::new();
-        let worlds = inputs.map(|tokens| {
-            let input = plan.tokens(tokens);
-            plan.world(input, [])
-        });
+        let ids = inputs.map(|tokens| plan.tokens(tokens));
+        let worlds = ids.map(|input| plan.world(input, []));
         let logits = worlds.map(|world| plan.read_logits(world, LogitPositions::Last));
         let last = plan.read(worlds[0], end(model), Units::positions(last_of(inputs[0])));
         let senders = patches.iter().flat_map(|patch| &patch.senders);
         let sites: BTreeSet<Site> = senders
-            .map(|sender| taken_from(sender.node, model.dims()))
+            .map(|sender| taken_from(sender.node, dims))
             .collect();
         let reads: Vec<(Site, [ReadId; 2])> = sites
             .into_iter()
@@ -125,6 +117,22 @@ impl<'a, B: Backend> Clean<'a, B> {
                 )
             })
             .collect();
+        let mut normed: HashMap<Vec<&Sender>, ReadId> = HashMap::new();
+        let groups = patches
+            .iter()
+            .flat_map(|patch| groups(&patch.senders, dims));
+        for group in groups.filter(|group| is_normed(group, dims)) {
+            if normed.contains_key(&group) {
+                continue;
+            }
+            let edits = group
+                .iter()
+                .filter_map(|sender| from_source(sender, worlds[1]));
+            let world = plan.world(ids[0], edits.collect::<Vec<_>>());
+            let units = Units::positions(positions.clone());
+            let read = plan.read(world, taken_from(group[0].node, dims), units);
+            normed.insert(group, read);
+        }
         let layers: BTreeSet<usize> = patches.iter().filter_map(attention::layer_of).collect();
         let streams: Vec<(usize, ReadId)> = layers
             .into_iter()
@@ -144,11 +152,15 @@ impl<'a, B: Backend> Clean<'a, B> {
                 .map(|(site, reads)| (site, reads.map(|read| results.get(read))))
                 .collect(),
             positions,
+            normed: normed
+                .into_iter()
+                .map(|(group, read)| (group, results.get(read)))
+                .collect(),
             streams: streams
                 .into_iter()
                 .map(|(layer, read)| (layer, results.get(read)))
                 .collect(),
-            d_head: model.dims().d_head,
+            d_head: dims.d_head,
             plan,
         })
     }
@@ -175,13 +187,37 @@ impl<'a, B: Backend> Clean<'a, B> {
         (1..pos).contains(&first) && self.base.lengths().iter().all(|length| *length == pos)
     }
 
-    /// The change in a sender's output, `[batch, unit, d_model]`.
+    /// What the senders of all patches change.
+    fn changes<M: AlignableTransformer<B>>(
+        &self,
+        model: &M,
+        patches: &'a [PathPatch],
+    ) -> Result<Changes<'a, B>, PathError> {
+        let dims = model.dims().clone();
+        let mut of_group: HashMap<Vec<&'a Sender>, Tensor<B, 3>> = HashMap::new();
+        for group in patches
+            .iter()
+            .flat_map(|patch| groups(&patch.senders, &dims))
+        {
+            if !of_group.contains_key(&group) {
+                let change = self.difference(model, &group)?;
+                of_group.insert(group, change);
+            }
+        }
+        Ok(Changes { of_group, dims })
+    }
+
+    /// The change in the output of a group of senders, `[batch, unit, d_model]`.
     fn difference<M: AlignableTransformer<B>>(
         &self,
         model: &M,
-        sender: &Sender,
+        group: &[&Sender],
     ) -> Result<Tensor<B, 3>, PathError> {
+        let sender = group[0];
         let [base, source] = &self.outputs[&taken_from(sender.node, model.dims())];
+        if let Some(normed) = self.normed.get(group) {
+            return Ok(normed.clone() - base.clone());
+        }
         let difference = match sender.node {
             Node::Head { layer, head } => {
                 let own = |x: &Tensor<B, 3>| x.clone().narrow(2, head * self.d_head, self.d_head);
@@ -224,9 +260,47 @@ fn first_difference([base, source]: [&TokenBatch; 2]) -> usize {
 /// The activation that a sender's output is computed from.
 fn taken_from(node: Node, dims: &ModelDims) -> Site {
     match node {
-        Node::Head { layer, .. } => Site::Block(layer, Component::AttentionValueOutput),
+        Node::Head { layer, .. } if !dims.post_norms => {
+            Site::Block(layer, Component::AttentionValueOutput)
+        }
+        Node::Head { layer, .. } => Node::Attention { layer }.output(dims),
         node => node.output(dims),
     }
+}
+
+/// The senders of a patch, in groups whose changes add up: each by itself, but heads of one layer
+/// together if their sum goes through a norm.
+fn groups<'s>(
+    senders: impl IntoIterator<Item = &'s Sender>,
+    dims: &ModelDims,
+) -> Vec<Vec<&'s Sender>> {
+    let mut groups = Vec::new();
+    let mut by_layer: BTreeMap<usize, Vec<&Sender>> = BTreeMap::new();
+    for sender in senders {
+        match sender.node {
+            Node::Head { layer, .. } if dims.post_norms => {
+                by_layer.entry(layer).or_default().push(sender);
+            }
+            _ => groups.push(vec![sender]),
+        }
+    }
+    groups.extend(by_layer.into_values());
+    groups
+}
+
+/// Whether a group is of heads whose sum goes through a norm.
+fn is_normed(group: &[&Sender], dims: &ModelDims) -> bool {
+    dims.post_norms && matches!(group[0].node, Node::Head { .. })
+}
+
+/// The mixed values of a head that sends, from the source.
+fn from_source(sender: &Sender, source: WorldId) -> Option<Edit> {
+    let Node::Head { layer, head } = sender.node else {
+        return None;
+    };
+    let site = Site::Block(layer, Component::AttentionValueOutput);
+    let units = Units::positions(sender.positions.clone()).of_head(head);
+    Some(Edit::from_world(source, site, units, Worlds::SWAP))
 }
 
 /// The final residual stream.
@@ -240,13 +314,19 @@ fn last_of(tokens: &TokenBatch) -> Indices {
     Indices::Each(lengths.map(|length| vec![length - 1]).collect())
 }
 
-/// A sum over senders.
-pub(super) fn sum<B: Backend>(
-    senders: &[&Sender],
-    differences: &HashMap<&Sender, Tensor<B, 3>>,
-) -> Tensor<B, 3> {
-    let terms = senders.iter().map(|sender| differences[sender].clone());
-    terms.reduce(|a, b| a + b).expect("checked")
+/// What senders add to the residual stream of the base, in groups of [`groups`].
+pub(super) struct Changes<'a, B: Backend> {
+    of_group: HashMap<Vec<&'a Sender>, Tensor<B, 3>>,
+    dims: ModelDims,
+}
+
+impl<B: Backend> Changes<'_, B> {
+    /// The change that senders of a patch make together, `[batch, unit, d_model]`.
+    pub(super) fn of(&self, senders: &[&Sender]) -> Tensor<B, 3> {
+        let groups = groups(senders.iter().copied(), &self.dims).into_iter();
+        let terms = groups.map(|group| self.of_group[&group].clone());
+        terms.reduce(|a, b| a + b).expect("checked")
+    }
 }
 
 /// The patches that only the logits receive: final norm and unembedding of the last position.
@@ -255,7 +335,7 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     clean: &Clean<'_, B>,
     direct: &[usize],
     patches: &[PathPatch],
-    differences: &HashMap<&Sender, Tensor<B, 3>>,
+    sent: &Changes<'_, B>,
     metric: &impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
 ) -> Vec<Tensor<B, 1>> {
     let [batch, _one, d_model] = clean.last.dims();
@@ -272,7 +352,7 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     for patches_together in direct.chunks((ROWS / batch).max(1)) {
         let rows = patches_together.iter().map(|patch| {
             let senders: Vec<&Sender> = patches[*patch].senders.iter().collect();
-            clean.last.clone() + at_last(sum(&senders, differences)) // [batch, 1, d_model]
+            clean.last.clone() + at_last(sent.of(&senders)) // [batch, 1, d_model]
         });
         let count = patches_together.len();
         let x = Tensor::cat(rows.collect(), 0).reshape([1, count * batch, d_model]);
@@ -286,14 +366,14 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     values
 }
 
-/// The patches to other receivers: their inputs are recorded, then patched. Also returns the plan of the
-/// patched runs.
+/// The patches to other receivers: their inputs are recorded, then patched. Also returns the plan of
+/// the patched runs.
 fn effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     clean: &Clean<'_, B>,
     others: &[usize],
     patches: &[PathPatch],
-    differences: &HashMap<&Sender, Tensor<B, 3>>,
+    sent: &Changes<'_, B>,
     metric: &impl Fn(Tensor<B, 2>) -> Tensor<B, 1>,
     options: &RunOptions,
 ) -> Result<(Plan<B>, Vec<Tensor<B, 1>>), PathError> {
@@ -306,9 +386,9 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
     let mut constants: HashMap<Vec<&Sender>, ConstantId> = HashMap::new();
     let mut reads: Vec<ReadId> = Vec::new();
     let mut changes = match dims.post_norms {
-        // What heads add is not known: their layer is run.
+        // The sum of the heads goes through a norm: their layer is run.
         true => BTreeMap::new(),
-        false => attention::changes(model, clean, others, patches, differences)?,
+        false => attention::changes(model, clean, others, patches, sent)?,
     };
     for index in others {
         let patch = &patches[*index];
@@ -331,7 +411,7 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
                 .filter(|sender| reaches(sender.node, receiver.input, dims))
                 .collect();
             let constant = *constants.entry(senders.clone()).or_insert_with(|| {
-                let added = sum(&senders, differences);
+                let added = sent.of(&senders);
                 plan.constant(clean.part(added, clean.first))
             });
             let add = |site| {
@@ -365,10 +445,9 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
     Ok((plan, values.collect()))
 }
 
-/// The heads of a model in which each adds something of its own to the residual stream.
+/// The heads of a model that says what each of them adds.
 pub(super) fn by_head<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
 ) -> Result<&dyn ByHead<B>, PathError> {
-    let heads = model.by_head().filter(|_| !model.dims().post_norms);
-    heads.ok_or(PathError::NoHeadOutput)
+    model.by_head().ok_or(PathError::NoHeadOutput)
 }

@@ -242,7 +242,8 @@ pub enum Mlps {
 /// With [`Mlps::Frozen`] the first of these runs is not needed: the residual stream is a sum, so
 /// the receivers' inputs are those of the base plus the differences in the senders' outputs. If the
 /// logits are the receiver, the second run is not needed either. All patches share the runs on base
-/// and source.
+/// and source. If a norm follows the attention, what its heads add is known from a run of the norm,
+/// for all heads of a layer that send together.
 ///
 /// # Shapes
 /// - metric: `[batch, vocab]` → `[batch]`
@@ -264,7 +265,8 @@ pub fn path_patch<B: Backend, M: AlignableTransformer<B>>(
     }
     check_positions(model, base, patches)?;
     let mut senders = patches.iter().flat_map(|patch| &patch.senders);
-    if mlps == Mlps::Frozen && senders.any(|sender| matches!(sender.node, Node::Head { .. })) {
+    let needs_heads = mlps == Mlps::Frozen && !model.dims().post_norms;
+    if needs_heads && senders.any(|sender| matches!(sender.node, Node::Head { .. })) {
         frozen::by_head(model)?;
     }
     match mlps {

@@ -1,11 +1,8 @@
 //! Reading this crate's own format.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
-use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Map, Value};
 
 use super::{
@@ -17,8 +14,7 @@ use crate::interventions::{
     BuiltinFeaturizer, BuiltinIntervention, BuiltinMask, BuiltinOperation, Composed, Featurizer,
     TokenGrouping,
 };
-use crate::saved::tensors::{Stored, Tensors, Values};
-use crate::saved::{LoadInterventionsError, SavedInterventions};
+use crate::saved::{LoadInterventionsError, SavedInterventions, Tensors, of_safetensors};
 
 /// Reads a folder.
 pub(in crate::saved) fn load<B: Backend>(
@@ -61,8 +57,7 @@ pub(in crate::saved) fn load<B: Backend>(
             widths.len()
         )));
     }
-    let tensors_file = folder.join(TENSORS);
-    let mut tensors = Tensors::new(&tensors_file, read_safetensors(&tensors_file)?);
+    let mut tensors = Tensors::open(&folder.join(TENSORS), of_safetensors)?;
     let mut interventions = Vec::new();
     for (index, description) in descriptions.into_iter().enumerate() {
         let fields = serde_json::from_value(description)
@@ -86,30 +81,6 @@ pub(in crate::saved) fn load<B: Backend>(
         interventions,
         widths,
     })
-}
-
-fn read_safetensors(file: &Path) -> Result<BTreeMap<String, Stored>, LoadInterventionsError> {
-    let bytes = fs::read(file).map_err(|cause| LoadInterventionsError::Io {
-        file: file.to_owned(),
-        cause,
-    })?;
-    let tensors =
-        SafeTensors::deserialize(&bytes).map_err(|error| LoadInterventionsError::Unreadable {
-            file: file.to_owned(),
-            reason: format!("expected safetensors: {error}"),
-        })?;
-    let tensors = tensors.iter().map(|(name, view)| {
-        let values = match view.dtype() {
-            Dtype::F32 => {
-                let (values, _) = view.data().as_chunks::<4>();
-                Values::F32(values.iter().map(|b| f32::from_le_bytes(*b)).collect())
-            }
-            other => Values::Other(other.to_string()),
-        };
-        let shape = view.shape().to_vec();
-        (name.to_owned(), Stored { shape, values })
-    });
-    Ok(tensors.collect())
 }
 
 /// The intervention of a description. Its tensors are taken from the others.
