@@ -309,12 +309,9 @@ impl<S: Simd, const R: usize> NullaryFnOnce for Product<'_, S, R> {
     type Output = ();
 
     #[inline(always)]
-    #[expect(
-        clippy::needless_range_loop,
-        reason = "iterators over the tile keep it in memory"
-    )]
     fn call(self) {
         let simd = self.simd;
+        // Loops over indices: iterators over the tile keep it in memory.
         let mut tile = [[simd.splat_f32s(0.0); VECTORS]; R];
         let panel = S::as_simd_f32s(self.panel).0.as_chunks::<VECTORS>().0;
         for (x, panel) in self.x.as_chunks::<R>().0.iter().zip(panel) {
@@ -329,9 +326,7 @@ impl<S: Simd, const R: usize> NullaryFnOnce for Product<'_, S, R> {
             .0
             .as_chunks_mut::<VECTORS>()
             .0;
-        for row in 0..R {
-            sums[row] = tile[row];
-        }
+        sums.copy_from_slice(&tile);
     }
 }
 

@@ -185,7 +185,7 @@ fn squares<B: Backend>(x: Tensor<B, 2>) -> Result<f64, DictionaryTextError> {
 /// What is put in the place of an activation.
 #[derive(Clone, Debug)]
 enum Splice<B: Backend> {
-    Reconstruction(Dictionary<B>),
+    Reconstruction(Box<Dictionary<B>>),
     /// `[1, 1, d_site]`
     Constant(Tensor<B, 3>),
 }
@@ -226,7 +226,7 @@ fn losses<B: Backend, M: AlignableTransformer<B>>(
     let shape = [1, 1, mean.len()];
     let mean = Tensor::<B, 3>::from_data(TensorData::new(mean, shape), (&device, DType::F32));
     let interventions = [
-        Splice::Reconstruction(dictionary.clone()),
+        Splice::Reconstruction(Box::new(dictionary.clone())),
         Splice::Constant(mean.zeros_like()),
         Splice::Constant(mean),
     ];

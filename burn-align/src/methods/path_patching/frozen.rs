@@ -5,6 +5,7 @@
 //! `norm(Σ with their change) - norm(Σ)`: not by a sum over them. The norm is run once for the heads
 //! of a layer that send together.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
@@ -199,9 +200,9 @@ impl<'a, B: Backend> Clean<'a, B> {
             .iter()
             .flat_map(|patch| groups(&patch.senders, &dims))
         {
-            if !of_group.contains_key(&group) {
-                let change = self.difference(model, &group)?;
-                of_group.insert(group, change);
+            if let Entry::Vacant(unknown) = of_group.entry(group) {
+                let change = self.difference(model, unknown.key())?;
+                unknown.insert(change);
             }
         }
         Ok(Changes { of_group, dims })

@@ -119,10 +119,10 @@ impl SparseRows {
         let parts = in_parts(rows, self.len() * width, |part| {
             let mut sums = vec![0.0; part.len() * width];
             for (row, sum) in part.zip(sums.chunks_mut(width)) {
-                for entry in self.starts[row]..self.starts[row + 1] {
-                    let feature = self.features[entry] as usize;
-                    let direction = &directions[feature * width..][..width];
-                    add_scaled(sum, values[entry], direction);
+                let own = self.starts[row]..self.starts[row + 1];
+                for (feature, value) in self.features[own.clone()].iter().zip(&values[own]) {
+                    let direction = &directions[*feature as usize * width..][..width];
+                    add_scaled(sum, *value, direction);
                 }
             }
             sums

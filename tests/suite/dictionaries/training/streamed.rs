@@ -361,10 +361,10 @@ fn the_tokens_on_which_features_are_most_active() {
         for (number, batch) in text.iter().enumerate() {
             let (numbers, pos) = activations(batch);
             for (example, ids) in batch.ids().iter().enumerate() {
-                for position in 1..ids.len() {
+                for (position, token) in ids.iter().enumerate().skip(1) {
                     let row = example * pos + position;
                     let value = sign * numbers[row * WIDTH + coordinate];
-                    expected.push((value, [number, example, position], ids[position]));
+                    expected.push((value, [number, example, position], *token));
                 }
             }
         }

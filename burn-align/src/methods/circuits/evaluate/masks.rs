@@ -252,7 +252,8 @@ pub(super) fn sublayers(graph: &EdgeGraph) -> Vec<Range<usize>> {
         [start..start + heads, start + heads..start + of_layer]
     });
     let logits = graph.layers() * of_layer;
-    layers.chain([logits..logits + 1]).collect()
+    let last = logits..logits + 1;
+    layers.chain(std::iter::once(last)).collect()
 }
 
 /// The distinct circuits among some, by index, and for each the one it equals.
