@@ -12,7 +12,7 @@ use burn_align::paths::Node;
 use burn_align_models::{AlignableTransformer, Component, Decoder, Site, TokenBatch};
 
 use super::{assert_scores, base, metric, noising, source};
-use crate::support::{FAMILIES, load, tokens};
+use crate::support::{FAMILIES, load, of_gradients, tokens};
 
 on_every_backend!(
     edges_of_a_writer_sum_to_its_attribution,
@@ -46,7 +46,7 @@ fn edges_of_a_writer_sum_to_its_attribution<B: Backend>(device: &B::Device) {
         for (edge, score) in graph.edges().zip(scores.values()) {
             sums[edge.writer] -= score; // of the loss
         }
-        assert_scores(&sums, &effects, 2e-4, name);
+        assert_scores(&sums, &effects, of_gradients::<B>(device, 2e-4), name);
     }
 }
 

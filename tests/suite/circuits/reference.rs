@@ -12,7 +12,7 @@ use burn_align::methods::circuits::{
 use burn_align_models::Decoder;
 
 use super::{assert_scores, base, metric, noising, ragged, ragged_metric};
-use crate::support::{fixtures, load, read_tensors};
+use crate::support::{fixtures, load, of_gradients, read_tensors};
 
 on_every_backend!(
     gradients_give_the_scores_of_the_reference,
@@ -30,9 +30,19 @@ fn expected() -> BTreeMap<String, TensorData> {
 
 #[track_caller]
 fn check(expected: &BTreeMap<String, TensorData>, name: &str, found: &EdgeScores) {
+    check_within(expected, name, found, TOLERANCE);
+}
+
+#[track_caller]
+fn check_within(
+    expected: &BTreeMap<String, TensorData>,
+    name: &str,
+    found: &EdgeScores,
+    tolerance: f64,
+) {
     let expected: Vec<f32> = expected[name].to_vec().expect("f32 values");
     let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
-    assert_scores(found.values(), &expected, TOLERANCE, name);
+    assert_scores(found.values(), &expected, tolerance, name);
 }
 
 fn options() -> EdgeOptions {
@@ -65,12 +75,13 @@ fn gradients_give_the_scores_of_the_reference<B: Backend>(device: &B::Device) {
             |model, patching, options| clean_corrupted(model, patching, &metric(), options),
         ),
     ];
+    let tolerance = of_gradients::<B>(device, TOLERANCE);
     let expected = expected();
     for name in MODELS {
         let model = load::<Autodiff<B>>(name, device);
         for (key, method, score) in &methods {
             let found = score(&model, &noising(), &options()).expect("valid");
-            check(&expected, &format!("{name}.{key}"), &found);
+            check_within(&expected, &format!("{name}.{key}"), &found, tolerance);
             let provenance = found.provenance();
             assert_eq!(provenance.method, *method);
             assert_eq!(provenance.direction, Some(PatchDirection::Noising));
@@ -79,11 +90,11 @@ fn gradients_give_the_scores_of_the_reference<B: Backend>(device: &B::Device) {
         for (key, ablation) in [("mean", EdgeAblation::Mean), ("zero", EdgeAblation::Zero)] {
             let options = options().with_ablation(ablation);
             let found = eap(&model, &noising(), &metric(), &options).expect("valid");
-            check(&expected, &format!("{name}.eap.{key}"), &found);
+            check_within(&expected, &format!("{name}.eap.{key}"), &found, tolerance);
             assert_eq!(found.provenance().ablation, Some(ablation));
         }
         let found = eap(&model, &ragged(), &ragged_metric(), &options()).expect("valid");
-        check(&expected, &format!("{name}.eap.ragged"), &found);
+        check_within(&expected, &format!("{name}.eap.ragged"), &found, tolerance);
     }
 }
 
