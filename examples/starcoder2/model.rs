@@ -93,9 +93,8 @@ impl<B: Backend> ByHead<B> for Starcoder2<B> {
     }
 
     fn head_mixed_normed(&self, layer: usize, head: usize, x: [X<B>; 3], pass: &Pass<B>) -> X<B> {
-        self.layers[layer]
-            .self_attn
-            .head_mixed(layer, head, x, pass)
+        let attention = &self.layers[layer].self_attn;
+        attention.head_mixed(layer, head, x, pass)
     }
 }
 
