@@ -12,15 +12,14 @@ use burn_align::methods::circuits::{
     EdgeRanking, EdgeScores, FaithfulnessCurve, clean_corrupted, eap, eap_ig_activations,
     eap_ig_inputs, faithfulness_curves, information_flow_routes, patch_all_edges,
 };
-use burn_align_models::pretrained::Pretrained;
-use burn_align_models::{
-    AlignableTransformer, Decoder, DecoderConfig, ModelSource, TokenBatch, Tokenizer,
-};
+use burn_align_models::{AlignableTransformer, Decoder, ModelSource};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::requests::{Input, Model, from_json, model_source};
+
 /// Share of an interval, and how many resamples it is taken from.
-const INTERVAL: (f64, usize) = (0.95, 1000);
+pub const INTERVAL: (f64, usize) = (0.95, 1000);
 
 /// The contents of a request file.
 #[derive(Deserialize)]
@@ -41,26 +40,6 @@ pub struct CircuitRequest {
     evaluate: bool,
     #[serde(default)]
     seed: u64,
-}
-
-/// A batch of examples.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Input {
-    Text(Vec<String>),
-    InputIds(Vec<Vec<u32>>),
-}
-
-impl Input {
-    fn tokens(&self, tokenizer: Option<&Tokenizer>) -> Result<TokenBatch> {
-        Ok(match (self, tokenizer) {
-            (Self::InputIds(ids), _) => TokenBatch::new(ids.clone())?,
-            (Self::Text(texts), Some(tokenizer)) => tokenizer.encode_batch(texts)?,
-            (Self::Text(_), None) => bail!(
-                "the model has no tokenizer: give input_ids instead of text, or add tokenizer.json"
-            ),
-        })
-    }
 }
 
 #[derive(Deserialize)]
@@ -116,9 +95,7 @@ impl CircuitRequest {
     /// # Errors
     /// If it is not a valid request. The error names the path of the wrong value.
     pub fn parse(json: &str) -> Result<Self> {
-        let mut deserializer = serde_json::Deserializer::from_str(json);
-        let request: Self = serde_path_to_error::deserialize(&mut deserializer)?;
-        deserializer.end()?;
+        let request: Self = from_json(json)?;
         request.check()?;
         Ok(request)
     }
@@ -156,11 +133,7 @@ impl CircuitRequest {
 
     /// The model named in a request in `folder`: a folder relative to it, or any other source.
     pub fn model(&self, folder: &Path) -> ModelSource {
-        let beside = folder.join(&self.model);
-        match beside.exists() {
-            true => ModelSource::from(beside),
-            false => ModelSource::from(self.model.as_str()),
-        }
+        model_source(&self.model, folder)
     }
 
     /// Computes the answer to the request.
@@ -169,7 +142,7 @@ impl CircuitRequest {
     /// If it does not fit the model, or if values stop being finite.
     pub fn answer<A: AutodiffBackend>(
         &self,
-        model: &Pretrained<Decoder<A>, DecoderConfig>,
+        model: &Model<A>,
         run: &RunOptions,
     ) -> Result<CircuitAnswer> {
         let tokenizer = model.tokenizer.as_ref();

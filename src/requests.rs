@@ -5,14 +5,14 @@ mod generation;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::{LogitPositions, NonFinite, Plan, RunOptions};
 use burn_align::front::{
-    AlignableConfig, AlignableInputs, AlignableModel, AlignableTexts, InterveneAt, Source,
-    Subspaces, UnitLocations,
+    AlignGenerateError, AlignableConfig, AlignableInputs, AlignableModel, AlignableTexts,
+    InterveneAt, Source, Subspaces, UnitLocations,
 };
-use burn_align::generate::GeneratedRow;
+use burn_align::generate::{GenerateError, GeneratedRow};
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::pretrained::Pretrained;
 use burn_align_models::{
@@ -49,13 +49,13 @@ pub struct Request {
 /// A batch of examples.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Input {
+pub(crate) enum Input {
     Text(Vec<String>),
     InputIds(Vec<Vec<u32>>),
 }
 
 impl Input {
-    fn tokens(&self, tokenizer: Option<&Tokenizer>) -> Result<TokenBatch> {
+    pub(crate) fn tokens(&self, tokenizer: Option<&Tokenizer>) -> Result<TokenBatch> {
         Ok(match (self, tokenizer) {
             (Self::InputIds(ids), _) => TokenBatch::new(ids.clone())?,
             (Self::Text(texts), Some(tokenizer)) => tokenizer.encode_batch(texts)?,
@@ -110,11 +110,7 @@ impl Request {
 
     /// The model named in a request in `folder`: a folder relative to it, or any other source.
     pub fn model(&self, folder: &Path) -> ModelSource {
-        let beside = folder.join(&self.model);
-        match beside.exists() {
-            true => ModelSource::from(beside),
-            false => ModelSource::from(self.model.as_str()),
-        }
+        model_source(&self.model, folder)
     }
 
     /// Computes the answer to the request, in `folder`.
@@ -175,16 +171,28 @@ impl Request {
                 "{key}: expected none without a config or interventions"
             );
         }
-        let logits = plain_logits(&model.model, base, device)?;
-        let mut tensors = BTreeMap::from([("logits".to_owned(), logits)]);
-        let mut generated = BTreeMap::new();
-        if let Some(generation) = &self.generate {
-            let rows = generation.plain(model, base)?;
-            let longest = generation.longest(&model.model, base);
-            generated.insert("generated".to_owned(), Generated::new(&rows, longest));
-            let logits = generation.step_logits(&rows, longest);
-            tensors.extend(logits.map(|logits| ("step_logits".to_owned(), logits)));
+        base.check(model.model.dims())?;
+        let find = || find_in_base(&model.model, base);
+        let mut parts = Parts::new();
+        match &self.generate {
+            None => {
+                let input = ModelInput::Tokens(base.to_tensor(device));
+                let logits = model.model.forward(input);
+                parts.tensors.insert("logits".to_owned(), logits);
+            }
+            Some(generation) => {
+                let options = generation.options(model.tokenizer.as_ref())?;
+                let rows = generation::plain(&model.model, base, &options);
+                let rows = rows.map_err(|error| refusal(error, find))?;
+                let longest = generation.longest(&model.model, base);
+                parts.add_rows("", &rows, [base.pos(), longest]);
+            }
         }
+        check_finite(&parts.tensors, find)?;
+        let Parts {
+            mut tensors,
+            mut generated,
+        } = parts;
         if self.output_original_output {
             let same = |name: &str| format!("original_{name}");
             let again: Vec<_> = tensors.iter().map(|(k, v)| (same(k), v.clone())).collect();
@@ -219,95 +227,127 @@ impl Request {
             .with_subspaces(Subspaces::try_from(&self.subspaces)?);
         inputs.output_original_output = self.output_original_output;
 
-        let generation = self.generate.as_ref();
-        let at = generation.map_or(InterveneAt::Prompt, Generation::at);
-        let mut tensors = match at.is_in_prompt() {
-            true => prompt_tensors(alignable, &inputs)?,
-            // Nothing acts on the prompt.
-            false => {
-                let device = model.model.device();
-                let logits = plain_logits(&model.model, base, &device)?;
-                let original = self.output_original_output.then(|| logits.clone());
-                let original = original.map(|logits| ("original_logits".to_owned(), logits));
-                let logits = [("logits".to_owned(), logits)];
-                logits.into_iter().chain(original).collect()
+        let mut parts = Parts::new();
+        let Some(generation) = &self.generate else {
+            let output = alignable.forward_inputs(&inputs)?;
+            let tensors = &mut parts.tensors;
+            tensors.insert("logits".to_owned(), output.counterfactual);
+            tensors.extend(output.original.map(|it| ("original_logits".to_owned(), it)));
+            parts.add_collected(output.collected);
+            check_finite(&parts.tensors, || Ok(alignable.find_non_finite(&inputs)?))?;
+            return Ok(parts);
+        };
+        let at = generation.at();
+        let find = || -> Result<Option<NonFinite>> {
+            match at.is_in_prompt() {
+                true => Ok(alignable.find_non_finite(&inputs)?),
+                // Nothing acts on the prompt.
+                false => find_in_base(&model.model, base),
             }
         };
-        let mut generated = BTreeMap::new();
-        if let Some(generation) = generation {
-            let options = generation.options(tokenizer)?;
-            let texts = alignable.generate_inputs(&inputs, at, &options, |_token| {});
-            let texts = texts.context("generate")?;
-            let longest = generation.longest(&model.model, base);
-            let AlignableTexts {
-                rows,
-                original,
-                collected_at_steps,
-                ..
-            } = texts;
-            let mut add = |prefix: &str, rows: &[GeneratedRow<B>]| {
-                let tokens = Generated::new(rows, longest);
-                generated.insert(format!("{prefix}generated"), tokens);
-                let logits = generation.step_logits(rows, longest);
-                tensors.extend(logits.map(|it| (format!("{prefix}step_logits"), it)));
+        let options = generation.options(tokenizer)?;
+        let texts = alignable.generate_inputs(&inputs, at, &options, |_token| {});
+        let AlignableTexts {
+            rows,
+            original,
+            collected,
+            collected_at_steps,
+            ..
+        } = texts.map_err(|error| refusal(error, find))?;
+        let longest = generation.longest(&model.model, base);
+        parts.add_rows("", &rows, [base.pos(), longest]);
+        if let Some(original) = original {
+            parts.add_rows("original_", &original, [base.pos(), longest]);
+        }
+        parts.add_collected(collected);
+        for (representation, values) in collected_at_steps {
+            let steps = match at {
+                InterveneAt::Step(_) => 1,
+                _ => longest.saturating_sub(1),
             };
-            add("", &rows);
-            if let Some(original) = original {
-                add("original_", &original);
-            }
-            for (representation, values) in collected_at_steps {
-                let steps = match at {
-                    InterveneAt::Step(_) => 1,
-                    _ => longest.saturating_sub(1),
-                };
-                if let Some(values) = generation::padded(values, steps) {
-                    tensors.insert(format!("step_collected.{representation}"), values);
-                }
+            if let Some(values) = generation::padded(values, steps) {
+                let name = format!("step_collected.{representation}");
+                parts.tensors.insert(name, values);
             }
         }
-        Ok(Parts { tensors, generated })
+        check_finite(&parts.tensors, find)?;
+        Ok(parts)
     }
 }
 
-/// What comes out of the base under the interventions.
-fn prompt_tensors<B: Backend>(
-    alignable: &AlignableModel<B, Decoder<B>>,
-    inputs: &AlignableInputs<B>,
-) -> Result<BTreeMap<String, Tensor<B, 3>>> {
-    let output = alignable.forward_inputs(inputs)?;
-    let mut tensors = BTreeMap::from([("logits".to_owned(), output.counterfactual)]);
-    if let Some(original) = output.original {
-        tensors.insert("original_logits".to_owned(), original);
+impl<B: Backend> Parts<B> {
+    fn new() -> Self {
+        Self {
+            tensors: BTreeMap::new(),
+            generated: BTreeMap::new(),
+        }
     }
-    for (representation, collected) in output.collected {
-        tensors.insert(format!("collected.{representation}"), collected);
+
+    /// Adds what has been collected in the prompt.
+    fn add_collected(&mut self, collected: BTreeMap<usize, Tensor<B, 3>>) {
+        let collected = collected.into_iter();
+        let named = collected.map(|(index, values)| (format!("collected.{index}"), values));
+        self.tensors.extend(named);
     }
+
+    /// Adds tokens and logits of all examples.
+    ///
+    /// - pos: positions of the longest prompt
+    /// - longest: the most tokens that an example can have
+    fn add_rows(&mut self, prefix: &str, rows: &[GeneratedRow<B>], [pos, longest]: [usize; 2]) {
+        let tokens = Generated::new(rows, longest);
+        self.generated.insert(format!("{prefix}generated"), tokens);
+        let prompts: Vec<_> = rows.iter().map(|row| row.prompt_logits.clone()).collect();
+        let steps: Vec<_> = rows.iter().map(|row| row.logits.clone()).collect();
+        for (name, values, count) in [("logits", prompts, pos), ("step_logits", steps, longest)] {
+            if let Some(values) = generation::padded(values, count) {
+                self.tensors.insert(format!("{prefix}{name}"), values);
+            }
+        }
+    }
+}
+
+/// Where the values of the base stop being finite, without interventions.
+fn find_in_base<B: Backend>(model: &Decoder<B>, base: &TokenBatch) -> Result<Option<NonFinite>> {
+    let mut plan = Plan::new();
+    let input = plan.tokens(base);
+    let world = plan.world(input, []);
+    plan.read_logits(world, LogitPositions::All);
+    let options = RunOptions::default();
+    let found = plan.find_non_finite::<_, VanillaIntervention>(model, &[], &options)?;
+    Ok(found.map(|found| found.with_run("the base")))
+}
+
+/// Why nothing was generated: where values stop being finite, if no token could be chosen for that.
+///
+/// - find: finds that place in the prompt
+fn refusal(error: AlignGenerateError, find: impl Fn() -> Result<Option<NonFinite>>) -> Error {
+    if matches!(
+        error,
+        AlignGenerateError::Generate(GenerateError::Sampling { .. })
+    ) && let Err(error) = find().and_then(ensure_none)
+    {
+        return error;
+    }
+    match error {
+        AlignGenerateError::Align(error) => error.into(),
+        error => Error::from(error).context("generate"),
+    }
+}
+
+/// Checks that all values are finite.
+///
+/// - find: finds where they stop being so; nowhere if only padding is not finite
+fn check_finite<B: Backend>(
+    tensors: &BTreeMap<String, Tensor<B, 3>>,
+    find: impl Fn() -> Result<Option<NonFinite>>,
+) -> Result<()> {
     for tensor in tensors.values() {
         if !is_finite(tensor)? {
-            ensure_none(alignable.find_non_finite(inputs)?)?;
+            return ensure_none(find()?);
         }
     }
-    Ok(tensors)
-}
-
-/// The logits of the base without interventions.
-fn plain_logits<B: Backend>(
-    model: &Decoder<B>,
-    base: &TokenBatch,
-    device: &B::Device,
-) -> Result<Tensor<B, 3>> {
-    base.check(model.dims())?;
-    let logits = model.forward(ModelInput::Tokens(base.to_tensor(device)));
-    if !is_finite(&logits)? {
-        let mut plan = Plan::new();
-        let input = plan.tokens(base);
-        let world = plan.world(input, []);
-        plan.read_logits(world, LogitPositions::All);
-        let options = RunOptions::default();
-        let found = plan.find_non_finite::<_, VanillaIntervention>(model, &[], &options)?;
-        ensure_none(found.map(|found| found.with_run("the base")))?;
-    }
-    Ok(logits)
+    Ok(())
 }
 
 /// Whether all elements are finite.
@@ -323,11 +363,30 @@ fn ensure_none(found: Option<NonFinite>) -> Result<()> {
     }
 }
 
+/// A model that a request in `folder` names: a folder relative to it, or any other source.
+pub(crate) fn model_source(name: &str, folder: &Path) -> ModelSource {
+    let beside = folder.join(name);
+    match beside.exists() {
+        true => ModelSource::from(beside),
+        false => ModelSource::from(name),
+    }
+}
+
 /// Reads JSON. An error begins with the path of the wrong value, such as
 /// `config.alignable_representations[1].alignable_layer`.
-fn from_json<T: DeserializeOwned>(json: &str) -> Result<T> {
+pub(crate) fn from_json<T: DeserializeOwned>(json: &str) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let value = serde_path_to_error::deserialize(&mut deserializer)?;
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(in_words)?;
     deserializer.end()?;
     Ok(value)
+}
+
+/// An error that says which numbers are expected, instead of Rust's names for them.
+fn in_words(error: serde_path_to_error::Error<serde_json::Error>) -> Error {
+    let words = "expected a whole number that is at least 0";
+    let text = error.to_string();
+    anyhow!(
+        text.replace("expected usize", words)
+            .replace("expected u64", words)
+    )
 }

@@ -2,9 +2,9 @@
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex,
-//! with or without autodiff, the kernel runs, with its own gradient. Otherwise, and for a dtype
-//! that has no kernel, the argument comes back as `Err`, and the caller computes the result with
-//! Burn's operations:
+//! with or without autodiff, the kernel runs, with its own gradient (all but [`attend`] and
+//! [`attend_after`] have one). Otherwise, and for a dtype that has no kernel, the argument comes
+//! back as `Err`, and the caller computes the result with Burn's operations:
 //!
 //! ```
 //! use burn::tensor::{Tensor, activation, backend::Backend};
@@ -45,14 +45,14 @@ use std::ops::Range;
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor, TensorMetadata, backend::Backend};
+use burn::tensor::{Tensor, TensorMetadata, backend::Backend};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
-pub use attention::Attention;
-use attention::{Before, Rows, Vectors};
+pub use attention::{AttendingRows, Attention, KeysBefore};
+use attention::{Part, Rows, Vectors};
 use autodiff::{Gradient, Saved};
-use recognise::{constant, generic, in_place, recognise_any, recognise_view, untracked, wrapped};
+use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view, wrapped};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.
 ///
@@ -177,37 +177,6 @@ pub fn causal_softmax<B: Backend>(
     )
 }
 
-/// Rows that attend with the same numbers of keys and queries, after positions that they share with
-/// others. The keys of all rows lie one after the other, and so do their queries.
-#[derive(Clone, Debug)]
-pub struct AttendingRows<'a, B: Backend> {
-    /// Number of rows.
-    pub rows: usize,
-    /// Keys of a row's own.
-    pub len: usize,
-    /// Queries of a row: those of the last of its own keys.
-    pub queries: usize,
-    /// Keys and values before them.
-    pub before: KeysBefore<'a, B>,
-}
-
-/// Where the keys and values are that come before those of some rows. Each of them is continued by
-/// the same number of rows, which are adjacent.
-#[derive(Clone, Debug)]
-pub enum KeysBefore<'a, B: Backend> {
-    /// There are none.
-    None,
-    /// Some tokens of the same keys and values.
-    Tokens {
-        /// Number of rows that are continued.
-        rows: usize,
-        /// Indices of the tokens, `[rows * pos]`, row by row.
-        tokens: &'a Tensor<B, 1, Int>,
-    },
-    /// Parts, in the order of their positions: keys and values, `[row, kv_head, pos, d_head]`.
-    Parts(Vec<[&'a Tensor<B, 4>; 2]>),
-}
-
 /// `softmax(scale · q kᵀ) v`, where each query sees its own key and those before it. Each key-value
 /// head is shared by `head / kv_head` adjacent query heads.
 ///
@@ -226,40 +195,35 @@ pub fn attend<B: Backend>(
 ) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
     let [batch, heads, queries, d_head] = q.dims();
     let [_batch, kv_heads, len, _d_head] = k.dims();
-    assert_eq!([k.dims(), v.dims()], [[batch, kv_heads, len, d_head]; 2]);
+    assert_attends([&q, &k, &v]);
     assert!(queries <= len, "{queries} queries of {len} keys");
-    assert!(
-        heads.is_multiple_of(kv_heads),
-        "{heads} heads of {kv_heads}"
-    );
-    let known = [&q, &k, &v].map(untracked);
-    let [Some(query), Some(keys), Some(values)] = &known else {
+    let [Some(query), Some(keys), Some(values)] = [&q, &k, &v].map(in_vectors) else {
         return Err([q, k, v]);
     };
-    let [of_queries, of_keys, of_values] = [query, keys, values].map(strided::in_vectors);
+    let own = Part {
+        rows: batch,
+        count: len,
+        keys: Vectors::of(&keys),
+        values: Vectors::of(&values),
+        tokens: None,
+    };
     let rows = Rows {
         rows: batch,
         queries,
-        len,
-        q: vectors(&of_queries),
-        keys: vectors(&of_keys),
-        values: vectors(&of_values),
-        before: Vec::new(),
+        q: Vectors::of(&query),
+        parts: vec![own],
     };
     let mixed = attention::attend(&[rows], [heads, kv_heads, d_head], how);
-    Ok(wrapped(strided::by_head(
-        mixed,
-        [batch, queries, heads, d_head],
-    )))
+    let sizes = [batch, queries, heads, d_head];
+    Ok(wrapped(strided::by_head(mixed, sizes)))
 }
 
-/// [`attend`] of rows that continue others.
+/// [`attend`] of rows that continue others: to the bit, what the whole rows have at these positions.
+/// `None` where [`attend`] would return its arguments.
 ///
 /// # Shapes
 /// - queries, output: `[1, head, query, d_head]`, those of all rows
 /// - keys, values: `[1, kv_head, token, d_head]`, the own ones of all rows
-///
-/// `None` where [`attend`] would return its arguments.
 ///
 /// # Panics
 /// If the shapes do not match.
@@ -270,94 +234,26 @@ pub fn attend_after<B: Backend>(
 ) -> Option<Tensor<B, 4>> {
     let [_one, heads, queries, d_head] = q.dims();
     let [_one, kv_heads, _token, _d_head] = k.dims();
-    let [q, k, v] = [q, k, v].map(|x| untracked(x).map(|x| strided::in_vectors(&x)));
+    assert_attends([q, k, v]);
+    let [q, k, v] = [q, k, v].map(in_vectors);
     let [q, k, v] = [q?, k?, v?];
-    // What comes before, for as long as it is read.
-    let mut parts = Vec::new();
-    for class in classes {
-        let mut own = Vec::new();
-        if let KeysBefore::Parts(before) = &class.before {
-            for [keys, values] in before {
-                own.push([keys, values].map(|x| untracked(x).map(|x| strided::in_vectors(&x))));
-            }
-        }
-        let known: Option<Vec<[FlexTensor; 2]>> = own
-            .into_iter()
-            .map(|[keys, values]| Some([keys?, values?]))
-            .collect();
-        parts.push(known?);
-    }
-    let (mut first_key, mut first_query) = (0, 0);
-    let mut rows = Vec::with_capacity(classes.len());
-    for (class, parts) in classes.iter().zip(&parts) {
-        let before = match &class.before {
-            KeysBefore::None => Vec::new(),
-            KeysBefore::Tokens { rows, tokens } => {
-                let tokens: Vec<usize> = tokens
-                    .to_data()
-                    .iter::<i64>()
-                    .map(|token| token as usize)
-                    .collect();
-                vec![Before {
-                    rows: *rows,
-                    count: tokens.len() / rows,
-                    keys: vectors(&k),
-                    values: vectors(&v),
-                    tokens: Some(tokens),
-                }]
-            }
-            KeysBefore::Parts(_) => {
-                let parts = parts.iter().map(|[keys, values]| {
-                    let [rows, _kv_head, count, _d_head] = keys.shape().dims();
-                    Before {
-                        rows,
-                        count,
-                        keys: vectors(keys),
-                        values: vectors(values),
-                        tokens: None,
-                    }
-                });
-                parts.collect()
-            }
-        };
-        rows.push(Rows {
-            rows: class.rows,
-            queries: class.queries,
-            len: class.len,
-            q: from_token(vectors(&q), first_query, class.queries),
-            keys: from_token(vectors(&k), first_key, class.len),
-            values: from_token(vectors(&v), first_key, class.len),
-            before,
-        });
-        first_key += class.rows * class.len;
-        first_query += class.rows * class.queries;
-    }
+    let parts = classes.iter().map(|class| class.before.parts());
+    let parts: Vec<_> = parts.collect::<Option<_>>()?;
+    let rows = attention::rows_of(classes, [&q, &k, &v], &parts);
     let mixed = attention::attend(&rows, [heads, kv_heads, d_head], how);
-    Some(wrapped(strided::by_head(
-        mixed,
-        [1, queries, heads, d_head],
-    )))
+    let sizes = [1, queries, heads, d_head];
+    Some(wrapped(strided::by_head(mixed, sizes)))
 }
 
-/// The vectors of `[row, head, token, d_head]`.
-fn vectors(x: &FlexTensor) -> Vectors<'_> {
-    let layout = x.layout();
-    let stride = |axis: usize| layout.strides()[axis] as usize;
-    Vectors {
-        elements: x.storage(),
-        start: layout.start_offset(),
-        strides: [0, 1, 2].map(stride),
-    }
-}
-
-/// Rows of this many tokens each, which lie one after the other from `first` on.
-fn from_token(x: Vectors<'_>, first: usize, len: usize) -> Vectors<'_> {
-    let [_of_row, of_head, of_token] = x.strides;
-    Vectors {
-        start: x.start + first * of_token,
-        strides: [len * of_token, of_head, of_token],
-        ..x
-    }
+/// Asserts that queries can meet these keys and values.
+fn assert_attends<B: Backend>([q, k, v]: [&Tensor<B, 4>; 3]) {
+    let [batch, heads, _queries, d_head] = q.dims();
+    let [_batch, kv_heads, len, _d_head] = k.dims();
+    assert_eq!([k.dims(), v.dims()], [[batch, kv_heads, len, d_head]; 2]);
+    assert!(
+        heads.is_multiple_of(kv_heads),
+        "{heads} heads of {kv_heads}"
+    );
 }
 
 /// Rotates the pairs `(x[i], x[i + d_head / 2])` by the angles of their positions.

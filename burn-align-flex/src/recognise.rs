@@ -48,18 +48,19 @@ pub(super) fn constant<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<F
     Some(strided::contiguous(x.primitive))
 }
 
-/// The tensor, with any strides and whether or not the backend differentiates; `None` unless it is an
-/// f32 tensor on Flex without a gradient.
-pub(super) fn untracked<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
+/// The tensor [in vectors](strided::in_vectors), whether or not the backend differentiates; `None`
+/// unless it is an f32 tensor on Flex without a gradient.
+pub(super) fn in_vectors<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
     let x = match recognise_view(x.clone()) {
-        Ok(x) => return Some(x),
+        Ok(x) => return Some(strided::in_vectors(x)),
         Err(x) => x,
     };
     let x = autodiff::recognise(x).ok()?;
-    x.node.requirement.is_none().then_some(x.primitive)
+    let untracked = x.node.requirement.is_none();
+    untracked.then(|| strided::in_vectors(x.primitive))
 }
 
-/// The inverse of [`untracked`].
+/// From a tensor of Flex to one without a gradient, of Flex or of the autodiff backend on it.
 pub(super) fn wrapped<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D> {
     match TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>() {
         true => generic(x),

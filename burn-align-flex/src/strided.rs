@@ -38,11 +38,11 @@ pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
 }
 
 /// The tensor, or a copy, so that the features of a vector lie side by side.
-pub(super) fn in_vectors(x: &FlexTensor) -> FlexTensor {
+pub(super) fn in_vectors(x: FlexTensor) -> FlexTensor {
     let strides = x.layout().strides();
     match strides.last() == Some(&1) && strides.iter().all(|stride| *stride >= 0) {
-        true => x.clone(),
-        false => contiguous(x.clone()),
+        true => x,
+        false => contiguous(x),
     }
 }
 

@@ -88,6 +88,17 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
     let matrix = any_matrix(BlockFormat::Q8_0, [5, 32]);
     let vector = tensor::<B, 1>([8], dtype);
     let table = tensor::<B, 4>([1, 1, 6, 2], dtype);
+    let how = Attention {
+        scale: 0.5,
+        cap: None,
+        window: None,
+    };
+    let class = AttendingRows {
+        rows: 2,
+        len: 3,
+        queries: 3,
+        before: KeysBefore::None,
+    };
     let unchanged = tokens().into_data();
     let returned = |x: Tensor<B, 3>| assert_eq!(x.into_data(), unchanged);
     let found = [
@@ -99,6 +110,11 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
         (
             "causal_softmax",
             causal_softmax(heads().narrow(3, 0, 4).narrow(2, 0, 3), 0.5, None).is_ok(),
+        ),
+        ("attend", attend([(); 3].map(|()| heads()), &how).is_ok()),
+        (
+            "attend_after",
+            attend_after([&heads(); 3], &[class], &how).is_some(),
         ),
         ("rotate", rotate(heads(), [&table; 2]).is_ok()),
         (
@@ -130,7 +146,7 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
 #[test]
 fn a_tensor_without_a_kernel_comes_back() {
     let all = kernels_of::<Tracked>(DType::F32);
-    assert_eq!(all.len(), 14);
+    assert_eq!(all.len(), 16);
     // Flex has its own, and heads are views.
     let without_autodiff: Vec<_> = all
         .iter()

@@ -207,19 +207,20 @@ fn turn<B: Backend>(
             false => tokenizer.encode(said)?,
         });
     }
+    let names = speakers.iter().map(|speaker| speaker.name);
+    let begun = names.zip(prompts.iter().map(Vec::as_slice));
+    let mut answers = Answers::new(screen, tokenizer, begun, is_chat)?;
     let mut plan = Plan::<B>::new();
     let mut worlds = Vec::new();
     for (speaker, (input, computed)) in speakers.iter().zip(inputs(speakers, prompts)?) {
         let world = steered(&mut plan, input, computed, &speaker.pushes, 0);
         worlds.push(world);
     }
-    let names = speakers.iter().map(|speaker| speaker.name);
-    let mut answers = Answers::new(screen, tokenizer, names);
     let addition = [AdditionIntervention];
     let texts = generate(&loaded.model, &addition, &plan, &worlds, options, |token| {
         answers.add(&token)
     });
-    answers.finish()?;
+    answers.finish(texts.is_ok())?;
     for (speaker, row) in speakers.iter_mut().zip(texts?.rows) {
         speaker.messages.push(ChatMessage::user(said));
         let answer = chats::text(tokenizer, &row)?;

@@ -53,6 +53,8 @@ pub(crate) struct Answers<'a> {
 struct Row {
     name: &'static str,
     stream: TextStream,
+    /// Whether space that comes next is left out.
+    is_trimmed: bool,
     /// What is not shown yet.
     waiting: String,
     has_ended: bool,
@@ -61,25 +63,34 @@ struct Row {
 impl<'a> Answers<'a> {
     /// Nothing yet.
     ///
-    /// - names: what is shown before each answer
-    pub(crate) fn new(
+    /// - begun: what is shown before each answer, and the tokens that it continues
+    /// - is_trimmed: whether space at the beginning of an answer is left out
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub(crate) fn new<'p>(
         screen: &'a mut Screen,
         tokenizer: &Tokenizer,
-        names: impl Iterator<Item = &'static str>,
-    ) -> Self {
-        let rows = names.map(|name| Row {
-            name,
-            stream: TextStream::new(tokenizer),
-            waiting: String::new(),
-            has_ended: false,
-        });
-        Self {
+        begun: impl Iterator<Item = (&'static str, &'p [u32])>,
+        is_trimmed: bool,
+    ) -> Result<Self> {
+        let mut rows = Vec::new();
+        for (name, prompt) in begun {
+            rows.push(Row {
+                name,
+                stream: TextStream::after(tokenizer, prompt)?,
+                is_trimmed,
+                waiting: String::new(),
+                has_ended: false,
+            });
+        }
+        Ok(Self {
             screen,
-            rows: rows.collect(),
+            rows,
             current: 0,
             has_begun: false,
             error: None,
-        }
+        })
     }
 
     /// One more token of an answer. Ends all answers if nobody can read them.
@@ -97,13 +108,20 @@ impl<'a> Answers<'a> {
         let Some(row) = self.rows.get_mut(token.row) else {
             return Ok(());
         };
+        let mut text = String::new();
         if !matches!(token.finish, Some(Finish::StopToken(_))) {
-            row.waiting += &row.stream.push(token.token)?;
+            text += &row.stream.push(token.token)?;
         }
         if token.finish.is_some() {
-            row.waiting += &row.stream.finish()?;
+            text += &row.stream.finish()?;
             row.has_ended = true;
         }
+        let text = match row.is_trimmed {
+            true => text.trim_start(),
+            false => &text,
+        };
+        row.is_trimmed &= text.is_empty();
+        row.waiting += text;
         self.show()
     }
 
@@ -125,11 +143,19 @@ impl<'a> Answers<'a> {
         Ok(())
     }
 
-    /// Ends the line that appears now, if an error has cut it off.
+    /// Shows what is left, and ends the line that appears now, if an error has cut it off.
+    ///
+    /// - is_whole: whether all answers have ended, those without any token as well
     ///
     /// # Errors
     /// If an answer could not be shown.
-    pub(crate) fn finish(self) -> Result<()> {
+    pub(crate) fn finish(mut self, is_whole: bool) -> Result<()> {
+        if is_whole && self.error.is_none() {
+            for row in &mut self.rows {
+                row.has_ended = true;
+            }
+            self.show()?;
+        }
         if self.has_begun {
             self.screen.write("\n")?;
         }

@@ -13,7 +13,7 @@ use burn_align::methods::circuits::{
 };
 use burn_align::models::Decoder;
 use burn_align::paths::Node;
-use workbench::circuit_requests::ranking_name;
+use workbench::circuit_requests::{INTERVAL, ranking_name};
 use workbench::ioi::Ioi;
 use workbench::out;
 use workbench::plot::{Line, line_chart, write_diagram};
@@ -21,8 +21,6 @@ use workbench::table::{align_numbers, table};
 
 use super::Args;
 
-/// Share of intervals, and number of resamples.
-const INTERVAL: (f64, usize) = (0.95, 1000);
 /// Heads that are printed.
 const HEADS: usize = 10;
 

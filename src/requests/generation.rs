@@ -3,15 +3,15 @@
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::Plan;
-use burn_align::front::InterveneAt;
+use burn_align::front::{AlignGenerateError, InterveneAt};
 use burn_align::generate::{
     AtLimit, GenerateOptions, GeneratedRow, GeneratedWorld, Sampling, generate,
 };
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::{AlignableTransformer, Decoder, TokenBatch, Tokenizer};
-use serde::Deserialize;
-
-use super::Model;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 /// How to continue the base.
 #[derive(Clone, Debug, Deserialize)]
@@ -31,6 +31,7 @@ pub(super) struct Generation {
     stop: Vec<String>,
     #[serde(default)]
     stop_tokens: Vec<u32>,
+    #[serde(default, deserialize_with = "read_at")]
     pub(super) at: Option<InterveneAt>,
     #[serde(default)]
     at_limit: AtLimit,
@@ -40,6 +41,16 @@ pub(super) struct Generation {
 
 fn no_penalty() -> f64 {
     1.0
+}
+
+fn read_at<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<InterveneAt>, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    Option::deserialize(&value).map_err(|_error| {
+        D::Error::custom(format_args!(
+            "expected \"prompt\", \"steps\", \"all\" or {{\"step\": k}} with a whole number k, \
+             found {value}"
+        ))
+    })
 }
 
 /// Generated tokens of all examples.
@@ -104,7 +115,8 @@ impl Generation {
         let mut options = GenerateOptions::new(self.max_new_tokens)
             .with_sampling(self.sampling())
             .with_stop_tokens(self.stop_tokens.iter().copied())
-            .with_at_limit(self.at_limit);
+            .with_at_limit(self.at_limit)
+            .with_prompt_logits();
         options.keep_logits = self.logits;
         if self.stop.is_empty() {
             return Ok(options);
@@ -123,36 +135,22 @@ impl Generation {
         let left = max_positions.map(|most| most.saturating_sub(shortest));
         self.max_new_tokens.min(left.unwrap_or(usize::MAX))
     }
+}
 
-    /// Continues the base without interventions. As with interventions, example `i` draws from
-    /// stream `i`.
-    pub(super) fn plain<B: Backend>(
-        &self,
-        model: &Model<B>,
-        base: &TokenBatch,
-    ) -> Result<Vec<GeneratedRow<B>>> {
-        let options = self.options(model.tokenizer.as_ref())?;
-        let mut plan = Plan::new();
-        let input = plan.tokens(base);
-        let world = GeneratedWorld::new(plan.world(input, []));
-        let world = world.with_streams(0..base.batch() as u64);
-        let none: [VanillaIntervention; 0] = [];
-        let texts = generate(&model.model, &none, &plan, &[world], &options, |_token| {});
-        Ok(texts.context("generate")?.rows)
-    }
-
-    /// The logits of each token, `[batch, longest, vocab]`, with zeros after the end of an example,
-    /// if they are asked for and there are any.
-    pub(super) fn step_logits<B: Backend>(
-        &self,
-        rows: &[GeneratedRow<B>],
-        longest: usize,
-    ) -> Option<Tensor<B, 3>> {
-        let logits = rows.iter().map(|row| row.logits.clone());
-        self.logits
-            .then(|| padded(logits.collect(), longest))
-            .flatten()
-    }
+/// Continues the base without interventions. As with interventions, example `i` draws from stream
+/// `i`.
+pub(super) fn plain<B: Backend>(
+    model: &Decoder<B>,
+    base: &TokenBatch,
+    options: &GenerateOptions,
+) -> Result<Vec<GeneratedRow<B>>, AlignGenerateError> {
+    let mut plan = Plan::new();
+    let input = plan.tokens(base);
+    let world = GeneratedWorld::new(plan.world(input, []));
+    let world = world.with_streams(0..base.batch() as u64);
+    let none: [VanillaIntervention; 0] = [];
+    let texts = generate(model, &none, &plan, &[world], options, |_token| {});
+    Ok(texts?.rows)
 }
 
 /// The values of all examples, `[batch, longest, width]`, with zeros after the end of an example.

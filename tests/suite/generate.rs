@@ -372,6 +372,55 @@ fn texts_stop_and_stream() {
     let texts = run(&loaded.model, &plan, &worlds, &options).expect("valid");
     assert_eq!(texts.rows[0].tokens, row.tokens[..2]);
     assert_eq!(texts.rows[0].finish, Finish::StopText(stop));
+    // The space before the first new word is new.
+    let first = tokenizer.decode(&row.tokens[..1]).expect("text");
+    let stop = format!(" {}", first.trim());
+    let options = GenerateOptions::new(3).with_stop_texts(tokenizer, [&stop]);
+    let texts = run(&loaded.model, &plan, &worlds, &options).expect("valid");
+    assert_eq!(texts.rows[0].tokens, row.tokens[..1]);
+    assert_eq!(texts.rows[0].finish, Finish::StopText(stop));
+}
+
+/// The logits of a prompt are those of a run without generation; of a row that is continued, those
+/// of its new tokens.
+#[test]
+#[cfg(feature = "flex")]
+fn prompts_give_their_logits() {
+    type B = burn::backend::Flex;
+    #[track_caller]
+    fn assert_close(found: Option<Tensor<B, 2>>, expected: Tensor<B, 2>) {
+        let found = found.expect("they were to be kept");
+        let difference = max_difference(found, &expected.into_data());
+        assert!(difference <= 1e-4, "{difference}");
+    }
+    let model = load::<B>("gpt2_plain", &Default::default());
+    let logits = |text: &[u32]| {
+        let mut plan = Plan::new();
+        let world = plain_prompt(&mut plan, text);
+        let read = plan.read_logits(world, LogitPositions::All);
+        let results = plan.run(&model, &interventions()).expect("valid");
+        results.get(read).squeeze_dim::<2>(0)
+    };
+    let prompts: [&[u32]; 2] = [&[2, 7, 1, 8], &[3, 1]];
+    let mut plan = Plan::new();
+    let input = plan.tokens(&tokens(&prompts));
+    let worlds = [GeneratedWorld::new(plan.world(input, []))];
+    for new in [0, 3] {
+        let options = GenerateOptions::new(new).with_prompt_logits().with_caches();
+        let texts = run(&model, &plan, &worlds, &options).expect("valid");
+        for (row, prompt) in texts.rows.into_iter().zip(prompts) {
+            assert_close(row.prompt_logits, logits(prompt));
+            assert_eq!(row.cached.is_some(), new > 0);
+            let Some(cached) = row.cached else { continue };
+            let text = [cached.tokens(), &[9, 4]].concat();
+            let mut plan = Plan::new();
+            let input = plan.input(cached.then([9, 4]));
+            let worlds = [GeneratedWorld::new(plan.world(input, []))];
+            let mut texts = run(&model, &plan, &worlds, &options).expect("valid");
+            let expected = logits(&text).narrow(0, cached.pos(), 2);
+            assert_close(texts.rows.remove(0).prompt_logits, expected);
+        }
+    }
 }
 
 #[test]

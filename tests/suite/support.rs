@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_align::engine::LogitPositions;
+use burn_align::methods::attribution::Metric;
 use burn_align_models::{Decoder, FromPretrained, LoadOptions, TokenBatch};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 pub(crate) use workbench::fixtures::fixtures;
 
 /// Declares each test once for every backend compiled in, as `flex::NAME`, `ndarray::NAME`, ….
@@ -118,5 +122,33 @@ pub(crate) fn of_gradients<B: Backend>(device: &B::Device, tolerance: f64) -> f6
     match B::name(device).as_str() {
         "ndarray" => tolerance.max(5e-3),
         _ => tolerance,
+    }
+}
+
+/// Numbers between -1 and 1.
+pub(crate) fn random<B: Backend, const D: usize>(
+    seed: u64,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let count: usize = shape.iter().product();
+    let numbers = (0..count).map(|_| rng.random_range(-1.0..1.0));
+    let data = TensorData::new(numbers.collect::<Vec<f32>>(), shape);
+    Tensor::from_data(data, (device, DType::F32))
+}
+
+/// Output 0 less output 1, summed over positions.
+pub(crate) struct Everywhere;
+
+impl Metric for Everywhere {
+    fn positions(&self) -> LogitPositions {
+        LogitPositions::All
+    }
+
+    fn values<B: Backend>(&self, logits: Tensor<B, 3>, _examples: &[usize]) -> Tensor<B, 1> {
+        let [batch, _pos, _outputs] = logits.dims();
+        let output = |index| logits.clone().narrow(2, index, 1);
+        (output(0) - output(1)).sum_dim(1).reshape([batch])
     }
 }

@@ -5,11 +5,17 @@
 //! caches (as in Dao et al. 2022, arXiv 2205.14135, but with all scores of a query at hand). Tasks
 //! differ in nothing but which queries they have, so a query's result does not depend on them.
 
+mod classes;
+#[cfg(test)]
+mod tests;
 mod tile;
 
+use burn_flex::FlexTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
+pub(crate) use classes::rows_of;
+pub use classes::{AttendingRows, KeysBefore};
 use tile::Task;
 
 /// Multiplications that are worth a task.
@@ -31,14 +37,34 @@ pub struct Attention {
 /// Vectors of heads: those of a token are features, which lie side by side.
 #[derive(Clone, Copy)]
 pub(crate) struct Vectors<'a> {
-    pub(crate) elements: &'a [f32],
+    elements: &'a [f32],
     /// The first element.
-    pub(crate) start: usize,
+    start: usize,
     /// Strides of rows, heads and tokens.
-    pub(crate) strides: [usize; 3],
+    strides: [usize; 3],
 }
 
 impl<'a> Vectors<'a> {
+    /// Those of `[row, head, token, d_head]`, [in vectors](crate::strided::in_vectors).
+    pub(crate) fn of(x: &'a FlexTensor) -> Self {
+        let layout = x.layout();
+        Self {
+            elements: x.storage(),
+            start: layout.start_offset(),
+            strides: [0, 1, 2].map(|axis| layout.strides()[axis] as usize),
+        }
+    }
+
+    /// Of the tokens of a single row, rows of this many each, one after the other from `first` on.
+    fn in_rows(self, first: usize, len: usize) -> Self {
+        let [_of_row, of_head, of_token] = self.strides;
+        Self {
+            start: self.start + first * of_token,
+            strides: [len * of_token, of_head, of_token],
+            ..self
+        }
+    }
+
     /// A vector of this many features.
     #[inline(always)]
     fn at(&self, [row, head, token]: [usize; 3], width: usize) -> &'a [f32] {
@@ -48,9 +74,9 @@ impl<'a> Vectors<'a> {
     }
 }
 
-/// Keys and values that come before those of some rows.
-pub(crate) struct Before<'a> {
-    /// Number of rows; divides that of the rows that continue them.
+/// Keys and values of some rows at some of their positions.
+pub(crate) struct Part<'a> {
+    /// Number of rows. It divides that of the rows that attend: adjacent ones share a row.
     pub(crate) rows: usize,
     /// Number of positions.
     pub(crate) count: usize,
@@ -60,7 +86,7 @@ pub(crate) struct Before<'a> {
     pub(crate) tokens: Option<Vec<usize>>,
 }
 
-impl Before<'_> {
+impl Part<'_> {
     /// Where a position of a row is: row and token.
     #[inline(always)]
     fn place(&self, row: usize, position: usize) -> [usize; 2] {
@@ -74,25 +100,22 @@ impl Before<'_> {
 /// Rows with the same numbers of keys and queries.
 pub(crate) struct Rows<'a> {
     pub(crate) rows: usize,
-    /// Queries of a row: those of the last of its own keys.
+    /// Queries of a row: those of its last positions.
     pub(crate) queries: usize,
-    /// Keys of a row's own.
-    pub(crate) len: usize,
     pub(crate) q: Vectors<'a>,
-    pub(crate) keys: Vectors<'a>,
-    pub(crate) values: Vectors<'a>,
-    pub(crate) before: Vec<Before<'a>>,
+    /// In the order of their positions; the last one has a key for each query.
+    pub(crate) parts: Vec<Part<'a>>,
 }
 
 impl Rows<'_> {
-    /// Number of keys before a row's own.
-    fn prefix(&self) -> usize {
-        self.before.iter().map(|before| before.count).sum()
+    /// Number of keys of a row.
+    fn count(&self) -> usize {
+        self.parts.iter().map(|part| part.count).sum()
     }
 
     /// Multiplications for one row.
     fn cost(&self, [heads, _kv_heads, d_head]: [usize; 3]) -> usize {
-        2 * self.queries * (self.prefix() + self.len) * heads * d_head
+        2 * self.queries * self.count() * heads * d_head
     }
 }
 
@@ -125,10 +148,10 @@ fn attend_by(
     let mut tasks = Vec::new();
     let mut rest = &mut mixed[..];
     for own in rows {
-        let of_row = own.cost(sizes);
-        if of_row == 0 {
+        if own.rows * own.queries == 0 {
             continue;
         }
+        let of_row = own.cost(sizes);
         let at_once = (worth / of_row).clamp(1, own.rows);
         let pieces = of_row.div_ceil(worth).min(own.queries);
         for first in (0..own.rows).step_by(at_once) {
@@ -156,6 +179,3 @@ fn attend_by(
     }
     mixed
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,8 @@
 //! Attention by its definition, and whole rows beside their suffixes.
 
+use burn::backend::Autodiff;
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::{Flex, FlexDevice};
 use pulp::Arch;
 
 use super::*;
@@ -16,6 +19,19 @@ fn vectors(elements: &[f32], [tokens, heads, d_head]: [usize; 3]) -> Vectors<'_>
         elements,
         start: 0,
         strides: [tokens * heads * d_head, d_head, heads * d_head],
+    }
+}
+
+/// Keys and values, `[row, token, kv_head, d_head]`, in the order of their tokens.
+fn part(elements: &[Vec<f32>; 2], [rows, count, kv_heads, d_head]: [usize; 4]) -> Part<'_> {
+    let of = elements.each_ref();
+    let [keys, values] = of.map(|elements| vectors(elements, [count, kv_heads, d_head]));
+    Part {
+        rows,
+        count,
+        keys,
+        values,
+        tokens: None,
     }
 }
 
@@ -87,19 +103,16 @@ fn rows_attend_as_defined() {
             window,
         };
         let q = numbers(rows * queries * heads * d_head, 1);
-        let keys = numbers(rows * len * kv_heads * d_head, 2);
-        let values = numbers(rows * len * kv_heads * d_head, 3);
+        let own = [2, 3].map(|seed| numbers(rows * len * kv_heads * d_head, seed));
+        let [keys, values] = &own;
         let all = [Rows {
             rows,
             queries,
-            len,
             q: vectors(&q, [queries, heads, d_head]),
-            keys: vectors(&keys, [len, kv_heads, d_head]),
-            values: vectors(&values, [len, kv_heads, d_head]),
-            before: Vec::new(),
+            parts: vec![part(&own, [rows, len, kv_heads, d_head])],
         }];
         let found = attend(&all, sizes, &how);
-        let expected = expected([&q, &keys, &values], [rows, queries, len], sizes, &how);
+        let expected = expected([&q, keys, values], [rows, queries, len], sizes, &how);
         assert_close(&found, &expected);
         // To the bit, whatever the tasks.
         for threads in [1, 3, 64] {
@@ -117,89 +130,165 @@ fn rows_attend_as_defined() {
 fn rows_that_continue_others_are_the_whole_rows() {
     let sizes = [6, 3, 16];
     let [heads, kv_heads, d_head] = sizes;
+    // One row of 8 positions, continued by two of 13, each of which is continued by three of 10, the
+    // last 4 of which ask.
+    let (rows, queries) = (6, 4);
+    let counts = [(1, 8), (2, 13), (rows, 10)];
+    let width = kv_heads * d_head;
+    let drawn = |index: usize| {
+        let (rows, count) = counts[index];
+        [0, 1].map(|which| numbers(rows * count * width, 2 * index + which))
+    };
+    let [first, second, own] = [0, 1, 2].map(drawn);
+    let q = numbers(rows * queries * heads * d_head, 8);
+    // Rows that these parts make up, if all parts have as many positions as there.
+    let joined = |parts: &[&[Vec<f32>; 2]], rows: usize| {
+        [0, 1].map(|which: usize| {
+            let rows = (0..rows).flat_map(|row| {
+                let parts = parts.iter().zip(counts);
+                parts.flat_map(move |(part, (of_part, count))| {
+                    let row = row / (rows / of_part);
+                    part[which][row * count * width..][..count * width].to_vec()
+                })
+            });
+            rows.collect::<Vec<f32>>()
+        })
+    };
+    let attended = |parts, window| {
+        let how = Attention {
+            scale: 0.25,
+            cap: None,
+            window,
+        };
+        let rows = Rows {
+            rows,
+            queries,
+            q: vectors(&q, [queries, heads, d_head]),
+            parts,
+        };
+        attend(&[rows], sizes, &how)
+    };
+    let whole = joined(&[&first, &second, &own], rows);
+    let expected = attended(vec![part(&whole, [rows, 31, kv_heads, d_head])], None);
+    let parts = vec![
+        part(&first, [1, 8, kv_heads, d_head]),
+        part(&second, [2, 13, kv_heads, d_head]),
+        part(&own, [rows, 10, kv_heads, d_head]),
+    ];
+    assert_eq!(attended(parts, None), expected);
+    // The rows before them as one part, and as tokens of one row, last ones first.
+    let before = joined(&[&first, &second], 2);
+    let parts = vec![
+        part(&before, [2, 21, kv_heads, d_head]),
+        part(&own, [rows, 10, kv_heads, d_head]),
+    ];
+    assert_eq!(attended(parts, None), expected);
+    let order: Vec<usize> = (0..2 * 21).rev().collect();
+    let shuffled = before.each_ref().map(|elements| {
+        let vectors = order.iter();
+        let vectors = vectors.flat_map(|token| &elements[token * width..][..width]);
+        vectors.copied().collect::<Vec<f32>>()
+    });
+    let as_tokens = Part {
+        rows: 2,
+        count: 21,
+        tokens: Some(order.clone()),
+        ..part(&shuffled, [1, 2 * 21, kv_heads, d_head])
+    };
+    assert_eq!(
+        attended(
+            vec![as_tokens, part(&own, [rows, 10, kv_heads, d_head])],
+            None
+        ),
+        expected
+    );
+    // Without the positions that no window reaches: the first query sees one of those before.
+    let expected = attended(vec![part(&whole, [rows, 31, kv_heads, d_head])], Some(8));
+    let mut near = part(&second, [2, 13, kv_heads, d_head]);
+    for vectors in [&mut near.keys, &mut near.values] {
+        vectors.start += 9 * width;
+    }
+    near.count = 4;
+    assert_eq!(
+        attended(
+            vec![near, part(&own, [rows, 10, kv_heads, d_head])],
+            Some(8)
+        ),
+        expected
+    );
+}
+
+#[test]
+fn there_may_be_no_rows_and_no_queries() {
+    let sizes = [2, 1, 8];
     let how = Attention {
-        scale: 0.25,
+        scale: 1.0,
         cap: None,
         window: None,
     };
-    // Two prefixes of 21 positions, each continued by three rows of 10, the last 4 of which ask.
-    let (prefixes, rows, count, len, queries) = (2, 6, 21, 10, 4);
-    let width = kv_heads * d_head;
-    let before = [4, 5].map(|seed| numbers(prefixes * count * width, seed));
-    let own = [6, 7].map(|seed| numbers(rows * len * width, seed));
-    let q = numbers(rows * queries * heads * d_head, 8);
-    let whole = [0, 1].map(|which| {
-        let rows = (0..rows).flat_map(|row| {
-            let prefix = row / (rows / prefixes);
-            let before = &before[which][prefix * count * width..][..count * width];
-            [before, &own[which][row * len * width..][..len * width]].concat()
-        });
-        rows.collect::<Vec<f32>>()
-    });
-    let of_whole = [Rows {
+    let (q, x) = (numbers(3 * 16, 1), [2, 3].map(|seed| numbers(3 * 8, seed)));
+    let rows = |rows: usize, queries: usize| Rows {
         rows,
         queries,
-        len: count + len,
-        q: vectors(&q, [queries, heads, d_head]),
-        keys: vectors(&whole[0], [count + len, kv_heads, d_head]),
-        values: vectors(&whole[1], [count + len, kv_heads, d_head]),
-        before: Vec::new(),
-    }];
-    let expected = attend(&of_whole, sizes, &how);
-    let continuing = |before| Rows {
-        rows,
-        queries,
-        len,
-        q: vectors(&q, [queries, heads, d_head]),
-        keys: vectors(&own[0], [len, kv_heads, d_head]),
-        values: vectors(&own[1], [len, kv_heads, d_head]),
-        before,
+        q: vectors(&q, [queries, 2, 8]),
+        parts: vec![part(&x, [rows, 3, 1, 8])],
     };
-    let of = |elements| vectors(elements, [count, kv_heads, d_head]);
-    let in_one = Before {
-        rows: prefixes,
-        count,
-        keys: of(&before[0]),
-        values: of(&before[1]),
-        tokens: None,
-    };
-    assert_eq!(attend(&[continuing(vec![in_one])], sizes, &how), expected);
-    // The same as tokens of one row, last ones first.
-    let order: Vec<usize> = (0..prefixes * count).rev().collect();
-    let shuffled = [0, 1].map(|which| {
-        let vectors = order.iter();
-        let vectors = vectors.flat_map(|token| &before[which][token * width..][..width]);
-        vectors.copied().collect::<Vec<f32>>()
-    });
-    let of = |elements| vectors(elements, [prefixes * count, kv_heads, d_head]);
-    let as_tokens = Before {
-        rows: prefixes,
-        count,
-        keys: of(&shuffled[0]),
-        values: of(&shuffled[1]),
-        tokens: Some(order.clone()),
-    };
+    let expected = attend(&[rows(1, 3)], sizes, &how);
     assert_eq!(
-        attend(&[continuing(vec![as_tokens])], sizes, &how),
+        attend(&[rows(0, 3), rows(1, 3), rows(1, 0)], sizes, &how),
         expected
     );
-    // In two parts, the first 8 positions and the others.
-    let parts = [(0, 8), (8, count - 8)].map(|(first, here)| {
-        let of = |elements| {
-            let whole = vectors(elements, [count, kv_heads, d_head]);
-            Vectors {
-                start: first * width,
-                ..whole
-            }
-        };
-        Before {
-            rows: prefixes,
-            count: here,
-            keys: of(&before[0]),
-            values: of(&before[1]),
-            tokens: None,
-        }
-    });
-    let found = attend(&[continuing(parts.into())], sizes, &how);
-    assert_eq!(found, expected);
+    assert!(attend(&[rows(0, 3)], sizes, &how).is_empty());
+}
+
+/// Parts of tensors, swapped, repeated and reversed axes: as copies in row-major order.
+#[test]
+fn views_attend_as_their_copies_do() {
+    let device = FlexDevice;
+    let tensor = |shape: [usize; 4], seed: usize| {
+        let data = TensorData::new(numbers(shape.iter().product(), seed), shape);
+        Tensor::<Flex, 4>::from_data(data, &device)
+    };
+    let how = Attention {
+        scale: 0.3,
+        cap: None,
+        window: Some(6),
+    };
+    let attended = |heads: [Tensor<Flex, 4>; 3]| crate::attend(heads, &how).expect("it is on Flex");
+    // [2, 4, 5, 12]
+    let q = tensor([2, 9, 4, 12], 1).swap_dims(1, 2).narrow(2, 3, 5);
+    for [k, v] in [
+        // [2, 2, 9, 12] each
+        [
+            tensor([1, 2, 14, 12], 2)
+                .narrow(2, 1, 9)
+                .expand([2, 2, 9, 12]),
+            tensor([2, 2, 9, 12], 3).flip([2]),
+        ],
+        [
+            tensor([2, 2, 1, 12], 4).expand([2, 2, 9, 12]),
+            tensor([2, 2, 12, 9], 5).swap_dims(2, 3),
+        ],
+    ] {
+        let views = [q.clone(), k, v];
+        let copies = views
+            .clone()
+            .map(|x| Tensor::from_data(x.into_data(), &device));
+        assert_eq!(attended(views).into_data(), attended(copies).into_data());
+    }
+}
+
+#[test]
+fn tensors_with_gradients_come_back() {
+    let device = FlexDevice;
+    let how = Attention {
+        scale: 0.3,
+        cap: None,
+        window: None,
+    };
+    let x = Tensor::<Autodiff<Flex>, 4>::ones([1, 2, 3, 4], &device);
+    let all = || [x.clone(), x.clone(), x.clone()];
+    assert!(crate::attend(all(), &how).is_ok());
+    let tracked = x.clone().require_grad();
+    assert!(crate::attend([x.clone(), tracked, x.clone()], &how).is_err());
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
-use super::{Attention, Rows, Vectors};
+use super::{Attention, Part, Rows};
 use crate::aligned::Aligned;
 use crate::kernels::{exp, fold};
 use crate::tiles::{VECTORS, rows_of_tile, with_rows};
@@ -92,9 +92,8 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
         let [heads, kv_heads, d_head] = self.task.sizes;
         let rows = self.task.rows;
         // No query of this task sees a key after that of the last one.
-        let own = rows.len + self.task.queries.end - rows.queries;
-        let (before, tile) = (rows.prefix(), rows_of_tile::<S>());
-        let count = before + own;
+        let count = rows.count() + self.task.queries.end - rows.queries;
+        let tile = rows_of_tile::<S>();
         let padded = count.next_multiple_of(width);
         self.room.keys.resize(padded * d_head);
         self.room
@@ -108,25 +107,15 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
             let mut last = None;
             for row in self.task.some.clone() {
                 let mut first = 0;
-                // Rows that continue the same ones are adjacent.
-                let continued = |row: usize| {
-                    let parts = rows.before.iter();
-                    parts.map(move |part| row / (rows.rows / part.rows))
-                };
-                let known = last.is_some_and(|last: usize| continued(last).eq(continued(row)));
-                last = Some(row);
-                for (part, continued) in rows.before.iter().zip(continued(row)) {
-                    if !known {
-                        let place = |position| {
-                            let [row, token] = part.place(continued, position);
-                            [row, kv_head, token]
-                        };
-                        self.lay_out(part.keys, part.values, place, first, part.count, count);
+                for part in &rows.parts {
+                    let place = |row: usize| row / (rows.rows / part.rows);
+                    // Rows that share one are adjacent.
+                    if last.map(place) != Some(place(row)) {
+                        self.lay_out(part, [place(row), kv_head], first, count);
                     }
                     first += part.count;
                 }
-                let place = |position| [row, kv_head, position];
-                self.lay_out(rows.keys, rows.values, place, first, own, count);
+                last = Some(row);
                 for first in (0..of_group).step_by(tile) {
                     let here = tile.min(of_group - first);
                     self.tile([row, kv_head, first], here, count);
@@ -137,23 +126,20 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
 }
 
 impl<S: Simd> Run<'_, '_, S> {
-    /// Lays out keys and values of one head.
+    /// Lays out keys and values of one head of a row of a part.
     ///
-    /// - place: row, head and token of a position
     /// - first: the place of the first one among all keys
-    /// - count: number of all keys
+    /// - count: number of all keys; those after them are left out
     #[inline(always)]
-    fn lay_out(
-        &mut self,
-        keys: Vectors<'_>,
-        values: Vectors<'_>,
-        place: impl Fn(usize) -> [usize; 3],
-        first: usize,
-        here: usize,
-        count: usize,
-    ) {
+    fn lay_out(&mut self, part: &Part<'_>, [row, kv_head]: [usize; 2], first: usize, count: usize) {
         let width = VECTORS * S::F32_LANES;
         let [_heads, _kv_heads, d_head] = self.task.sizes;
+        let (keys, values) = (part.keys, part.values);
+        let here = part.count.min(count - first);
+        let place = |position| {
+            let [row, token] = part.place(row, position);
+            [row, kv_head, token]
+        };
         let to = self.room.keys.elements_mut();
         let mut position = 0;
         while position < here {
@@ -287,9 +273,10 @@ impl<S: Simd> Run<'_, '_, S> {
 ///
 /// # Shapes
 /// - sums: `[rows, width of a tile]`
-#[inline(always)]
+// Inlined, the kernels of all numbers of rows would be compiled for each call.
+#[inline(never)]
 fn multiply<S: Simd>(simd: S, x: &[f32], panel: &[f32], sums: &mut [f32], rows: usize) {
-    with_rows!(rows, |R| simd.vectorize(Product::<S, R> {
+    with_rows!(S, rows, |R| simd.vectorize(Product::<S, R> {
         simd,
         x,
         panel,

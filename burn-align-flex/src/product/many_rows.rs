@@ -282,7 +282,7 @@ impl WithSimd for Task<'_> {
                         (0, Some(bias)) => Start::Bias(&bias[column..columns.min(column + width)]),
                         _ => Start::Sums,
                     };
-                    with_rows!(rows.len(), |R| simd.vectorize(Tile::<S, R> {
+                    with_rows!(S, rows.len(), |R| simd.vectorize(Tile::<S, R> {
                         simd,
                         x,
                         weight,

@@ -89,8 +89,8 @@ pub fn attend<B: Backend>(
     }
 }
 
-/// [`attend`] by the kernel for the CPU, where there is one, the backend's own is not asked for, scores
-/// and weights are not tapped, and nothing has gradients.
+/// [`attend`] by the kernel for the CPU, where there is one and nothing has gradients. Whole rows only
+/// where scores and weights are not tapped, and the backend's own kernel is not asked for.
 #[cfg(feature = "flex")]
 fn attend_fast<B: Backend>(
     heads: [Tensor<B, 4>; 3],

@@ -1,9 +1,9 @@
 //! Configurations of dictionaries, read key by key.
 //!
 //! A reader reads the keys that the computation depends on. Of the others, those that are known to
-//! concern training or bookkeeping are ignored. In the formats whose keys are known
-//! well (SAELens, sparsify), an unknown key is an error if its name suggests an effect on the
-//! computation, and otherwise a note.
+//! concern training or bookkeeping are ignored. In the formats whose keys are known well (SAELens,
+//! sparsify), an unknown key is an error if its name suggests an effect on the computation, and
+//! otherwise a note.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -91,8 +91,8 @@ pub struct DictionaryOptions {
     pub input_scale: Option<f64>,
     /// How many features are active, for TopK dictionaries that do not store it (Qwen Scope).
     pub k: Option<usize>,
-    /// Unknown keys of a configuration (of SAELens or sparsify) that the caller knows not to affect the
-    /// computation, although their names suggest that they might.
+    /// Unknown keys of a configuration (of SAELens or sparsify) that the caller knows not to affect
+    /// the computation, although their names suggest that they might.
     pub ignored_config_keys: Vec<String>,
     /// Revision, cache and address of the hub.
     pub hub: LoadOptions,

@@ -106,7 +106,7 @@ impl<B: Backend> WorldInput<B> {
     }
 
     /// For each example: the first position that is computed, if earlier ones are cached.
-    pub(super) fn starts(&self) -> Option<Vec<usize>> {
+    pub(crate) fn starts(&self) -> Option<Vec<usize>> {
         match self {
             Self::Resumed(resumed) => Some(resumed.past.as_ref()?.starts.clone()),
             Self::Continued(continued) => Some(vec![continued.past.pos()]),

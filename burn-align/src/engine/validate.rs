@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{
@@ -179,6 +180,10 @@ pub(super) fn check_continuable<B: Backend>(
 fn check_inputs<B: Backend>(plan: &Plan<B>, layout: &ModelLayout) -> Result<(), PlanError> {
     let (dims, kinds) = (layout.dims(), layout.inputs());
     let (mut tokens, mut resumed, mut continued) = (0, 0, 0);
+    let is_continued = |input: &WorldInput<B>| matches!(input, WorldInput::Continued(_));
+    let needs_rows = plan.inputs.iter().any(is_continued) && !Stages::new(layout).run_suffixes();
+    // Rows share caches.
+    let mut fitting: HashSet<usize> = HashSet::new();
     for (index, input) in plan.inputs.iter().enumerate() {
         let found = match input {
             WorldInput::Tokens(_) => InputKinds {
@@ -213,7 +218,8 @@ fn check_inputs<B: Backend>(plan: &Plan<B>, layout: &ModelLayout) -> Result<(), 
             }
             WorldInput::Continued(row) => {
                 continued += 1;
-                if !Stages::new(layout).run_suffixes() || !row.past.fits(layout) {
+                let is_new = fitting.insert(Arc::as_ptr(&row.past.cache) as usize);
+                if needs_rows || (is_new && !row.past.fits(layout)) {
                     return Err(PlanError::CacheMisfit { input: index });
                 }
                 check_continued(row, dims)

@@ -90,7 +90,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     /// alone.
     ///
     /// - inputs: as for [`forward_inputs`](Self::forward_inputs); which logits are asked for has no
-    ///   effect
+    ///   effect: [`GenerateOptions::with_prompt_logits`] keeps those of the prompt
     /// - on_token: as for [`generate`]; rows are the examples, and after them those without
     ///   interventions
     ///

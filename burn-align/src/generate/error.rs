@@ -51,7 +51,7 @@ pub enum GenerateError {
     /// More tokens than the model reads.
     #[error(
         "row {row}: a prompt of {prompt} tokens and {new} new ones are more than the {max_positions} \
-         positions of the model; ask for fewer, or for AtLimit::Cut"
+         positions of the model; ask for fewer, or set `at_limit` to `cut`"
     )]
     TooLong {
         /// The row.

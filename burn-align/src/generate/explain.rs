@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{GenerateError, GenerateOptions, GeneratedWorld, StepOperand};
 use crate::engine::{
-    CacheExplanation, Explanation, LogitPositions, Plan, ReadId, RunOptions, WorldId,
+    CacheExplanation, Explanation, LogitPositions, Plan, ReadId, RunOptions, WorldId, WorldInput,
 };
 
 /// What generation will take: what is cached, and what a step costs.
@@ -73,14 +73,14 @@ pub fn explain_generation<B: Backend, M: AlignableTransformer<B>>(
         return Err(GenerateError::NoWorlds);
     }
     let ids: Vec<WorldId> = worlds.iter().map(|it| it.world).collect();
-    let (prompts, _reads) = prompts_of(plan, worlds);
+    let mut lengths = Vec::new();
+    for id in &ids {
+        lengths.extend(plan.lengths_of(*id)?);
+    }
+    let (prompts, _reads) = prompts_of(plan, worlds, options);
     let steps = options.max_new_tokens.saturating_sub(1);
     let memory = prompts.explain_continued(model, &ids, steps)?;
     let explained = prompts.explain(model)?;
-    let mut lengths = Vec::new();
-    for id in ids {
-        lengths.extend(prompts.lengths_of(id)?);
-    }
     let most = model.dims().max_positions.unwrap_or(usize::MAX);
     let keys = |length: &usize| length.saturating_add(steps).min(most);
     let [prompt_cache_bytes, cache_bytes] = [&memory.at_start, &memory.at_end].map(|it| total(it));
@@ -129,16 +129,17 @@ fn flops<B: Backend, M: AlignableTransformer<B>>(model: &M, keys: usize) -> u64 
 
 /// What is read of the prompts.
 pub(super) struct PromptReads {
-    /// The logits of each world's last position.
+    /// The logits of each world: at its last positions, or at all that are computed.
     pub(super) logits: Vec<ReadId>,
     /// Operands of steps that are activations of the prompts, world by world.
     pub(super) operands: Vec<ReadId>,
 }
 
-/// The plan that runs the prompts of some worlds.
+/// The plan that runs the prompts of some worlds, which are worlds of `plan`.
 pub(super) fn prompts_of<B: Backend>(
     plan: &Plan<B>,
     worlds: &[GeneratedWorld<B>],
+    options: &GenerateOptions,
 ) -> (Plan<B>, PromptReads) {
     let mut prompts = plan.clone();
     let mut reads = PromptReads {
@@ -146,7 +147,11 @@ pub(super) fn prompts_of<B: Backend>(
         operands: Vec::new(),
     };
     for world in worlds {
-        let logits = prompts.read_logits(world.world, LogitPositions::Last);
+        let positions = match options.keep_prompt_logits {
+            true => computed(prompts.input_of(world.world)),
+            false => LogitPositions::Last,
+        };
+        let logits = prompts.read_logits(world.world, positions);
         reads.logits.push(logits);
         for edit in &world.edits {
             if let StepOperand::Activation { world, site, units } = &edit.operand {
@@ -156,6 +161,19 @@ pub(super) fn prompts_of<B: Backend>(
         }
     }
     (prompts, reads)
+}
+
+/// The positions of an input that are computed.
+fn computed<B: Backend>(input: &WorldInput<B>) -> LogitPositions {
+    let Some(starts) = input.starts() else {
+        return LogitPositions::All;
+    };
+    let examples = starts.into_iter().zip(input.lengths());
+    LogitPositions::Each(
+        examples
+            .map(|(start, length)| (start..length).collect())
+            .collect(),
+    )
 }
 
 /// What remains of the budgets for activations.

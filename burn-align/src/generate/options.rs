@@ -22,6 +22,8 @@ pub struct GenerateOptions {
     pub at_limit: AtLimit,
     /// Whether to keep the logits from which each token was chosen. Default: no.
     pub keep_logits: bool,
+    /// Whether to keep the logits at all positions of the prompts that are computed. Default: no.
+    pub keep_prompt_logits: bool,
     /// Activations to keep at the position of each generated token, except for the last, which is not
     /// computed. Default: none.
     pub collect: Vec<(Site, Indices)>,
@@ -55,6 +57,7 @@ impl GenerateOptions {
             stop_texts: None,
             at_limit: AtLimit::default(),
             keep_logits: false,
+            keep_prompt_logits: false,
             collect: Vec::new(),
             keep_caches: false,
             run: RunOptions::default(),
@@ -93,6 +96,13 @@ impl GenerateOptions {
     /// Keeps the logits of each token.
     pub fn with_logits(mut self) -> Self {
         self.keep_logits = true;
+        self
+    }
+
+    /// Keeps the logits of the prompts, which are computed once for this and for the texts.
+    #[doc(alias = "prompt_logprobs")]
+    pub fn with_prompt_logits(mut self) -> Self {
+        self.keep_prompt_logits = true;
         self
     }
 

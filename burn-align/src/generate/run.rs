@@ -37,6 +37,8 @@ struct Row<B: Backend> {
     cached: Option<CachedRow<B>>,
     /// Where it ended, if that is to be kept.
     kept: Option<CachedRow<B>>,
+    /// The logits of the prompt, `[position, vocab]`, if they are to be kept.
+    prompt_logits: Option<Tensor<B, 2>>,
     /// The logits of the next token, `[1, vocab]`.
     next: Tensor<B, 2>,
 }
@@ -87,11 +89,15 @@ where
         place: ids.iter().copied().zip(0..).collect(),
         first_rows,
     };
-    let (prompts, reads) = prompts_of(plan, worlds);
+    let (prompts, reads) = prompts_of(plan, worlds, options);
     generator.check(&prompts)?;
     if options.max_new_tokens == 0 {
-        let results = plan.run_with(model, interventions, &options.run)?;
-        return Ok(nothing(plan, &ids, options, results)?);
+        let run = match options.keep_prompt_logits {
+            true => &prompts,
+            false => plan,
+        };
+        let results = run.run_with(model, interventions, &options.run)?;
+        return Ok(nothing(plan, &ids, &reads.logits, options, results)?);
     }
     let budgets = budgets(model, &prompts, &ids, options)?;
     let run = prompts.run_to_continue(model, interventions, &ids, &budgets.prompts);
@@ -109,7 +115,8 @@ where
         ..generator
     };
     let mut rows = generator.rows(&prompts, &reads.logits, &results, cached)?;
-    let mut going: BTreeSet<usize> = (0..rows.len()).collect();
+    let going = (0..rows.len()).filter(|row| rows[*row].finish.is_none());
+    let mut going: BTreeSet<usize> = going.collect();
     for step in 0.. {
         generator.choose(step, &mut rows, &going, &mut on_token)?;
         going = generator.going(&mut rows);
@@ -126,6 +133,7 @@ where
             tokens: row.new_tokens().to_vec(),
             finish: row.finish.clone().unwrap_or(Finish::Length),
             logits: join(row.logits),
+            prompt_logits: row.prompt_logits,
             collected: row.collected.into_iter().map(join).collect(),
             cached: row.kept,
         }
@@ -140,18 +148,21 @@ where
 fn nothing<B: Backend>(
     plan: &Plan<B>,
     ids: &[WorldId],
+    logits: &[ReadId],
     options: &GenerateOptions,
     prompts: Results<B>,
 ) -> Result<GeneratedTexts<B>, PlanError> {
     let mut rows = Vec::new();
-    for id in ids {
-        let examples = 0..plan.lengths_of(*id)?.len();
-        rows.extend(examples.map(|example| GeneratedRow {
+    for (id, logits) in ids.iter().zip(logits) {
+        let of_world = options.keep_prompt_logits.then(|| prompts.get(*logits));
+        let examples = plan.lengths_of(*id)?.into_iter().enumerate();
+        rows.extend(examples.map(|(example, length)| GeneratedRow {
             world: *id,
             example,
             tokens: Vec::new(),
             finish: Finish::Length,
             logits: None,
+            prompt_logits: of_world.as_ref().map(|it| logits_of(it, example, length)),
             collected: vec![None; options.collect.len()],
             cached: None,
         }));
@@ -217,11 +228,14 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         results: &Results<B>,
         cached: Vec<Vec<CachedRow<B>>>,
     ) -> Result<Vec<Row<B>>, GenerateError> {
+        let most = self.model.dims().max_positions.unwrap_or(usize::MAX);
         let mut rows = Vec::new();
         for (place, (world, cached)) in self.worlds.iter().zip(cached).enumerate() {
-            let logits = results.get(reads[place]); // [batch, 1, vocab]
+            let logits = results.get(reads[place]); // [batch, unit, vocab]
             for (example, cached) in cached.into_iter().enumerate() {
                 let prompt = plan.tokens_of_example(world.world, example);
+                let logits = logits_of(&logits, example, cached.pos());
+                let [units, _vocab] = logits.dims();
                 let stream = world.streams.get(example).copied().unwrap_or(0);
                 let sampler = Sampler::new(&self.options.sampling, stream);
                 let sampler = sampler.map_err(|cause| GenerateError::Sampling {
@@ -236,13 +250,15 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
                     count: 0,
                     history: prompt,
                     sampler,
-                    finish: None,
+                    // A prompt that fills the model.
+                    finish: (cached.pos() >= most).then_some(Finish::ModelEnd),
                     logits: Vec::new(),
                     collected: vec![Vec::new(); self.options.collect.len()],
                     pos: cached.pos(),
                     cached: Some(cached),
                     kept: None,
-                    next: logits.clone().narrow(0, example, 1).squeeze_dim::<2>(1),
+                    next: logits.clone().narrow(0, units - 1, 1),
+                    prompt_logits: self.options.keep_prompt_logits.then_some(logits),
                 });
             }
         }
@@ -257,6 +273,9 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         going: &BTreeSet<usize>,
         on_token: &mut impl FnMut(Token<'_>) -> F,
     ) -> Result<(), GenerateError> {
+        if going.is_empty() {
+            return Ok(());
+        }
         // Read at once, so that the device is waited for once.
         let next = going.iter().map(|index| rows[*index].next.clone());
         let next: Tensor<B, 2> = Tensor::cat(next.collect(), 0);
@@ -353,6 +372,16 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         }
         Ok(())
     }
+}
+
+/// The logits that are read of an example, `[unit, vocab]`, without those at padding.
+///
+/// - logits: of all examples, `[batch, unit, vocab]`
+/// - length: number of positions of the example
+fn logits_of<B: Backend>(logits: &Tensor<B, 3>, example: usize, length: usize) -> Tensor<B, 2> {
+    let [_batch, units, _vocab] = logits.dims();
+    let own = logits.clone().narrow(0, example, 1);
+    own.narrow(1, 0, units.min(length)).squeeze_dim::<2>(0)
 }
 
 /// Some heads of an example at one position.

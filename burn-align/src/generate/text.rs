@@ -51,7 +51,8 @@ impl TextStream {
         }
     }
 
-    /// What is added to a text, such as a prompt, of these tokens.
+    /// What is added to a text, such as a prompt, of these tokens. A character that they begin and
+    /// do not end is given out once it is whole.
     ///
     /// # Errors
     /// If the tokenizer fails.
@@ -59,18 +60,26 @@ impl TextStream {
         /// Bytes of the longest character, which may be a token each.
         const LONGEST: usize = 4;
         let last = |count: usize| &ids[ids.len() - count..];
-        let mut before = last(ids.len().min(1));
-        for count in 1..=LONGEST.min(ids.len()) {
+        let most = LONGEST.min(ids.len());
+        let mut before = last(most);
+        for count in 1..=most {
             // From the middle of a character on, bytes may not become characters any more.
             if !tokenizer.decode(last(count))?.starts_with(UNFINISHED) {
                 before = last(count);
                 break;
             }
         }
+        let mut done = before.len();
+        for count in (0..=before.len()).rev().take(LONGEST) {
+            if !tokenizer.decode(&before[..count])?.ends_with(UNFINISHED) {
+                done = count;
+                break;
+            }
+        }
         Ok(Self {
             tokenizer: tokenizer.clone(),
             ids: before.to_vec(),
-            done: before.len(),
+            done,
         })
     }
 
@@ -205,5 +214,28 @@ mod tests {
         check(&llama(), &two, &accent, &["", "é"]);
         check(&llama(), &accent, &face, &["", "", "", "😀"]);
         check(&llama(), &["▁hello"], &face[..2], &["", ""]);
+    }
+
+    #[test]
+    fn a_character_begun_before_is_given_out_whole() {
+        for (before, new, expected) in [
+            (
+                &["▁hello", "<0xC3>"][..],
+                &["<0xA9>", "▁world"][..],
+                ["é", " world"],
+            ),
+            (
+                &["<0xF0>", "<0x9F>", "<0x98>"][..],
+                &["<0x80>", "!"][..],
+                ["😀", "!"],
+            ),
+            // These are none.
+            (&["<0x98>"; 4][..], &["▁world", "!"][..], [" world", "!"]),
+        ] {
+            let mut stream = TextStream::after(&llama(), &ids(before)).expect("it decodes");
+            let parts = ids(new).into_iter();
+            let parts = parts.map(|id| stream.push(id).expect("it decodes"));
+            assert_eq!(parts.collect::<Vec<String>>(), expected);
+        }
     }
 }

@@ -31,6 +31,9 @@ pub struct GeneratedRow<B: Backend> {
     pub finish: Finish,
     /// The logits from which each token was chosen, `[token, vocab]`, if they were to be kept.
     pub logits: Option<Tensor<B, 2>>,
+    /// The logits at all positions of the prompt that are not cached, `[position, vocab]`, if they
+    /// were to be kept. The last ones are those from which the first token was chosen.
+    pub prompt_logits: Option<Tensor<B, 2>>,
     /// The activations to be collected, `[token, d_site]` each: at the positions of all new tokens
     /// but the last. `None` where there was no such token.
     pub collected: Vec<Option<Tensor<B, 2>>>,

@@ -12,41 +12,6 @@ pub struct KnownFault {
     pub condition: &'static str,
 }
 
-const COLUMN: KnownFault = KnownFault {
-    reports: "tracel-ai/burn#5122",
-    condition: "a product with one column, in a build with fusion and autotune",
-};
-
-const STAGE: KnownFault = KnownFault {
-    reports: "tracel-ai/cubek#434, tracel-ai/burn#5626",
-    condition: "a contracted length that is not a multiple of the kernel's stage",
-};
-
-const ROWS: KnownFault = KnownFault {
-    reports: "tracel-ai/burn#4966, tracel-ai/burn#4907",
-    condition: "about 500 rows or more on wgpu, or a build without autotune",
-};
-
-const KEPT: KnownFault = KnownFault {
-    reports: "tracel-ai/burn#5257",
-    condition: "kept keys and values, in a build with fusion and autotune",
-};
-
-const LAYOUT: KnownFault = KnownFault {
-    reports: "tracel-ai/burn#5264",
-    condition: "a weight in column layout, on CUDA",
-};
-
-const TRAINING: KnownFault = KnownFault {
-    reports: "tracel-ai/burn#5352",
-    condition: "a hit in the autotune cache, in training",
-};
-
-const DIFFERENCE: KnownFault = KnownFault {
-    reports: "tracel-ai/burn#4952",
-    condition: "a large broadcast difference of f16 and f32, on CUDA",
-};
-
 /// The known faults at these shapes.
 pub(super) fn known(operation: Operation, sizes: &[Vec<usize>]) -> Vec<KnownFault> {
     let [first, second] =
@@ -69,14 +34,43 @@ pub(super) fn known(operation: Operation, sizes: &[Vec<usize>]) -> Vec<KnownFaul
         Operation::CachedAttention | Operation::DecoderContinued
     );
     let candidates = [
-        (COLUMN, multiplies && second.last() == Some(&1)),
-        (STAGE, is_product && !inner.is_multiple_of(64)),
-        (ROWS, rows >= 499),
-        (KEPT, continues),
-        (LAYOUT, operation == Operation::TransposedProduct),
-        (TRAINING, is_gradient),
-        (DIFFERENCE, operation == Operation::MixedDifference),
+        (
+            multiplies && second.last() == Some(&1),
+            "tracel-ai/burn#5122",
+            "a product with one column, in a build with fusion and autotune",
+        ),
+        (
+            is_product && !inner.is_multiple_of(64),
+            "tracel-ai/cubek#434, tracel-ai/burn#5626",
+            "a contracted length that is not a multiple of the kernel's stage",
+        ),
+        (
+            rows >= 499,
+            "tracel-ai/burn#4966, tracel-ai/burn#4907",
+            "about 500 rows or more on wgpu, or a build without autotune",
+        ),
+        (
+            continues,
+            "tracel-ai/burn#5257",
+            "kept keys and values, in a build with fusion and autotune",
+        ),
+        (
+            operation == Operation::TransposedProduct,
+            "tracel-ai/burn#5264",
+            "a weight in column layout, on CUDA",
+        ),
+        (
+            is_gradient,
+            "tracel-ai/burn#5352",
+            "a hit in the autotune cache, in training",
+        ),
+        (
+            operation == Operation::MixedDifference,
+            "tracel-ai/burn#4952",
+            "a large broadcast difference of f16 and f32, on CUDA",
+        ),
     ];
-    let applicable = candidates.into_iter().filter(|(_, applies)| *applies);
-    applicable.map(|(fault, _)| fault).collect()
+    let applicable = candidates.into_iter().filter(|(applies, ..)| *applies);
+    let faults = applicable.map(|(_, reports, condition)| KnownFault { reports, condition });
+    faults.collect()
 }

@@ -20,8 +20,8 @@
 //! It covers the operations that plans are made of at the sizes where kernels change, and a small
 //! GPT-2 and a small LLaMA with interchanges, kept keys and values, and gradients. Expected values
 //! are computed in f64 loops on the host, so the check does not depend on another backend. It takes
-//! about a second on a CPU, and seconds on a GPU, where most of the time is spent on compiling and
-//! choosing kernels.
+//! about a second on a CPU. On a GPU, nearly all of its time goes into compiling and choosing
+//! kernels: minutes on one that is emulated on the CPU.
 //!
 //! It is evidence, not proof: an operation may be wrong at sizes that are not checked. Results of
 //! your own model in f32 on a CPU backend are the best second opinion.

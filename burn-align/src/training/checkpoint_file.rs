@@ -20,6 +20,9 @@ use super::{Checkpoints, TrainingError};
 /// The version of the format.
 const FORMAT: u32 = 1;
 
+/// The names of Adam's moments, the last of which only AMSGrad has.
+pub(super) const MOMENTS: [&str; 3] = ["moment_1", "moment_2", "max_moment_2"];
+
 /// A tensor in its stored form.
 pub(super) struct Stored {
     pub(super) dtype: Dtype,

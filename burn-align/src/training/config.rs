@@ -92,6 +92,15 @@ impl Checkpoints {
     }
 }
 
+impl CheckpointInterval {
+    /// How many epochs or steps.
+    pub(super) fn number(self) -> usize {
+        match self {
+            Self::Epochs(every) | Self::Steps(every) => every,
+        }
+    }
+}
+
 /// How interventions are trained.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -239,12 +248,7 @@ impl TrainingConfig {
             ("accumulation", self.accumulation),
             (
                 "checkpoints",
-                match self.checkpoints.as_ref().map(|it| it.every) {
-                    Some(CheckpointInterval::Epochs(every) | CheckpointInterval::Steps(every)) => {
-                        every
-                    }
-                    None => 1,
-                },
+                self.checkpoints.as_ref().map_or(1, |it| it.every.number()),
             ),
         ] {
             if number == 0 {

@@ -7,7 +7,7 @@
 
 use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
-use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
 use burn_align_models::AlignableTransformer;
 
@@ -231,7 +231,7 @@ where
 }
 
 /// Appends zeros, up to this many units.
-fn padded<B: burn::tensor::backend::Backend>(x: Tensor<B, 3>, units: usize) -> Tensor<B, 3> {
+fn padded<B: Backend>(x: Tensor<B, 3>, units: usize) -> Tensor<B, 3> {
     let [batch, found, vocab] = x.dims();
     if found == units {
         return x;
@@ -265,7 +265,8 @@ fn moved_gradients<A: AutodiffBackend, M: AutodiffModule<A>>(
     mover.to
 }
 
-fn number<A: AutodiffBackend>(value: Tensor<A, 1>) -> Result<f64, PlanError> {
+/// The number of a tensor that has one.
+pub(super) fn number<B: Backend>(value: Tensor<B, 1>) -> Result<f64, PlanError> {
     let numbers = read_numbers(value.detach().cast(DType::F32))?;
     Ok(numbers.first().copied().unwrap_or(f64::NAN))
 }

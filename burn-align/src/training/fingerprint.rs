@@ -56,14 +56,19 @@ pub(super) fn fingerprint<B: Backend, D: Backend, I: Module<B>>(
             "patience": patience,
         },
         "alignment": alignment,
-        "model": {
-            "layers": dims.layers,
-            "d_model": dims.d_model,
-            "vocab": dims.vocab,
-        },
+        "model": sizes(dims),
         "parameters": shapes.0,
         "data": all(data),
         "held_out": all(held_out),
+    })
+}
+
+/// The sizes of a model.
+pub(super) fn sizes(dims: &ModelDims) -> Value {
+    json!({
+        "layers": dims.layers,
+        "d_model": dims.d_model,
+        "vocab": dims.vocab,
     })
 }
 

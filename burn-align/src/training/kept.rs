@@ -3,6 +3,8 @@
 //! The layers before the first trained intervention compute the same in every epoch. They are run
 //! once, and batches are gathered from the result.
 
+use std::slice;
+
 use burn::tensor::backend::Backend;
 
 use crate::engine::{Plan, PlanError, ReadId};
@@ -51,42 +53,25 @@ impl<B: Backend> Kept<B> {
         piece: usize,
         left: &mut usize,
         freeze: &impl Fn(&Plan<B>) -> Result<Plan<B>, PlanError>,
-        mut done: impl FnMut(usize),
+        done: impl FnMut(usize),
     ) -> Result<(), PlanError> {
-        let all: Vec<usize> = (0..examples).collect();
-        let mut pieces: Vec<Plan<B>> = Vec::new();
-        let mut bytes = 0;
-        let mut end = 0;
-        for chosen in all.chunks(piece) {
-            let frozen = freeze(&self.plan.examples(chosen)?)?;
-            let more = frozen.held_bytes();
-            if more > *left {
-                break;
-            }
-            *left -= more;
-            bytes += more;
-            pieces.push(frozen);
-            end += chosen.len();
-            done(chosen.len());
-            if bytes >= PART {
-                bytes = 0;
-                if !self.close(&mut pieces, end) {
-                    return Ok(());
-                }
-            }
-        }
-        self.close(&mut pieces, end);
-        Ok(())
+        let each = |plans: &[Plan<B>]| -> Result<Vec<Plan<B>>, PlanError> {
+            plans.iter().map(freeze).collect()
+        };
+        Self::fill_together(slice::from_mut(self), examples, piece, left, &each, done)
     }
 
     /// Fills several at a time, whose plans differ in what they change: `freeze` gets the plans of
     /// the same examples, and may run once what they have in common.
+    ///
+    /// - done: gets the number of examples of each piece
     pub(crate) fn fill_together(
         all: &mut [Self],
         examples: usize,
         piece: usize,
         left: &mut usize,
         freeze: &impl Fn(&[Plan<B>]) -> Result<Vec<Plan<B>>, PlanError>,
+        mut done: impl FnMut(usize),
     ) -> Result<(), PlanError> {
         let numbers: Vec<usize> = (0..examples).collect();
         let mut pieces: Vec<Vec<Plan<B>>> = vec![Vec::new(); all.len()];
@@ -104,6 +89,7 @@ impl<B: Backend> Kept<B> {
             for (pieces, frozen) in pieces.iter_mut().zip(frozen) {
                 pieces.push(frozen);
             }
+            done(chosen.len());
             if bytes >= PART * all.len() {
                 bytes = 0;
                 if !Self::close_all(all, &mut pieces, end) {

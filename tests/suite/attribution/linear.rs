@@ -2,11 +2,11 @@
 
 use burn::backend::Autodiff;
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use burn_align::dictionaries::{Dictionary, FeatureActivation};
-use burn_align::engine::{LogitPositions, RunOptions, Units};
+use burn_align::engine::{RunOptions, Units};
 use burn_align::methods::attribution::{
-    AtpOptions, AttributionError, IntegrationOptions, IntegrationPath, Metric, Patching, Steps,
+    AtpOptions, AttributionError, IntegrationOptions, IntegrationPath, Patching, Steps,
     SubsetOptions, attribute_features, attribution_patching, bound_missed, integrated_gradients,
     patch_features, patch_nodes,
 };
@@ -14,10 +14,9 @@ use burn_align_models::{
     AlignableTransformer, Component, Cx, InputKinds, LayerLayout, ModelDims, ModelInput,
     ModelLayout, Pass, Site, Sublayer,
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use super::assert_same_effects;
+use crate::support::{Everywhere, random};
 
 on_every_backend!(
     estimates_are_exact,
@@ -39,18 +38,6 @@ struct Linear<B: Backend> {
     readout: Param<Tensor<B, 2>>,
     #[module(skip)]
     layout: ModelLayout,
-}
-
-fn random<B: Backend, const D: usize>(
-    seed: u64,
-    shape: [usize; D],
-    device: &B::Device,
-) -> Tensor<B, D> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let count: usize = shape.iter().product();
-    let numbers = (0..count).map(|_| rng.random_range(-1.0..1.0));
-    let data = TensorData::new(numbers.collect::<Vec<f32>>(), shape);
-    Tensor::from_data(data, (device, DType::F32))
 }
 
 fn model<B: Backend>(device: &B::Device) -> Linear<B> {
@@ -103,21 +90,6 @@ impl<B: Backend> AlignableTransformer<B> for Linear<B> {
 
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         times(x, self.readout.val())
-    }
-}
-
-/// Output 0 less output 1, summed over positions.
-struct Everywhere;
-
-impl Metric for Everywhere {
-    fn positions(&self) -> LogitPositions {
-        LogitPositions::All
-    }
-
-    fn values<B: Backend>(&self, logits: Tensor<B, 3>, _examples: &[usize]) -> Tensor<B, 1> {
-        let [batch, _pos, _outputs] = logits.dims();
-        let output = |index| logits.clone().narrow(2, index, 1);
-        (output(0) - output(1)).sum_dim(1).reshape([batch])
     }
 }
 

@@ -2,8 +2,7 @@
 
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, Param};
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_align::engine::LogitPositions;
+use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align::methods::attribution::{Metric, Patching};
 use burn_align::methods::circuits::{
     CircuitError, EdgeGraph, EdgeOptions, EdgeScores, clean_corrupted, eap, eap_ig_activations,
@@ -14,11 +13,9 @@ use burn_align_models::nn::{Norm, ParamInit, Projection, SelfAttention, SelfAtte
 use burn_align_models::{
     AlignableTransformer, ByHead, Component, Cx, ModelDims, ModelInput, ModelLayout, Pass, Site,
 };
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 
 use super::assert_scores;
-use crate::support::message;
+use crate::support::{Everywhere, message, random};
 
 on_every_backend!(
     estimates_are_exact_and_add_up,
@@ -44,18 +41,6 @@ struct Layer<B: Backend> {
     attention: SelfAttention<B>,
     hidden: Projection<B>,
     output: Projection<B>,
-}
-
-fn random<B: Backend, const D: usize>(
-    seed: u64,
-    shape: [usize; D],
-    device: &B::Device,
-) -> Tensor<B, D> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let count: usize = shape.iter().product();
-    let numbers = (0..count).map(|_| rng.random_range(-1.0..1.0));
-    let data = TensorData::new(numbers.collect::<Vec<f32>>(), shape);
-    Tensor::from_data(data, (device, DType::F32))
 }
 
 fn model<B: Backend>(has_heads: bool, device: &B::Device) -> Linear<B> {
@@ -168,21 +153,6 @@ impl<B: Backend> ByHead<B> for Linear<B> {
     ) -> Tensor<B, 3> {
         let attention = &self.layers[layer].attention;
         attention.head_mixed(layer, head, inputs, pass)
-    }
-}
-
-/// Output 0 less output 1, summed over positions.
-struct Everywhere;
-
-impl Metric for Everywhere {
-    fn positions(&self) -> LogitPositions {
-        LogitPositions::All
-    }
-
-    fn values<B: Backend>(&self, logits: Tensor<B, 3>, _examples: &[usize]) -> Tensor<B, 1> {
-        let [batch, _pos, _outputs] = logits.dims();
-        let output = |index| logits.clone().narrow(2, index, 1);
-        (output(0) - output(1)).sum_dim(1).reshape([batch])
     }
 }
 

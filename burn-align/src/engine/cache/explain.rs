@@ -8,7 +8,6 @@ use super::{CacheClass, LONG, classes};
 use crate::engine::PlanError;
 use crate::engine::memory::Memory;
 use crate::engine::plan::{Plan, WorldId};
-use crate::engine::schedule::StageGroups;
 use crate::engine::stages::{Stage, Step};
 use crate::engine::validate::{check_continuable, validate_without_interventions};
 
@@ -83,9 +82,16 @@ impl<B: Backend> Plan<B> {
                 });
                 for (number, (layer, window, stage)) in attends.enumerate() {
                     let (mut shared, mut own) = (0, 0);
+                    let group_of = stage.groups.by_world();
                     for class in &classes {
                         let more = steps.min(most.saturating_sub(class.len));
-                        let [of_all, of_each] = positions(class, number, window, stage, more);
+                        let rows = class.rows.iter().map(|(world, example)| {
+                            stage.layout.first_row(group_of[world]) + example
+                        });
+                        let rows: Vec<usize> = rows.collect();
+                        let shared_until = |start| stage.layout.shared(&rows, start..class.len);
+                        let [of_all, of_each] =
+                            positions(class, number, window, more, shared_until);
                         shared += of_all;
                         own += of_each * class.rows.len();
                     }
@@ -131,23 +137,18 @@ impl<B: Backend> Plan<B> {
 ///
 /// - `number`: of the layer, among those that attend
 /// - `more`: steps of one token after the pass
+/// - `shared_until`: from a position on, the first one where the rows differ
 fn positions<B: Backend>(
     class: &CacheClass<'_, B>,
     number: usize,
     window: Option<usize>,
-    stage: &StageGroups,
     more: usize,
+    shared_until: impl Fn(usize) -> usize,
 ) -> [usize; 2] {
     let before = class.before.first();
     let [mut shared, mut own] = before.map_or([0, 0], |row| row.cache.positions(number));
     let start = before.map_or(0, |row| row.pos());
-    let group_of = stage.groups.by_world();
-    let rows = class
-        .rows
-        .iter()
-        .map(|(world, example)| stage.layout.first_row(group_of[world]) + example);
-    let rows: Vec<usize> = rows.collect();
-    let parted = stage.layout.shared(&rows, start..class.len);
+    let parted = shared_until(start);
     shared += parted - start;
     own += class.len - parted + more;
     if class.rows.len() == 1 {

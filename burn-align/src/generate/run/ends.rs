@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use burn::tensor::backend::Backend;
-use burn_align_models::AlignableTransformer;
+use burn_align_models::{AlignableTransformer, Tokenizer, TokensError};
 
 use super::{Generator, Row};
-use crate::generate::{Finish, GenerateError, StepOperand};
+use crate::generate::{Finish, GenerateError, StepOperand, TextStream};
 use crate::interventions::Intervention;
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B, M, I> {
@@ -19,10 +19,11 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         }
         if let Some((tokenizer, texts)) = &self.options.stop_texts {
             // A text has no more tokens than bytes, and one that has just been completed has the last
-            // token. The first token's text may depend on the one before.
+            // token.
             let longest = texts.iter().map(String::len).max().unwrap_or(0);
-            let tail = &new[new.len().saturating_sub(longest + 1)..];
-            let text = tokenizer.decode(tail).map_err(GenerateError::StopText)?;
+            let start = row.history.len() - new.len().min(longest);
+            let text = added(tokenizer, row.history.split_at(start));
+            let text = text.map_err(GenerateError::StopText)?;
             if let Some(found) = texts.iter().find(|stop| text.contains(*stop)) {
                 return Ok(Some(Finish::StopText(found.clone())));
             }
@@ -87,4 +88,11 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         }
         going
     }
+}
+
+/// What tokens add to the text of those before them.
+fn added(tokenizer: &Tokenizer, (before, new): (&[u32], &[u32])) -> Result<String, TokensError> {
+    let mut stream = TextStream::after(tokenizer, before)?;
+    let text = stream.extend(new)?;
+    Ok(text + &stream.finish()?)
 }

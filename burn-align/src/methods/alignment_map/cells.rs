@@ -79,6 +79,7 @@ where
                     expected: "at least one intervention with parameters",
                 }));
             }
+            let inner = model.valid();
             for column in 0..grid.columns.len() {
                 let place = [row, column];
                 let located = |data: &[InterchangeData<A::InnerBackend>]| {
@@ -95,7 +96,7 @@ where
                 };
                 let all = [&located.training, &located.validation, &located.held_out];
                 for data in all {
-                    check(&model.valid(), data).map_err(cells.failed(place))?;
+                    check(&inner, data).map_err(cells.failed(place))?;
                 }
                 cells.located.insert(place, located);
             }

@@ -108,7 +108,7 @@ where
                 let examples = of.data(self, *first)[index].len();
                 let freeze = |plans: &[Plan<A::InnerBackend>]| freeze(plans, &models);
                 let size = config.batch_size.max(1);
-                Kept::fill_together(&mut all, examples, size, &mut left, &freeze)
+                Kept::fill_together(&mut all, examples, size, &mut left, &freeze, |_| {})
                     .map_err(|error| self.failed(*first)(error.into()))?;
                 for (place, kept) in missing.iter().zip(all) {
                     if let Some(parts) = prepared.kept.get_mut(place) {

@@ -180,7 +180,7 @@ where
             options: &options.run,
         };
         let (plan, [source]) = plan_of([patching.source()], &examples)?;
-        let (sources, value) = part.run(plan.from_inner::<A>(), source, &whole)?;
+        let (sources, value) = part.run(&mut plan.from_inner::<A>(), source, &whole)?;
         found.source.extend(read_numbers(value)?);
 
         let mut sums = vec![vec![0.0; examples.len()]; nodes.len()];

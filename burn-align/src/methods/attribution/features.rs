@@ -109,7 +109,7 @@ where
         };
         let own = sites_of(&sites, &examples);
         let (plan, [source]) = plan_of([patching.source()], &examples)?;
-        let (sources, value) = part.run(plan.from_inner::<A>(), source, &own)?;
+        let (sources, value) = part.run(&mut plan.from_inner::<A>(), source, &own)?;
         found.source.extend(read_numbers(value)?);
         let (plan, [base]) = plan_of([patching.base()], &examples)?;
         let mut run =

@@ -198,10 +198,10 @@ impl<M, T: Metric> Part<'_, M, T> {
         })
     }
 
-    /// Activations and metric of an unchanged run, without gradients.
+    /// Activations and metric of an unchanged run, without gradients. The plan then has its world.
     pub(in crate::methods) fn run<B: Backend>(
         &self,
-        mut plan: Plan<B>,
+        plan: &mut Plan<B>,
         input: InputId,
         sites: &[(Site, Units)],
     ) -> Result<(Vec<Tensor<B, 3>>, Tensor<B, 1>), PlanError>

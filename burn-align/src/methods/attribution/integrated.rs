@@ -218,7 +218,7 @@ where
         let (mut activations, mut metric) = (Vec::new(), Vec::new());
         for input in [self.patching.base(), self.patching.source()] {
             let (plan, [id]) = plan_of([input], self.part.examples)?;
-            let (found, values) = self.part.run(plan.from_inner::<A>(), id, sites)?;
+            let (found, values) = self.part.run(&mut plan.from_inner::<A>(), id, sites)?;
             activations.push(found.into_iter().map(Tensor::inner));
             metric.push(read_numbers(values)?);
         }

@@ -69,7 +69,7 @@ impl<B: Backend> Patching<B> {
     }
 
     /// Checks that examples can be compared position by position.
-    pub(super) fn check(&self) -> Result<(), AttributionError> {
+    pub(in crate::methods) fn check(&self) -> Result<(), AttributionError> {
         if self.base.batch() != self.source.batch() {
             return Err(AttributionError::Batches {
                 base: self.base.batch(),

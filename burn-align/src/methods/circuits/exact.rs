@@ -1,5 +1,7 @@
 //! The exact effects of edges.
 
+mod single_edges;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::backend::Backend;
@@ -8,17 +10,17 @@ use burn_align_models::AlignableTransformer;
 use super::ablation::Replacement;
 use super::changes::{PostNorm, Written};
 use super::memory::Shares;
-use super::patched::{Patched, Reading, Wanted};
-use super::runs::{Outputs, Streams, Wiring};
+use super::runs::{Outputs, Streams, Wiring, first_differences};
 use super::{
     CircuitError, Edge, EdgeAblation, EdgeGraph, EdgeMethod, EdgeOptions, EdgeProvenance,
     EdgeScores, Reader,
 };
 use crate::engine::{InputId, Plan, PlanError, WorldInput, read_numbers};
 use crate::methods::attribution::{
-    Metric, Patching, check_patching, interventions, logit_count, numbers_of, parts, plan_of,
-    positions_of, size_of, unlimited,
+    Metric, Part, Patching, check_patching, interventions, logit_count, numbers_of, parts, plan_of,
+    size_of,
 };
+use single_edges::{Reading, SingleEdges, Wanted};
 
 /// The exact score of every edge: what [`eap`](super::eap) estimates. See [`patch_edges`].
 ///
@@ -87,21 +89,20 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
 
     let mut values = vec![0.0; edges.len()];
     for examples in parts(batch, shares.rows) {
+        let size = size_of(base, &examples);
+        let part = Part {
+            model,
+            metric,
+            examples: &examples,
+            size,
+            options: run,
+        };
         let outputs_of = |input: &WorldInput<B>| {
             let (mut plan, [id]) = plan_of([input], &examples)?;
-            let world = plan.world(id, []);
-            let reads: Vec<_> = sites
-                .iter()
-                .map(|(site, units)| plan.read(world, *site, units.clone()))
-                .collect();
-            let positions = positions_of(metric.positions(), &examples);
-            let logits = plan.read_logits(world, positions);
-            let results = plan.run_with(model, &interventions::<B>(), &unlimited(run))?;
-            let values = metric.values(results.get(logits), &examples);
+            let (read, values) = part.run(&mut plan, id, &sites)?;
             let values = read_numbers(values.detach())?;
             plan.check_finite(&values, model, &interventions::<B>(), run)?;
-            let read = reads.into_iter().map(|read| results.get(read).detach());
-            let mut outputs: Vec<_> = read.collect();
+            let mut outputs: Vec<_> = read.into_iter().map(|x| x.detach()).collect();
             let streams = outputs.split_off(Outputs::<B>::sites(dims).len());
             let streams = Streams::from_read(streams, dims);
             Ok::<_, CircuitError>((Outputs::from_read(outputs, dims), streams, values))
@@ -115,8 +116,8 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
             EdgeAblation::Counterfactual => first_difference(patching, &examples),
             EdgeAblation::Mean | EdgeAblation::Zero => 0,
         };
-        let [_rows, pos] = size_of(base, &examples);
-        let patched = Patched {
+        let [_rows, pos] = size;
+        let patched = SingleEdges {
             wiring: &wiring,
             graph: &graph,
             metric,
@@ -178,11 +179,9 @@ fn first_difference<B: Backend>(patching: &Patching<B>, examples: &[usize]) -> u
     else {
         return 0;
     };
-    let firsts = examples.iter().map(|example| {
-        let pairs = base.ids()[*example].iter().zip(&source.ids()[*example]);
-        pairs.take_while(|(base, source)| base == source).count()
-    });
-    firsts.min().unwrap_or(0)
+    let firsts = first_differences(base, source);
+    let own = examples.iter().map(|example| firsts[*example]);
+    own.min().unwrap_or(0)
 }
 
 /// The first position that is computed: that of the first difference, if all examples end together.

@@ -320,8 +320,8 @@ where
 
     /// A run without gradients.
     fn run(&self, input: &WorldInput<A::InnerBackend>) -> Result<Ran<A>, CircuitError> {
-        let (plan, id) = plan_on::<A>(input, self.part.examples)?;
-        let (read, metric) = self.part.run(plan, id, &self.sites.outputs)?;
+        let (mut plan, id) = plan_on::<A>(input, self.part.examples)?;
+        let (read, metric) = self.part.run(&mut plan, id, &self.sites.outputs)?;
         Ok(Ran {
             outputs: Outputs::from_read(read, self.part.model.dims()),
             metric: read_numbers(metric)?,

@@ -49,7 +49,6 @@ mod ifr;
 mod learn;
 mod memory;
 mod options;
-mod patched;
 mod readers;
 mod runs;
 mod scores;

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::nn::Norm;
 use burn_align_models::{
-    AlignableTransformer, ByHead, Component, ModelDims, ModelInput, Pass, Site, Tables,
+    AlignableTransformer, ByHead, Component, ModelDims, ModelInput, Pass, Site, Tables, TokenBatch,
 };
 
 use super::CircuitError;
@@ -168,6 +168,13 @@ impl<B: Backend> Streams<B> {
             last,
         }
     }
+}
+
+/// For each example, the first position at which two batches differ.
+pub(super) fn first_differences(base: &TokenBatch, other: &TokenBatch) -> Vec<usize> {
+    let examples = base.ids().iter().zip(other.ids());
+    let firsts = examples.map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count());
+    firsts.collect()
 }
 
 /// Where the final norm reads.

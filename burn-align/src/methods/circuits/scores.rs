@@ -1,5 +1,6 @@
 //! A score for each edge, and where it comes from.
 
+use super::select::rank;
 use super::{CircuitError, Edge, EdgeGraph};
 use crate::methods::attribution::PatchDirection;
 
@@ -151,12 +152,7 @@ impl EdgeScores {
         let mut ranked: Vec<(Edge, f64)> = (self.graph.edges())
             .zip(self.values.iter().copied())
             .collect();
-        let key = |score: f64| match by {
-            _ if score.is_nan() => f64::NEG_INFINITY,
-            EdgeRanking::Signed => score,
-            EdgeRanking::Absolute => score.abs(),
-        };
-        ranked.sort_by(|a, b| key(b.1).total_cmp(&key(a.1)));
+        ranked.sort_by(|a, b| rank(b.1, by).total_cmp(&rank(a.1, by)));
         ranked
     }
 }

@@ -68,42 +68,16 @@ pub fn circuit_stability(
         .iter()
         .map(|examples| choose(examples))
         .collect::<Result<_, _>>()?;
-    let graph = circuits[0].graph();
-    for other in &circuits {
-        check_graph(graph, other.graph())?;
-    }
-    let sets: Vec<Vec<u64>> = circuits.iter().map(|it| bits(it.members())).collect();
     let pairs = (0..resamples).flat_map(|a| (a + 1..resamples).map(move |b| (a, b)));
-    let jaccard = pairs.map(|(a, b)| jaccard(&sets[a], &sets[b])).collect();
-    let mut frequency = vec![0.0; graph.edge_count()];
+    let jaccard = pairs.map(|(a, b)| circuits[a].jaccard(&circuits[b]));
+    let jaccard = jaccard.collect::<Result<_, _>>()?;
+    let mut frequency = vec![0.0; circuits[0].graph().edge_count()];
     for circuit in &circuits {
         for (share, member) in frequency.iter_mut().zip(circuit.members()) {
             *share += f64::from(u8::from(*member)) / resamples as f64;
         }
     }
     Ok(CircuitStability { jaccard, frequency })
-}
-
-/// 64 marks a word.
-fn bits(members: &[bool]) -> Vec<u64> {
-    let words = members.chunks(64);
-    let word = |marks: &[bool]| {
-        let marks = marks.iter().enumerate();
-        marks.fold(0, |word, (bit, mark)| word | (u64::from(*mark) << bit))
-    };
-    words.map(word).collect()
-}
-
-fn jaccard(a: &[u64], b: &[u64]) -> f64 {
-    let (mut both, mut any) = (0, 0);
-    for (a, b) in a.iter().zip(b) {
-        both += (a & b).count_ones();
-        any += (a | b).count_ones();
-    }
-    match any {
-        0 => 1.0,
-        any => f64::from(both) / f64::from(any),
-    }
 }
 
 /// The area under the ROC curve of scores that should tell the edges of a known circuit from the

@@ -17,7 +17,7 @@ pub struct DictionaryTextOptions {
     /// 1.
     pub skip_positions: usize,
     /// Number of tokens whose features are in memory at a time, 4 bytes for each; changes no
-    /// result. Default: 1024.
+    /// result but rounding. Default: 1024.
     pub tokens_at_once: usize,
     /// Budgets for the model's own passes.
     pub run: RunOptions,

@@ -45,7 +45,8 @@ impl TopActivation {
     ) -> Option<(&'a [u32], usize)> {
         let ids = batches.get(self.batch)?.ids().get(self.example)?;
         let start = self.position.saturating_sub(around);
-        let end = ids.len().min(self.position.saturating_add(around + 1));
+        let end = self.position.saturating_add(around).saturating_add(1);
+        let end = ids.len().min(end);
         let found = ids.get(start..end)?;
         let at = self.position - start;
         (found.get(at) == Some(&self.token)).then_some((found, at))

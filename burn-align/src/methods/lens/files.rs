@@ -9,7 +9,7 @@ use safetensors::tensor::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::{Translator, TunedLens};
-use crate::engine::read_numbers;
+use crate::engine::read_floats;
 use crate::methods::saved_result::{LoadResultError, NamedTensor, ResultFiles, SaveResultError};
 use crate::methods::saved_site::SavedSite;
 use crate::methods::saved_tensor::finite_f32;
@@ -109,9 +109,7 @@ fn stored<B: Backend, const D: usize>(
     tensor: Tensor<B, D>,
 ) -> Result<NamedTensor, String> {
     let shape = tensor.dims().to_vec();
-    let numbers = read_numbers(tensor.cast(DType::F32));
-    let numbers = numbers.map_err(|error| format!("tensor `{name}`: {error}"))?;
-    let values: Vec<f32> = numbers.into_iter().map(|number| number as f32).collect();
+    let values = read_floats(tensor).map_err(|error| format!("tensor `{name}`: {error}"))?;
     match values.iter().find(|value| !value.is_finite()) {
         Some(value) => Err(format!(
             "tensor `{name}`: expected finite numbers, found {value}"

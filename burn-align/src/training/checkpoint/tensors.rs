@@ -10,11 +10,10 @@ use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 
 use super::Records;
-use crate::training::checkpoint_file::Stored;
+use crate::training::checkpoint_file::{MOMENTS, Stored};
 
 /// The optimizers' names: of everything but masks, and of masks.
 const OPTIMIZERS: [&str; 2] = ["optimizer", "mask_optimizer"];
-const MOMENTS: [&str; 3] = ["moment_1", "moment_2", "max_moment_2"];
 
 /// Collects the tensors of parameters and optimizers, one parameter after another.
 pub(super) struct Collect<A: AutodiffBackend, I: AutodiffModule<A>> {

@@ -137,7 +137,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> ActivationStream<'a, B, M> {
         self.rows
     }
 
-    /// Some of the rows of the first part, in their order: to measure their mean and norm.
+    /// The rows of the first part, in the order of its examples: to measure their mean and norm.
     pub(super) fn first_part(
         &mut self,
         loaded: impl FnMut(usize),

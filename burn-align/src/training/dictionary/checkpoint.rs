@@ -15,13 +15,12 @@ use serde_json::Value;
 use super::{DictionaryHistory, DictionaryStep, DictionaryTrainer, DictionaryTrainingError};
 use crate::engine::{PlanError, read_floats};
 use crate::training::Checkpoints;
-use crate::training::checkpoint_file::{RunFile, RunKind, Stored};
+use crate::training::checkpoint_file::{MOMENTS, RunFile, RunKind, Stored};
 
 const KIND: RunKind = RunKind {
     name: "dictionary.safetensors",
     key: "burn_align_dictionary_training",
 };
-const MOMENTS: [&str; 3] = ["moment_1", "moment_2", "max_moment_2"];
 /// Numbers of a step.
 const NUMBERS: usize = 6;
 

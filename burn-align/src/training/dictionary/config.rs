@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::sparsity::{positive, wrong};
 use super::{DictionaryTrainingError, Sparsity};
 use crate::engine::RunOptions;
-use crate::training::{CheckpointInterval, Checkpoints, RateSchedule};
+use crate::training::{Checkpoints, RateSchedule};
 
 /// How the products of a step are computed. Results agree up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -76,7 +76,8 @@ pub struct DictionaryTrainingConfig {
     pub products: Products,
     /// Seed of the weights, of the order of the examples, and of resampling.
     pub seed: u64,
-    /// Where to save the state of the run. An epoch is a pass over the text. Default: nowhere.
+    /// Where to save the state of the run. An epoch is a pass over the text; an interval in steps
+    /// does not add the ends of epochs. Default: nowhere.
     pub checkpoints: Option<Checkpoints>,
     /// Budgets for the model's own passes.
     pub run: RunOptions,
@@ -228,7 +229,10 @@ impl DictionaryTrainingConfig {
             ("buffer_tokens", self.buffer_tokens),
             ("examples_at_once", self.examples_at_once),
             ("resample_every", self.resample_every.unwrap_or(1)),
-            ("checkpoints", self.checkpoints.as_ref().map_or(1, every)),
+            (
+                "checkpoints",
+                self.checkpoints.as_ref().map_or(1, |it| it.every.number()),
+            ),
         ];
         for (what, count) in counts {
             if count == 0 {
@@ -244,11 +248,5 @@ impl DictionaryTrainingConfig {
             positive("gradient_norm", norm)?;
         }
         self.sparsity.check(self.features)
-    }
-}
-
-fn every(checkpoints: &Checkpoints) -> usize {
-    match checkpoints.every {
-        CheckpointInterval::Epochs(every) | CheckpointInterval::Steps(every) => every,
     }
 }

@@ -28,7 +28,7 @@ pub(super) struct Pass<B: Backend> {
     pub(super) gradients: Parameters<B>,
     /// The input as the encoder reads it, `[row, d_in]`.
     pub(super) read: Tensor<B, 2>,
-    /// `‖e‖²` of each row.
+    /// `‖e‖²` of each row; not finite if a hidden value is not a number.
     pub(super) squares: Vec<f64>,
     /// The mean number of active features.
     pub(super) l0: f64,
@@ -103,13 +103,6 @@ pub(super) fn pass<B: Backend>(
         Sparsity::TopK(_) => 0.0,
         Sparsity::JumpRelu(it) => it.penalty(&active, step),
     };
-    // Features that are not numbers are never active, so no other part of the loss would tell.
-    if !read_numbers(encoded.hidden.clone().sum())?
-        .iter()
-        .all(|sum| sum.is_finite())
-    {
-        penalty = f64::NAN;
-    }
     if let Some(revival) = revive(parameters, &encoded, error, config, dead)? {
         penalty += revival.loss;
         gradients = revival.added_to(gradients);
@@ -158,11 +151,18 @@ fn sparse<B: Backend>(
     step: usize,
 ) -> Result<Option<Core<B>>, PlanError> {
     let ([rows, width], [features, _]) = (encoded.x.dims(), parameters.dims());
+    // Rows with fewer than `k` values above 0 are too rare to count on.
+    if let Sparsity::TopK(it) = &config.sparsity
+        && it.k * SPARSE > features
+    {
+        return Ok(None);
+    }
     let hidden = read_floats(encoded.hidden.clone())?;
     let thresholds = match &parameters.threshold {
         Some(threshold) => read_floats(threshold.clone())?,
         None => Vec::new(),
     };
+    // What is not a number is chosen, and is in the error then.
     let chosen = match &config.sparsity {
         Sparsity::TopK(it) => SparseRows::top_k(&hidden, features, it.k),
         Sparsity::JumpRelu(it) => {
@@ -301,7 +301,13 @@ fn dense<B: Backend>(
         _ => None,
     };
     let change = change.mask_fill(off, 0.0);
-    let squares = read_numbers(error.clone().square().sum_dim(1))?;
+    // A hidden value that is not a number may be a feature that is off: the error would not tell.
+    let of_rows = error.clone().square().sum_dim(1).squeeze_dim::<1>(1); // [row]
+    let sum = encoded.hidden.clone().sum();
+    let mut squares = read_numbers(Tensor::cat(vec![of_rows, sum], 0))?;
+    if !squares.pop().is_some_and(f64::is_finite) {
+        squares.fill(f64::NAN);
+    }
     Ok(Core {
         gradients: Parameters {
             encoder: change.clone().transpose().matmul(encoded.read.clone()),

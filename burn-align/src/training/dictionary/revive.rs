@@ -8,10 +8,11 @@ use rand_chacha::ChaCha8Rng;
 
 use super::optimizer::Moments;
 use super::parameters::{Parameters, norms, unit_rows};
-use super::pass::{Encoded, Pass};
+use super::pass::Encoded;
 use super::{DictionaryTrainingConfig, Sparsity};
 use crate::dictionaries::{FeatureActivation, indices};
 use crate::engine::{PlanError, read_numbers};
+use crate::training::devices::number;
 
 /// A loss of dead features, and its gradients.
 pub(super) struct Revival<B: Backend> {
@@ -134,35 +135,32 @@ fn all_but_largest<B: Backend>(values: &Tensor<B, 2>, k: usize) -> Option<Tensor
     Some(kept.equal_elem(0.0))
 }
 
-fn number<B: Backend>(value: Tensor<B, 1>) -> Result<f64, PlanError> {
-    let numbers = read_numbers(value)?;
-    Ok(numbers.first().copied().unwrap_or(f64::NAN))
-}
-
 /// Gives dead features the directions of inputs that are reconstructed badly: inputs are drawn with
 /// probabilities in proportion to the square of their loss, and the encoder's directions are short
 /// (Bricken et al. 2023). Biases, thresholds and moments are as at the beginning.
+///
+/// - read, squares: the last batch as the encoder reads it, and `‖e‖²` of each row
 pub(super) fn resample<B: Backend>(
     parameters: Parameters<B>,
     moments: &mut Moments<B>,
-    pass: &Pass<B>,
+    (read, squares): (&Tensor<B, 2>, &[f64]),
     config: &DictionaryTrainingConfig,
     step: usize,
     dead: &[usize],
 ) -> Result<Parameters<B>, PlanError> {
     /// The encoder's norm, as a share of the mean norm of living features.
     const SHARE: f64 = 0.2;
-    let weights: Vec<f64> = pass.squares.iter().map(|it| it * it).collect();
+    let weights: Vec<f64> = squares.iter().map(|it| it * it).collect();
     // Nothing is lost where everything is reconstructed.
     let (Ok(weights), false) = (WeightedIndex::<f64>::new(&weights), dead.is_empty()) else {
         return Ok(parameters);
     };
     let [features, width] = parameters.dims();
-    let device = pass.read.device();
+    let device = read.device();
     let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
     rng.set_stream(RESAMPLING | step as u64);
     let drawn: Vec<usize> = dead.iter().map(|_| weights.sample(&mut rng)).collect();
-    let drawn = pass.read.clone().select(0, indices(&drawn, &device));
+    let drawn = read.clone().select(0, indices(&drawn, &device));
     let directions = unit_rows(drawn); // [dead, d_in]
 
     let lengths = read_numbers(norms(parameters.encoder.clone()))?;

@@ -16,7 +16,7 @@ use super::{
 use crate::dictionaries::{Dictionary, DictionaryInfo, HookPoint};
 use crate::engine::read_numbers;
 use crate::training::CheckpointInterval;
-use crate::training::fingerprint::hash_of;
+use crate::training::fingerprint::{hash_of, sizes};
 
 /// A dictionary that was trained here.
 #[derive(Debug)]
@@ -233,11 +233,7 @@ fn fingerprint(
             "products": products,
             "seed": seed,
         },
-        "model": {
-            "layers": dims.layers,
-            "d_model": dims.d_model,
-            "vocab": dims.vocab,
-        },
+        "model": sizes(dims),
         "site": site.to_string(),
         "text": hash_of(batches),
     })

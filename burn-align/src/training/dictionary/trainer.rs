@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::optimizer::{Moments, across, clipped, normalised};
 use super::parameters::Parameters;
-use super::pass::pass;
+use super::pass::{Pass, pass};
 use super::revive::resample;
 use super::{DictionaryStep, DictionaryTrainingConfig, DictionaryTrainingError};
 use crate::dictionaries::{Dictionary, DictionaryError};
@@ -125,9 +125,16 @@ impl<B: Backend> DictionaryTrainer<B> {
             return Err(super::sparsity::wrong("activations", "at least one", 0));
         }
         let dead = self.dead();
-        let pass = pass(&self.parameters, x.clone(), &self.config, step, &dead)?;
-        let error = pass.squares.iter().sum::<f64>() / rows as f64;
-        let loss = error + pass.penalty;
+        let Pass {
+            mut gradients,
+            read,
+            squares,
+            l0,
+            fired,
+            penalty,
+        } = pass(&self.parameters, x.clone(), &self.config, step, &dead)?;
+        let error = squares.iter().sum::<f64>() / rows as f64;
+        let loss = error + penalty;
         let deviations = (x.clone() - x.mean_dim(0)).square().sum_dim(1); // [token, 1]
         let variance = read_numbers(deviations)?.iter().sum::<f64>() / rows as f64;
         if !loss.is_finite() {
@@ -151,12 +158,11 @@ impl<B: Backend> DictionaryTrainer<B> {
                 true => 1.0 - error / variance,
                 false => 0.0,
             },
-            l0: pass.l0,
+            l0,
             dead: dead.len(),
             learning_rate: rate,
         };
 
-        let mut gradients = pass.gradients.clone();
         if self.config.unit_decoder {
             gradients.decoder = across(gradients.decoder, &self.parameters.decoder);
         }
@@ -170,7 +176,7 @@ impl<B: Backend> DictionaryTrainer<B> {
             true => normalised(moved),
             false => moved,
         };
-        for (silent, fired) in self.silent.iter_mut().zip(&pass.fired) {
+        for (silent, fired) in self.silent.iter_mut().zip(&fired) {
             *silent = match fired {
                 true => 0,
                 false => *silent + 1,
@@ -182,8 +188,8 @@ impl<B: Backend> DictionaryTrainer<B> {
         {
             let dead = self.dead();
             let parameters = self.parameters.clone();
-            let moments = &mut self.moments;
-            self.parameters = resample(parameters, moments, &pass, &self.config, step, &dead)?;
+            let (moments, lost) = (&mut self.moments, (&read, &squares[..]));
+            self.parameters = resample(parameters, moments, lost, &self.config, step, &dead)?;
             dead.iter().for_each(|feature| self.silent[*feature] = 0);
         }
         Ok(report)

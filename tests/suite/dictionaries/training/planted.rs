@@ -254,11 +254,16 @@ fn what_cannot_be_trained_is_an_error() {
     );
     let after = values(trainer.dictionary().expect("it fits").encoder.val());
     assert_eq!(before, after);
-    let mut broken = trainer.dictionary().expect("it fits");
-    let nan = Tensor::full([12], f32::NAN, (&device, DType::F32));
-    broken.encoder_bias = Param::from_tensor(nan);
+    // Few enough are active for sparse products.
     for products in [Products::Sparse, Products::Dense] {
-        let config = valid().with_products(products);
+        let config = planted_config(Sparsity::top_k(2), 10).with_products(products);
+        let start = DictionaryTrainer::<Flex>::new(8, &config, &device).expect("it fits");
+        let mut broken = start.dictionary().expect("it fits");
+        let biases: Vec<f32> = (0..40)
+            .map(|at| if at == 7 { f32::NAN } else { 0.0 })
+            .collect();
+        let biases = Tensor::from_data(TensorData::new(biases, [40]), (&device, DType::F32));
+        broken.encoder_bias = Param::from_tensor(biases);
         let mut trainer = DictionaryTrainer::from_dictionary(&broken, &config).expect("it fits");
         let error = trainer.step(rows(1.0, 8)).expect_err("refused");
         assert!(

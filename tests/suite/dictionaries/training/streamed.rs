@@ -382,6 +382,8 @@ fn the_tokens_on_which_features_are_most_active() {
             assert_eq!(context[at], ids[top.position]);
             assert_eq!(context[0], ids[top.position - 1]);
             assert!(context.len() <= 3);
+            let whole = top.context(&text, usize::MAX).expect("it is there");
+            assert_eq!(whole, (&ids[..], top.position));
             assert_eq!(top.context(&text[..0], 1), None);
         }
     }

@@ -1,6 +1,6 @@
 //! Which writers each reader takes from the patched run, as weights of a sum.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
@@ -131,7 +131,7 @@ impl<B: Backend> Masks<B> for Chosen<'_, B> {
 
     fn rows(&self, readers: Range<usize>) -> Option<Rows<B>> {
         let circuits = self.members.len();
-        let columns = 1 + self.slots_before_reader(readers.start);
+        let columns = 1 + self.slots_before(self.graph.before(readers.start));
         // The distinct inputs of each circuit.
         let mut distinct: Vec<HashMap<Vec<usize>, usize>> = vec![HashMap::new(); circuits];
         let mut nodes: Vec<NodeRows> = Vec::new();
@@ -179,13 +179,6 @@ impl<B: Backend> Masks<B> for Chosen<'_, B> {
             weights: weights.cast(self.dtype),
             nodes,
         })
-    }
-}
-
-impl<B: Backend> Chosen<'_, B> {
-    fn slots_before_reader(&self, reader: usize) -> usize {
-        let before = &self.slots[..self.graph.before(reader)];
-        before.iter().flatten().count()
     }
 }
 
@@ -259,15 +252,55 @@ pub(super) fn sublayers(graph: &EdgeGraph) -> Vec<Range<usize>> {
 /// The distinct circuits among some, by index, and for each the one it equals.
 pub(super) fn distinct(members: &[&[bool]]) -> (Vec<usize>, Vec<usize>) {
     let mut known: HashMap<&[bool], usize> = HashMap::new();
-    let mut first = BTreeSet::new();
+    let mut first = Vec::new();
     let mut place = Vec::with_capacity(members.len());
     for (index, members) in members.iter().enumerate() {
         let next = known.len();
         let own = *known.entry(members).or_insert(next);
         if own == next {
-            first.insert(index);
+            first.push(index);
         }
         place.push(own);
     }
-    (first.into_iter().collect(), place)
+    (first, place)
+}
+
+/// How many times as many edges the largest circuit of a stack may have as the smallest.
+const ALIKE: usize = 4;
+
+/// Circuits in stacks of a similar size. All circuits of a stack take as many rows and writers as
+/// the largest one, so one large circuit would make small ones expensive.
+///
+/// - edges: number of edges of each circuit, increasing
+/// - most: number of circuits in a stack
+pub(super) fn stacks(edges: &[usize], most: usize) -> Vec<Range<usize>> {
+    let mut stacks: Vec<Range<usize>> = Vec::new();
+    for (index, count) in edges.iter().enumerate() {
+        match stacks.last_mut() {
+            Some(last) if last.len() < most && *count <= ALIKE * edges[last.start] => {
+                last.end = index + 1;
+            }
+            _ => stacks.push(index..index + 1),
+        }
+    }
+    stacks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stacks_hold_circuits_of_a_similar_size() {
+        let edges = [0, 0, 1, 3, 4, 5, 16, 17, 100];
+        assert_eq!(stacks(&edges, 9), [0..2, 2..5, 5..8, 8..9]);
+        assert_eq!(stacks(&edges, 2), [0..2, 2..4, 4..6, 6..8, 8..9]);
+        assert!(stacks(&[], 2).is_empty());
+    }
+
+    #[test]
+    fn equal_circuits_are_one() {
+        let members: [&[bool]; 4] = [&[true, false], &[true, true], &[true, false], &[true, true]];
+        assert_eq!(distinct(&members), (vec![0, 1], vec![0, 1, 0, 1]));
+    }
 }

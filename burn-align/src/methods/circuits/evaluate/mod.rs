@@ -3,8 +3,8 @@
 mod ablation;
 mod masks;
 mod outputs;
-mod patched;
-mod runs;
+mod prepare;
+mod recursion;
 mod setting;
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -16,9 +16,9 @@ use crate::engine::{LogitPositions, Plan, RunOptions, read_numbers};
 use crate::interventions::VanillaIntervention;
 use crate::methods::attribution::{AttributionError, Metric, Patching};
 pub use ablation::CircuitAblation;
-use masks::{Chosen, Weighted, distinct};
-use patched::{patched_logits, patched_logits_from};
-use runs::Runs;
+use masks::{Chosen, Weighted, distinct, stacks};
+use prepare::Prepared;
+use recursion::{patched_logits, patched_logits_from};
 use setting::Setting;
 
 /// A metric under some circuits.
@@ -39,11 +39,11 @@ pub struct CircuitValues {
 /// EAP-IG, arXiv 2403.17806). Where the output of an attention goes through a norm (Gemma 2, OLMo
 /// 2), the sum of heads is patched before the norm.
 ///
-/// A circuit is evaluated as it is given: call [`Circuit::pruned`] before, as MIB does. Circuits
-/// are stacked along the batch as far as the memory budget of [`RunOptions`] allows (512 MiB where
-/// none is set), writers that the logits do not depend on are not computed, equal inputs of a
-/// layer are computed once, and positions before the first difference between base and source not
-/// at all.
+/// A circuit is evaluated as it is given: call [`Circuit::pruned`] before, as MIB does. Circuits of
+/// a similar size are stacked along the batch as far as the memory budget of [`RunOptions`] allows
+/// (512 MiB where none is set), writers that the logits do not depend on are not computed, equal
+/// inputs of a layer are computed once, and positions before the first difference between base and
+/// source not at all.
 ///
 /// # When it misleads
 /// A circuit that does as well as the model need not work like it: the ablated edges still carry
@@ -62,35 +62,40 @@ pub fn evaluate_circuits<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     options: &RunOptions,
 ) -> Result<CircuitValues, CircuitError> {
     let positions = metric.positions();
-    let runs = Runs::new(model, patching, ablation, &positions, options)?;
+    let prepared = Prepared::new(model, patching, ablation, &positions, options)?;
     metric.check(patching.batch(), model.dims().vocab)?;
     for circuit in circuits {
-        check_graph(&runs.graph, circuit.graph())?;
+        check_graph(&prepared.graph, circuit.graph())?;
     }
     let members: Vec<&[bool]> = circuits.iter().map(Circuit::members).collect();
     let (unique, place) = distinct(&members);
     let unique: Vec<&[bool]> = unique.iter().map(|index| members[*index]).collect();
-    // The circuit of all edges is the base.
-    let computed: Vec<&[bool]> = (unique.iter().copied())
-        .filter(|members| !is_full(members))
-        .collect();
+    // The circuit of all edges is the base. Circuits of a similar size are stacked.
+    let edges = |index: &usize| unique[*index].iter().filter(|member| **member).count();
+    let is_full = |index: &usize| edges(index) == unique[*index].len();
+    let (full, mut computed): (Vec<usize>, Vec<usize>) = (0..unique.len()).partition(is_full);
+    computed.sort_by_cached_key(edges);
+    let sizes: Vec<usize> = computed.iter().map(edges).collect();
+    let sorted: Vec<&[bool]> = computed.iter().map(|index| unique[*index]).collect();
     let mut found = CircuitValues {
         base: Vec::new(),
         ablated: Vec::new(),
         circuits: vec![Vec::new(); unique.len()],
     };
-    for examples in runs.parts()? {
+    for examples in prepared.parts()? {
         let indices: Vec<usize> = examples.clone().collect();
-        let setting = runs.setting(examples)?;
+        let setting = prepared.setting(examples)?;
         let mut values = vec![
             metric.values(setting.base_logits(), &indices).detach(),
             metric.values(setting.ablated_logits(), &indices).detach(),
         ];
         let batch = indices.len();
-        for part in computed.chunks(runs.circuits_at_once(batch)) {
-            let masks = Chosen::<B>::new(&setting.graph, part, &model.device(), setting.dtype());
+        for stack in stacks(&sizes, prepared.circuits_at_once(batch)) {
+            let count = stack.len();
+            let chosen = &sorted[stack];
+            let masks = Chosen::<B>::new(&setting.graph, chosen, &model.device(), setting.dtype());
             let logits = patched_logits(&setting, &masks)?; // [circuit * batch, unit, vocab]
-            for circuit in 0..part.len() {
+            for circuit in 0..count {
                 let own = logits.clone().narrow(0, circuit * batch, batch);
                 values.push(metric.values(own, &indices).detach());
             }
@@ -101,21 +106,17 @@ pub fn evaluate_circuits<B: Backend, M: AlignableTransformer<B>, T: Metric>(
         let base = next();
         found.base.extend(base);
         found.ablated.extend(next());
-        for (members, values) in unique.iter().zip(&mut found.circuits) {
-            values.extend(match is_full(members) {
-                true => base,
-                false => next(),
-            });
+        for index in &full {
+            found.circuits[*index].extend(base);
+        }
+        for index in &computed {
+            found.circuits[*index].extend(next());
         }
     }
     let unique = found.circuits;
     found.circuits = place.iter().map(|index| unique[*index].clone()).collect();
     check_finite(model, patching, metric, &found, options)?;
     Ok(found)
-}
-
-fn is_full(members: &[bool]) -> bool {
-    members.iter().all(|member| *member)
 }
 
 /// Fails if a value is not finite, and says where that begins.
@@ -169,8 +170,9 @@ fn check_finite<B: Backend, M: AlignableTransformer<B>, T: Metric>(
 /// type B = Autodiff<Flex>;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(),
-/// &device)?; let tokenizer = loaded.tokenizer()?; let [clean, corrupt] = ["Spain", "Italy"]
+/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let tokenizer = loaded.tokenizer()?;
+/// let [clean, corrupt] = ["Spain", "Italy"]
 ///     .map(|country| tokenizer.encode_batch([format!("The capital of {country} is")]));
 /// let patching = Patching::noising(clean?, corrupt?);
 /// let masking = EdgeMasking::new(
@@ -204,8 +206,8 @@ impl<B: Backend, M: AlignableTransformer<B>> EdgeMasking<B, M> {
         positions: &LogitPositions,
         options: &RunOptions,
     ) -> Result<Self, CircuitError> {
-        let runs = Runs::new(model, patching, ablation, positions, options)?;
-        let setting = runs.setting(0..runs.batch())?;
+        let prepared = Prepared::new(model, patching, ablation, positions, options)?;
+        let setting = prepared.setting(0..prepared.batch())?;
         Ok(Self { setting })
     }
 
@@ -274,9 +276,7 @@ impl<B: Backend, M: AlignableTransformer<B>> EdgeMasking<B, M> {
         let masks = Chosen::<B>::new(&setting.graph, &members, &device, setting.dtype());
         patched_logits(setting, &masks)
     }
-}
 
-impl<B: Backend, M: AlignableTransformer<B>> EdgeMasking<B, M> {
     /// By how much the output of each writer in the run of the base differs from its ablated one.
     pub(super) fn whole_changes(&self) -> Result<Vec<Tensor<B, 2>>, CircuitError> {
         self.setting.whole_changes()

@@ -19,7 +19,7 @@ use super::setting::Setting;
 use crate::paths::Node;
 
 /// A patched run.
-struct Patched<'a, B: Backend, M, K> {
+struct Recursion<'a, B: Backend, M, K> {
     setting: &'a Setting<B, M>,
     masks: &'a K,
     outputs: Outputs<B>,
@@ -34,7 +34,7 @@ where
     B: Backend,
     M: AlignableTransformer<B>,
 {
-    let mut run = Patched {
+    let mut run = Recursion {
         setting,
         masks,
         outputs: Outputs::new(masks.circuits()),
@@ -57,18 +57,16 @@ where
     B: Backend,
     M: AlignableTransformer<B>,
 {
-    let mut run = Patched {
+    let mut run = Recursion {
         setting,
         masks,
         outputs: Outputs::new(masks.circuits()),
     };
-    let circuits: Vec<usize> = (0..masks.circuits()).collect();
     let heads = setting.graph.heads();
     let before = 1 + first / 2 * (heads + 1) + first % 2 * heads;
     for (writer, change) in whole.iter().enumerate().take(before) {
         if masks.slot(writer).is_some() {
-            let change = change.clone().repeat_dim(0, circuits.len());
-            run.outputs.write(&circuits, change);
+            run.write_for_all(change.clone());
         }
     }
     run.run(first)
@@ -100,7 +98,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Setting<B, M> {
     }
 }
 
-impl<B, M, K> Patched<'_, B, M, K>
+impl<B, M, K> Recursion<'_, B, M, K>
 where
     B: Backend,
     M: AlignableTransformer<B>,
@@ -137,10 +135,15 @@ where
         if self.masks.slot(0).is_some() {
             let setting = self.setting;
             let change = setting.row(&setting.embedding) - setting.row(&setting.ablated.embedding);
-            let circuits: Vec<usize> = (0..self.masks.circuits()).collect();
-            let change = change.repeat_dim(0, circuits.len());
-            self.outputs.write(&circuits, change);
+            self.write_for_all(change);
         }
+    }
+
+    /// Keeps a change that is the same in all circuits, `[1, value]`.
+    fn write_for_all(&mut self, change: Tensor<B, 2>) {
+        let circuits: Vec<usize> = (0..self.masks.circuits()).collect();
+        let change = change.repeat_dim(0, circuits.len());
+        self.outputs.write(&circuits, change);
     }
 
     fn attention(&mut self, layer: usize, rows: Rows<B>) -> Result<(), CircuitError> {
@@ -151,7 +154,6 @@ where
         let stream = setting.row(&setting.ablated(layer).attention_reads);
         let inputs = self.inputs(layer, stream, &rows)?;
         let inputs = self.read_by_attention(layer, inputs)?;
-        let mut changes = Vec::with_capacity(rows.nodes.len());
         for node in &rows.nodes {
             let Some(head) = self.head(node.node) else {
                 continue;
@@ -166,9 +168,7 @@ where
             let tokens = shape[0] * shape[1];
             let change = change.reshape([1, tokens, times * values / tokens]);
             let change = heads.head_output(layer, head, change);
-            changes.push((node, change.reshape([times, setting.values()])));
-        }
-        for (node, change) in changes {
+            let change = change.reshape([times, setting.values()]);
             self.outputs.write(&node.circuits, change);
         }
         Ok(())

@@ -4,17 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use burn_align_models::{
-    AlignableTransformer, Mixing, ModelDims, ModelInput, Pass, Tables, TokenBatch,
-};
+use burn_align_models::{AlignableTransformer, Mixing, ModelDims, ModelInput, Pass, Tables};
 
-use super::super::runs::Wiring;
+use super::super::runs::{Wiring, first_differences};
 use super::super::{CircuitError, EdgeGraph};
 use super::CircuitAblation;
 use super::ablation::{Streams, Sums, Written};
 use super::setting::{Setting, embedded};
 use crate::engine::{LogitPositions, Plan, RunOptions, WorldInput};
-use crate::methods::attribution::{AttributionError, Patching};
+use crate::methods::attribution::Patching;
 use crate::methods::resample_donors;
 
 /// Memory for activations at a time, where no budget is given.
@@ -22,7 +20,7 @@ const DEFAULT_BUDGET: u64 = 512 << 20;
 const BYTES: u64 = 4;
 
 /// All examples, and what the runs of parts of them start from.
-pub(super) struct Runs<B: Backend, M> {
+pub(super) struct Prepared<B: Backend, M> {
     pub(super) model: M,
     pub(super) graph: EdgeGraph,
     tables: Tables,
@@ -44,7 +42,7 @@ enum Ablated<B: Backend> {
     Zero,
 }
 
-impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
+impl<B: Backend, M: AlignableTransformer<B>> Prepared<B, M> {
     /// - positions: whose logits are read
     pub(super) fn new(
         model: &M,
@@ -74,7 +72,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
         let ablated = match ablation {
             CircuitAblation::Counterfactual => {
                 check(&model, source, &LogitPositions::Last)?;
-                check_lengths(base, source)?;
+                patching.check()?;
                 if let (WorldInput::Tokens(base), WorldInput::Tokens(source)) = (base, source) {
                     first = first_differences(base, source);
                 }
@@ -99,7 +97,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
         if !attentions.all(|attention| matches!(attention.mixing(), Mixing::Causal { .. })) {
             first = vec![0; batch];
         }
-        let mut runs = Self {
+        let mut prepared = Self {
             base: input(base, &device)?,
             graph,
             tables: options.tables.clone(),
@@ -113,16 +111,16 @@ impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
         let over_positions = match ablation {
             CircuitAblation::Mean => false,
             CircuitAblation::MeanOverPositions => true,
-            _ => return Ok(runs),
+            _ => return Ok(prepared),
         };
         let mut sums = Sums::new(base.pos(), over_positions);
         let mut dtype = None;
-        for examples in runs.parts()? {
-            let (embedding, pass) = runs.embedded(&runs.base, &examples, false);
+        for examples in prepared.parts()? {
+            let (embedding, pass) = prepared.embedded(&prepared.base, &examples, false);
             dtype.get_or_insert(embedding.dtype());
-            let mut streams = Streams::run(&runs.model, embedding, &pass)?;
+            let mut streams = Streams::run(&prepared.model, embedding, &pass)?;
             if over_positions {
-                let positions = runs.positions(streams.embedding.dtype())?;
+                let positions = prepared.positions(streams.embedding.dtype())?;
                 streams.embedding = streams.embedding - positions;
             }
             sums.add(&streams, &lengths[examples]);
@@ -130,10 +128,10 @@ impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
         let means = dtype.and_then(|dtype| Some((sums.means(dtype)?, dtype)));
         let (mut means, dtype) = means.ok_or(CircuitError::Nothing { what: "example" })?;
         if over_positions {
-            means.embedding = means.embedding + runs.positions(dtype)?;
+            means.embedding = means.embedding + prepared.positions(dtype)?;
         }
-        runs.ablated = Ablated::Written(means);
-        Ok(runs)
+        prepared.ablated = Ablated::Written(means);
+        Ok(prepared)
     }
 
     /// Number of examples.
@@ -217,7 +215,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
         let at_once = usize::try_from(at_once).unwrap_or(usize::MAX);
         let at_once = at_once.min(self.max_rows).clamp(1, batch.max(1));
         // Parts of the same size.
-        let at_once = batch.div_ceil(batch.div_ceil(at_once));
+        let at_once = batch.div_ceil(batch.div_ceil(at_once).max(1)).max(1);
         let starts = (0..batch).step_by(at_once);
         Ok(starts
             .map(|start| start..batch.min(start + at_once))
@@ -247,7 +245,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Runs<B, M> {
     fn row_bytes(&self) -> u64 {
         let [_batch, pos] = self.base.dims();
         let dims = self.model.dims();
-        let inputs = 3 * dims.heads * if dims.post_norms { 3 } else { 1 };
+        let inputs = 3 * dims.heads * if dims.post_norms { 3 } else { 2 };
         let streams = 2 * self.graph.writers().len() + inputs + dims.heads + 8;
         BYTES * (pos * (streams * dims.d_model + of_sublayer(dims, pos))) as u64
     }
@@ -271,32 +269,6 @@ fn check<B: Backend, M: AlignableTransformer<B>>(
     let world = plan.world(input, []);
     plan.read_logits(world, positions.clone());
     plan.explain(model)?;
-    Ok(())
-}
-
-/// Checks that examples can be compared position by position.
-fn check_lengths<B: Backend>(
-    base: &WorldInput<B>,
-    source: &WorldInput<B>,
-) -> Result<(), CircuitError> {
-    if base.batch() != source.batch() {
-        let error = AttributionError::Batches {
-            base: base.batch(),
-            source_batch: source.batch(),
-        };
-        return Err(error.into());
-    }
-    let lengths = base.lengths().into_iter().zip(source.lengths());
-    for (example, (base, source_length)) in lengths.enumerate() {
-        if base != source_length {
-            let error = AttributionError::Lengths {
-                example,
-                base,
-                source_length,
-            };
-            return Err(error.into());
-        }
-    }
     Ok(())
 }
 
@@ -340,14 +312,6 @@ fn donors(lengths: &[usize], seed: u64) -> Result<Vec<usize>, CircuitError> {
         }
     }
     Ok(donors)
-}
-
-/// For each example, the first position at which two batches differ.
-fn first_differences(base: &TokenBatch, other: &TokenBatch) -> Vec<usize> {
-    let examples = base.ids().iter().zip(other.ids());
-    examples
-        .map(|(a, b)| a.iter().zip(b).take_while(|(a, b)| a == b).count())
-        .collect()
 }
 
 /// `[batch][unit]`

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, Cx, NoTap, Pass, Site};
 
-use super::changes::{Written, narrowed};
-use super::runs::{Streams, Wiring, last_stream};
-use super::{CircuitError, EdgeGraph, Reader};
+use super::super::changes::{Written, narrowed};
+use super::super::runs::{Streams, Wiring, last_stream};
+use super::super::{CircuitError, EdgeGraph, Reader};
 use crate::engine::{Edit, Operand, Plan, RunOptions, Units, WorldInput, read_numbers};
 use crate::methods::attribution::{ADD, Metric, interventions, logit_count, plan_of, positions_of};
 
@@ -34,7 +34,7 @@ pub(super) type Wanted = BTreeMap<usize, Vec<(usize, Reader)>>;
 type Waiting<B> = Vec<(usize, Tensor<B, 3>)>;
 
 /// Some of the examples.
-pub(super) struct Patched<'a, 'm, B: Backend, M, T> {
+pub(super) struct SingleEdges<'a, 'm, B: Backend, M, T> {
     pub(super) wiring: &'a Wiring<'m, B, M>,
     pub(super) graph: &'a EdgeGraph,
     pub(super) metric: &'a T,
@@ -51,7 +51,7 @@ pub(super) struct Patched<'a, 'm, B: Backend, M, T> {
     pub(super) options: &'a RunOptions,
 }
 
-impl<B, M, T> Patched<'_, '_, B, M, T>
+impl<B, M, T> SingleEdges<'_, '_, B, M, T>
 where
     B: Backend,
     M: AlignableTransformer<B>,
@@ -70,7 +70,7 @@ where
             Reading::Mlp(layer) => Site::Block(layer, dims.added_by_mlp()),
             Reading::Logits => last_stream(dims),
         };
-        let runs = Runs {
+        let runs = RunsAt {
             input: self.before(site)?,
             site,
             at_once: self.at_once(),
@@ -160,7 +160,7 @@ where
     fn measure(
         &self,
         values: &mut [f64],
-        runs: &Runs<B>,
+        runs: &RunsAt<B>,
         waiting: Waiting<B>,
     ) -> Result<(), CircuitError> {
         if waiting.is_empty() {
@@ -193,8 +193,8 @@ where
     }
 }
 
-/// How runs are made.
-struct Runs<B: Backend> {
+/// How runs with changes at one site are made.
+struct RunsAt<B: Backend> {
     input: WorldInput<B>,
     /// Where changes are added.
     site: Site,
@@ -220,7 +220,7 @@ enum Computed<B: Backend> {
 impl<B: Backend> Computed<B> {
     /// - changes: `[writer * batch, pos, d_model]`
     fn new<M: AlignableTransformer<B>, T>(
-        own: &Patched<'_, '_, B, M, T>,
+        own: &SingleEdges<'_, '_, B, M, T>,
         reading: Reading,
         changes: Tensor<B, 3>,
         writers: usize,
@@ -267,7 +267,7 @@ impl<B: Backend> Computed<B> {
     /// - output: `[batch, pos, d_model]` each
     fn changes<M: AlignableTransformer<B>, T>(
         &self,
-        own: &Patched<'_, '_, B, M, T>,
+        own: &SingleEdges<'_, '_, B, M, T>,
         reader: Reader,
         edges: &[(usize, usize)],
     ) -> Vec<Tensor<B, 3>> {
