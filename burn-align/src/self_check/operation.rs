@@ -89,6 +89,8 @@ enum Rounding {
     None,
     /// A function, or a short sum.
     Function,
+    /// Tens of thousands of numbers, which may be added one after the other.
+    LongSum,
     /// A sum of products.
     Product,
     /// Several products and functions, one after the other.
@@ -112,6 +114,7 @@ impl Operation {
             Rounding::None => 0.0,
             Rounding::Function if is_half => 16.0 * rounding,
             Rounding::Function => 1e-4,
+            Rounding::LongSum => 1e-3,
             // Some add up in 16 bits, as Flex does for one row.
             Rounding::Product if is_half => 16.0 * rounding,
             Rounding::Product => 8.0 * rounding,
@@ -134,13 +137,13 @@ impl Operation {
             | Self::Cast
             | Self::MixedDifference
             | Self::SelectAdd
-            | Self::Sum
             | Self::LayerNorm
             | Self::RmsNorm
             | Self::Rotary
             | Self::Gelu
             | Self::CrossEntropy
             | Self::SelectGradient => Rounding::Function,
+            Self::Sum => Rounding::LongSum,
             Self::Product
             | Self::ColumnProduct
             | Self::TransposedProduct
