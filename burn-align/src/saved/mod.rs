@@ -55,6 +55,7 @@ mod pyvene;
 mod pyvene_config;
 mod tensors;
 mod torch;
+mod torch_save;
 
 use std::fs;
 use std::io;
@@ -70,7 +71,8 @@ pub use error::{LoadInterventionsError, SaveInterventionsError};
 pub(crate) use tensors::{
     Array, Stored, TensorError, Tensors, Values, from_tensor_error, of_safetensors,
 };
-pub(crate) use torch::state_dict;
+pub(crate) use torch::{nested, state_dict};
+pub(crate) use torch_save::{Floats, TorchValue, torch_file};
 
 use crate::front::{AlignableConfig, AlignableModel};
 use crate::interventions::BuiltinIntervention;

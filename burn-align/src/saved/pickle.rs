@@ -1,8 +1,12 @@
 //! Pickles of state dicts, parsed but not run: of everything a pickle can name, only tensors and
 //! ordered dictionaries are known, and anything else is rejected immediately.
 
+mod tree;
+
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+
+pub(super) use tree::{Tree, read_tree};
 
 /// Why a pickle cannot be read.
 #[derive(Debug)]
@@ -85,7 +89,7 @@ impl Global {
 enum Item {
     Mark,
     None,
-    Bool,
+    Bool(bool),
     Float,
     Int(i64),
     Text(Rc<str>),
@@ -186,7 +190,7 @@ impl Machine<'_> {
                     self.stack.push(Item::Float);
                 }
                 b'N' => self.stack.push(Item::None),
-                0x88 | 0x89 => self.stack.push(Item::Bool),
+                0x88 | 0x89 => self.stack.push(Item::Bool(code == 0x88)),
                 b'}' => self.new_dict(),
                 b')' => self.new_tuple(Vec::new()),
                 b't' => {
@@ -243,13 +247,19 @@ impl Machine<'_> {
         }
     }
 
-    fn state_dict(mut self) -> Result<Vec<(String, Rc<PickledTensor>)>, PickleError> {
+    /// The index of the dictionary that the pickle is.
+    fn root(&mut self) -> Result<usize, PickleError> {
         if !self.bytes.is_empty() {
             return malformed("expected the end, found more bytes");
         }
-        let (Some(Item::Dict(index)), true) = (self.stack.pop(), self.stack.is_empty()) else {
-            return malformed("expected a state dict, found another object");
-        };
+        match (self.stack.pop(), self.stack.is_empty()) {
+            (Some(Item::Dict(index)), true) => Ok(index),
+            _ => malformed("expected a state dict, found another object"),
+        }
+    }
+
+    fn state_dict(mut self) -> Result<Vec<(String, Rc<PickledTensor>)>, PickleError> {
+        let index = self.root()?;
         let mut tensors: Vec<(String, Rc<PickledTensor>)> = Vec::new();
         let mut names = HashSet::new();
         for (key, value) in std::mem::take(&mut self.dicts[index]) {
@@ -425,7 +435,7 @@ impl Machine<'_> {
                     offset,
                     shape,
                     stride,
-                    Item::Bool,
+                    Item::Bool(_),
                     Item::Dict(_),
                     ..,
                 ],
@@ -438,7 +448,7 @@ impl Machine<'_> {
                 };
                 self.stack.push(Item::Tensor(Rc::new(tensor)));
             }
-            (Global::RebuildParameter, [Item::Tensor(tensor), Item::Bool, Item::Dict(_)]) => {
+            (Global::RebuildParameter, [Item::Tensor(tensor), Item::Bool(_), Item::Dict(_)]) => {
                 let tensor = tensor.clone();
                 self.stack.push(Item::Tensor(tensor));
             }

@@ -23,6 +23,8 @@ pub(crate) struct Stored {
 pub(crate) enum Values {
     /// Floats that f32 represents exactly.
     F32(Vec<f32>),
+    /// Floats that f32 may have to round.
+    F64(Vec<f64>),
     /// Integers.
     I64(Vec<i64>),
     /// A type that no parameter has.
@@ -141,6 +143,31 @@ impl Tensors {
             file: path(),
             tensors,
         })
+    }
+
+    /// The same with all floats in f32, rounded as PyTorch rounds tensors that it loads into a
+    /// module in f32.
+    ///
+    /// # Errors
+    /// If a number is beyond the range of f32.
+    pub(crate) fn rounded(mut self) -> Result<Self, TensorError> {
+        for (name, stored) in &mut self.tensors {
+            let Values::F64(values) = &stored.values else {
+                continue;
+            };
+            let mut finite = values.iter().filter(|value| value.is_finite());
+            if let Some(found) = finite.find(|value| !(**value as f32).is_finite()) {
+                return Err(TensorError::Unreadable {
+                    reason: format!(
+                        "tensor `{name}`: expected numbers within the range of f32, found {found:e}"
+                    ),
+                    file: self.file,
+                });
+            }
+            let rounded = values.iter().map(|value| *value as f32);
+            stored.values = Values::F32(rounded.collect());
+        }
+        Ok(self)
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -318,6 +345,7 @@ impl Tensors {
             expected,
             found: match found {
                 Values::F32(_) => "f32".to_owned(),
+                Values::F64(_) => "f64".to_owned(),
                 Values::I64(_) => "i64".to_owned(),
                 Values::Other(dtype) => dtype.clone(),
             },
@@ -347,6 +375,7 @@ fn values(view: &TensorView<'_>) -> Values {
     }
     let data = view.data();
     match view.dtype() {
+        Dtype::F64 => Values::F64(each(data, f64::from_le_bytes)),
         Dtype::F32 => Values::F32(each(data, f32::from_le_bytes)),
         Dtype::F16 => Values::F32(each(data, |b| f16::from_le_bytes(b).to_f32())),
         Dtype::BF16 => Values::F32(each(data, |b| bf16::from_le_bytes(b).to_f32())),

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::rc::Rc;
 
 use burn::tensor::{bf16, f16};
+use serde_json::Value;
 use zip::ZipArchive;
 
-use super::pickle::{PickleError, PickledTensor, read_state_dict};
+use super::pickle::{PickleError, PickledTensor, Tree, read_state_dict, read_tree};
 use super::tensors::{Stored, Values};
 
 /// Whether a state dict has no tensors, without reading them. If this cannot be determined, it is
@@ -36,6 +37,12 @@ type PickledTensors = Vec<(String, Rc<PickledTensor>)>;
 fn pickled<R: Read + Seek>(
     archive: &mut ZipArchive<R>,
 ) -> Result<(String, PickledTensors), PickleError> {
+    let (folder, pickle) = pickle(archive)?;
+    Ok((folder, read_state_dict(&pickle)?))
+}
+
+/// The folder in the archive, and its pickle.
+fn pickle<R: Read + Seek>(archive: &mut ZipArchive<R>) -> Result<(String, Vec<u8>), PickleError> {
     let pickles: Vec<String> = archive
         .file_names()
         .filter(|name| name.ends_with("/data.pkl"))
@@ -58,23 +65,47 @@ fn pickled<R: Read + Seek>(
             )));
         }
     }
-    let tensors = read_state_dict(&entry(archive, pickle)?)?;
-    Ok((folder, tensors))
+    let pickle = entry(archive, pickle)?;
+    Ok((folder, pickle))
 }
 
 /// The tensors of a state dict by name.
 pub(crate) fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, PickleError> {
     let mut archive = open(Cursor::new(bytes))?;
     let (folder, tensors) = pickled(&mut archive)?;
+    numbers(&mut archive, &folder, tensors, bytes.len())
+}
+
+/// The tensors and the other values of nested dictionaries, by their path: the keys that lead there,
+/// joined by `/`.
+pub(crate) fn nested(bytes: &[u8]) -> Result<Nested, PickleError> {
+    let mut archive = open(Cursor::new(bytes))?;
+    let (folder, pickle) = pickle(&mut archive)?;
+    let Tree { fields, tensors } = read_tree(&pickle)?;
+    let tensors = tensors.into_iter().collect();
+    let tensors = numbers(&mut archive, &folder, tensors, bytes.len())?;
+    Ok((tensors, fields))
+}
+
+/// Tensors and other values by their path.
+pub(crate) type Nested = (BTreeMap<String, Stored>, BTreeMap<String, Value>);
+
+/// The numbers of tensors, from an archive of this size.
+fn numbers<R: Read + Seek>(
+    archive: &mut ZipArchive<R>,
+    folder: &str,
+    tensors: PickledTensors,
+    size: usize,
+) -> Result<BTreeMap<String, Stored>, PickleError> {
     let mut storages = BTreeMap::new();
     let mut read = BTreeMap::new();
     // Tensors may share numbers, but only up to a limit.
-    let mut budget = bytes.len().saturating_mul(4);
+    let mut budget = size.saturating_mul(4);
     for (name, tensor) in tensors {
         let key = tensor.storage.key.to_string();
         if !storages.contains_key(&key) {
             let file = format!("{folder}data/{key}");
-            storages.insert(key.clone(), entry(&mut archive, &file)?);
+            storages.insert(key.clone(), entry(archive, &file)?);
         }
         let size: usize = storages[&key].len();
         let Some(left) = budget.checked_sub(size) else {
@@ -103,6 +134,7 @@ fn entry<R: Read + Seek>(archive: &mut ZipArchive<R>, name: &str) -> Result<Vec<
 fn stored(tensor: &PickledTensor, bytes: &[u8]) -> Result<Stored, String> {
     let shape = tensor.shape.clone();
     let values = match tensor.storage.class {
+        "DoubleStorage" => Values::F64(collect(tensor, bytes, f64::from_le_bytes)?),
         "FloatStorage" => Values::F32(collect(tensor, bytes, f32::from_le_bytes)?),
         "HalfStorage" => Values::F32(collect(tensor, bytes, |b| f16::from_le_bytes(b).to_f32())?),
         "BFloat16Storage" => {
