@@ -9,25 +9,27 @@
 //! ```sh
 //! cargo run --release --example logit_lens                  # the bundled model, seconds
 //! cargo run --release --example logit_lens -- --model gpt2 --prompt "The Eiffel Tower is in"
-//! cargo run --release --example logit_lens -- --plot lens.svg
+//! cargo run --release --example logit_lens -- --plot lens.svg --attention head.svg
 //! cargo run --release --example logit_lens -- --lens FOLDER # a tuned lens, from TunedLens::save
 //! ```
 //!
 //! Prints the most probable token at each position after each layer, and the largest parts of the
-//! answer's lead. It checks its own claims: the parts sum to the lead, and with the default question
-//! the model says Madrid and its embedding does not.
+//! answer's lead. With `--attention`, it draws where a head looks: the one that adds most to the
+//! lead, or that of `--head`. It checks its own claims: the parts sum to the lead, and with the
+//! default question the model says Madrid and its embedding does not.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_align::engine::LogitPositions;
 use burn_align::methods::Grid;
 use burn_align::methods::lens::{
-    LogitTarget, TunedLens, direct_logits, logit_lens, stream_sites, tuned_lens,
+    LogitPart, LogitTarget, TunedLens, attention_patterns, direct_logits, logit_lens, stream_sites,
+    tuned_lens,
 };
 use burn_align_models::{Decoder, Site};
 use clap::Parser;
@@ -56,8 +58,23 @@ struct Args {
     /// is after each layer.
     #[arg(long, value_name = "FILE", value_parser = picture_file)]
     plot: Option<PathBuf>,
+    /// Draw the attention pattern of a head into this file (SVG or PNG): a row for each token, and
+    /// how much of each earlier token the head takes.
+    #[arg(long, value_name = "FILE", value_parser = picture_file)]
+    attention: Option<PathBuf>,
+    /// The head to draw, in place of the one that adds most to the answer's lead.
+    #[arg(long, value_name = "LAYER.HEAD", value_parser = head, requires = "attention")]
+    head: Option<(usize, usize)>,
     #[command(flatten)]
     backend: BackendArgs,
+}
+
+/// Reads a head from the command line.
+fn head(text: &str) -> Result<(usize, usize)> {
+    let Some((layer, head)) = text.split_once('.') else {
+        bail!("expected a layer and a head, such as 0.1");
+    };
+    Ok((layer.parse()?, head.parse()?))
 }
 
 fn main() -> ExitCode {
@@ -149,7 +166,7 @@ fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let [answer, second] = [0, 1].map(|place| &predicted[words.len() - 1][place]);
     let target = LogitTarget::Difference(vec![answer.id], vec![second.id]);
     let end = LogitPositions::Last;
-    let found = direct_logits(model, tokens, &end, &target, &options)?;
+    let found = direct_logits(model, tokens.clone(), &end, &target, &options)?;
     let lead = found.total[0][0];
     let mut rows: Vec<(String, f64)> = found
         .rows
@@ -175,6 +192,26 @@ fn read<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         },
         rows.len(),
     )?;
+
+    // 6. Where a head looks.
+    if let Some(file) = &args.attention {
+        let parts = found.rows.iter().filter_map(|row| match row.part {
+            LogitPart::Head { layer, head } => Some(((layer, head), row.values[0][0])),
+            _ => None,
+        });
+        let largest = parts
+            .max_by(|a, b| a.1.total_cmp(&b.1))
+            .map(|(head, _)| head);
+        let (layer, head) = args
+            .head
+            .or(largest)
+            .context("the model's heads are not told apart")?;
+        let pattern = attention_patterns(model, tokens, &[(layer, head)], &options)?;
+        let grid = pattern.first().and_then(|pattern| pattern.grid(0, &words));
+        let grid = grid.context("expected a pattern with as many positions as tokens")?;
+        let title = format!("attention of head {layer}.{head}");
+        heat_map(file, &title, ["attended token", "token"], &grid)?;
+    }
 
     // Check the claims made at the top.
     // In bf16, each sum in the residual stream is rounded.

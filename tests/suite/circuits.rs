@@ -1,17 +1,22 @@
 //! Circuits: the residual graph, scores of its edges, and what is made of them.
 
+mod acdc;
 mod choosing;
 mod evaluate;
 mod files;
 mod graph;
+mod grids;
 mod identities;
 mod learning;
 mod linear;
+mod narrowed;
 mod parts;
+mod planted;
 mod recursion;
 mod reference;
 mod refused;
 mod requests;
+mod tracer;
 
 use burn::tensor::backend::Backend;
 use burn_align::methods::attribution::{LogitDifference, Patching};

@@ -1,6 +1,8 @@
 //! Lenses: identities with the model's own logits, sums of direct logit attribution in every
 //! family, and a tuned lens that is trained, saved and loaded.
 
+mod patterns;
+
 use burn::backend::Autodiff;
 use burn::optim::AdamConfig;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};

@@ -62,7 +62,7 @@ fn edges_are_taken_out_as_one_by_one<B: Backend>(device: &B::Device) {
         assert!(found > 0.9, "{name}: similarity {found}");
         let expected = divergence(&masking, &alone.circuit);
         let scale = divergence(&masking, &none);
-        let off = (alone.divergence - expected).abs();
+        let off = (alone.loss - expected).abs();
         assert!(off <= 1e-2 * scale + 1e-6, "{name}: {off} of {scale}");
 
         let all = AcdcOptions::default().with_threshold(f64::INFINITY);

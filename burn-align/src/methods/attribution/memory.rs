@@ -69,6 +69,7 @@ pub(in crate::methods) fn rows_at_once(
 pub(in crate::methods) fn unlimited(options: &RunOptions) -> RunOptions {
     RunOptions {
         tables: options.tables.clone(),
+        schedules: options.schedules.clone(),
         ..RunOptions::default()
     }
 }

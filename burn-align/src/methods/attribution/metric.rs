@@ -1,5 +1,7 @@
 //! What effects are measured on.
 
+use std::collections::BTreeSet;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::AttributionError;
@@ -54,6 +56,18 @@ pub trait Metric {
     /// - logits: `[batch, unit, vocab]`, with a unit for each of the [positions](Self::positions)
     /// - output: `[batch]`
     fn values<B: Backend>(&self, logits: Tensor<B, 3>, examples: &[usize]) -> Tensor<B, 1>;
+
+    /// The same metric of the logits of a few tokens: their ids, and a metric of
+    /// `[batch, unit, token]`, in which the place of a token among them takes the place of its id.
+    /// Exact patching of edges and the evaluation of circuits then compute no other logits, which
+    /// changes values by no more than rounding. It is called with a metric that fits
+    /// ([`check`](Self::check)). Default: `None`, all logits are read.
+    fn narrowed(&self) -> Option<(Vec<u32>, Self)>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 /// By how much the logit of one token exceeds that of another after the last token of each example.
@@ -106,5 +120,29 @@ impl Metric for LogitDifference {
         let tokens = Self::chosen(&self.tokens, examples);
         let others = Self::chosen(&self.others, examples);
         logit_differences(logits.squeeze_dim(1), &tokens, &others)
+    }
+
+    fn narrowed(&self) -> Option<(Vec<u32>, Self)> {
+        let all: BTreeSet<u32> = self.tokens.iter().chain(&self.others).copied().collect();
+        let all: Vec<u32> = all.into_iter().collect();
+        let places = |tokens: &[u32]| -> Vec<u32> {
+            let before = |token: &u32| all.partition_point(|other| other < token) as u32;
+            tokens.iter().map(before).collect()
+        };
+        let narrowed = Self::new(places(&self.tokens), places(&self.others));
+        Some((all, narrowed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_of_tokens_take_the_place_of_their_ids() {
+        let metric = LogitDifference::new([7, 3, 7], [900]);
+        let (tokens, narrowed) = metric.narrowed().expect("a few tokens");
+        assert_eq!(tokens, [3, 7, 900]);
+        assert_eq!(narrowed, LogitDifference::new([1, 0, 1], [2]));
     }
 }

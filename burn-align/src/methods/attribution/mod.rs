@@ -34,6 +34,7 @@ mod exact;
 mod features;
 mod gradients;
 mod integrated;
+mod measured;
 mod memory;
 mod metric;
 mod missed;
@@ -45,6 +46,7 @@ mod statistics;
 
 pub(super) use check::{check_patching, check_tracked};
 pub(super) use gradients::{ADD, Part, REPLACE, check_metrics, interventions, numbers_of, size_of};
+pub(super) use measured::Measured;
 pub(super) use memory::{row_bytes, rows_at_once, unlimited};
 pub(super) use parts::{logit_count, parts, plan_of, positions_of};
 

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::engine::{InputId, Plan, PlanError, WorldInput, read_numbers};
 use crate::methods::attribution::{
-    Metric, Part, Patching, check_patching, interventions, logit_count, numbers_of, parts, plan_of,
-    size_of,
+    Measured, Metric, Patching, check_patching, interventions, logit_count, numbers_of, parts,
+    plan_of, size_of, unlimited,
 };
 use single_edges::{Reading, SingleEdges, Wanted};
 
@@ -53,7 +53,8 @@ pub fn patch_all_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
 ///
 /// What a reader computes from the changed stream is arithmetic on the base's activations: one
 /// head, or one MLP. The rest of the model runs from there on, for many edges together, from the
-/// first position that differs in the two prompts. [`EdgeOptions::steps`] has no meaning here.
+/// first position that differs in the two prompts, and up to the logits that the metric
+/// [reads](Metric::narrowed). [`EdgeOptions::steps`] has no meaning here.
 ///
 /// # When it misleads
 /// An edge that could be patched without loss may matter if another one is patched too: effects of
@@ -76,8 +77,10 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     let sites = [Outputs::<B>::sites(dims), Streams::<B>::sites(dims)].concat();
     check_patching(model, patching, &sites, metric)?;
     let run = &options.run;
+    let measured = Measured::<B, M, T>::new(model, metric);
     let base = patching.base();
     let (batch, pos) = (patching.batch(), base.pos());
+    let lengths = base.lengths();
     let logits = logit_count(&metric.positions(), pos);
     let read = 2 * numbers_of::<B, M>(model, &sites, pos)?;
     let shares = Shares::of(model, &graph, [batch, pos], logits, read, run)?;
@@ -89,20 +92,22 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
 
     let mut values = vec![0.0; edges.len()];
     for examples in parts(batch, shares.rows) {
-        let size = size_of(base, &examples);
-        let part = Part {
-            model,
-            metric,
-            examples: &examples,
-            size,
-            options: run,
-        };
+        let [_rows, pos] = size_of(base, &examples);
+        let own: Vec<usize> = examples.iter().map(|example| lengths[*example]).collect();
         let outputs_of = |input: &WorldInput<B>| {
             let (mut plan, [id]) = plan_of([input], &examples)?;
-            let (read, values) = part.run(&mut plan, id, &sites)?;
+            let world = plan.world(id, []);
+            let reads = sites.iter();
+            let reads: Vec<_> = reads
+                .map(|(site, units)| plan.read(world, *site, units.clone()))
+                .collect();
+            let last = measured.read(&mut plan, world, &examples, &own);
+            let results = plan.run_with(model, &interventions::<B>(), &unlimited(run))?;
+            let values = measured.of_reads(vec![results.get(last)], &examples);
             let values = read_numbers(values.detach())?;
             plan.check_finite(&values, model, &interventions::<B>(), run)?;
-            let mut outputs: Vec<_> = read.into_iter().map(|x| x.detach()).collect();
+            let read = reads.into_iter().map(|read| results.get(read).detach());
+            let mut outputs: Vec<_> = read.collect();
             let streams = outputs.split_off(Outputs::<B>::sites(dims).len());
             let streams = Streams::from_read(streams, dims);
             Ok::<_, CircuitError>((Outputs::from_read(outputs, dims), streams, values))
@@ -116,13 +121,14 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
             EdgeAblation::Counterfactual => first_difference(patching, &examples),
             EdgeAblation::Mean | EdgeAblation::Zero => 0,
         };
-        let [_rows, pos] = size;
         let patched = SingleEdges {
             wiring: &wiring,
             graph: &graph,
             metric,
+            measured: &measured,
             base,
             examples: &examples,
+            lengths: &own,
             unpatched,
             from: start(base, &examples, first, pos),
             pos,

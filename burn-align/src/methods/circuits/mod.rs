@@ -22,9 +22,11 @@
 //! | [`faithfulness_curves`] | the same for circuits of several sizes; CPR and CMD |
 //! | [`completeness`], [`minimality`] | the same without some nodes |
 //! | [`circuit_stability`], [`auroc`] | circuits of resampled examples; scores and a known circuit |
-//! | [`acdc`] | a circuit, by taking out edge after edge |
+//! | [`acdc`], [`acdc_by_metric`] | a circuit, by taking out edge after edge |
 //! | [`edge_pruning`], [`uniform_gradient_sampling`] | weights of edges, by gradients |
 //! | [`CircuitFile`], [`MibSubmission`] | the files of the benchmark MIB |
+//! | [`TracerGraph`] | the file of circuit-tracer's viewer |
+//! | [`Circuit::diagram`], [`Circuit::node_grid`] | pictures: a graph, layers by heads |
 //!
 //! # When it misleads
 //! An edge is a direct connection. What a writer does to a reader through other nodes is on other
@@ -45,6 +47,7 @@ mod exact;
 mod files;
 mod gradients;
 mod graph;
+mod grids;
 mod ifr;
 mod learn;
 mod memory;
@@ -67,13 +70,13 @@ pub use evaluate::{CircuitAblation, CircuitValues, EdgeMasking, evaluate_circuit
 pub use exact::{patch_all_edges, patch_edges};
 pub use files::{
     CircuitFile, CircuitFileError, CircuitFileNode, MibCell, MibCircuits, MibModel, MibSubmission,
-    MibTask,
+    MibTask, TracerGraph, TracerPrompt, TracerTarget,
 };
 pub use graph::{Edge, EdgeGraph, GraphNode, Reader};
 pub use ifr::information_flow_routes;
 pub use learn::{
-    Acdc, AcdcOptions, EdgePruningOptions, LearnedEdges, LearningStep, UniformSamplingOptions,
-    acdc, edge_pruning, uniform_gradient_sampling,
+    Acdc, AcdcOptions, EdgePruningOptions, LearnedEdges, LearningStep, MetricLoss,
+    UniformSamplingOptions, acdc, acdc_by_metric, edge_pruning, uniform_gradient_sampling,
 };
 pub use options::EdgeOptions;
 pub use scores::{EdgeAblation, EdgeMethod, EdgeProvenance, EdgeRanking, EdgeScores};

@@ -6,6 +6,7 @@
 //! | [`tuned_lens`] | the same, after a translator that [`train_tuned_lens`] has fitted |
 //! | [`direct_logits`] | what each head, MLP and bias adds to the stream, as its part of a logit |
 //! | [`head_sources`] | what a head takes from each position, as its part of a logit |
+//! | [`attention_patterns`] | how much a head attends from each position to each other one |
 //!
 //! # When they mislead
 //! A lens shows what is linearly present in the stream, not what the model will do with it: a layer
@@ -13,8 +14,9 @@
 //! the last one, so the logit lens shows noise there (Belrose et al. 2023, arXiv 2303.08112); a
 //! tuned lens is biased the other way, since it is trained to predict the final answer. Parts of a
 //! logit are direct effects: that a head writes a token says nothing about heads that made it do
-//! so.
+//! so. And a head that attends to a token need not pass anything on of it.
 
+mod attention;
 mod direct;
 mod error;
 mod files;
@@ -22,6 +24,7 @@ mod logit;
 mod train;
 mod tuned;
 
+pub use attention::{AttentionPattern, attention_patterns};
 pub use direct::{
     DirectLogits, HeadSources, LogitPart, LogitRow, LogitTarget, direct_logits, head_sources,
 };

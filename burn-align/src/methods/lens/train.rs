@@ -1,6 +1,6 @@
 //! Training a tuned lens.
 
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
+use burn::module::AutodiffModule;
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{Adam, AdamConfig, GradientsAccumulator, GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -10,8 +10,9 @@ use burn_align_models::{AlignableTransformer, Site, TokenBatch};
 use super::logit::{lens_logits, streams};
 use super::tuned::translators_of;
 use super::{LensError, Translator, TunedLens};
-use crate::engine::{LogitPositions, Plan, RunOptions, WorldInput, read_numbers};
+use crate::engine::{LogitPositions, Plan, RunOptions, WorldInput};
 use crate::interventions::VanillaIntervention;
+use crate::training::{number, track};
 
 /// How a tuned lens is trained.
 #[derive(Clone, Debug)]
@@ -146,7 +147,7 @@ where
                 let mean = total / tokens.count() as f64;
                 let gradients = GradientsParams::from_grads(mean.backward(), &tracked);
                 sums[index].accumulate(&translators[index], gradients);
-                divergences[index] += number(mean.detach())?;
+                divergences[index] += number(mean)?;
             }
         }
         if let Some(index) = divergences.iter().position(|it: &f64| !it.is_finite()) {
@@ -201,7 +202,7 @@ pub fn lens_divergences<B: Backend, M: AlignableTransformer<B>>(
                     None => x,
                 };
                 let total = tokens.divergence(model, *site, index, &chunk, translate);
-                sums[index] += number(total.detach())?;
+                sums[index] += number(total)?;
             }
         }
         count += tokens.count();
@@ -318,21 +319,4 @@ struct Chunk<B: Backend> {
 /// Logarithms of distributions, in f32.
 fn log_softmax<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 3> {
     activation::log_softmax(logits.cast(DType::F32), 2)
-}
-
-/// A translator with parameters that are tracked anew: Burn 0.21's autodiff forgets a parameter
-/// after its first backward pass.
-fn track<A: AutodiffBackend, N: Module<A>>(module: N) -> N {
-    struct Track;
-    impl<A: AutodiffBackend> ModuleMapper<A> for Track {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
-            param.map(|tensor| tensor.detach().require_grad())
-        }
-    }
-    module.map(&mut Track)
-}
-
-fn number<B: Backend>(value: Tensor<B, 1>) -> Result<f64, LensError> {
-    let numbers = read_numbers(value)?;
-    Ok(numbers.first().copied().unwrap_or(f64::NAN))
 }

@@ -14,11 +14,11 @@ use super::circuit::check_graph;
 use super::{Circuit, CircuitError, EdgeGraph};
 use crate::engine::{LogitPositions, Plan, RunOptions, read_numbers};
 use crate::interventions::VanillaIntervention;
-use crate::methods::attribution::{AttributionError, Metric, Patching};
+use crate::methods::attribution::{AttributionError, Measured, Metric, Patching};
 pub use ablation::CircuitAblation;
 use masks::{Chosen, Weighted, distinct, stacks};
 use prepare::Prepared;
-use recursion::{patched_logits, patched_logits_from};
+use recursion::{patched_last, patched_logits, patched_logits_from};
 use setting::Setting;
 
 /// A metric under some circuits.
@@ -43,7 +43,7 @@ pub struct CircuitValues {
 /// a similar size are stacked along the batch as far as the memory budget of [`RunOptions`] allows
 /// (512 MiB where none is set), writers that the logits do not depend on are not computed, equal
 /// inputs of a layer are computed once, and positions before the first difference between base and
-/// source not at all.
+/// source, and logits that the metric does not [read](Metric::narrowed), not at all.
 ///
 /// # When it misleads
 /// A circuit that does as well as the model need not work like it: the ablated edges still carry
@@ -64,6 +64,7 @@ pub fn evaluate_circuits<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     let positions = metric.positions();
     let prepared = Prepared::new(model, patching, ablation, &positions, options)?;
     metric.check(patching.batch(), model.dims().vocab)?;
+    let measured = Measured::<B, M, T>::new(&prepared.model, metric);
     for circuit in circuits {
         check_graph(&prepared.graph, circuit.graph())?;
     }
@@ -86,19 +87,15 @@ pub fn evaluate_circuits<B: Backend, M: AlignableTransformer<B>, T: Metric>(
         let indices: Vec<usize> = examples.clone().collect();
         let setting = prepared.setting(examples)?;
         let mut values = vec![
-            metric.values(setting.base_logits(), &indices).detach(),
-            metric.values(setting.ablated_logits(), &indices).detach(),
+            measured.of_last(setting.base_last(), &indices).detach(),
+            measured.of_last(setting.ablated_last(), &indices).detach(),
         ];
         let batch = indices.len();
         for stack in stacks(&sizes, prepared.circuits_at_once(batch)) {
-            let count = stack.len();
             let chosen = &sorted[stack];
             let masks = Chosen::<B>::new(&setting.graph, chosen, &model.device(), setting.dtype());
-            let logits = patched_logits(&setting, &masks)?; // [circuit * batch, unit, vocab]
-            for circuit in 0..count {
-                let own = logits.clone().narrow(0, circuit * batch, batch);
-                values.push(metric.values(own, &indices).detach());
-            }
+            let last = patched_last(&setting, &masks)?; // [circuit * batch, unit, d_model]
+            values.push(measured.of_last(last, &indices).detach());
         }
         let numbers = read_numbers(Tensor::cat(values, 0))?;
         let mut numbers = numbers.chunks(batch);
@@ -221,7 +218,7 @@ impl<B: Backend, M: AlignableTransformer<B>> EdgeMasking<B, M> {
     /// # Shapes
     /// - output: `[batch, unit, vocab]`
     pub fn base_logits(&self) -> Tensor<B, 3> {
-        self.setting.base_logits()
+        self.setting.logits(self.setting.base_last())
     }
 
     /// The logits if all edges are ablated.
@@ -229,7 +226,7 @@ impl<B: Backend, M: AlignableTransformer<B>> EdgeMasking<B, M> {
     /// # Shapes
     /// - output: `[batch, unit, vocab]`
     pub fn ablated_logits(&self) -> Tensor<B, 3> {
-        self.setting.ablated_logits()
+        self.setting.logits(self.setting.ablated_last())
     }
 
     /// The logits if each edge carries `w · current + (1 − w) · ablated`.

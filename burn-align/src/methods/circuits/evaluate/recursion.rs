@@ -25,8 +25,8 @@ struct Recursion<'a, B: Backend, M, K> {
     outputs: Outputs<B>,
 }
 
-/// The logits under the circuits of some masks, `[circuit * batch, unit, vocab]`.
-pub(super) fn patched_logits<B, M>(
+/// What the final norm reads under the circuits of some masks, `[circuit * batch, unit, d_model]`.
+pub(super) fn patched_last<B, M>(
     setting: &Setting<B, M>,
     masks: &impl Masks<B>,
 ) -> Result<Tensor<B, 3>, CircuitError>
@@ -41,6 +41,18 @@ where
     };
     run.embed();
     run.run(0)
+}
+
+/// The logits under the circuits of some masks, `[circuit * batch, unit, vocab]`.
+pub(super) fn patched_logits<B, M>(
+    setting: &Setting<B, M>,
+    masks: &impl Masks<B>,
+) -> Result<Tensor<B, 3>, CircuitError>
+where
+    B: Backend,
+    M: AlignableTransformer<B>,
+{
+    Ok(setting.logits(patched_last(setting, masks)?))
 }
 
 /// The same for circuits that have all edges to readers before a sublayer, from that sublayer on.
@@ -69,7 +81,7 @@ where
             run.write_for_all(change.clone());
         }
     }
-    run.run(first)
+    Ok(setting.logits(run.run(first)?))
 }
 
 impl<B: Backend, M: AlignableTransformer<B>> Setting<B, M> {
@@ -104,7 +116,7 @@ where
     M: AlignableTransformer<B>,
     K: Masks<B>,
 {
-    /// Runs the sublayers from one on.
+    /// Runs the sublayers from one on. The result is what the final norm reads.
     fn run(&mut self, first: usize) -> Result<Tensor<B, 3>, CircuitError> {
         let (setting, masks) = (self.setting, self.masks);
         for (index, readers) in sublayers(&setting.graph)
@@ -120,7 +132,7 @@ where
                 let rows = self.inputs(layer, setting.row(&setting.ablated.last), &rows)?;
                 let [circuits, _row, values] = rows.dims();
                 // There is one reader, so a circuit has one row.
-                return Ok(setting.logits(rows.reshape([circuits, values])));
+                return Ok(setting.last(rows.reshape([circuits, values])));
             }
             match index % 2 {
                 0 => self.attention(layer, rows)?,

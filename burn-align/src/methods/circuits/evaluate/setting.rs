@@ -127,12 +127,12 @@ impl<B: Backend, M: AlignableTransformer<B>> Setting<B, M> {
         Pass::new(pos, &self.embedding.device(), &self.tables)
     }
 
-    /// The logits of streams before the final norm.
+    /// What the final norm reads at the positions whose logits are read.
     ///
     /// # Shapes
     /// - rows: `[circuit, value]`
-    /// - output: `[circuit * batch, unit, vocab]`
-    pub(super) fn logits(&self, rows: Tensor<B, 2>) -> Tensor<B, 3> {
+    /// - output: `[circuit * batch, unit, d_model]`
+    pub(super) fn last(&self, rows: Tensor<B, 2>) -> Tensor<B, 3> {
         let [circuits, _value] = rows.dims();
         let [batch, len, d_model] = self.dims();
         let units = self.logits_at.first().map_or(0, Vec::len);
@@ -149,26 +149,33 @@ impl<B: Backend, M: AlignableTransformer<B>> Setting<B, M> {
         let count = places.len();
         let places = TensorData::new(places, [count]);
         let places = Tensor::<B, 1, Int>::from_data(places, &rows.device());
-        let read = rows
-            .reshape([circuits * batch * len, d_model])
+        rows.reshape([circuits * batch * len, d_model])
             .select(0, places)
-            .reshape([circuits * batch, units, d_model]);
-        self.model.unembed(self.model.final_norm(read))
+            .reshape([circuits * batch, units, d_model])
     }
 
-    /// The logits of the base, `[batch, unit, vocab]`.
-    pub(super) fn base_logits(&self) -> Tensor<B, 3> {
+    /// The logits of what the final norm reads.
+    ///
+    /// # Shapes
+    /// - last: `[row, unit, d_model]`
+    /// - output: `[row, unit, vocab]`
+    pub(super) fn logits(&self, last: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.model.unembed(self.model.final_norm(last))
+    }
+
+    /// What the final norm reads in the base, `[batch, unit, d_model]`.
+    pub(super) fn base_last(&self) -> Tensor<B, 3> {
         let pass = self.base_pass();
         let mut x = self.embedding.clone();
         for layer in 0..self.graph.layers() {
             x = self.model.layer(layer, x, &mut Cx::new(&mut NoTap, &pass));
         }
-        self.logits(self.row(&x))
+        self.last(self.row(&x))
     }
 
-    /// The logits if all edges are ablated, `[batch, unit, vocab]`.
-    pub(super) fn ablated_logits(&self) -> Tensor<B, 3> {
-        self.logits(self.row(&self.ablated.last))
+    /// What the final norm reads if all edges are ablated, `[batch, unit, d_model]`.
+    pub(super) fn ablated_last(&self) -> Tensor<B, 3> {
+        self.last(self.row(&self.ablated.last))
     }
 
     /// The dtype of the stream.

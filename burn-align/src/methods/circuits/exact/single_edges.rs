@@ -9,7 +9,9 @@ use super::super::changes::{Written, narrowed};
 use super::super::runs::{Streams, Wiring, last_stream};
 use super::super::{CircuitError, EdgeGraph, Reader};
 use crate::engine::{Edit, Operand, Plan, RunOptions, Units, WorldInput, read_numbers};
-use crate::methods::attribution::{ADD, Metric, interventions, logit_count, plan_of, positions_of};
+use crate::methods::attribution::{
+    ADD, Measured, Metric, interventions, logit_count, plan_of, positions_of,
+};
 
 /// Bytes of changes, and of logits, of runs that are made together: 64 and 256 MiB.
 const AT_ONCE: [u64; 2] = [1 << 26, 1 << 28];
@@ -38,8 +40,11 @@ pub(super) struct SingleEdges<'a, 'm, B: Backend, M, T> {
     pub(super) wiring: &'a Wiring<'m, B, M>,
     pub(super) graph: &'a EdgeGraph,
     pub(super) metric: &'a T,
+    pub(super) measured: &'a Measured<'a, B, M, T>,
     pub(super) base: &'a WorldInput<B>,
     pub(super) examples: &'a [usize],
+    /// Their numbers of tokens.
+    pub(super) lengths: &'a [usize],
     /// The metric of the base, for each of the examples.
     pub(super) unpatched: Vec<f64>,
     /// The first position that is computed, and the number of positions.
@@ -122,7 +127,7 @@ where
         let positions = positions_of(self.metric.positions(), self.examples);
         let logits = logit_count(&positions, self.pos);
         let changed = batch * (self.pos - self.from) * dims.d_model;
-        let sizes = [changed, batch * logits * dims.vocab];
+        let sizes = [changed, batch * logits * self.measured.logits()];
         let most = sizes.into_iter().zip(AT_ONCE).map(|(size, bytes)| {
             let bytes = match self.options.memory_budget {
                 Some(budget) => bytes.min(budget / 4),
@@ -150,7 +155,8 @@ where
         let nothing = Operand::Constant(plan.constant(nothing));
         let edit = Edit::new(site, self.units(), ADD, nothing);
         let world = plan.world(input, [edit]);
-        plan.read_logits(world, positions_of(self.metric.positions(), self.examples));
+        self.measured
+            .read(&mut plan, world, self.examples, self.lengths);
         let adds = |intervention: usize| intervention == ADD;
         let plan = plan.freeze(model, &interventions::<B>(), adds, self.options)?;
         Ok(plan.input_of(world).clone())
@@ -169,20 +175,20 @@ where
         let model = self.wiring.model;
         let mut plan = Plan::new();
         let input = plan.input(runs.input.clone());
-        let positions = positions_of(self.metric.positions(), self.examples);
         let mut reads = Vec::with_capacity(waiting.len());
         for (index, change) in waiting {
             let change = Operand::Constant(plan.constant(change));
             let edit = Edit::new(runs.site, self.units(), ADD, change);
             let world = plan.world(input, [edit]);
-            reads.push((index, plan.read_logits(world, positions.clone())));
+            let read = self
+                .measured
+                .read(&mut plan, world, self.examples, self.lengths);
+            reads.push((index, read));
         }
         let results = plan.run_with(model, &interventions::<B>(), self.options)?;
-        let metrics = reads.iter().map(|(_index, read)| {
-            let logits = results.get(*read);
-            self.metric.values(logits, self.examples).detach()
-        });
-        let numbers = read_numbers(Tensor::cat(metrics.collect(), 0))?;
+        let found = reads.iter().map(|(_index, read)| results.get(*read));
+        let metrics = self.measured.of_reads(found.collect(), self.examples);
+        let numbers = read_numbers(metrics.detach())?;
         plan.check_finite(&numbers, model, &interventions::<B>(), self.options)?;
         let rows = numbers.chunks(self.examples.len());
         for ((index, _read), row) in reads.iter().zip(rows) {

@@ -1,18 +1,19 @@
 //! Automatic circuit discovery.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::AlignableTransformer;
 
 use super::super::{Circuit, CircuitAblation, CircuitError, Edge, EdgeGraph, EdgeMasking, Reader};
 use super::objective::{check_count, divergences};
 use crate::engine::{LogitPositions, RunOptions, read_numbers};
-use crate::methods::attribution::Patching;
+use crate::methods::attribution::{Metric, Patching};
 
 /// How edges are tried.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct AcdcOptions {
-    /// By how much the divergence may grow when an edge is taken out, in nats. Default: 0.01.
+    /// By how much the loss may grow when an edge is taken out: nats of divergence, or units of
+    /// the metric. Default: 0.01.
     pub threshold: f64,
     /// Most edges to try together: if all of them go, their runs were one. It changes no result.
     /// Default: 8.
@@ -35,7 +36,7 @@ impl Default for AcdcOptions {
 }
 
 impl AcdcOptions {
-    /// Sets by how much the divergence may grow.
+    /// Sets by how much the loss may grow.
     pub fn with_threshold(mut self, threshold: f64) -> Self {
         self.threshold = threshold;
         self
@@ -60,13 +61,27 @@ impl AcdcOptions {
     }
 }
 
+/// What must not grow, given a metric `m`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MetricLoss {
+    /// `−m`: an edge stays if the metric falls without it. Edges that work against the metric go,
+    /// so the circuit may do better than the model.
+    #[default]
+    Negative,
+    /// `|m(model) − m|` of each example: an edge stays if the metric leaves that of the model
+    /// without it, in whichever direction.
+    Deviation,
+}
+
 /// What was found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Acdc {
     /// The edges that are left. Not pruned.
     pub circuit: Circuit,
-    /// The divergence of its predictions from the model's, in nats.
-    pub divergence: f64,
+    /// Its loss, averaged over examples: the divergence of its predictions from the model's in
+    /// nats, or that of the metric.
+    pub loss: f64,
     /// Number of circuits that were run.
     pub runs: usize,
 }
@@ -93,6 +108,72 @@ pub fn acdc<B: Backend, M: AlignableTransformer<B>>(
     patching: &Patching<B>,
     options: &AcdcOptions,
 ) -> Result<Acdc, CircuitError> {
+    let masking = masking(model, patching, &LogitPositions::Last, options)?;
+    let batch = patching.batch();
+    let base = masking.base_logits();
+    let losses = |logits: Tensor<B, 3>| {
+        let [rows, _unit, _vocab] = logits.dims();
+        divergences(base.clone().repeat_dim(0, rows / batch), logits)
+    };
+    take_out(&masking, base.clone(), losses, options)
+}
+
+/// The same by a metric of the task, such as a logit difference, in place of the divergence.
+///
+/// The threshold is in units of the metric, so the default may be far too small or too large: a
+/// hundredth of the difference between base and source is a start.
+///
+/// # When it misleads
+/// As [`acdc`]. By [`MetricLoss::Negative`], what the circuit predicts beside the tokens of the
+/// metric may be anything, and taking out an edge that works against the metric makes room for
+/// taking out others.
+///
+/// # Errors
+/// As [`acdc`], or if the metric does not fit the prompts or the model.
+pub fn acdc_by_metric<B: Backend, M: AlignableTransformer<B>, T: Metric>(
+    model: &M,
+    patching: &Patching<B>,
+    metric: &T,
+    loss: MetricLoss,
+    options: &AcdcOptions,
+) -> Result<Acdc, CircuitError> {
+    let masking = masking(model, patching, &metric.positions(), options)?;
+    let batch = patching.batch();
+    metric.check(batch, model.dims().vocab)?;
+    let examples: Vec<usize> = (0..batch).collect();
+    let values = |logits: Tensor<B, 3>| {
+        let [rows, _unit, _vocab] = logits.dims();
+        let circuits = 0..rows / batch;
+        let values = circuits.map(|circuit| {
+            let own = logits.clone().narrow(0, circuit * batch, batch);
+            metric.values(own, &examples)
+        });
+        Tensor::cat(values.collect(), 0) // [circuit * batch]
+    };
+    let base = masking.base_logits();
+    match loss {
+        MetricLoss::Negative => {
+            let losses = |logits: Tensor<B, 3>| values(logits).neg();
+            take_out(&masking, base, losses, options)
+        }
+        MetricLoss::Deviation => {
+            let whole = values(base.clone());
+            let losses = |logits: Tensor<B, 3>| {
+                let [rows, _unit, _vocab] = logits.dims();
+                (values(logits) - whole.clone().repeat_dim(0, rows / batch)).abs()
+            };
+            take_out(&masking, base, losses, options)
+        }
+    }
+}
+
+/// What all runs have in common, once the options are checked.
+fn masking<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    patching: &Patching<B>,
+    positions: &LogitPositions,
+    options: &AcdcOptions,
+) -> Result<EdgeMasking<B, M>, CircuitError> {
     check_count("at_once", options.at_once)?;
     if options.threshold.is_nan() {
         return Err(CircuitError::Setting {
@@ -101,16 +182,38 @@ pub fn acdc<B: Backend, M: AlignableTransformer<B>>(
             found: options.threshold.to_string(),
         });
     }
-    let positions = LogitPositions::Last;
-    let masking = EdgeMasking::new(model, patching, options.ablation, &positions, &options.run)?;
+    EdgeMasking::new(model, patching, options.ablation, positions, &options.run)
+}
+
+/// Takes out the edges whose loss is below the threshold.
+///
+/// # Shapes
+/// - base: the model's own logits, `[batch, unit, vocab]`
+/// - losses: from `[circuit * batch, unit, vocab]` to `[circuit * batch]`
+fn take_out<B: Backend, M: AlignableTransformer<B>>(
+    masking: &EdgeMasking<B, M>,
+    base: Tensor<B, 3>,
+    losses: impl Fn(Tensor<B, 3>) -> Tensor<B, 1>,
+    options: &AcdcOptions,
+) -> Result<Acdc, CircuitError> {
+    let [batch, _unit, _vocab] = base.dims();
+    // The mean loss of each circuit.
+    let means = |logits: Tensor<B, 3>| -> Result<Vec<f64>, CircuitError> {
+        let numbers = read_numbers(losses(logits))?;
+        let circuits = numbers.chunks(batch);
+        let means = circuits.map(|own| own.iter().sum::<f64>() / own.len() as f64);
+        Ok(means.collect())
+    };
     let whole = masking.whole_changes()?;
-    let base = masking.base_logits();
+    let graph = masking.graph();
     let mut found = Acdc {
-        circuit: Circuit::full(masking.graph().clone()),
-        divergence: 0.0,
+        circuit: Circuit::full(graph.clone()),
+        loss: means(base)?.first().copied().unwrap_or_default(),
         runs: 0,
     };
-    let graph = masking.graph();
+    if !found.loss.is_finite() {
+        return Err(CircuitError::Diverged { step: 0 });
+    }
     for reader in (0..graph.readers().len()).rev() {
         let mut open: Vec<usize> = (0..graph.before(reader)).rev().collect();
         let mut at_once = 1;
@@ -128,11 +231,7 @@ pub fn acdc<B: Backend, M: AlignableTransformer<B>>(
                 )?);
             }
             let sublayer = sublayer_of(graph, reader);
-            let logits = masking.logits_from(&circuits, sublayer, &whole)?;
-            let each = divergences(base.clone().repeat_dim(0, circuits.len()), logits);
-            let numbers = read_numbers(each)?;
-            let values = numbers.chunks(patching.batch());
-            let values = values.map(|own| own.iter().sum::<f64>() / own.len() as f64);
+            let values = means(masking.logits_from(&circuits, sublayer, &whole)?)?;
             found.runs += circuits.len();
             let mut stays = false;
             let mut tried = 0;
@@ -141,12 +240,12 @@ pub fn acdc<B: Backend, M: AlignableTransformer<B>>(
                     return Err(CircuitError::Diverged { step: found.runs });
                 }
                 tried += 1;
-                if value - found.divergence >= options.threshold {
+                if value - found.loss >= options.threshold {
                     stays = true;
                     break;
                 }
                 found.circuit = circuit;
-                found.divergence = value;
+                found.loss = value;
             }
             open.drain(..tried);
             at_once = match stays {
