@@ -288,18 +288,18 @@ fn resampling_is_a_sweep_with_the_donors_as_source<B: Backend>(device: &B::Devic
     let source = base.select(&donors).expect("they are there");
     let within = ablated(&model, &base, &grid, Ablation::Resample { seed: 1 }).expect("valid");
     assert_same(&within, &swept(&source));
-    // Drawn from another dataset: one of its two prompts for each of three examples.
+    // Drawn from another dataset: its two prompts for three examples, none of them three times.
     let [_, donors] = &dataset();
     let drawn = |seed| {
         let ablation = Ablation::ResampleFrom { donors, seed };
         ablated(&model, &base, &grid, ablation).expect("valid")
     };
     assert_eq!(drawn(2), drawn(2), "the draw is seeded");
-    let possible: Vec<Grid> = (0..8)
+    let possible: Vec<Grid> = (1..7)
         .map(|draw| [draw & 1, draw >> 1 & 1, draw >> 2])
         .map(|draw| swept(&donors.select(&draw).expect("they are there")))
         .collect();
-    for seed in 0..4 {
+    for seed in 0..8 {
         let drawn = drawn(seed).values.concat();
         let is_one = possible.iter().any(|grid| {
             let cells = grid.values.concat();

@@ -52,9 +52,10 @@
 //! temporal and matching-pursuit dictionaries, group-max, whitened inputs, a learned factor of each
 //! feature.
 //!
-//! Everything is computed in f32. Stored bf16 and f16 become f32 exactly; SAELens rounds weights to
-//! the `dtype` of their configuration, which is not done here. Wherever two libraries differ in
-//! what a file means, the one that wrote it is followed.
+//! Everything is computed in f32. Stored bf16 and f16 become f32 exactly, and f64 is rounded, as it
+//! is when the libraries load it into their modules; SAELens rounds weights to the `dtype` of their
+//! configuration, which is not done here. Wherever two libraries differ in what a file means, the
+//! one that wrote it is followed.
 //!
 //! # When it misleads
 //! A dictionary reconstructs an activation in part, and the error carries much of the model's

@@ -65,6 +65,7 @@ fn array(bytes: &[u8]) -> Result<Stored, String> {
     let count = shape.iter().try_fold(1_usize, |n, s| n.checked_mul(*s));
     let dtype = quoted(field(header, "descr")?).ok_or("expected a dtype")?;
     let values = match dtype {
+        "<f8" => Values::F64(numbers(data, count, f64::from_le_bytes)?),
         "<f4" => Values::F32(numbers(data, count, f32::from_le_bytes)?),
         "<f2" => Values::F32(numbers(data, count, |b| f16::from_le_bytes(b).to_f32())?),
         "<i8" => Values::I64(numbers(data, count, i64::from_le_bytes)?),
@@ -80,7 +81,7 @@ fn array(bytes: &[u8]) -> Result<Stored, String> {
         return Ok(Stored { shape, values });
     }
     let (&[rows, columns], Values::F32(values)) = (&shape[..], &values) else {
-        return Err("expected a matrix of floats, or an array stored row by row".to_owned());
+        return Err("expected a matrix of f32 or f16, or an array stored row by row".to_owned());
     };
     let values = match values.is_empty() {
         true => Vec::new(),

@@ -65,14 +65,16 @@ impl Array<3> {
 }
 
 impl Weights {
-    /// Reads a file: safetensors, an archive of NumPy, or a state dict of PyTorch.
+    /// Reads a file: safetensors, an archive of NumPy, or a state dict of PyTorch. Floats in f64
+    /// are rounded to f32: publishers' own loaders copy them into modules in f32.
     pub(super) fn read(file: &Path) -> Result<Self, DictionaryError> {
         let extension = file.extension().and_then(|extension| extension.to_str());
-        Ok(match extension {
+        let read = match extension {
             Some("safetensors") => Self::open(file, of_safetensors)?,
             Some("npz") => Self::open(file, npz::read)?,
             _ => Self::open(file, state_dict)?,
-        })
+        };
+        Ok(read.rounded()?)
     }
 
     /// A float for each feature: a vector, or one number for all.

@@ -10,7 +10,9 @@ mod error;
 mod files;
 mod fit;
 mod matrix;
+mod options;
 mod probe;
+mod reft_r1;
 mod separation;
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
@@ -22,8 +24,11 @@ use serde::{Deserialize, Serialize};
 pub use activations::{Activations, PromptPositions, collect_activations, collect_activations_at};
 pub use data::DirectionData;
 pub use error::DirectionError;
+pub use options::DirectionOptions;
+pub use reft_r1::{ReftR1Config, ReftR1Direction, ReftR1Error, ReftR1Text, train_reft_r1};
 pub use separation::Separation;
 
+use self::data::Rows;
 use crate::engine::PlanError;
 
 /// How a direction is built. Written x⁺ and x⁻ are positive and negative activations.
@@ -66,73 +71,20 @@ pub enum DirectionMethod {
     /// A random direction, as a control for steering: each is equally likely, up to its sign, which
     /// is set as above.
     Random,
+    /// Trained on texts, so that adding it makes the model predict them: rank-one representation
+    /// finetuning (Wu et al. 2025, AxBench, arXiv 2501.17148). From [`train_reft_r1`] only.
+    #[doc(alias = "AxBench")]
+    ReftR1 {
+        /// How many of the largest latents of a text give its steering strength.
+        top_k: usize,
+        /// Weight of the penalty on all other latents.
+        l1: f64,
+    },
 }
 
 impl DirectionMethod {
     /// A probe with an L2 penalty of 1.
     pub const PROBE: Self = Self::Probe { l2: 1.0 };
-}
-
-/// How a direction is measured and described.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct DirectionOptions {
-    /// The fraction of prompts held out to measure the direction; it is built from the others.
-    /// Default: 0.25.
-    pub held_out: f64,
-    /// Seed of the split, of random pairs and of random directions. Default: 0.
-    pub seed: u64,
-    /// The model's name, for the record. Default: empty.
-    pub model: String,
-    /// The positions of the activations, for the record. Default: empty.
-    pub positions: String,
-    /// What positive and negative activations stand for, for the record. Default: `positive` and
-    /// `negative`.
-    pub labels: [String; 2],
-}
-
-impl Default for DirectionOptions {
-    fn default() -> Self {
-        Self {
-            held_out: 0.25,
-            seed: 0,
-            model: String::new(),
-            positions: String::new(),
-            labels: ["positive", "negative"].map(str::to_owned),
-        }
-    }
-}
-
-impl DirectionOptions {
-    /// Holds out this fraction of the prompts.
-    pub fn with_held_out(mut self, fraction: f64) -> Self {
-        self.held_out = fraction;
-        self
-    }
-
-    /// Draws with this seed.
-    pub fn with_seed(mut self, seed: u64) -> Self {
-        self.seed = seed;
-        self
-    }
-
-    /// Records the model's name.
-    pub fn with_model(mut self, model: impl Into<String>) -> Self {
-        self.model = model.into();
-        self
-    }
-
-    /// Records the positions of the activations.
-    pub fn with_positions(mut self, positions: &PromptPositions) -> Self {
-        self.positions = positions.to_string();
-        self
-    }
-
-    /// Records what positive and negative activations stand for.
-    pub fn with_labels(mut self, positive: impl Into<String>, negative: impl Into<String>) -> Self {
-        self.labels = [positive.into(), negative.into()];
-        self
-    }
 }
 
 /// Lengths that a direction's strength is relative to.
@@ -201,6 +153,24 @@ impl Direction {
     pub fn unit(&self) -> Vec<f32> {
         let values: Vec<f64> = self.vector.iter().map(|value| f64::from(*value)).collect();
         unit(values).into_iter().map(|value| value as f32).collect()
+    }
+
+    /// How strongly activations have the direction, `ReLU(x·u)` with the unit vector u: AxBench's
+    /// concept detector, for which a text is scored by the largest of its tokens' values.
+    ///
+    /// # Errors
+    /// If the activations are of another width.
+    pub fn latents(&self, activations: &Activations) -> Result<Vec<f64>, DirectionError> {
+        if activations.width() != self.vector.len() {
+            return Err(DirectionError::Width {
+                what: "the activations".to_owned(),
+                expected: self.vector.len(),
+                found: activations.width(),
+            });
+        }
+        let unit = unit(self.vector.iter().map(|value| f64::from(*value)).collect());
+        let rows = activations.rows();
+        Ok(rows.map(|row| matrix::dot(&unit, row).max(0.0)).collect())
     }
 
     /// The vector on a device, in f32.
@@ -281,14 +251,27 @@ pub fn find_direction(
     options: &DirectionOptions,
 ) -> Result<Direction, DirectionError> {
     check_options(method, options)?;
-    let rng = |stream| {
-        let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-        rng.set_stream(stream);
-        rng
-    };
-    let [training, held_out] = &data.split(options.held_out, &mut rng(SPLIT))?;
-    let found = fit::fit(training, method, &mut rng(FIT))?;
-    let control = fit::random(training, &mut rng(CONTROL));
+    let is_held_out = data.held_out(options.held_out, &mut rng(options, SPLIT));
+    let parts = data.split(&is_held_out)?;
+    let found = fit::fit(&parts[0], method, &mut rng(options, FIT))?;
+    described(found, (data, parts), site, method, options)
+}
+
+fn rng(options: &DirectionOptions, stream: u64) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    rng.set_stream(stream);
+    rng
+}
+
+/// A direction along a vector, measured on held-out rows.
+fn described(
+    found: Vec<f64>,
+    (data, [training, held_out]): (&DirectionData, [Rows<'_>; 2]),
+    site: Site,
+    method: DirectionMethod,
+    options: &DirectionOptions,
+) -> Result<Direction, DirectionError> {
+    let control = fit::random(&training, &mut rng(options, CONTROL));
     let unscaled = matrix::norm(&found);
     if unscaled == 0.0 {
         return Err(DirectionError::NoDifference {
@@ -305,8 +288,8 @@ pub fn find_direction(
             median_activation: median,
             unscaled,
         },
-        separation: separation::separation(&unit, [training, held_out]),
-        control: separation::separation(&control, [training, held_out]),
+        separation: separation::separation(&unit, [&training, &held_out]),
+        control: separation::separation(&control, [&training, &held_out]),
         provenance: DirectionProvenance {
             model: options.model.clone(),
             positions: options.positions.clone(),

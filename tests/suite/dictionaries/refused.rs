@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::root;
-use crate::support::message;
+use crate::support::{message, random, values};
 
 on_every_backend!(
     what_changes_the_computation_is_refused_by_name,
     tensors_must_be_those_of_the_kind,
     damaged_files_are_errors,
+    numbers_in_f64_are_rounded,
     code_is_not_run,
     what_is_not_stored_must_be_given,
     what_is_no_dictionary_is_an_error,
@@ -257,6 +258,47 @@ fn damaged_files_are_errors<B: Backend>(device: &B::Device) {
     fs::rename(&cfg, copy.path().join("cfg.json.part")).expect("renamed");
     let error = refusal::<B>(copy.path(), device);
     assert!(matches!(error, DictionaryError::CutOff { .. }), "{error:?}");
+}
+
+/// As when the publishers' libraries load them into modules in f32.
+fn numbers_in_f64_are_rounded<B: Backend>(device: &B::Device) {
+    let encoded = |path: &Path| {
+        let dictionary = load::<B>(path, device).expect("it loads");
+        values(dictionary.encode(random::<B, 2>(3, [5, 8], device)))
+    };
+    // A state dict of PyTorch, whose threshold is f64 too.
+    let expected = encoded(&root().join("dl_batchtopk"));
+    assert!(expected.iter().any(|feature| *feature > 0.0));
+    assert_eq!(encoded(&root().join("dl_double")), expected);
+
+    let copy = Scratch::of("saelens_jumprelu");
+    let expected = encoded(copy.path());
+    let written = |factor: f64| {
+        let file = copy.path().join("sae_weights.safetensors");
+        let bytes = fs::read(root().join("saelens_jumprelu/sae_weights.safetensors"));
+        let bytes = bytes.expect("the weights");
+        let tensors = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let doubled = tensors.iter().map(|(name, view)| {
+            let (values, _) = view.data().as_chunks::<4>();
+            let values = values.iter().map(|b| f64::from(f32::from_le_bytes(*b)));
+            let bytes = values.flat_map(|value| (factor * value).to_le_bytes());
+            (name.to_owned(), view.shape().to_vec(), bytes.collect())
+        });
+        let doubled: Vec<(String, Vec<usize>, Vec<u8>)> = doubled.collect();
+        let views = doubled.iter().map(|(name, shape, bytes)| {
+            let view = TensorView::new(Dtype::F64, shape.clone(), bytes).expect("a tensor");
+            (name.as_str(), view)
+        });
+        fs::write(file, serialize(views, None).expect("safetensors")).expect("written");
+    };
+    written(1.0 + 1e-9);
+    assert_eq!(encoded(copy.path()), expected);
+    written(1e40);
+    let text = message(&refusal::<B>(copy.path(), device));
+    assert!(
+        text.contains("expected numbers within the range of f32, found"),
+        "{text}"
+    );
 }
 
 fn code_is_not_run<B: Backend>(device: &B::Device) {

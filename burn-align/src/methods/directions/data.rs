@@ -178,19 +178,20 @@ impl DirectionData {
         self.values.chunks(self.width)
     }
 
-    /// The rows of training and of held-out prompts. A fraction of the prompts is held out, rounded
-    /// to a whole number but at least one and not all: of those with positive rows, of those with
-    /// negative ones, and of those with both.
-    pub(super) fn split(
-        &self,
-        fraction: f64,
-        rng: &mut ChaCha8Rng,
-    ) -> Result<[Rows<'_>; 2], DirectionError> {
-        // For each prompt: whether it has negative rows, and positive ones.
+    /// For each prompt: whether it has negative rows, and positive ones.
+    fn classes(&self) -> BTreeMap<usize, [bool; 2]> {
         let mut classes: BTreeMap<usize, [bool; 2]> = BTreeMap::new();
         for (prompt, label) in self.prompts.iter().zip(&self.labels) {
             classes.entry(*prompt).or_default()[usize::from(*label)] = true;
         }
+        classes
+    }
+
+    /// Whether each prompt is held out. A fraction of them is, rounded to a whole number but at
+    /// least one and not all: of those with positive rows, of those with negative ones, and of
+    /// those with both.
+    pub(super) fn held_out(&self, fraction: f64, rng: &mut ChaCha8Rng) -> BTreeMap<usize, bool> {
+        let classes = self.classes();
         let mut is_held_out: BTreeMap<usize, bool> = BTreeMap::new();
         for kind in [[true, false], [false, true], [true, true]] {
             let prompts = classes.iter().filter(|(_, found)| **found == kind);
@@ -203,6 +204,14 @@ impl DirectionData {
             let prompts = prompts.into_iter().enumerate();
             is_held_out.extend(prompts.map(|(place, prompt)| (prompt, place < held_out)));
         }
+        is_held_out
+    }
+
+    /// The rows of training and of held-out prompts.
+    pub(super) fn split(
+        &self,
+        is_held_out: &BTreeMap<usize, bool>,
+    ) -> Result<[Rows<'_>; 2], DirectionError> {
         let parts = [false, true]
             .map(|held_out| self.chosen(|prompt| is_held_out.get(&prompt) == Some(&held_out)));
         for part in &parts {
@@ -211,7 +220,7 @@ impl DirectionData {
                     let has_class = |found: &&[bool; 2]| found[usize::from(class)];
                     return Err(DirectionError::TooFew {
                         class: class_name(class),
-                        found: classes.values().filter(has_class).count(),
+                        found: self.classes().values().filter(has_class).count(),
                     });
                 }
             }

@@ -101,6 +101,12 @@ pub enum DirectionError {
          variance; use more pairs, or the mean difference"
     )]
     Undetermined,
+    /// A direction that activations do not determine.
+    #[error(
+        "expected a method that builds a direction from activations, found ReFT-r1, which is trained \
+         on texts; use train_reft_r1"
+    )]
+    TrainedOnTexts,
     /// The fit of a probe came to a halt.
     #[error(
         "the probe did not converge in {steps} steps; scale the activations, or use a larger l2"

@@ -41,6 +41,7 @@ pub(super) fn fit(
         }
         DirectionMethod::Probe { l2 } => probe(&training.rows, &training.labels, l2),
         DirectionMethod::Random => Ok(random(training, rng)),
+        DirectionMethod::ReftR1 { .. } => Err(DirectionError::TrainedOnTexts),
     }
 }
 

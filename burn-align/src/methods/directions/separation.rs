@@ -40,7 +40,7 @@ pub(super) fn separation(unit: &[f64], [training, held_out]: [&Rows<'_>; 2]) -> 
 
 /// The area under the ROC curve of scores and labels, from their ranks (Mann & Whitney 1947). Both
 /// labels must occur.
-fn auc(scores: &[(f64, bool)]) -> f64 {
+pub(super) fn auc(scores: &[(f64, bool)]) -> f64 {
     let mut sorted = scores.to_vec();
     sorted.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     // Negative scores below each group of equal scores, and positive scores above them.
