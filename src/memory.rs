@@ -1,5 +1,8 @@
 //! The memory of a backend's device.
 
+use std::any::Any;
+
+use burn::tensor::backend::Backend;
 use burn_align::engine::RunOptions;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -59,6 +62,22 @@ impl BackendChoice {
     }
 }
 
+/// Bytes of the largest tensor that a device can hold, if that is less than all of its memory:
+/// through wgpu, what the adapter binds as one buffer, which on laptops can be as little as 128
+/// MiB.
+pub(crate) fn max_tensor_bytes<B: Backend>(device: &B::Device) -> Option<u64> {
+    let device: &dyn Any = device;
+    #[cfg(feature = "wgpu")]
+    if let Some(device) = device.downcast_ref::<burn::backend::wgpu::WgpuDevice>() {
+        use burn::cubecl::Runtime;
+        let client = burn::backend::wgpu::WgpuRuntime::client(device);
+        return Some(client.properties().memory.max_page_size);
+    }
+    #[cfg(not(feature = "wgpu"))]
+    let _other = device;
+    None
+}
+
 /// - of_total: whether the largest page is a quarter of all memory, as CubeCL 0.10 has it for CUDA and
 ///   ROCm; for wgpu it is a limit of buffers
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm"))]
@@ -91,6 +110,15 @@ pub fn run_options(backend: BackendChoice) -> RunOptions {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cpu_holds_tensors_of_any_size() {
+        use burn::backend::{Autodiff, Flex};
+        assert_eq!(
+            max_tensor_bytes::<Autodiff<Flex>>(&Default::default()),
+            None
+        );
+    }
 
     #[test]
     fn the_cpu_tells_its_memory() {

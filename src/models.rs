@@ -6,6 +6,7 @@ use burn::tensor::backend::Backend;
 use burn_align_models::{FromPretrained, LoadOptions, ModelSource, Pretrained};
 use clap::Args;
 
+use crate::memory::max_tensor_bytes;
 use crate::{complain, progress};
 
 /// A model from the command line: flatten it into a program's arguments.
@@ -76,7 +77,8 @@ impl LoadArgs {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Pretrained<M, M::Config>> {
-        let options = self.options(dtype).with_progress(progress::loading());
+        let mut options = self.options(dtype).with_progress(progress::loading());
+        options.max_tensor_bytes = max_tensor_bytes::<B>(device);
         let loaded = M::from_pretrained(source, &options, device)?;
         for note in &loaded.notes {
             complain!("note: {note}");

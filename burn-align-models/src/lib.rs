@@ -20,9 +20,11 @@ mod model;
 mod pass;
 mod site;
 mod suffixes;
+mod tables;
 mod tap;
 mod tokens;
 mod top_tokens;
+mod uploads;
 
 #[doc(hidden)]
 pub mod files;
@@ -37,10 +39,11 @@ pub use layout::{
     SublayerOutput,
 };
 pub use model::{AlignableTransformer, ByHead, InputKinds, ModelInput, Readout};
-pub use pass::{Cx, Pass, Tables};
+pub use pass::{Cx, Pass};
 pub use pretrained::{FromPretrained, LoadOptions, ModelSource, Pretrained, SavePretrained};
 pub use site::{Component, Site, UnknownComponent};
 pub use suffixes::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
+pub use tables::Tables;
 pub use tap::{NoTap, Tap};
 pub use tokens::{
     Chat, ChatMessage, ChatOptions, ChatTurn, SpecialTokens, TokenBatch, Tokenizer, TokenizerFiles,

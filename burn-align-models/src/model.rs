@@ -8,8 +8,9 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use crate::dims::{ModelDims, SiteDims};
 use crate::layout::{ModelLayout, Reads, SublayerOutput};
 use crate::nn::Norm;
-use crate::pass::{Cx, Pass, Tables};
+use crate::pass::{Cx, Pass};
 use crate::site::Site;
+use crate::tables::Tables;
 use crate::tap::{NoTap, Tap};
 
 /// What a model reads.

@@ -1,6 +1,5 @@
 //! What the sublayers of one pass have in common.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,114 +8,8 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use crate::nn::{CausalMask, Rotary, RotaryConfig};
 use crate::site::Site;
 use crate::suffixes::{KeysValues, Queries, Suffixes};
+use crate::tables::{RotaryTables, Tables};
 use crate::tap::Tap;
-
-/// Masks and rotary tables, kept by whoever runs passes so that the next pass uses them again. Clones
-/// share them.
-#[derive(Clone, Default)]
-pub struct Tables {
-    /// [`Kept`] for each backend. The type does not name the backend, so that one of these can serve a
-    /// backend and the same with gradients.
-    kept: Arc<Mutex<Vec<Box<dyn Any + Send>>>>,
-}
-
-/// A window, if there is one, and its mask.
-type WindowMask<B> = (Option<usize>, CausalMask<B>);
-
-/// A rotary embedding, the dtype of its tables, and the tables.
-type RotaryTables<T> = (RotaryConfig, DType, T);
-
-/// The tables of one backend.
-struct Kept<B: Backend> {
-    device: B::Device,
-    rotary: Vec<RotaryTables<Rotary<B>>>,
-    /// For sequences of up to some length, by window.
-    masks: (usize, Vec<WindowMask<B>>),
-}
-
-impl Tables {
-    /// Tables and masks that have become too short grow to a multiple of this number of positions.
-    const GROWTH: usize = 128;
-
-    /// No tables yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Calls `f` with the tables of a backend and device.
-    fn with<B: Backend, T>(&self, device: &B::Device, f: impl FnOnce(&mut Kept<B>) -> T) -> T {
-        let mut all = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = all.iter_mut();
-        if let Some(kept) = known.find_map(|kept| kept.downcast_mut::<Kept<B>>()) {
-            if kept.device != *device {
-                *kept = Kept::new(device);
-            }
-            return f(kept);
-        }
-        let mut kept = Kept::new(device);
-        let value = f(&mut kept);
-        all.push(Box::new(kept));
-        value
-    }
-}
-
-impl<B: Backend> Kept<B> {
-    fn new(device: &B::Device) -> Self {
-        Self {
-            device: device.clone(),
-            rotary: Vec::new(),
-            masks: (0, Vec::new()),
-        }
-    }
-
-    /// Tables for sequences of `pos` positions; they may have more.
-    fn rotary(&mut self, config: &RotaryConfig, dtype: DType, pos: usize) -> Rotary<B> {
-        let same =
-            |(other, kind, _): &&mut RotaryTables<Rotary<B>>| other == config && *kind == dtype;
-        match self.rotary.iter_mut().find(same) {
-            Some((_, _, tables)) if tables.pos() == pos => tables.clone(),
-            Some((_, _, tables)) if config.depends_on_length() => {
-                *tables = config.tables(pos, &self.device).cast(dtype);
-                tables.clone()
-            }
-            Some((_, _, tables)) => {
-                if tables.pos() < pos {
-                    let longer = pos.next_multiple_of(Tables::GROWTH);
-                    *tables = config.tables(longer, &self.device).cast(dtype);
-                }
-                tables.clone()
-            }
-            None => {
-                let tables = config.tables(pos, &self.device).cast(dtype);
-                self.rotary.push((config.clone(), dtype, tables.clone()));
-                tables
-            }
-        }
-    }
-
-    /// A mask for sequences of `pos` positions; it may have more.
-    fn mask(&mut self, pos: usize, window: Option<usize>) -> CausalMask<B> {
-        if self.masks.0 < pos {
-            let longer = match self.masks.0 {
-                0 => pos,
-                _ => pos.next_multiple_of(Tables::GROWTH),
-            };
-            self.masks = (longer, Vec::new());
-        }
-        if let Some((_, mask)) = self.masks.1.iter().find(|(other, _)| *other == window) {
-            return mask.clone();
-        }
-        let mask = CausalMask::new(self.masks.0, window, &self.device);
-        self.masks.1.push((window, mask.clone()));
-        mask
-    }
-}
-
-impl fmt::Debug for Tables {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tables")
-    }
-}
 
 /// One pass through a model: how long its rows are, which of their positions are computed, and the
 /// tables that its layers share.
@@ -125,6 +18,8 @@ pub struct Pass<B: Backend> {
     pos: usize,
     device: B::Device,
     tables: Tables,
+    /// Tables of whole rows.
+    rotary: Arc<Mutex<Vec<RotaryTables<Rotary<B>>>>>,
     suffixes: Option<Arc<Suffixed<B>>>,
     /// Where attention leaves its keys and values, if they are kept.
     kept: Option<Arc<Mutex<Vec<KeysValues<B>>>>>,
@@ -144,6 +39,7 @@ impl<B: Backend> Pass<B> {
             pos,
             device: device.clone(),
             tables: tables.clone(),
+            rotary: Arc::default(),
             suffixes: None,
             kept: None,
         }
@@ -228,27 +124,18 @@ impl<B: Backend> Pass<B> {
                 .with(&self.device, |kept| kept.rotary(config, dtype, self.pos))
         };
         let Some(suffixed) = &self.suffixes else {
-            let tables = of_rows().first(self.pos);
+            let first = || of_rows().first(self.pos);
+            let tables = once(&self.rotary, config, dtype, first);
             return [tables.clone(), tables];
         };
-        let mut known = suffixed
-            .rotary
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut same = known
-            .iter()
-            .filter(|(other, kind, _)| other == config && *kind == dtype);
-        if let Some((_, _, tables)) = same.next() {
-            return tables.clone();
-        }
-        let rows = of_rows();
-        let all = rows.at(&suffixed.suffixes.positions);
-        let tables = match &suffixed.suffixes.queries {
-            Some(queries) => [rows.at(&queries.positions), all],
-            None => [all.clone(), all],
-        };
-        known.push((config.clone(), dtype, tables.clone()));
-        tables
+        once(&suffixed.rotary, config, dtype, || {
+            let rows = of_rows();
+            let all = rows.at(&suffixed.suffixes.positions);
+            match &suffixed.suffixes.queries {
+                Some(queries) => [rows.at(&queries.positions), all],
+                None => [all.clone(), all],
+            }
+        })
     }
 
     /// Which keys queries must not see, for the positions of this pass and perhaps more.
@@ -260,6 +147,23 @@ impl<B: Backend> Pass<B> {
         self.tables
             .with(&self.device, |kept| kept.mask(pos, window))
     }
+}
+
+/// What has been made for a rotary embedding and a dtype, or is made now.
+fn once<T: Clone>(
+    known: &Mutex<Vec<RotaryTables<T>>>,
+    config: &RotaryConfig,
+    dtype: DType,
+    make: impl FnOnce() -> T,
+) -> T {
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    let same = |(other, kind, _): &&RotaryTables<T>| other == config && *kind == dtype;
+    if let Some((_, _, tables)) = known.iter().find(same) {
+        return tables.clone();
+    }
+    let tables = make();
+    known.push((config.clone(), dtype, tables.clone()));
+    tables
 }
 
 /// What a sublayer runs with: the pass, and the tap that sees its activations.

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::Plan;
 use burn_align::front::{AlignGenerateError, InterveneAt};
 use burn_align::generate::{
-    AtLimit, GenerateOptions, GeneratedRow, GeneratedWorld, Sampling, generate,
+    AtLimit, GenerateOptions, GeneratedRow, GeneratedWorld, Sampling, TextStream, generate,
 };
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::{AlignableTransformer, Decoder, TokenBatch, Tokenizer};
@@ -69,6 +69,23 @@ impl Generated {
             rows: rows.collect(),
             longest,
         }
+    }
+
+    /// The text that the tokens of each example add to its prompt: with the space before the first
+    /// new word, which many tokenizers strip at the beginning of a text.
+    ///
+    /// - prompts: as many as there are examples
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
+    pub fn texts(&self, tokenizer: &Tokenizer, prompts: &TokenBatch) -> Result<Vec<String>> {
+        let rows = self.rows.iter().zip(prompts.ids());
+        let texts = rows.map(|(row, prompt)| -> Result<String> {
+            let mut stream = TextStream::after(tokenizer, prompt)?;
+            let text = stream.extend(row)?;
+            Ok(text + &stream.finish()?)
+        });
+        texts.collect()
     }
 
     /// The tokens as one tensor, `[batch, longest]`, with -1 after the end of an example.

@@ -3,6 +3,7 @@
 
 mod positions;
 pub(crate) mod random_plans;
+mod reuse;
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};

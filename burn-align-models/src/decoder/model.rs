@@ -219,6 +219,13 @@ impl<B: Backend> Readout<B> for Decoder<B> {
         let biases = head.bias.as_ref();
         let biases = biases.map(|bias| bias.val().select(0, ids.clone()));
         let columns = match head.weight.quantized() {
+            None if head.weight.is_split() => {
+                let columns = tokens.iter().flat_map(|token| {
+                    let column = *token as usize;
+                    head.weight.outputs(column..column + 1)
+                });
+                Tensor::cat(columns.collect(), 1)
+            }
             None => head.weight.val().select(1, ids), // [d_model, token]
             Some(matrix) => {
                 let columns = tokens.iter().map(|token| {

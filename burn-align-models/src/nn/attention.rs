@@ -353,11 +353,8 @@ fn masked_softmax<B: Backend>(
         Ok(weights) => return weights,
         Err(scores) => scores,
     };
-    let hidden = pass.mask(window).hidden();
-    let hidden = hidden
-        .narrow(2, k_pos - q_pos, q_pos)
-        .narrow(3, 0, k_pos)
-        .expand(scores.shape());
+    let hidden = pass.mask(window).hidden_from(q_pos, k_pos);
+    let hidden = hidden.expand(scores.shape());
     let dtype = scores.dtype();
     let scores = (scores * scale).cast(DType::F32);
     activation::softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3).cast(dtype)

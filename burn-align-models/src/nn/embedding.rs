@@ -35,7 +35,7 @@ impl<B: Backend> TokenEmbedding<B> {
     /// If a token is not in the vocabulary.
     pub fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let Some(matrix) = self.weight.quantized() else {
-            return embedding(self.weight.val(), tokens);
+            return looked_up(self.weight.parts(), tokens);
         };
         let [batch, pos] = tokens.dims();
         let [_vocab, d_model] = matrix.dims();
@@ -74,8 +74,42 @@ impl<B: Backend> TokenEmbedding<B> {
         let x = x.reshape([batch * pos, d_model]);
         let logits = match self.weight.quantized() {
             Some(matrix) => projection::affine_quantized(x, matrix, None),
-            None => projection::affine(x, self.weight.val().transpose(), None),
+            None => {
+                let parts = self.weight.parts().into_iter();
+                let parts = parts.map(Tensor::transpose); // [d_model, part]
+                projection::affine_in_parts(x, parts.collect(), None)
+            }
         };
         logits.reshape([batch, pos, vocab])
     }
+}
+
+/// The vectors of tokens, from a table in parts.
+///
+/// # Shapes
+/// - parts: `[part, d_model]` each
+/// - tokens: `[batch, pos]`
+/// - output: `[batch, pos, d_model]`
+fn looked_up<B: Backend>(mut parts: Vec<Tensor<B, 2>>, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    if parts.len() == 1 {
+        return embedding(parts.remove(0), tokens);
+    }
+    let mut first: i64 = 0;
+    let mut vectors: Option<Tensor<B, 3>> = None;
+    for part in parts {
+        let [count, _d_model] = part.dims();
+        let last = count as i64 - 1;
+        // Tokens of other parts get some vector, which is replaced or not taken.
+        let own = embedding(part, (tokens.clone() - first).clamp(0, last));
+        vectors = Some(match vectors {
+            None => own,
+            Some(before) => {
+                let here = tokens.clone().greater_equal_elem(first);
+                let here = here.unsqueeze_dim::<3>(2).expand(own.shape());
+                before.mask_where(here, own)
+            }
+        });
+        first += count as i64;
+    }
+    vectors.expect("a split weight has parts")
 }

@@ -1,6 +1,6 @@
 //! Masks of causal attention, made on demand.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 
@@ -8,13 +8,22 @@ use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 /// back than a window reaches.
 ///
 /// A mask has an entry for each pair of positions, and is not needed at all where attention has its
-/// own kernel. So it is made at first use, and then shared by all layers and all clones.
+/// own kernel. So it is made at first use, and then shared by all layers and all clones. So are the
+/// parts of it that layers ask for.
 #[derive(Clone, Debug)]
 pub struct CausalMask<B: Backend> {
     pos: usize,
     window: Option<usize>,
     device: B::Device,
-    made: Arc<OnceLock<Tensor<B, 4, Bool>>>,
+    made: Arc<Made<B>>,
+}
+
+/// What has been made of a mask.
+#[derive(Debug)]
+struct Made<B: Backend> {
+    whole: OnceLock<Tensor<B, 4, Bool>>,
+    /// Parts, by their numbers of queries and keys. Together they are no larger than the mask.
+    parts: Mutex<Vec<([usize; 2], Tensor<B, 4, Bool>)>>,
 }
 
 impl<B: Backend> CausalMask<B> {
@@ -24,7 +33,10 @@ impl<B: Backend> CausalMask<B> {
             pos,
             window,
             device: device.clone(),
-            made: Arc::default(),
+            made: Arc::new(Made {
+                whole: OnceLock::new(),
+                parts: Mutex::default(),
+            }),
         }
     }
 
@@ -38,7 +50,32 @@ impl<B: Backend> CausalMask<B> {
                 Some(window) => future.bool_or(k_pos.lower_equal(q_pos - window as i64)),
             }
         };
-        self.made.get_or_init(make).clone()
+        self.made.whole.get_or_init(make).clone()
+    }
+
+    /// The same for the first `k_pos` keys and the last `q_pos` of their positions, `[1, 1, q_pos,
+    /// k_pos]`.
+    pub fn hidden_from(&self, q_pos: usize, k_pos: usize) -> Tensor<B, 4, Bool> {
+        let whole = self.hidden();
+        if [q_pos, k_pos] == [self.pos; 2] {
+            return whole;
+        }
+        let mut parts = self
+            .made
+            .parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, part)) = parts.iter().find(|(sizes, _)| *sizes == [q_pos, k_pos]) {
+            return part.clone();
+        }
+        let start = k_pos - q_pos;
+        let part = whole.slice([0..1, 0..1, start..k_pos, 0..k_pos]);
+        let made: usize = parts.iter().map(|([q_pos, k_pos], _)| q_pos * k_pos).sum();
+        if made + q_pos * k_pos > self.pos * self.pos {
+            parts.clear();
+        }
+        parts.push(([q_pos, k_pos], part.clone()));
+        part
     }
 
     /// Positions of queries and of keys, at each pair of them.
@@ -52,7 +89,7 @@ impl<B: Backend> CausalMask<B> {
     /// Whether it has been made.
     #[cfg(test)]
     pub(crate) fn is_made(&self) -> bool {
-        self.made.get().is_some()
+        self.made.whole.get().is_some()
     }
 }
 
@@ -108,6 +145,21 @@ mod tests {
         assert!(clone.is_made(), "they are shared");
         let plain = CausalMask::<B>::new(4, None, &FlexDevice);
         assert_eq!(rows(plain.hidden()), expected(|q, k| k > q));
+        // The last two of three positions, and the whole.
+        for _ in 0..2 {
+            assert_eq!(
+                rows(plain.hidden_from(2, 3)),
+                [false, false, true, false, false, false]
+            );
+            assert_eq!(plain.hidden_from(2, 3).dims(), [1, 1, 2, 3]);
+            assert_eq!(rows(plain.hidden_from(4, 4)), rows(plain.hidden()));
+        }
+        // More parts than there is room for.
+        for k_pos in 1..4 {
+            let part = plain.hidden_from(k_pos, k_pos);
+            assert_eq!(part.dims(), [1, 1, k_pos, k_pos]);
+            assert!(!rows(part)[k_pos * k_pos - 1], "a position sees itself");
+        }
     }
 
     #[test]

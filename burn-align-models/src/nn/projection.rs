@@ -52,7 +52,7 @@ impl<B: Backend> Projection<B> {
         let x = x.reshape([batch * pos, d_input]);
         let product = match self.weight.quantized() {
             Some(matrix) => affine_quantized(x, matrix, bias),
-            None => affine(x, self.weight.val(), bias),
+            None => affine_in_parts(x, self.weight.parts(), bias),
         };
         product.reshape([batch, pos, d_output])
     }
@@ -70,7 +70,7 @@ impl<B: Backend> Projection<B> {
         let x = x.reshape([batch * pos, d_input]);
         let product = match self.weight.quantized() {
             Some(matrix) => affine_quantized(x, &matrix.rows(outputs), bias),
-            None => affine(x, self.weight.val().narrow(1, first, count), bias),
+            None => affine_in_parts(x, self.weight.outputs(outputs), bias),
         };
         product.reshape([batch, pos, count])
     }
@@ -88,8 +88,9 @@ impl<B: Backend> Projection<B> {
         let product = match self.weight.quantized() {
             Some(matrix) => affine_quantized(x, &matrix.cols(inputs), None),
             None => {
-                let rows = self.weight.val().narrow(0, inputs.start, inputs.len());
-                affine(x, rows, None)
+                let parts = self.weight.parts().into_iter();
+                let rows = parts.map(|part| part.narrow(0, inputs.start, inputs.len()));
+                affine_in_parts(x, rows.collect(), None)
             }
         };
         product.reshape([batch, pos, d_output])
@@ -130,6 +131,31 @@ pub(super) fn affine<B: Backend>(
         Err(x) => x,
     };
     portable(x, weight, bias)
+}
+
+/// `x W + b`, with the columns of `W` in parts.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - parts: `[d_input, part]` each
+/// - bias: `[d_output]`
+/// - output: `[row, d_output]`
+pub(super) fn affine_in_parts<B: Backend>(
+    x: Tensor<B, 2>,
+    mut parts: Vec<Tensor<B, 2>>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    if parts.len() == 1 {
+        return affine(x, parts.remove(0), bias);
+    }
+    let mut start = 0;
+    let products = parts.into_iter().map(|part| {
+        let [_d_input, count] = part.dims();
+        let own = bias.clone().map(|bias| bias.narrow(0, start, count));
+        start += count;
+        affine(x.clone(), part, own)
+    });
+    Tensor::cat(products.collect(), 1)
 }
 
 /// `x Qᵀ + b`. Without a kernel for it, the matrix is dequantised first.

@@ -1,15 +1,19 @@
-//! The weight of a projection or an embedding: a tensor, or the blocks of a GGUF file.
+//! The weight of a projection or an embedding: a tensor, several, or the blocks of a GGUF file.
 
+mod split;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
+
+use std::ops::Range;
 
 use burn::module::{
     AutodiffModule, Content, Devices, HasAutodiffModule, Module, ModuleDisplay,
     ModuleDisplayDefault, ModuleMapper, ModuleVisitor, Param, ParamId,
 };
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor, TensorData};
 
+use self::split::Split;
 use crate::quants::QuantizedMatrix;
 
 /// Whether weights of a model on this backend may stay quantised: [`Flex`](burn::backend) with and
@@ -24,9 +28,9 @@ pub fn keeps_quantized<B: Backend>() -> bool {
 
 /// A matrix that multiplies activations, or whose rows are looked up.
 ///
-/// To Burn it is one parameter in either form. A quantised weight is frozen: mappers, such as those
-/// that turn on gradients, skip it. Reading its values, as when it is saved or recorded,
-/// dequantises it into a new f32 tensor.
+/// To Burn it is one parameter in any form. A weight that is quantised or in parts is frozen:
+/// mappers, such as those that turn on gradients, skip it. Reading its values, as when it is saved
+/// or recorded, dequantises it into a new f32 tensor, or joins the parts.
 #[derive(Clone, Debug)]
 pub struct Weight<B: Backend> {
     values: Values<B>,
@@ -37,6 +41,8 @@ pub struct Weight<B: Backend> {
 enum Values<B: Backend> {
     Dense(Param<Tensor<B, 2>>),
     Quantized(Quantized<B>),
+    /// Parts of its outputs: rows of an embedding, columns of a projection.
+    Split(Split<B>),
 }
 
 #[derive(Clone, Debug)]
@@ -79,6 +85,7 @@ impl<B: Backend> Weight<B> {
         match &self.values {
             Values::Dense(param) => param.lazy_shape().dims(),
             Values::Quantized(quantized) => self.orientation.of(quantized.matrix.dims()),
+            Values::Split(split) => split.dims(),
         }
     }
 
@@ -87,6 +94,7 @@ impl<B: Backend> Weight<B> {
         match &self.values {
             Values::Dense(param) => param.lazy_device(),
             Values::Quantized(quantized) => quantized.device.clone(),
+            Values::Split(split) => split.device(),
         }
     }
 
@@ -95,21 +103,48 @@ impl<B: Backend> Weight<B> {
         match &self.values {
             Values::Dense(param) => param.val().dtype(),
             Values::Quantized(_) => DType::F32,
+            Values::Split(split) => split.dtype(),
         }
     }
 
-    /// The tensor; a quantised weight is dequantised to f32 each time.
+    /// The tensor; a quantised weight is dequantised to f32 each time, and parts are joined.
     pub fn val(&self) -> Tensor<B, 2> {
         match &self.values {
             Values::Dense(param) => param.val(),
             Values::Quantized(quantized) => self.dense(quantized).val(),
+            Values::Split(split) => split.whole().val(),
         }
+    }
+
+    /// The tensors that its outputs are in, in order: rows of an embedding, columns of a
+    /// projection.
+    pub(super) fn parts(&self) -> Vec<Tensor<B, 2>> {
+        match &self.values {
+            Values::Split(split) => split.parts().to_vec(),
+            _ => vec![self.val()],
+        }
+    }
+
+    /// The same for some of the outputs.
+    pub(crate) fn outputs(&self, range: Range<usize>) -> Vec<Tensor<B, 2>> {
+        match &self.values {
+            Values::Split(split) => split.within(range),
+            _ => {
+                let axis = self.orientation.outputs();
+                vec![self.val().narrow(axis, range.start, range.len())]
+            }
+        }
+    }
+
+    /// Whether it is in parts.
+    pub(crate) fn is_split(&self) -> bool {
+        matches!(self.values, Values::Split(_))
     }
 
     /// The blocks of a weight that has stayed quantised. A projection's are `[d_output, d_input]`.
     pub fn quantized(&self) -> Option<&QuantizedMatrix> {
         match &self.values {
-            Values::Dense(_) => None,
+            Values::Dense(_) | Values::Split(_) => None,
             Values::Quantized(quantized) => Some(&quantized.matrix),
         }
     }
@@ -146,11 +181,7 @@ impl<B: Backend> Weight<B> {
                 found: matrix.dims(),
             });
         }
-        let device = self.device();
-        let id = match &self.values {
-            Values::Dense(param) => param.id,
-            Values::Quantized(quantized) => quantized.id,
-        };
+        let (id, device) = (self.id(), self.device());
         self.values = match dtype == DType::F32 && keeps_quantized::<B>() {
             true => Values::Quantized(Quantized { id, device, matrix }),
             false => {
@@ -159,6 +190,39 @@ impl<B: Backend> Weight<B> {
             }
         };
         Ok(())
+    }
+
+    /// Replaces the values with a matrix on the host, `[d_input, d_output]` of a projection or
+    /// `[vocab, d_model]` of an embedding, in parts of at most `most_bytes`: for devices that hold
+    /// no larger tensor. It has no gradient.
+    ///
+    /// # Errors
+    /// If its shape is different.
+    pub(crate) fn set_in_parts(
+        &mut self,
+        values: &TensorData,
+        most_bytes: u64,
+    ) -> Result<(), WeightShapeError> {
+        let expected = self.dims();
+        if values.shape[..] != expected {
+            let found = match values.shape[..] {
+                [rows, cols] => [rows, cols],
+                _ => [values.num_elements(), 1],
+            };
+            return Err(WeightShapeError { expected, found });
+        }
+        let (id, axis, device) = (self.id(), self.orientation.outputs(), self.device());
+        let split = Split::new(id, axis, values, most_bytes, &device);
+        self.values = Values::Split(split);
+        Ok(())
+    }
+
+    fn id(&self) -> ParamId {
+        match &self.values {
+            Values::Dense(param) => param.id,
+            Values::Quantized(quantized) => quantized.id,
+            Values::Split(split) => split.id,
+        }
     }
 
     /// A parameter whose tensor is made when it is first read.
@@ -176,7 +240,7 @@ impl<B: Backend> Weight<B> {
     fn map_dense(self, map: impl FnOnce(Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>>) -> Self {
         let values = match self.values {
             Values::Dense(param) => Values::Dense(map(param)),
-            quantized => quantized,
+            frozen => frozen,
         };
         Self { values, ..self }
     }
@@ -192,12 +256,22 @@ impl<B: Backend> Weight<B> {
                 device: device.clone(),
                 ..quantized
             }),
+            Values::Split(split) => Values::Split(split.map(|part| part.to_device(device))),
         };
         Self { values, ..self }
     }
 }
 
 impl Orientation {
+    /// The axis of the tensor along which its outputs are: tokens of an embedding, features of a
+    /// projection.
+    fn outputs(self) -> usize {
+        match self {
+            Self::Same => 0,
+            Self::Transposed => 1,
+        }
+    }
+
     fn of(self, [rows, cols]: [usize; 2]) -> [usize; 2] {
         match self {
             Self::Same => [rows, cols],
@@ -242,6 +316,7 @@ impl<B: Backend> Module<B> for Weight<B> {
         match &self.values {
             Values::Dense(param) => param.visit(visitor),
             Values::Quantized(quantized) => self.dense(quantized).visit(visitor),
+            Values::Split(split) => split.whole().visit(visitor),
         }
     }
 
@@ -253,6 +328,7 @@ impl<B: Backend> Module<B> for Weight<B> {
         let param = match &self.values {
             Values::Dense(param) => param.clone(),
             Values::Quantized(quantized) => self.dense(quantized),
+            Values::Split(split) => split.whole(),
         };
         Self {
             values: Values::Dense(param.load_record(record)),
@@ -264,6 +340,7 @@ impl<B: Backend> Module<B> for Weight<B> {
         match &self.values {
             Values::Dense(param) => param.clone().into_record(),
             Values::Quantized(quantized) => self.dense(quantized).into_record(),
+            Values::Split(split) => split.whole().into_record(),
         }
     }
 }
@@ -279,6 +356,7 @@ impl<B: AutodiffBackend> AutodiffModule<B> for Weight<B> {
                 device: quantized.device.clone(),
                 matrix: quantized.matrix.clone(),
             }),
+            Values::Split(split) => Values::Split(split.map(Tensor::inner)),
         };
         Weight {
             values,
@@ -294,6 +372,7 @@ impl<B: AutodiffBackend> AutodiffModule<B> for Weight<B> {
                 device: quantized.device,
                 matrix: quantized.matrix,
             }),
+            Values::Split(split) => Values::Split(split.map(Tensor::from_inner)),
         };
         Self {
             values,
@@ -311,6 +390,9 @@ impl<B: Backend> ModuleDisplayDefault for Weight<B> {
         let text = match &self.values {
             Values::Dense(param) => format!("{:?}", param.lazy_shape().as_slice()),
             Values::Quantized(quantized) => format!("{:?}", quantized.matrix),
+            Values::Split(split) => {
+                format!("{:?} in {} parts", split.dims(), split.parts().len())
+            }
         };
         content.add_formatted(&text).optional()
     }

@@ -105,6 +105,11 @@ pub struct LoadOptions {
     /// dequantised. They stay in the mapped file, and are frozen regardless of `require_grad`.
     /// Default: no.
     pub keep_quantised: bool,
+    /// Bytes of the largest tensor that the device can hold, if larger matrices are to be kept in
+    /// parts, which compute the same. Some GPUs bind no more than 128 MiB as one buffer, which the
+    /// head of a small model can exceed. Such a matrix has no gradient, regardless of
+    /// `require_grad`. Default: none.
+    pub max_tensor_bytes: Option<u64>,
     /// Called before each tensor is read.
     pub progress: Option<ProgressCallback>,
     /// Keys of `config.json` that the caller knows not to affect the computation, although they are
@@ -140,6 +145,7 @@ impl Default for LoadOptions {
             dtype: DType::F32,
             require_grad: false,
             keep_quantised: false,
+            max_tensor_bytes: None,
             progress: None,
             ignored_config_keys: Vec::new(),
             file: None,
@@ -168,6 +174,12 @@ impl LoadOptions {
     /// Whether matrices of GGUF files stay quantised.
     pub fn with_keep_quantised(mut self, keep_quantised: bool) -> Self {
         self.keep_quantised = keep_quantised;
+        self
+    }
+
+    /// Keeps larger matrices in parts; see [`max_tensor_bytes`](Self::max_tensor_bytes).
+    pub fn with_max_tensor_bytes(mut self, bytes: u64) -> Self {
+        self.max_tensor_bytes = Some(bytes);
         self
     }
 

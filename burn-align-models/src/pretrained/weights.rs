@@ -55,6 +55,9 @@ pub(super) fn load<B: Backend, M: Family<B>>(
         bytes_done: Cell::new(0),
         error: RefCell::new(None),
     });
+    if let Some(most_bytes) = options.max_tensor_bytes {
+        keep_in_parts(&mut model, &mut names, &reader, most_bytes)?;
+    }
     let snapshots = names.into_iter().map(|(path, name)| {
         let reader = Rc::clone(&reader);
         let shape = Shape::from(reader.checkpoint.tensors[&name].shape.clone());
@@ -98,6 +101,31 @@ fn keep_quantized<B: Backend, M: Family<B>>(
         };
         weight
             .set_quantized(matrix, DType::F32)
+            .map_err(|error| CheckpointError::WrongShape {
+                tensor: name.clone(),
+                expected: error.expected.to_vec(),
+                found: error.found.to_vec(),
+            })?;
+        names.remove(&path);
+    }
+    Ok(())
+}
+
+/// Reads the matrices that the device cannot hold as one tensor, and sets them in parts.
+fn keep_in_parts<B: Backend, M: Family<B>>(
+    model: &mut M,
+    names: &mut BTreeMap<String, String>,
+    reader: &Reader,
+    most_bytes: u64,
+) -> Result<(), CheckpointError> {
+    for (path, weight) in model.weights_mut() {
+        let bytes = weight.dims().iter().product::<usize>() * reader.options.dtype.size();
+        let Some(name) = names.get(&path).filter(|_| bytes as u64 > most_bytes) else {
+            continue;
+        };
+        let values = reader.values(&path, name)?;
+        weight
+            .set_in_parts(&values, most_bytes)
             .map_err(|error| CheckpointError::WrongShape {
                 tensor: name.clone(),
                 expected: error.expected.to_vec(),
@@ -207,6 +235,14 @@ struct Reader {
 
 impl Reader {
     fn read(&self, path: &str, name: &str) -> Result<TensorData, TensorSnapshotError> {
+        self.values(path, name).map_err(|error| {
+            let text = error.to_string();
+            self.error.borrow_mut().get_or_insert(error);
+            TensorSnapshotError::DataError(text)
+        })
+    }
+
+    fn values(&self, path: &str, name: &str) -> Result<TensorData, CheckpointError> {
         if let Some(progress) = &self.options.progress {
             progress(LoadProgress {
                 tensor: name,
@@ -216,11 +252,7 @@ impl Reader {
                 bytes_total: self.bytes_total,
             });
         }
-        let data = self.checkpoint.read(name).map_err(|error| {
-            let text = error.to_string();
-            self.error.borrow_mut().get_or_insert(error);
-            TensorSnapshotError::DataError(text)
-        })?;
+        let data = self.checkpoint.read(name)?;
         self.tensors_done.update(|n| n + 1);
         self.bytes_done.update(|n| n + data.bytes.len());
         let data = data.convert_dtype(self.options.dtype);

@@ -9,6 +9,7 @@
 mod explain;
 mod keeping;
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -68,10 +69,9 @@ impl<B: Backend> CachedRow<B> {
     /// longer kept.
     pub fn first(&self, pos: usize) -> Option<Self> {
         let dropped = self.cache.len.checked_sub(pos).filter(|_| pos > 0)?;
-        let layers = self.cache.layers.iter().map(|layer| {
-            let own = layer.select(&[self.row], self.cache.rows);
-            own.without_last(dropped, pos)
-        });
+        let own = Chosen::new(vec![self.row], self.cache.rows);
+        let layers = self.cache.layers.iter();
+        let layers = layers.map(|layer| layer.select(&own).without_last(dropped, pos));
         Some(Self {
             cache: Arc::new(Cache {
                 rows: 1,
@@ -201,6 +201,33 @@ impl<B: Backend> Cache<B> {
 /// Positions of a part from which on it is no longer joined with the next one.
 const LONG: usize = 64;
 
+/// Some rows of a cache: copied to the device once for all layers.
+struct Chosen<B: Backend> {
+    rows: Vec<usize>,
+    /// Number of rows of the cache.
+    of: usize,
+    indices: OnceCell<Tensor<B, 1, Int>>,
+}
+
+impl<B: Backend> Chosen<B> {
+    fn new(rows: Vec<usize>, of: usize) -> Self {
+        Self {
+            rows,
+            of,
+            indices: OnceCell::new(),
+        }
+    }
+
+    fn are_all(&self) -> bool {
+        self.rows.iter().copied().eq(0..self.of)
+    }
+
+    fn indices(&self, device: &B::Device) -> Tensor<B, 1, Int> {
+        let make = || int_tensor(self.rows.iter().copied(), device);
+        self.indices.get_or_init(make).clone()
+    }
+}
+
 impl<B: Backend> CachedLayer<B> {
     /// Number of positions that are kept.
     fn len(&self) -> usize {
@@ -208,13 +235,11 @@ impl<B: Backend> CachedLayer<B> {
         parts.sum()
     }
 
-    /// Some rows of `all`.
-    fn select(&self, rows: &[usize], all: usize) -> Self {
-        let chosen = (!rows.iter().copied().eq(0..all)).then_some(rows);
-        let parts = self.parts.iter().map(|part| match chosen {
-            Some(chosen) if part[0].dims()[0] == all && all > 1 => {
-                let device = part[0].device();
-                let indices: Tensor<B, 1, Int> = int_tensor(chosen.iter().copied(), &device);
+    /// Some of its rows.
+    fn select(&self, chosen: &Chosen<B>) -> Self {
+        let parts = self.parts.iter().map(|part| match chosen.are_all() {
+            false if part[0].dims()[0] == chosen.of && chosen.of > 1 => {
+                let indices = chosen.indices(&part[0].device());
                 part.clone().map(|x| x.select(0, indices.clone()))
             }
             // Shared by all rows.
@@ -323,6 +348,11 @@ impl<B: Backend> Cache<B> {
                 _ => runs.push((&row.cache, vec![row.row])),
             }
         }
+        let runs = runs.into_iter().map(|(cache, rows)| {
+            let chosen = Chosen::new(rows, cache.rows);
+            (cache, chosen)
+        });
+        let runs: Vec<(&Arc<Self>, Chosen<B>)> = runs.collect();
         let Some((first, _)) = runs.first() else {
             return Vec::new();
         };
@@ -331,7 +361,7 @@ impl<B: Backend> Cache<B> {
             let layer = first.layers[index].layer;
             let chosen = runs
                 .iter()
-                .map(|(cache, rows)| (cache.layers[index].select(rows, cache.rows), rows.len()));
+                .map(|(cache, own)| (cache.layers[index].select(own), own.rows.len()));
             let chosen: Vec<(CachedLayer<B>, usize)> = chosen.collect();
             let parts = match &chosen[..] {
                 [(only, _)] => only.parts.clone(),

@@ -1,11 +1,14 @@
 //! The same plan for other examples, on another device, or on the autodiff backend.
 
+use std::cell::OnceCell;
+
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 use burn_align_models::TokensError;
 
 use super::PlanError;
 use super::devices::moved;
+use super::layout::int_tensor;
 use super::plan::Plan;
 use super::zip::Role;
 
@@ -36,6 +39,7 @@ impl<B: Backend> Plan<B> {
         }
         // Positions that only longer examples had.
         let narrow = self.names_its_positions();
+        let chosen = Rows::new(examples);
         Self::zip(&[self], Some(examples), &mut |role, all| {
             let x = all[0].clone();
             let [rows, _, _] = x.dims();
@@ -44,13 +48,13 @@ impl<B: Backend> Plan<B> {
                 Role::Constant | Role::Known if rows != batch => x,
                 Role::Residual { lengths } if narrow => {
                     let longest = lengths.iter().copied().max().unwrap_or(0);
-                    select(x, examples).narrow(1, 0, longest)
+                    chosen.of(x).narrow(1, 0, longest)
                 }
                 Role::Features
                 | Role::Residual { .. }
                 | Role::Past { .. }
                 | Role::Constant
-                | Role::Known => select(x, examples),
+                | Role::Known => chosen.of(x),
             })
         })
     }
@@ -84,9 +88,29 @@ impl<B: Backend> Plan<B> {
     }
 }
 
-fn select<B: Backend>(x: Tensor<B, 3>, examples: &[usize]) -> Tensor<B, 3> {
-    let rows: Vec<i64> = examples.iter().map(|example| *example as i64).collect();
-    let rows = TensorData::new(rows, [examples.len()]);
-    let device = x.device();
-    x.select(0, Tensor::<B, 1, Int>::from_data(rows, &device))
+/// Examples of tensors with the same batch, whose indices are copied to the device once.
+struct Rows<'a, B: Backend> {
+    examples: &'a [usize],
+    indices: OnceCell<Tensor<B, 1, Int>>,
+}
+
+impl<'a, B: Backend> Rows<'a, B> {
+    fn new(examples: &'a [usize]) -> Self {
+        Self {
+            examples,
+            indices: OnceCell::new(),
+        }
+    }
+
+    fn of(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let device = x.device();
+        let copy = || int_tensor(self.examples.iter().copied(), &device);
+        let known = self.indices.get_or_init(copy);
+        // A plan's tensors may be on several devices.
+        let indices = match known.device() == device {
+            true => known.clone(),
+            false => copy(),
+        };
+        x.select(0, indices)
+    }
 }

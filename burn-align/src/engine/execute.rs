@@ -13,6 +13,7 @@ use super::PlanError;
 use super::cache::{CachedRow, CachedRows, keep};
 use super::cells::{Cells, gather};
 use super::chunks::chunks;
+use super::hash::QuickMap;
 use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
 use super::marks::Mark;
@@ -20,7 +21,7 @@ use super::options::RunOptions;
 use super::plan::{OperandKey, Plan, Read, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Stage, Step};
-use super::validate::{check_continuable, validate};
+use super::validate::{check_continuable, validate_reusing};
 use crate::interventions::Intervention;
 
 /// The values of a plan's reads.
@@ -122,7 +123,8 @@ impl<B: Backend> Plan<B> {
         keeping: &[WorldId],
         options: &RunOptions,
     ) -> Result<(Results<B>, KeptRows<B>), PlanError> {
-        let whole = validate(self, model, interventions)?;
+        let schedules = Some(&options.schedules);
+        let whole = validate_reusing(self, model, interventions, schedules)?;
         let parts = chunks(self, &whole, model, options)?;
         let mut run = Run {
             plan: self,
@@ -132,7 +134,7 @@ impl<B: Backend> Plan<B> {
             interventions,
             device: model.device(),
             tables: options.tables.clone(),
-            kept: HashMap::new(),
+            kept: QuickMap::default(),
             values: self.known.clone(),
             keeping,
             rows: Vec::new(),
@@ -168,9 +170,9 @@ pub(super) struct Run<'a, B: Backend, I> {
     pub(super) schedule: &'a Schedule,
     pub(super) interventions: &'a [I],
     device: B::Device,
-    tables: Tables,
+    pub(super) tables: Tables,
     /// Activations of worlds that edits elsewhere will use.
-    pub(super) kept: HashMap<OperandKey, Tensor<B, 3>>,
+    pub(super) kept: QuickMap<OperandKey<'a>, Tensor<B, 3>>,
     pub(super) values: Vec<Option<Tensor<B, 3>>>,
     /// Worlds whose keys and values are kept.
     keeping: &'a [WorldId],
@@ -221,7 +223,8 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             return Ok(());
         };
         let pos = first.layout.pos;
-        let whole = ModelPass::new(pos, &self.device, &self.tables);
+        let tables = self.tables.clone();
+        let whole = ModelPass::new(pos, &self.device, &tables);
         let whole = match self.keeping.is_empty() {
             true => whole,
             false => whole.keeping_keys_values(),
@@ -230,7 +233,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let mut suffixes: Option<(&StageGroups, ModelPass<B>)> = None;
         let mut streams = match first.stage {
             Stage::Embed => {
-                let new = first.layout.suffixes(None, self.plan, &self.device);
+                let new = (first.layout).suffixes(None, self.plan, (&tables, &self.device));
                 suffixes = new.map(|new| (first, whole.with_suffixes(new)));
                 match &suffixes {
                     Some((_, new)) => Streams::new(model.embed(self.new_tokens(first), new)),
@@ -243,7 +246,9 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             _ => {
                 let residuals = stack_residuals(self.plan, first, pos);
                 let rows = Layout::whole(&self.schedule.sizes, &first.groups, pos);
-                Streams::new(rearrange(residuals, &rows, &first.layout, &in_place(first)))
+                let parents = in_place(first);
+                let x = rearrange(residuals, &rows, &first.layout, &parents, &tables);
+                Streams::new(x)
             }
         };
         let mut before: Option<&StageGroups> = None;
@@ -251,7 +256,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             if let Some(before) = before
                 && !(current.parents.is_none() && Arc::ptr_eq(before.given(), &current.layout))
             {
-                streams = streams.map(|x| fork(x, before.given(), current));
+                streams = streams.map(|x| fork(x, before.given(), current, &tables));
             }
             before = Some(current);
             let stages = &self.schedule.stages;
@@ -262,7 +267,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 })
             {
                 let queries = current.queries.as_deref();
-                let new = (current.layout).suffixes(queries, self.plan, &self.device);
+                let new = (current.layout).suffixes(queries, self.plan, (&tables, &self.device));
                 suffixes = new.map(|new| (current, whole.with_suffixes(new)));
             }
             let given = suffixes.as_ref().map_or(&whole, |(_, pass)| pass);
@@ -293,7 +298,10 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                     };
                     let output = model.sublayer(layer, sublayer, read, &mut cx);
                     let to_given = |x| match &current.queries {
-                        Some(queries) => rearrange(x, &current.layout, queries, &in_place(current)),
+                        Some(queries) => {
+                            let parents = in_place(current);
+                            rearrange(x, &current.layout, queries, &parents, &tables)
+                        }
                         None => x,
                     };
                     streams.input = streams.input.filter(|_| needs_input).map(to_given);
@@ -340,8 +348,9 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                     let (plan, schedule) = (self.plan, self.schedule);
                     let group_of = current.groups.by_world();
                     let here = self.keeping.iter().copied();
-                    let here: Vec<WorldId> =
-                        here.filter(|world| group_of.contains_key(world)).collect();
+                    let here: Vec<WorldId> = here
+                        .filter(|world| group_of.get(*world).is_some())
+                        .collect();
                     let kept = whole.take_keys_values();
                     if let Some(world) = here.first() {
                         let rows = keep(plan, schedule, index, &here, &kept);
@@ -363,7 +372,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let inputs: Vec<&WorldInput<B>> = stage
             .groups
             .firsts()
-            .map(|world| self.plan.input_of(world))
+            .map(|world| self.plan.input_of_index(world))
             .collect();
         // Each group is a row.
         let tokens = stage.layout.places().into_iter().map(|(row, position)| {
@@ -386,37 +395,32 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
         let [rows, pos, d_model] = x.dims();
         let mut cells = Cells::default();
         let mut wanted = Vec::new();
-        let reads = self.schedule.reads.get(&Stage::Unembed);
-        let mut reads_of: HashMap<WorldId, Vec<usize>> = HashMap::new();
-        for index in reads.into_iter().flatten() {
-            if self.values[*index].is_none() {
-                let of_world = reads_of.entry(self.plan.reads[*index].world());
-                of_world.or_default().push(*index);
-            }
+        let group_of = current.groups.by_world();
+        let reads = self.schedule.reads.at(Stage::Unembed).iter();
+        let open = reads.filter(|index| self.values[**index].is_none());
+        let here = open.filter_map(|index| {
+            let group = group_of.get(self.plan.reads[*index].world())?;
+            Some((group, *index))
+        });
+        let mut here: Vec<(usize, usize)> = here.collect();
+        here.sort_unstable();
+        for (group, index) in here {
+            let Read::Logits { world, positions } = &self.plan.reads[index] else {
+                continue;
+            };
+            let start = current.layout.first_row(group);
+            let input = self.plan.input_of(*world);
+            let units = positions.units(input);
+            let unit_count = units.positions.count(input.pos());
+            let sizes = [input.pos(), 1];
+            let place = |example: usize, _head: usize, position: usize| {
+                current.layout.token(start + example, position)
+            };
+            cells.append(Cells::of_units(&units, input.batch(), sizes, place));
+            wanted.push((index, [input.batch(), unit_count]));
         }
-        for (number, worlds) in current.groups.iter().enumerate() {
-            let start = current.layout.first_row(number);
-            let mut own: Vec<usize> = Vec::new();
-            for world in worlds {
-                own.extend(reads_of.get(world).into_iter().flatten());
-            }
-            own.sort_unstable();
-            for index in own {
-                let Read::Logits { world, positions } = &self.plan.reads[index] else {
-                    continue;
-                };
-                let input = self.plan.input_of(*world);
-                let units = positions.units(input);
-                let unit_count = units.positions.count(input.pos());
-                let sizes = [input.pos(), 1];
-                let place = |example: usize, _head: usize, position: usize| {
-                    current.layout.token(start + example, position)
-                };
-                cells.append(Cells::of_units(&units, input.batch(), sizes, place));
-                wanted.push((index, [input.batch(), unit_count]));
-            }
-        }
-        let x = gather(&x.reshape([rows, 1, pos, d_model]), &cells); // [cell, d_model]
+        // [cell, d_model]
+        let x = gather(&x.reshape([rows, 1, pos, d_model]), &cells, &self.tables);
         let x = x.unsqueeze_dim::<3>(0); // [1, cell, d_model]
         let x = match normed {
             true => x,
@@ -444,10 +448,15 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
 }
 
 /// Makes the rows of the next stage's groups, as copies of their parents' rows.
-fn fork<B: Backend>(x: Tensor<B, 3>, before: &Layout, next: &StageGroups) -> Tensor<B, 3> {
+fn fork<B: Backend>(
+    x: Tensor<B, 3>,
+    before: &Layout,
+    next: &StageGroups,
+    tables: &Tables,
+) -> Tensor<B, 3> {
     match &next.parents {
-        Some(parents) => rearrange(x, before, &next.layout, parents),
-        None => rearrange(x, before, &next.layout, &in_place(next)),
+        Some(parents) => rearrange(x, before, &next.layout, parents, tables),
+        None => rearrange(x, before, &next.layout, &in_place(next), tables),
     }
 }
 
@@ -464,27 +473,35 @@ fn rearrange<B: Backend>(
     before: &Layout,
     next: &Layout,
     parents: &[usize],
+    tables: &Tables,
 ) -> Tensor<B, 3> {
-    let device = x.device();
     let [rows, pos, d_model] = x.dims();
-    let is_in_place = |indices: &[usize], count: usize| {
-        indices.len() == count && indices.iter().zip(0..).all(|(a, b)| *a == b)
-    };
     let rows_before = next.rows_before(before, parents);
     if before.is_whole() && next.is_whole() {
-        return match is_in_place(&rows_before, rows) {
-            true => x,
-            false => x.select(0, int_tensor(rows_before.into_iter(), &device)),
-        };
+        return chosen(x, rows_before, tables);
     }
     let tokens = next.tokens_in(before, &rows_before);
-    let x = x.reshape([rows * pos, d_model]);
-    let x = match is_in_place(&tokens, rows * pos) {
-        true => x,
-        false => x.select(0, int_tensor(tokens.into_iter(), &device)),
-    };
+    let x = chosen(x.reshape([rows * pos, d_model]), tokens, tables);
     let [rows, pos] = next.shape();
     x.reshape([rows, pos, d_model])
+}
+
+/// Entries of the first axis, by index.
+fn chosen<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    indices: Vec<usize>,
+    tables: &Tables,
+) -> Tensor<B, D> {
+    let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
+    let adjacent = count > 0 && indices.iter().copied().eq(first..first + count);
+    match adjacent {
+        true if count == x.dims()[0] => x,
+        true => x.narrow(0, first, count),
+        false => {
+            let device = x.device();
+            x.select(0, tables.indices::<B>(indices, &device))
+        }
+    }
 }
 
 /// The stacked inputs of all groups, padded on the right.
@@ -494,7 +511,8 @@ fn stack<B: Backend>(
     pos: usize,
     device: &B::Device,
 ) -> ModelInput<B> {
-    let inputs = stage.groups.firsts().map(|world| plan.input_of(world));
+    let inputs = stage.groups.firsts();
+    let inputs = inputs.map(|world| plan.input_of_index(world));
     stack_inputs(inputs, pos, device)
 }
 
@@ -503,7 +521,7 @@ fn stack_residuals<B: Backend>(plan: &Plan<B>, stage: &StageGroups, pos: usize) 
     let residuals = stage
         .groups
         .firsts()
-        .map(|world| match plan.input_of(world) {
+        .map(|world| match plan.input_of_index(world) {
             WorldInput::Resumed(resumed) => padded(&resumed.x, pos),
             _ => unreachable!("checked when the plan was validated"),
         });

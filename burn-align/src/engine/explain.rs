@@ -1,6 +1,5 @@
 //! What a plan will run, and what sharing saves.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use burn::tensor::backend::Backend;
@@ -77,6 +76,7 @@ impl<B: Backend> Plan<B> {
         let passes: Vec<PassExplanation> = schedule
             .passes
             .iter()
+            .enumerate()
             .map(|pass| explain_pass(self, &schedule, pass))
             .collect();
         let mut explanation = Explanation {
@@ -121,7 +121,7 @@ impl<B: Backend> Plan<B> {
         for read in &self.reads {
             if let Read::Logits { world, positions } = read {
                 let input = self.input_of(*world);
-                let count = positions.units(input).positions.count(input.pos());
+                let count = positions.count(input.pos());
                 explanation.flops += (input.batch() * count) as u64 * dims.unembed_flops();
             }
         }
@@ -142,37 +142,35 @@ fn needed_worlds<B: Backend>(plan: &Plan<B>, schedule: &Schedule) -> impl Iterat
     needs.filter_map(|(world, need)| need.map(|_| plan.world_id(world)))
 }
 
-fn explain_pass<B: Backend>(plan: &Plan<B>, schedule: &Schedule, pass: &Pass) -> PassExplanation {
-    let mut is_here = vec![false; plan.worlds.len()];
-    let mut explain = |stage: &StageGroups| {
-        let worlds = stage.groups.worlds();
-        let reads = schedule
-            .reads
-            .get(&stage.stage)
-            .map_or(&[][..], Vec::as_slice);
-        worlds.iter().for_each(|world| is_here[world.0] = true);
-        let reads = reads
-            .iter()
-            .filter(|index| is_here[plan.reads[**index].world().0])
-            .count();
-        worlds.iter().for_each(|world| is_here[world.0] = false);
+/// - index: of the pass
+fn explain_pass<B: Backend>(
+    plan: &Plan<B>,
+    schedule: &Schedule,
+    (index, pass): (usize, &Pass),
+) -> PassExplanation {
+    // Whether a world is run up to a stage in this pass.
+    let reaches = |WorldId(world, _): WorldId, stage: Stage| {
+        let is_here = schedule.pass_of[world] == Some(index);
+        let need = schedule.needs.of(plan.world_id(world));
+        is_here && need.is_some_and(|need| need.stage(&schedule.stages) >= stage)
+    };
+    let explain = |stage: &StageGroups| {
+        let reads = schedule.reads.at(stage.stage).iter();
+        let reads = reads.filter(|read| reaches(plan.reads[**read].world(), stage.stage));
         let forks = stage.parents.as_ref().map_or(0, |parents| {
-            let distinct: BTreeSet<&usize> = parents.iter().collect();
-            parents.len() - distinct.len()
+            // The parts of a group are neighbours.
+            let groups = parents.chunk_by(|a, b| a == b).count();
+            parents.len() - groups
         });
+        let positions = stage.layout.work().into_iter();
         StageExplanation {
             stage: schedule.stages.name(stage.stage),
-            worlds: worlds.len(),
+            worlds: stage.groups.worlds().len(),
             rows: stage.layout.rows(),
-            positions: stage
-                .layout
-                .work()
-                .iter()
-                .map(|[rows, computed, _]| rows * computed)
-                .sum(),
+            positions: positions.map(|[rows, computed, _]| rows * computed).sum(),
             forks,
             edits: stage.edits.len(),
-            reads,
+            reads: reads.count(),
         }
     };
     // Most of the time nothing happens between sublayers.

@@ -1,12 +1,14 @@
 //! Edits and reads of many worlds at once.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{Site, Tap};
 
-use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
+use super::cells::{Cells, feature_count, feature_mask, gather, gather_to_keep, scatter};
 use super::execute::Run;
+use super::groups::GroupOf;
+use super::hash::QuickSet;
 use super::plan::{Edit, Operand, Read, WorldId};
 use super::schedule::StageGroups;
 use super::{Indices, PlanError, Units};
@@ -39,7 +41,7 @@ pub(super) struct LockstepTap<'r, 'a, B: Backend, I> {
     stage: &'a StageGroups,
     /// A world of each group.
     worlds: Vec<WorldId>,
-    group_of: HashMap<WorldId, usize>,
+    group_of: GroupOf,
 }
 
 impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
@@ -49,39 +51,34 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
             work: BTreeMap::new(),
             stage,
             worlds: Vec::new(),
-            group_of: HashMap::new(),
+            group_of: GroupOf::default(),
         };
         let (plan, schedule, whole) = (tap.run.plan, tap.run.schedule, tap.run.whole);
-        let reads = schedule
-            .reads
-            .get(&stage.stage)
-            .map_or(&[][..], Vec::as_slice);
+        let reads = schedule.reads.at(stage.stage);
         // Including worlds that run in another part.
-        let takers = whole
-            .takers
-            .get(&stage.stage)
-            .map_or(&[][..], Vec::as_slice);
+        let takers = whole.takers.at(stage.stage);
         // At most stages, nothing happens.
         if stage.edits.is_empty() && reads.is_empty() && takers.is_empty() {
             return tap;
         }
-        tap.worlds = stage.groups.firsts().collect();
+        let firsts = stage.groups.firsts();
+        tap.worlds = firsts.map(|world| plan.world_id(world)).collect();
         tap.group_of = stage.groups.by_world();
-        for (group, world, index) in &stage.edits {
-            let edit = &plan.worlds[world.0].edits[*index];
+        for made in &stage.edits {
+            let edit = &plan.worlds[made.world].edits[made.index];
             let work = tap.work.entry(edit.site).or_default();
-            work.edits.push((*group, edit));
+            work.edits.push((made.group, edit));
         }
         for (taker, index) in takers {
-            let edit = &plan.worlds[taker.0].edits[*index];
+            let edit = &plan.worlds[*taker].edits[*index];
             if let Operand::Activation { world, site, units } = &edit.operand
-                && tap.group_of.contains_key(world)
+                && tap.group_of.get(*world).is_some()
             {
                 // A world whose operand is available at once in this part may run again in a later
                 // one.
                 let taken_at_once = !tap.run.in_parts
                     && *site == edit.site
-                    && schedule.pass_of[taker.0] == Some(pass);
+                    && schedule.pass_of[*taker] == Some(pass);
                 if !taken_at_once {
                     tap.work
                         .entry(*site)
@@ -93,7 +90,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         }
         for index in reads {
             if let Read::Activation { world, site, units } = &plan.reads[*index]
-                && tap.group_of.contains_key(world)
+                && tap.group_of.get(*world).is_some()
             {
                 let work = tap.work.entry(*site).or_default();
                 work.reads.push((*index, *world, units));
@@ -126,8 +123,8 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
     ) -> Tensor<B, 4> {
         let mut waiting: Vec<(usize, &Edit)> = edits.to_vec();
         while !waiting.is_empty() {
-            let busy: HashSet<usize> = waiting.iter().map(|(group, _)| *group).collect();
-            let mut moved: HashSet<usize> = HashSet::new();
+            let busy: QuickSet<usize> = waiting.iter().map(|(group, _)| *group).collect();
+            let mut moved: QuickSet<usize> = QuickSet::default();
             let (ready, later): (Vec<_>, Vec<_>) =
                 waiting.into_iter().partition(|(group, edit)| {
                     let waits = self
@@ -162,7 +159,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 world,
                 site: source,
                 ..
-            } if *source == site => self.group_of.get(world).copied(),
+            } if *source == site => self.group_of.get(*world),
             _ => None,
         }
     }
@@ -214,8 +211,13 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         for (group, edit) in edits {
             cells.append(self.cells(site, self.world_of(*group), &edit.units, heads));
         }
-        let old = gather(&activation, &cells); // [cell, width]
-        let base = old.clone().narrow(1, 0, own_width);
+        let tables = &self.run.tables;
+        let old = gather(&activation, &cells, tables); // [cell, width]
+        // What does not belong to the world. Nothing else is held of the old values, so that the
+        // new ones can be written in place.
+        let more = width - own_width;
+        let rest = (more > 0).then(|| old.clone().narrow(1, own_width, more));
+        let base = narrowed(old, own_width);
         let batch = base.shape().num_elements() / (unit * d_site);
         let base = base.reshape([batch, unit, d_site]);
         let source = self.sources(site, edits, [unit, d_site], &activation);
@@ -225,20 +227,17 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 (&edit.features, input.batch())
             });
             let count = feature_count(&self.run.interventions[call.intervention], unit, d_site);
-            feature_mask(features, count, &base.device())
+            feature_mask(features, count, tables, &base.device())
         });
         let changed = self.run.interventions[call.intervention]
             .apply(base, Operands::new(source, subspace))
             .cast(activation.dtype())
             .reshape([batch * unit * d_site / own_width, own_width]);
-        let changed = match own_width == width {
-            true => changed,
-            false => Tensor::cat(
-                vec![changed, old.narrow(1, own_width, width - own_width)],
-                1,
-            ),
+        let changed = match rest {
+            None => changed,
+            Some(rest) => Tensor::cat(vec![changed, rest], 1),
         };
-        scatter(activation, &cells, changed)
+        scatter(activation, &cells, changed, tables)
     }
 
     /// The stacked operands of several edits, `[batch, unit, d_site]`.
@@ -256,7 +255,8 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         let mut here = Cells::default();
         let take = |cells: &mut Cells, parts: &mut Vec<Tensor<B, 3>>| {
             if !cells.is_empty() {
-                let taken = gather(activation, &std::mem::take(cells)).narrow(1, 0, own_width);
+                let taken = gather(activation, &std::mem::take(cells), &self.run.tables);
+                let taken = narrowed(taken, own_width);
                 let size = taken.shape().num_elements();
                 parts.push(taken.reshape([size / (unit * d_site), unit, d_site]));
             }
@@ -271,7 +271,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
                 }
                 Operand::Activation { world, site, units } => {
                     take(&mut here, &mut parts);
-                    parts.push(self.run.kept[&(*world, *site, units.clone())].clone());
+                    parts.push(self.run.kept[&(*world, *site, units)].clone());
                 }
                 Operand::Constant(id) => {
                     take(&mut here, &mut parts);
@@ -304,7 +304,8 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
         let width = self.own_width(site, world, activation);
         let input = self.run.plan.input_of(world);
         let cells = self.cells(site, world, units, heads);
-        gather(activation, &cells).narrow(1, 0, width).reshape([
+        let taken = gather_to_keep(activation, &cells, &self.run.tables);
+        narrowed(taken, width).reshape([
             input.batch(),
             units.positions.count(input.pos()),
             units.heads.count(heads) * width,
@@ -314,7 +315,7 @@ impl<'r, 'a, B: Backend, I: Intervention<B>> LockstepTap<'r, 'a, B, I> {
     fn cells(&self, site: Site, world: WorldId, units: &Units, heads: usize) -> Cells {
         let input = self.run.plan.input_of(world);
         let layout = self.stage.layout_at(&self.run.schedule.stages, site);
-        let first_row = layout.first_row(self.group_of[&world]);
+        let first_row = layout.first_row(self.group_of.at(world));
         let sizes = [input.pos(), heads];
         Cells::of_units(units, input.batch(), sizes, |example, head, position| {
             layout.cell(first_row + example, [head, heads], position)
@@ -335,11 +336,19 @@ impl<B: Backend, I: Intervention<B>> Tap<B> for LockstepTap<'_, '_, B, I> {
         let activation = self.make_edits(site, &work.edits, activation);
         for (world, units) in work.keeps {
             let value = self.read(site, world, units, &activation);
-            self.run.kept.insert((world, site, units.clone()), value);
+            self.run.kept.insert((world, site, units), value);
         }
         for (index, world, units) in work.reads {
             self.run.values[index] = Some(self.read(site, world, units, &activation));
         }
         activation
+    }
+}
+
+/// The first features, `[cell, width]`.
+fn narrowed<B: Backend>(x: Tensor<B, 2>, width: usize) -> Tensor<B, 2> {
+    match x.dims() {
+        [_cell, all] if all == width => x,
+        _ => x.narrow(1, 0, width),
     }
 }

@@ -1,7 +1,5 @@
 //! Estimating the memory of a run.
 
-use std::collections::HashSet;
-
 use burn::module::{ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::nn::mask_bytes;
@@ -10,7 +8,8 @@ use burn_align_models::{
 };
 
 use super::Units;
-use super::plan::{Plan, Read, WorldId};
+use super::hash::QuickSet;
+use super::plan::{OperandKey, Plan, Read, WorldId};
 use super::schedule::{Schedule, StageGroups};
 use super::stages::{Stage, Stages, Step};
 
@@ -39,7 +38,8 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         let reads = plan.open_reads().map(|(_, read)| memory.of_read(read));
         let worlds = plan.world_ids();
         let taken = worlds.flat_map(|world| whole.needs.edits(plan, world));
-        let taken: HashSet<_> = taken.filter_map(|(_, edit)| edit.operand.key()).collect();
+        let taken = taken.filter_map(|(_, edit)| edit.operand.key());
+        let taken: QuickSet<OperandKey<'_>> = taken.collect();
         let taken = taken
             .iter()
             .map(|(world, site, units)| memory.of_units(*world, *site, units));
@@ -95,7 +95,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
             Read::Activation { world, site, units } => self.of_units(*world, *site, units),
             Read::Logits { world, positions } => {
                 let input = self.plan.input_of(*world);
-                let units = positions.units(input).positions.count(input.pos());
+                let units = positions.count(input.pos());
                 (input.batch() * units * self.model.dims().vocab) as u64
             }
         }
@@ -117,21 +117,22 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
     /// Numbers that exist at the same time in a stage.
     fn of_stage(&self, stage: &StageGroups) -> u64 {
         let dims = self.model.dims();
+        // The layer's input is kept for a later sublayer.
+        let keeps_input = self.stages.needs_layer_input(stage.stage);
+        let runs = match stage.stage {
+            Stage::Layer {
+                step: Step::Run, ..
+            } => self.stages.sublayer(stage.stage).map(Sublayer::kind),
+            _ => None,
+        };
         let asking = stage.given().work();
         let work = stage.layout.work().into_iter().zip(asking);
         let work = work.map(|([rows, tokens, keys], [_, queries, _])| {
             let attention = of_attention(dims, tokens, queries, keys);
             let mlp = of_mlp(dims, tokens);
-            // The layer's input is kept for a later sublayer.
-            let kept = match self.stages.needs_layer_input(stage.stage) {
+            let kept = match keeps_input {
                 true => tokens * dims.d_model,
                 false => 0,
-            };
-            let runs = match stage.stage {
-                Stage::Layer {
-                    step: Step::Run, ..
-                } => self.stages.sublayer(stage.stage).map(Sublayer::kind),
-                _ => None,
             };
             rows * match runs {
                 Some(SublayerKind::Attention) => attention,
@@ -144,9 +145,12 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Memory<'a, B, M> {
         let logits = match stage.stage {
             // All of them, before they are divided among the reads, which are already counted.
             Stage::Unembed => {
-                let here: HashSet<WorldId> = stage.groups.worlds().iter().copied().collect();
+                let mut is_here = vec![false; self.plan.worlds.len()];
+                for world in stage.groups.worlds() {
+                    is_here[*world as usize] = true;
+                }
                 let reads = self.plan.open_reads().map(|(_, read)| match read {
-                    Read::Logits { world, .. } if here.contains(world) => self.of_read(read),
+                    Read::Logits { world, .. } if is_here[world.0] => self.of_read(read),
                     _ => 0,
                 });
                 reads.sum::<u64>()

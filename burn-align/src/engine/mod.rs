@@ -31,6 +31,7 @@ mod execute;
 mod explain;
 mod freeze;
 mod groups;
+mod hash;
 mod host;
 mod join;
 mod layout;
@@ -43,6 +44,7 @@ mod non_finite;
 mod options;
 mod past;
 mod plan;
+mod reuse;
 mod schedule;
 mod stages;
 mod units;
@@ -62,4 +64,5 @@ pub use options::RunOptions;
 pub use plan::{
     ConstantId, Edit, InputId, LogitPositions, Operand, Plan, ReadId, Resumed, WorldId, WorldInput,
 };
+pub use reuse::Schedules;
 pub use units::{Indices, Units};

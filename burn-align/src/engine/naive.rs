@@ -12,7 +12,7 @@ use burn_align_models::{
 };
 
 use super::cache::{Cache, Continued};
-use super::cells::{Cells, feature_count, feature_mask, gather, scatter};
+use super::cells::{Cells, feature_count, feature_mask, gather_by_index, scatter_by_index};
 use super::execute::stack_inputs;
 use super::layout::int_tensor;
 use super::non_finite::Watch;
@@ -234,7 +234,11 @@ fn take<B: Backend>(
     let [batch, heads, pos, width] = activation.dims();
     let cells = cells(units, batch, input.pos(), [heads, pos]);
     let width = units.heads.count(heads) * width;
-    gather(activation, &cells).reshape([batch, units.positions.count(input.pos()), width])
+    gather_by_index(activation, &cells, &Tables::new()).reshape([
+        batch,
+        units.positions.count(input.pos()),
+        width,
+    ])
 }
 
 /// The edits at each site, in order, with their sources.
@@ -277,15 +281,17 @@ impl<B: Backend, I: Intervention<B>> WorldTap<'_, B, I> {
         let [batch, unit, d_site] = base.dims();
         let features = (edit.features != Indices::All).then_some((&edit.features, batch));
         let count = feature_count(&self.interventions[edit.intervention], unit, d_site);
-        let subspace =
-            features.map(|features| feature_mask(iter::once(features), count, &base.device()));
+        let tables = Tables::new();
+        let subspace = features
+            .map(|features| feature_mask(iter::once(features), count, &tables, &base.device()));
         let changed = self.interventions[edit.intervention]
             .apply(base, Operands::new(source, subspace))
             .cast(activation.dtype());
         let [batch, heads, pos, width] = activation.dims();
         let cells = cells(&edit.units, batch, self.input.pos(), [heads, pos]);
         let count = changed.shape().num_elements() / width;
-        scatter(activation, &cells, changed.reshape([count, width]))
+        let changed = changed.reshape([count, width]);
+        scatter_by_index(activation, &cells, changed, &tables)
     }
 }
 

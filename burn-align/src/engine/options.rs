@@ -2,6 +2,8 @@
 
 use burn_align_models::Tables;
 
+use super::Schedules;
+
 /// How to run a plan.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -17,12 +19,22 @@ pub struct RunOptions {
     /// Masks and rotary tables, kept between runs. Runs with clones of the same options share them;
     /// they matter where many runs are short, as in training. Default: none yet.
     pub tables: Tables,
+    /// Schedules of plans that have been run. Runs with clones of the same options share them, so a
+    /// plan that has the structure of an earlier one is not laid out again. Default: none yet.
+    pub schedules: Schedules,
 }
 
 impl RunOptions {
     /// At most this many rows at a time.
     pub fn with_max_rows(mut self, max_rows: usize) -> Self {
         self.max_rows = Some(max_rows);
+        self
+    }
+
+    /// With these tables, which may be shared with other runs, and may
+    /// [keep indices](Tables::keeping_indices).
+    pub fn with_tables(mut self, tables: Tables) -> Self {
+        self.tables = tables;
         self
     }
 

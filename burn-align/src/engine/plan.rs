@@ -144,13 +144,13 @@ pub enum Operand {
 }
 
 /// The identity of an operand: an activation that one part of a plan computes and another uses.
-pub(super) type OperandKey = (WorldId, Site, Units);
+pub(super) type OperandKey<'p> = (WorldId, Site, &'p Units);
 
 impl Operand {
     /// The key of another world's activation.
-    pub(super) fn key(&self) -> Option<OperandKey> {
+    pub(super) fn key(&self) -> Option<OperandKey<'_>> {
         match self {
-            Self::Activation { world, site, units } => Some((*world, *site, units.clone())),
+            Self::Activation { world, site, units } => Some((*world, *site, units)),
             Self::None | Self::Constant(_) => None,
         }
     }
@@ -225,6 +225,17 @@ pub enum LogitPositions {
 }
 
 impl LogitPositions {
+    /// Number of positions of each example.
+    ///
+    /// - pos: number of positions of the input
+    pub(super) fn count(&self, pos: usize) -> usize {
+        match self {
+            Self::All => pos,
+            Self::Last => 1,
+            Self::Each(examples) => examples.first().map_or(0, Vec::len),
+        }
+    }
+
     /// The positions as units.
     ///
     /// - input: of the world whose logits are read
@@ -440,6 +451,11 @@ impl<B: Backend> Plan<B> {
     }
 
     pub(crate) fn input_of(&self, world: WorldId) -> &WorldInput<B> {
-        &self.inputs[self.worlds[world.0].input.0]
+        self.input_of_index(world.0)
+    }
+
+    /// The input of the world with this index.
+    pub(super) fn input_of_index(&self, world: usize) -> &WorldInput<B> {
+        &self.inputs[self.worlds[world].input.0]
     }
 }

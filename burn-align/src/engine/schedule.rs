@@ -5,17 +5,17 @@
 //! follows it. From stage to stage only what changes is worked out: the worlds that are edited there, and
 //! those that are no longer needed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use burn_align_models::{Mixing, Site};
 
-use super::groups::{Groups, Sizes};
+use super::groups::{Changes, Groups, MadeEdit, Sizes};
 use super::layout::{Edited, Layout};
 use super::needs::Needs;
-use super::plan::{Edit, Operand, Plan, Read, WorldId, WorldInput};
-use super::stages::{Stage, Stages, Step};
+use super::plan::{Edit, Operand, Plan, Read, WorldInput};
+use super::stages::{ByStage, Stage, Stages, Step};
 use super::wanted::{Uses, Wanted};
 
 /// What one stage runs.
@@ -30,9 +30,8 @@ pub(super) struct StageGroups {
     pub(super) layout: Arc<Layout>,
     /// In an attention, where the querying positions are, if these are not all positions.
     pub(super) queries: Option<Arc<Layout>>,
-    /// The edits that are made: the group, and the edit as the world and its index there. All worlds of
-    /// a group make the same edits.
-    pub(super) edits: Vec<(usize, WorldId, usize)>,
+    /// The edits that are made.
+    pub(super) edits: Vec<MadeEdit>,
 }
 
 impl StageGroups {
@@ -59,7 +58,8 @@ pub(super) struct Pass {
     pub(super) stages: Vec<StageGroups>,
 }
 
-/// Everything that a plan runs, in order.
+/// Everything that a plan or a part of it runs, in order. It names worlds by their indices and holds
+/// no tensors, so plans of one structure have the same.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     pub(super) passes: Vec<Pass>,
@@ -68,87 +68,106 @@ pub(super) struct Schedule {
     /// How far each world is run.
     pub(super) needs: Needs,
     pub(super) stages: Stages,
-    pub(super) sizes: Sizes,
-    /// The reads of each stage, by index.
-    pub(super) reads: BTreeMap<Stage, Vec<usize>>,
-    /// Made edits whose operands are activations of each stage: the world, and the index of the edit.
-    pub(super) takers: BTreeMap<Stage, Vec<(WorldId, usize)>>,
+    pub(super) sizes: Arc<Sizes>,
+    /// The plan's reads, by index.
+    pub(super) reads: Arc<ByStage<usize>>,
+    /// Edits that the whole plan makes and whose operands are activations of each stage: the index of
+    /// the world, and that of the edit.
+    pub(super) takers: Arc<ByStage<(usize, usize)>>,
+    /// The stages in which attention scores or weights are read or changed.
+    patterns: Arc<BTreeSet<Stage>>,
 }
 
 impl Schedule {
-    /// Plans the passes. Fails with a site at which an edit depends on itself.
-    ///
-    /// - `reads`: indices of the reads to serve
-    /// - `is_kept`: whether an operand is available already
+    /// Plans the passes of a whole plan. Fails with a site at which an edit depends on itself.
     pub(super) fn new<B: Backend>(
         plan: &Plan<B>,
-        stages: &Stages,
-        reads: &[usize],
-        is_kept: &dyn Fn(&Operand) -> bool,
+        stages: Stages,
+        sizes: Sizes,
     ) -> Result<Self, Site> {
-        let needs = Needs::new(plan, reads, is_kept);
+        let open: Vec<usize> = plan.open_reads().map(|(index, _)| index).collect();
+        let needs = Needs::new(plan, &open, &|_| false);
         let pass_of = needs.passes(plan)?;
-        let sizes = Sizes::new(plan);
-        let mut reads_of: BTreeMap<Stage, Vec<usize>> = BTreeMap::new();
-        for (index, read) in plan.reads.iter().enumerate() {
+        let reads = plan.reads.iter().enumerate().map(|(index, read)| {
             let stage = match read {
                 Read::Activation { site, .. } => stages.of(*site),
                 Read::Logits { .. } => Stage::Unembed,
             };
-            reads_of.entry(stage).or_default().push(index);
-        }
-        let mut takers: BTreeMap<Stage, Vec<(WorldId, usize)>> = BTreeMap::new();
+            (stage, index)
+        });
+        let mut takers: Vec<(Stage, (usize, usize))> = Vec::new();
         for world in plan.world_ids() {
             for (index, edit) in needs.edits(plan, world) {
                 if let Operand::Activation { site, .. } = &edit.operand {
-                    let takers = takers.entry(stages.of(*site)).or_default();
-                    takers.push((world, index));
+                    takers.push((stages.of(*site), (world.0, index)));
                 }
             }
         }
-        let count = pass_of.iter().flatten().max().map_or(0, |last| last + 1);
-        let shared = Shared {
-            plan,
-            needs: &needs,
+        let mut schedule = Self {
+            passes: Vec::new(),
+            pass_of,
+            needs,
+            reads: Arc::new(ByStage::new(reads.collect())),
+            takers: Arc::new(ByStage::new(takers)),
+            patterns: Arc::new(pattern_stages(plan, &stages)),
+            sizes: Arc::new(sizes),
             stages,
-            sizes: &sizes,
-            patterns: pattern_stages(plan, stages),
-            uses: Uses::new(plan, &needs, stages),
-            suffixes: stages.run_suffixes(),
-            is_continued: matches!(plan.inputs.first(), Some(WorldInput::Continued(_))),
         };
-        let mut worlds: Vec<Vec<WorldId>> = vec![Vec::new(); count];
-        for (world, pass) in plan.world_ids().zip(&pass_of) {
+        schedule.passes = schedule.passes_of(plan);
+        Ok(schedule)
+    }
+
+    /// Plans the passes of a part of the plan that this is the whole schedule of.
+    ///
+    /// - reads: indices of the reads to serve
+    /// - is_kept: whether an operand is available already
+    pub(super) fn part<B: Backend>(
+        &self,
+        plan: &Plan<B>,
+        reads: &[usize],
+        is_kept: &dyn Fn(&Operand) -> bool,
+    ) -> Self {
+        let needs = Needs::new(plan, reads, is_kept);
+        let pass_of = needs.passes(plan);
+        let mut part = Self {
+            passes: Vec::new(),
+            pass_of: pass_of.expect("a part of a plan without circles has none"),
+            needs,
+            stages: self.stages.clone(),
+            sizes: self.sizes.clone(),
+            reads: self.reads.clone(),
+            takers: self.takers.clone(),
+            patterns: self.patterns.clone(),
+        };
+        part.passes = part.passes_of(plan);
+        part
+    }
+
+    /// The passes of a schedule that has everything else.
+    fn passes_of<B: Backend>(&self, plan: &Plan<B>) -> Vec<Pass> {
+        let last = self.pass_of.iter().flatten().max();
+        let mut worlds: Vec<Vec<usize>> = vec![Vec::new(); last.map_or(0, |last| last + 1)];
+        for (world, pass) in self.pass_of.iter().enumerate() {
             if let Some(pass) = pass {
                 worlds[*pass].push(world);
             }
         }
-        let passes = worlds.iter().map(|worlds| shared.pass(worlds)).collect();
-        Ok(Self {
-            passes,
-            pass_of,
-            needs,
-            stages: stages.clone(),
-            sizes,
-            reads: reads_of,
-            takers,
-        })
-    }
-
-    /// Whether a world is run up to a site.
-    pub(super) fn reaches(&self, world: WorldId, site: Site) -> bool {
-        self.needs.reaches(world, site)
+        let shared = Shared {
+            plan,
+            schedule: self,
+            uses: Uses::new(plan, &self.needs, &self.stages),
+            suffixes: self.stages.run_suffixes(),
+            is_continued: matches!(plan.inputs.first(), Some(WorldInput::Continued(_))),
+        };
+        worlds.iter().map(|worlds| shared.pass(worlds)).collect()
     }
 }
 
-/// What all passes of a plan share.
+/// What all passes of a schedule share.
 struct Shared<'p, B: Backend> {
     plan: &'p Plan<B>,
-    needs: &'p Needs,
-    stages: &'p Stages,
-    sizes: &'p Sizes,
-    /// The stages in which attention scores or weights are read or changed.
-    patterns: BTreeSet<Stage>,
+    /// The schedule, whose passes are being planned.
+    schedule: &'p Schedule,
     uses: Uses<'p>,
     /// Whether the model runs suffixes of rows.
     suffixes: bool,
@@ -156,103 +175,58 @@ struct Shared<'p, B: Backend> {
     is_continued: bool,
 }
 
-/// The edits of a stage, by world.
-struct EditsHere<'p> {
-    /// For each world: where its edits begin in `edits`.
-    start_of: Vec<usize>,
-    /// World, index of the edit, and the edit.
-    edits: Vec<(WorldId, usize, &'p Edit)>,
-}
-
-impl<'p> EditsHere<'p> {
-    const NONE: usize = usize::MAX;
-
-    fn new(worlds: usize) -> Self {
-        Self {
-            start_of: vec![Self::NONE; worlds],
-            edits: Vec::new(),
-        }
-    }
-
-    fn set(&mut self, edits: impl Iterator<Item = (WorldId, usize, &'p Edit)>) {
-        for (world, _, _) in self.edits.drain(..) {
-            self.start_of[world.0] = Self::NONE;
-        }
-        self.edits.extend(edits);
-        for (start, (world, _, _)) in self.edits.iter().enumerate().rev() {
-            self.start_of[world.0] = start;
-        }
-    }
-
-    fn of(&self, world: WorldId) -> impl Iterator<Item = &(WorldId, usize, &'p Edit)> {
-        let start = self.start_of[world.0].min(self.edits.len());
-        let own = self.edits[start..].iter();
-        own.take_while(move |(other, _, _)| *other == world)
-    }
-}
-
 impl<B: Backend> Shared<'_, B> {
     /// The stages that worlds go through together.
-    fn pass(&self, worlds: &[WorldId]) -> Pass {
-        let (plan, stages) = (self.plan, self.stages);
-        let inputs = worlds.iter().map(|world| self.sizes.of(*world).pos);
+    ///
+    /// - worlds: their indices, in order
+    fn pass(&self, worlds: &[usize]) -> Pass {
+        let (plan, stages, sizes) = (self.plan, &self.schedule.stages, &self.schedule.sizes);
+        let inputs = worlds.iter().map(|world| sizes.of(*world).pos);
         let pos = inputs.max().unwrap_or(0);
         // All edits in the order of their stages, those of a world and stage in their own order.
         let edits = worlds.iter().flat_map(|world| {
-            let edits = self.needs.edits(plan, *world);
+            let edits = self.schedule.needs.edits(plan, plan.world_id(*world));
             edits.map(|(index, edit)| (stages.of(edit.site), *world, index, edit))
         });
-        let mut edits: Vec<(Stage, WorldId, usize, &Edit)> = edits.collect();
+        let mut edits: Vec<(Stage, usize, usize, &Edit)> = edits.collect();
         edits.sort_by_key(|(stage, world, _, _)| (*stage, *world));
         let mut edits = edits.into_iter().peekable();
         // The last stages of worlds, in order.
-        let ends = worlds.iter().filter_map(|world| self.uses.end(*world));
-        let mut ends: Vec<Stage> = ends.collect();
+        let ends = worlds
+            .iter()
+            .filter_map(|world| Some((self.uses.end(*world)?, *world)));
+        let mut ends: Vec<(Stage, usize)> = ends.collect();
         ends.sort_unstable();
         let mut ends = ends.into_iter().peekable();
 
-        let mut before = Arc::new(Groups::of_inputs(self.sizes, worlds));
-        let mut edited = Edited::nowhere(self.sizes);
-        let mut here = EditsHere::new(plan.worlds.len());
+        let mut before = Arc::new(Groups::of_inputs(sizes, worlds));
+        let mut edited = Edited::nowhere(sizes);
+        let mut changes = Changes::new(plan.worlds.len());
         // Of stages with the same groups, which have been edited at the same positions.
         let mut known: Vec<(LayoutKind, Arc<Layout>, Option<Arc<Layout>>)> = Vec::new();
         let start = plan.start();
         let mut all: Vec<StageGroups> = Vec::new();
         for stage in stages.all().filter(|stage| *stage >= start) {
             let own = std::iter::from_fn(|| edits.next_if(|(at, ..)| *at <= stage));
-            here.set(own.map(|(_, world, index, edit)| (world, index, edit)));
-            let mut has_ended = false;
-            while ends.next_if(|end| *end < stage).is_some() {
-                has_ended = true;
-            }
-            let Some(first_end) = ends.peek().copied() else {
+            let ended = std::iter::from_fn(|| ends.next_if(|(end, _)| *end < stage));
+            let has_changes = changes.set(
+                own.map(|(_, world, index, edit)| (world, index, edit)),
+                ended.map(|(_, world)| world),
+            );
+            let Some((first_end, _)) = ends.peek().copied() else {
                 break;
             };
             let mut parents = None;
-            if has_ended || !here.edits.is_empty() {
-                let needed = |world| self.uses.end(world) >= Some(stage);
-                let of = |world| here.of(world).map(|(_, _, edit)| *edit).collect();
-                let (groups, continued) = before.split(needed, of);
-                if groups != *before {
-                    before = Arc::new(groups);
-                    parents = Some(continued);
-                }
-                for (world, _, edit) in &here.edits {
-                    edited.edit(*world, &edit.units.positions);
-                }
+            if has_changes && let Some((groups, continued)) = before.split(&changes) {
+                before = Arc::new(groups);
+                parents = Some(continued);
             }
-            let made = before
-                .firsts()
-                .enumerate()
-                .filter(|_| !here.edits.is_empty());
-            let made = made.flat_map(|(group, world)| {
-                let own = here.of(world);
-                own.map(move |(world, index, _)| (group, *world, *index))
-            });
-            let made: Vec<_> = made.collect();
+            for (world, _, edit) in changes.edits() {
+                edited.edit(*world, &edit.units.positions);
+            }
 
             let kind = self.kind(stage, &before, first_end);
-            if parents.is_some() || !here.edits.is_empty() {
+            if parents.is_some() || !changes.edits().is_empty() {
                 known.clear();
             }
             let (layout, queries) = match known.iter().find(|(other, _, _)| *other == kind) {
@@ -270,7 +244,7 @@ impl<B: Backend> Shared<'_, B> {
                 parents,
                 layout,
                 queries,
-                edits: made,
+                edits: changes.made_by(&before),
             });
         }
         Pass { stages: all }
@@ -279,16 +253,17 @@ impl<B: Backend> Shared<'_, B> {
     /// How the rows of a stage are laid out.
     fn kind(&self, stage: Stage, groups: &Groups, first_end: Stage) -> LayoutKind {
         // Taps get attention patterns as wholes.
-        if !self.suffixes || self.patterns.contains(&stage) {
+        if !self.suffixes || self.schedule.patterns.contains(&stage) {
             return LayoutKind::Whole;
         }
-        let wanted = |stage| self.uses.wanted(self.sizes, stage, groups, first_end);
-        match self.stages.mixing(stage) {
+        let (stages, sizes) = (&self.schedule.stages, &self.schedule.sizes);
+        let wanted = |stage| self.uses.wanted(sizes, stage, groups, first_end);
+        match stages.mixing(stage) {
             // The new tokens of continued rows.
             Mixing::Rows if stage == Stage::Embed && self.is_continued => LayoutKind::Suffixes,
             Mixing::Rows => LayoutKind::Whole,
             Mixing::None => LayoutKind::ByPosition(wanted(stage)),
-            Mixing::Causal { .. } if self.stages.adds(stage) => {
+            Mixing::Causal { .. } if stages.adds(stage) => {
                 LayoutKind::Queries(wanted(stage.queries()))
             }
             // What replaces the stream replaces all of it.
@@ -303,7 +278,7 @@ impl<B: Backend> Shared<'_, B> {
         pos: usize,
         edited: &Edited,
     ) -> (Layout, Option<Layout>) {
-        let sizes = self.sizes;
+        let sizes = &self.schedule.sizes;
         match kind {
             LayoutKind::Whole => (Layout::whole(sizes, groups, pos), None),
             LayoutKind::Suffixes => (Layout::with_suffixes(sizes, groups, pos, edited), None),
@@ -393,7 +368,7 @@ mod tests {
     #[ignore = "a benchmark"]
     #[expect(clippy::print_stdout, reason = "a benchmark prints what it measures")]
     fn planning_times() {
-        for (layers, pos) in [(8, 20), (16, 40), (32, 80)] {
+        for (layers, pos) in [(8, 20), (16, 40), (32, 80), (32, 800), (300, 80)] {
             let (model, plan) = sweep(layers, pos);
             let time = |run: &dyn Fn()| {
                 let times = (0..5).map(|_| {

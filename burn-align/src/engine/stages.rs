@@ -263,3 +263,40 @@ impl Stages {
         self.sublayer(stage).map_or(Reads::Stream, Sublayer::reads)
     }
 }
+
+/// Things of a plan, by the stage at which they happen.
+#[derive(Clone, Debug)]
+pub(super) struct ByStage<T> {
+    /// The stages in order, each with the end of its things.
+    ends: Vec<(Stage, usize)>,
+    things: Vec<T>,
+}
+
+impl<T> ByStage<T> {
+    /// The things of a stage keep their order.
+    pub(super) fn new(mut all: Vec<(Stage, T)>) -> Self {
+        all.sort_by_key(|(stage, _)| *stage);
+        let mut ends: Vec<(Stage, usize)> = Vec::new();
+        let mut things = Vec::with_capacity(all.len());
+        for (stage, thing) in all {
+            things.push(thing);
+            match ends.last_mut() {
+                Some((last, end)) if *last == stage => *end = things.len(),
+                _ => ends.push((stage, things.len())),
+            }
+        }
+        Self { ends, things }
+    }
+
+    /// What happens at a stage.
+    pub(super) fn at(&self, stage: Stage) -> &[T] {
+        let Ok(place) = self.ends.binary_search_by_key(&stage, |(at, _)| *at) else {
+            return &[];
+        };
+        let start = match place {
+            0 => 0,
+            _ => self.ends[place - 1].1,
+        };
+        &self.things[start..self.ends[place].1]
+    }
+}

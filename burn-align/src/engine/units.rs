@@ -54,6 +54,15 @@ impl Indices {
         }
     }
 
+    /// The indices of one example; `None` if these are all.
+    pub(crate) fn listed(&self, example: usize) -> Option<&[usize]> {
+        match self {
+            Self::All => None,
+            Self::Same(indices) => Some(indices),
+            Self::Each(examples) => Some(&examples[example]),
+        }
+    }
+
     /// Number of indices per example, on an axis with `size` entries.
     pub(crate) fn count(&self, size: usize) -> usize {
         match self {

@@ -11,10 +11,12 @@ use burn_align_models::{
 };
 
 use super::cache::Continued;
+use super::groups::Sizes;
 use super::marks::Mark;
-use super::plan::{Edit, Operand, Plan, Read, WorldId};
+use super::plan::{Edit, LogitPositions, Operand, Plan, Read, WorldId};
+use super::reuse::Schedules;
 use super::schedule::Schedule;
-use super::stages::Stages;
+use super::stages::{Stage, Stages};
 use super::{Indices, PlanError, Units, WorldInput};
 use crate::interventions::Intervention;
 
@@ -43,12 +45,22 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B
     plan: &Plan<B>,
     model: &M,
     interventions: &[I],
-) -> Result<Schedule, PlanError> {
+) -> Result<Arc<Schedule>, PlanError> {
+    validate_reusing(plan, model, interventions, None)
+}
+
+/// As [`validate`], with schedules of earlier plans.
+pub(super) fn validate_reusing<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+    plan: &Plan<B>,
+    model: &M,
+    interventions: &[I],
+    schedules: Option<&Schedules>,
+) -> Result<Arc<Schedule>, PlanError> {
     let needs_source: Vec<bool> = interventions.iter().map(I::needs_source).collect();
     for edit in plan.worlds.iter().flat_map(|world| &world.edits) {
         check_intervention(edit, &needs_source)?;
     }
-    validate_with(plan, model, |edit, [_batch, units, d_site]| {
+    let features = |edit: &Edit, [_batch, units, d_site]: [usize; 3]| {
         interventions[edit.intervention]
             .features(units, d_site)
             .map(Some)
@@ -57,35 +69,51 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B
                 intervention: edit.intervention,
                 cause,
             })
-    })
+    };
+    validate_with(plan, model, features, schedules)
 }
 
 /// As [`validate`], except for what depends on the interventions.
 pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
-) -> Result<Schedule, PlanError> {
-    validate_with(plan, model, |_edit, _shape| Ok(None))
+) -> Result<Arc<Schedule>, PlanError> {
+    validate_with(plan, model, |_edit, _shape| Ok(None), None)
 }
 
-/// `features` gives the number of features that an edit's subspace is made of, if it is known, for
-/// a change of `[batch, unit, d_site]`.
+/// - features: gives the number of features that an edit's subspace is made of, if it is known, for
+///   a change of `[batch, unit, d_site]`
+/// - schedules: where to look for that of a plan of the same structure
 fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
     features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
-) -> Result<Schedule, PlanError> {
-    check_inputs(plan, model.layout())?;
+    schedules: Option<&Schedules>,
+) -> Result<Arc<Schedule>, PlanError> {
+    let layout = model.layout();
+    check_inputs(plan, layout)?;
+    let sizes = Sizes::new(plan);
+    let known = schedules.filter(|_| has_own_ids(plan));
+    if let Some(known) = known.and_then(|known| known.find(plan, layout, &sizes)) {
+        let edits = plan.worlds.iter().flat_map(|world| &world.edits);
+        for (edit, shape) in edits.zip(known.shapes()) {
+            check_features(edit, shape[0], features(edit, *shape)?)?;
+        }
+        return Ok(known.schedule().clone());
+    }
     // Done first, because an edit may use a world that comes later.
     for world in &plan.worlds {
         check_id("input", world.input.0, world.input.1, &plan.marks.inputs)?;
     }
-    let stages = Stages::new(model.layout());
+    let stages = Stages::new(layout);
     let checker = Checker {
         plan,
-        model,
+        layout,
         stages: &stages,
+        sizes: &sizes,
+        start: plan.start(),
     };
+    let mut shapes: Vec<[usize; 3]> = Vec::new();
     for (world, edits) in plan
         .world_ids()
         .zip(plan.worlds.iter().map(|world| &world.edits))
@@ -94,6 +122,7 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
             let expected = checker.shape(world, edit.site, &edit.units)?;
             let count = features(edit, expected)?;
             check_features(edit, expected[0], count)?;
+            shapes.push(expected);
             let found = match &edit.operand {
                 Operand::None => continue,
                 Operand::Activation {
@@ -132,14 +161,33 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
             Read::Activation { world, site, units } => {
                 checker.shape(*world, *site, units)?;
             }
-            Read::Logits { world, positions } => {
-                let units = positions.units(plan.input_of(*world));
-                checker.positions(*world, &units.positions, &"logits")?;
-            }
+            Read::Logits { world, positions } => checker.logits(*world, positions)?,
         }
     }
-    let reads: Vec<usize> = plan.open_reads().map(|(index, _)| index).collect();
-    Schedule::new(plan, &stages, &reads, &|_| false).map_err(|site| PlanError::Circular { site })
+    let schedule = Schedule::new(plan, stages, sizes);
+    let schedule = Arc::new(schedule.map_err(|site| PlanError::Circular { site })?);
+    if let Some(schedules) = schedules {
+        schedules.keep(plan, layout, &schedule, shapes);
+    }
+    Ok(schedule)
+}
+
+/// Whether all ids in a plan are its own. Other plans are checked in full, to say what is wrong.
+fn has_own_ids<B: Backend>(plan: &Plan<B>) -> bool {
+    let marks = &plan.marks;
+    let is_world = |world: WorldId| marks.worlds.get(world.0) == Some(&world.1);
+    let mut reads = plan.reads.iter().map(Read::world);
+    let mut worlds = plan.worlds.iter();
+    let is_own = |edit: &Edit| match edit.operand {
+        Operand::None => true,
+        Operand::Activation { world, .. } => is_world(world),
+        Operand::Constant(id) => marks.constants.get(id.0) == Some(&id.1),
+    };
+    reads.all(is_world)
+        && worlds.all(|world| {
+            let input = world.input;
+            marks.inputs.get(input.0) == Some(&input.1) && world.edits.iter().all(is_own)
+        })
 }
 
 /// Checks that the keys and values of worlds can be kept.
@@ -345,26 +393,32 @@ fn broadcast(found: [usize; 3], expected: [usize; 3]) -> [usize; 3] {
     [stretch(0), stretch(1), found[2]]
 }
 
-struct Checker<'a, B: Backend, M> {
+struct Checker<'a, B: Backend> {
     plan: &'a Plan<B>,
-    model: &'a M,
+    layout: &'a ModelLayout,
     stages: &'a Stages,
+    sizes: &'a Sizes,
+    /// The first stage that worlds run.
+    start: Stage,
 }
 
-impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
+impl<B: Backend> Checker<'_, B> {
     /// What an intervention gets of these units: `[batch, unit, d_site]`.
     fn shape(&self, world: WorldId, site: Site, units: &Units) -> Result<[usize; 3], PlanError> {
-        let layout = self.model.layout();
-        let SiteDims { heads, width } = layout.site(site).ok_or(PlanError::NoSuchSite {
-            site,
-            layers: layout.layers().len(),
-            lacks: layout.lacks(site),
-        })?;
-        if self.stages.of(site) < self.plan.start() {
+        let layout = self.layout;
+        let Some(SiteDims { heads, width }) = layout.site(site) else {
+            return Err(PlanError::NoSuchSite {
+                site,
+                layers: layout.layers().len(),
+                lacks: layout.lacks(site),
+            });
+        };
+        if self.start != Stage::Embed && self.stages.of(site) < self.start {
             return Err(PlanError::NotReached { site });
         }
+        let input = self.sizes.of(world.0);
         if site.is_attention_pattern()
-            && let Some(starts) = self.plan.input_of(world).starts()
+            && let Some(starts) = &input.starts
         {
             let example = starts.iter().position(|start| *start > 0).unwrap_or(0);
             let start = starts[example];
@@ -373,12 +427,11 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         }
         let head_count = self.heads(world, &units.heads, heads, site)?;
         let unit_count = self.positions(world, &units.positions, &site)?;
-        let input = self.plan.input_of(world);
         let width = match width {
             SiteWidth::Features(width) => width,
-            SiteWidth::KeyPositions => input.pos(),
+            SiteWidth::KeyPositions => input.pos,
         };
-        Ok([input.batch(), unit_count, head_count * width])
+        Ok([input.batch, unit_count, head_count * width])
     }
 
     fn heads(
@@ -389,7 +442,7 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         site: Site,
     ) -> Result<usize, PlanError> {
         let at = format_args!("heads at {site}");
-        let batch = self.plan.input_of(world).batch();
+        let batch = self.sizes.of(world.0).batch;
         check_lists(heads, batch, &at, |_example, head| {
             if head < size {
                 return Ok(());
@@ -409,9 +462,9 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         positions: &Indices,
         at: &dyn fmt::Display,
     ) -> Result<usize, PlanError> {
-        let input = self.plan.input_of(world);
-        let lengths = input.lengths();
-        check_lists(positions, input.batch(), at, |example, position| {
+        let input = self.sizes.of(world.0);
+        let lengths = &input.lengths;
+        check_lists(positions, input.batch, at, |example, position| {
             if position < lengths[example] {
                 return Ok(());
             }
@@ -422,17 +475,31 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
                 length: lengths[example],
             })
         })?;
-        for (example, start) in input.starts().into_iter().flatten().enumerate() {
-            let all = positions.of(example, input.pos());
-            if all.iter().any(|position| *position < start) {
+        for (example, start) in input.starts.iter().flatten().enumerate() {
+            let is_before = match positions.listed(example) {
+                Some(positions) => positions.iter().any(|position| position < start),
+                None => *start > 0 && input.pos > 0,
+            };
+            if is_before {
                 return Err(PlanError::NotKept {
                     at: at.to_string(),
                     example,
-                    start,
+                    start: *start,
                 });
             }
         }
-        Ok(positions.count(input.pos()))
+        Ok(positions.count(input.pos))
+    }
+
+    /// Checks the positions at which logits are read.
+    fn logits(&self, world: WorldId, positions: &LogitPositions) -> Result<(), PlanError> {
+        // Every example has a last token, which is computed unless keys and values are cached.
+        if *positions == LogitPositions::Last && self.sizes.of(world.0).starts.is_none() {
+            return Ok(());
+        }
+        let units = positions.units(self.plan.input_of(world));
+        self.positions(world, &units.positions, &"logits")?;
+        Ok(())
     }
 
     /// Checks that no padding replaces a token, if all positions are taken.
@@ -446,21 +513,17 @@ impl<B: Backend, M: AlignableTransformer<B>> Checker<'_, B, M> {
         if units.positions != Indices::All {
             return Ok(());
         }
-        let input = self.plan.input_of(world);
-        let lengths = input.lengths().into_iter();
-        let sources = self.plan.input_of(source).lengths();
-        for (example, (length, found)) in lengths.zip(sources).enumerate() {
-            let padded = edit
-                .units
-                .positions
-                .of(example, input.pos())
-                .split_off(found);
-            if padded.into_iter().any(|position| position < length) {
+        let input = self.sizes.of(world.0);
+        let sources = self.sizes.of(source.0);
+        for (example, (length, found)) in input.lengths.iter().zip(&sources.lengths).enumerate() {
+            let positions = &edit.units.positions;
+            let padded = positions.of(example, input.pos).split_off(*found);
+            if padded.into_iter().any(|position| position < *length) {
                 return Err(PlanError::PaddingTaken {
                     site: edit.site,
                     example,
-                    found,
-                    pos: self.plan.input_of(source).pos(),
+                    found: *found,
+                    pos: sources.pos,
                 });
             }
         }
@@ -492,7 +555,7 @@ fn check_lists(
         return Err(PlanError::NoUnits { at: at.to_string() });
     }
     for example in 0..batch {
-        let list = indices.of(example, 0);
+        let list = indices.listed(example).unwrap_or_default();
         if list.len() != expected {
             return Err(PlanError::RaggedUnits {
                 at: at.to_string(),
@@ -501,9 +564,10 @@ fn check_lists(
                 found: list.len(),
             });
         }
+        let ascends = list.is_sorted_by(|a, b| a < b);
         for (i, index) in list.iter().enumerate() {
             allowed(example, *index)?;
-            if list[..i].contains(index) {
+            if !ascends && list[..i].contains(index) {
                 return Err(PlanError::RepeatedUnit {
                     at: at.to_string(),
                     example,

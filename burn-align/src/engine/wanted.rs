@@ -24,8 +24,10 @@ pub(super) struct Uses<'p> {
     mixing: Vec<Stage>,
     /// For each world: the last stage that is run, if it is run at all.
     ends: Vec<Option<Stage>>,
-    /// For each world: stages and positions.
-    of_world: Vec<Vec<(Stage, Use<'p>)>>,
+    /// Uses of all worlds, each with the index of the same world's use before it.
+    all: Vec<(Stage, Use<'p>, Option<usize>)>,
+    /// For each world: the index of its last use.
+    last_of: Vec<Option<usize>>,
 }
 
 /// Positions that are used.
@@ -34,49 +36,67 @@ enum Use<'p> {
     Logits(&'p LogitPositions),
 }
 
-/// For each input and each of its examples: the first position that is needed; `None` if all positions
-/// of all inputs are.
-pub(super) type Wanted = Option<Vec<Vec<usize>>>;
+/// For each example of each input: the first position that is needed; `None` if all positions of all
+/// inputs are.
+pub(super) type Wanted = Option<Vec<usize>>;
 
 impl<'p> Uses<'p> {
     pub(super) fn new<B: Backend>(plan: &'p Plan<B>, needs: &Needs, stages: &Stages) -> Self {
-        let mut of_world: Vec<Vec<(Stage, Use<'p>)>> = Vec::new();
-        of_world.resize_with(plan.worlds.len(), Vec::new);
-        let mut add = |world: WorldId, site, units: &'p Units| {
-            of_world[world.0].push((stages.of_use(site), Use::Units(&units.positions)));
+        let mut uses = Self {
+            mixing: stages.mixing_stages().collect(),
+            ends: needs.iter().map(|need| Some(need?.stage(stages))).collect(),
+            all: Vec::with_capacity(2 * plan.worlds.len() + plan.reads.len()),
+            last_of: vec![None; plan.worlds.len()],
         };
         for world in plan.world_ids() {
             for edit in &plan.worlds[world.0].edits {
                 if needs.reaches(world, edit.site) {
-                    add(world, edit.site, &edit.units);
+                    uses.add_units(world, stages.of_use(edit.site), &edit.units);
                 }
                 // Sources of another part of the plan are kept as well.
                 if let Operand::Activation { world, site, units } = &edit.operand {
-                    add(*world, *site, units);
+                    uses.add_units(*world, stages.of_use(*site), units);
                 }
             }
         }
         for read in &plan.reads {
             match read {
-                Read::Activation { world, site, units } => add(*world, *site, units),
-                Read::Logits { .. } => {}
+                Read::Activation { world, site, units } => {
+                    uses.add_units(*world, stages.of_use(*site), units);
+                }
+                Read::Logits { world, positions } => {
+                    uses.add(*world, Stage::Unembed, Use::Logits(positions));
+                }
             }
         }
-        for read in &plan.reads {
-            if let Read::Logits { world, positions } = read {
-                of_world[world.0].push((Stage::Unembed, Use::Logits(positions)));
-            }
-        }
-        Self {
-            mixing: stages.mixing_stages().collect(),
-            ends: needs.iter().map(|need| Some(need?.stage(stages))).collect(),
-            of_world,
-        }
+        uses
+    }
+
+    fn add_units(&mut self, world: WorldId, stage: Stage, units: &'p Units) {
+        self.add(world, stage, Use::Units(&units.positions));
+    }
+
+    fn add(&mut self, world: WorldId, stage: Stage, used: Use<'p>) {
+        let last = &mut self.last_of[world.0];
+        self.all.push((stage, used, *last));
+        *last = Some(self.all.len() - 1);
+    }
+
+    /// The stages at which a world is used, and how.
+    fn of(&self, world: usize) -> impl Iterator<Item = (Stage, &Use<'p>)> {
+        let mut last = self.last_of[world];
+        std::iter::from_fn(move || {
+            let (stage, used, before) = &self.all[last?];
+            last = *before;
+            Some((*stage, used))
+        })
     }
 
     /// The last stage that a world is run to; `None` if it is not run.
-    pub(super) fn end(&self, world: WorldId) -> Option<Stage> {
-        self.ends[world.0]
+    ///
+    /// - world: its index
+    pub(super) fn end(&self, world: usize) -> Option<Stage> {
+        self.ends[world]
     }
 
     /// What is needed of the rows of a stage, in this stage and later ones.
@@ -94,17 +114,17 @@ impl<'p> Uses<'p> {
         if next.is_some_and(|next| first_end >= *next) {
             return None;
         }
-        let inputs = sizes.inputs.iter();
-        let mut wanted: Vec<Vec<usize>> = inputs.map(|size| vec![usize::MAX; size.batch]).collect();
+        let mut wanted = vec![usize::MAX; sizes.examples()];
         for world in groups.worlds() {
-            let input = sizes.of_world[world.0].0;
-            let firsts = &mut wanted[input];
-            let goes_on = next.is_some_and(|next| self.ends[world.0] >= Some(*next));
+            let world = *world as usize;
+            let input = sizes.of_world[world];
+            let firsts = &mut wanted[sizes.examples_of(input)];
+            let goes_on = next.is_some_and(|next| self.ends[world] >= Some(*next));
             if goes_on {
                 firsts.fill(0);
                 continue;
             }
-            for (_, used) in self.of_world[world.0].iter().filter(|(at, _)| *at >= stage) {
+            for (_, used) in self.of(world).filter(|(at, _)| *at >= stage) {
                 match used {
                     Use::Units(positions) => lower(firsts, positions),
                     Use::Logits(LogitPositions::All) => firsts.fill(0),

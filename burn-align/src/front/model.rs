@@ -48,6 +48,8 @@ pub struct AlignableModel<B: Backend, M, I = BuiltinIntervention<B>> {
     pub(super) interventions: Vec<I>,
     /// The intervention of each representation; `None` if its activations are collected.
     pub(super) intervention_of: Vec<Option<usize>>,
+    /// What forward passes have in common: schedules, masks and rotary tables.
+    run: RunOptions,
     _backend: PhantomData<B>,
 }
 
@@ -148,6 +150,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             model,
             interventions,
             intervention_of,
+            run: RunOptions::default(),
             _backend: PhantomData,
         })
     }
@@ -182,6 +185,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
             model: self.model.valid(),
             interventions: self.interventions.iter().map(I::valid).collect(),
             intervention_of: self.intervention_of.clone(),
+            run: self.run.clone(),
             _backend: PhantomData,
         }
     }
@@ -298,7 +302,7 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     /// # Errors
     /// If the plan does not fit the model.
     pub fn run(&self, plan: &Plan<B>) -> Result<Results<B>, AlignError> {
-        Ok(plan.run(&self.model, &self.interventions)?)
+        Ok(plan.run_with(&self.model, &self.interventions, &self.run)?)
     }
 }
 

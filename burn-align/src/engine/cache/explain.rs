@@ -86,7 +86,7 @@ impl<B: Backend> Plan<B> {
                     for class in &classes {
                         let more = steps.min(most.saturating_sub(class.len));
                         let rows = class.rows.iter().map(|(world, example)| {
-                            stage.layout.first_row(group_of[world]) + example
+                            stage.layout.first_row(group_of.at(*world)) + example
                         });
                         let rows: Vec<usize> = rows.collect();
                         let shared_until = |start| stage.layout.shared(&rows, start..class.len);

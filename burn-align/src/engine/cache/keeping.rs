@@ -1,15 +1,15 @@
 //! What a pass has computed becomes caches.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_align_models::{KeysValues, Mixing};
 
-use super::{Cache, CachedLayer, CachedRow};
-use crate::engine::groups::Groups;
+use super::{Cache, CachedLayer, CachedRow, Chosen};
+use crate::engine::groups::{GroupOf, Groups};
 use crate::engine::layout::{Layout, int_tensor};
 use crate::engine::plan::{Plan, WorldId, WorldInput};
 use crate::engine::schedule::Schedule;
@@ -18,7 +18,7 @@ use crate::engine::stages::{Stage, Step};
 /// Where the keys and values of a layer are that a pass has computed.
 struct Computed<'a, B: Backend> {
     layout: &'a Layout,
-    group_of: Rc<HashMap<WorldId, usize>>,
+    group_of: Rc<GroupOf>,
     window: Option<usize>,
     kept: &'a KeysValues<B>,
 }
@@ -31,7 +31,7 @@ fn computed<'a, B: Backend>(
 ) -> Option<Vec<Computed<'a, B>>> {
     let mut layers: Vec<Computed<'a, B>> = Vec::new();
     // The groups of many layers are the same.
-    let mut last: Option<(&Groups, Rc<HashMap<WorldId, usize>>)> = None;
+    let mut last: Option<(&Groups, Rc<GroupOf>)> = None;
     for stage in &schedule.passes[pass].stages {
         let (Stage::Layer { layer, step, .. }, Mixing::Causal { window }) =
             (stage.stage, schedule.stages.mixing(stage.stage))
@@ -104,15 +104,18 @@ pub(in crate::engine) fn keep<B: Backend>(
     kept: &[KeysValues<B>],
 ) -> Option<Vec<(WorldId, usize, CachedRow<B>)>> {
     let computed = computed(schedule, pass, kept)?;
+    let mut tokens_known = Known::new();
     let mut all = Vec::new();
     for CacheClass { len, rows, before } in classes(plan, worlds) {
         let start = before.first().map_or(0, |row| row.pos());
-        let chosen: Vec<usize> = before.iter().map(|row| row.row).collect();
+        let chosen = before.iter().map(|row| row.row).collect();
+        let continued = before.first().map(|row| &row.cache);
+        let continued = continued.map(|cache| (cache, Chosen::new(chosen, cache.rows)));
         let mut layers = Vec::new();
         for (index, of_layer) in computed.iter().enumerate() {
             let layout = of_layer.layout;
-            let mut layer = match before.first() {
-                Some(first) => first.cache.layers[index].select(&chosen, first.cache.rows),
+            let mut layer = match &continued {
+                Some((cache, chosen)) => cache.layers[index].select(chosen),
                 None => CachedLayer {
                     layer: of_layer.kept.layer,
                     window: of_layer.window,
@@ -121,7 +124,7 @@ pub(in crate::engine) fn keep<B: Backend>(
             };
             let first_rows: Vec<usize> = rows
                 .iter()
-                .map(|(world, example)| layout.first_row(of_layer.group_of[world]) + example)
+                .map(|(world, example)| layout.first_row(of_layer.group_of.at(*world)) + example)
                 .collect();
             let shared = layout.shared(&first_rows, start..len);
             for (range, rows) in [
@@ -133,8 +136,9 @@ pub(in crate::engine) fn keep<B: Backend>(
                         .iter()
                         .flat_map(|row| range.clone().map(|position| layout.token(*row, position)));
                     let tokens: Vec<usize> = tokens.collect();
+                    let sizes = [rows.len(), range.len()];
                     let new = [&of_layer.kept.keys, &of_layer.kept.values]
-                        .map(|x| take(x, &tokens, [rows.len(), range.len()]));
+                        .map(|x| take(x, &tokens, sizes, &mut tokens_known));
                     layer.push(new);
                 }
             }
@@ -160,12 +164,20 @@ pub(in crate::engine) fn keep<B: Backend>(
     Some(all)
 }
 
+/// Lists of tokens that have been copied to the device. Layers with the same rows share them.
+type Known<B> = Vec<(Vec<usize>, Tensor<B, 1, Int>)>;
+
 /// Some tokens of all rows, row by row.
 ///
 /// # Shapes
 /// - x: `[row, kv_head, pos, d_head]`
 /// - output: `[rows, kv_head, count, d_head]`
-fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &[usize], [rows, count]: [usize; 2]) -> Tensor<B, 4> {
+fn take<B: Backend>(
+    x: &Tensor<B, 4>,
+    tokens: &[usize],
+    [rows, count]: [usize; 2],
+    known: &mut Known<B>,
+) -> Tensor<B, 4> {
     let [all_rows, kv_head, pos, d_head] = x.dims();
     // All tokens, one for each row.
     if all_rows == 1 && count == 1 && tokens.iter().copied().eq(0..pos) {
@@ -175,12 +187,19 @@ fn take<B: Backend>(x: &Tensor<B, 4>, tokens: &[usize], [rows, count]: [usize; 2
             .swap_dims(1, 2)
             .reshape([rows, kv_head, 1, d_head]);
     }
-    let device = x.device();
-    let x = x
-        .clone()
+    let latest = known.iter().rev().find(|(other, _)| other == tokens);
+    let indices = match latest {
+        Some((_, indices)) => indices.clone(),
+        None => {
+            let indices = int_tensor(tokens.iter().copied(), &x.device());
+            known.push((tokens.to_vec(), indices.clone()));
+            indices
+        }
+    };
+    x.clone()
         .swap_dims(1, 2)
-        .reshape([all_rows * pos, kv_head * d_head]);
-    x.select(0, int_tensor(tokens.iter().copied(), &device))
+        .reshape([all_rows * pos, kv_head * d_head])
+        .select(0, indices)
         .reshape([rows, count, kv_head, d_head])
         .swap_dims(1, 2)
 }

@@ -5,26 +5,31 @@
 //! is the *trunk* and is computed as a whole. Of the others only the *suffix* from that position on
 //! is computed; what comes before it is taken from the trunk.
 
+mod kinds;
 mod suffixes;
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
+pub(super) use self::kinds::merge_suffixes;
+use self::kinds::{Kind, Starts, merge_kinds};
 use super::Indices;
 use super::groups::{Groups, Sizes};
-use super::plan::{InputId, WorldId};
 use super::wanted::Wanted;
 
-/// Where the positions of a stage's rows are.
+/// Where the positions of a stage's rows are. Rows are counted in 32 bits: a schedule has one of these
+/// for nearly every layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Number of positions of the longest row of the pass.
     pub(super) pos: usize,
     /// The first row of each group.
-    first_rows: Vec<usize>,
+    first_rows: Vec<u32>,
     rows: Vec<Row>,
+    /// For each row, the input and the example whose keys and values before the row's start are
+    /// cached from an earlier pass. Nothing else is known of these positions. Empty if there are none.
+    kept: Vec<Option<(usize, usize)>>,
     /// Suffixes that begin and end alike; `None` if all rows are computed as wholes.
     classes: Option<Vec<Class>>,
     /// Total number of computed positions, over all rows.
@@ -34,18 +39,15 @@ pub(super) struct Layout {
 /// One example of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Row {
-    /// Number of positions.
-    pos: usize,
-    /// The first position that is computed.
-    start: usize,
-    /// The row that has the earlier positions; the row itself, if there are none or nothing needs
-    /// them.
-    trunk: usize,
-    /// Whether keys and values before the start are cached from an earlier pass. Nothing else is
-    /// known of these positions.
-    kept: Option<(InputId, usize)>,
     /// The index of the first computed position among the positions of all rows.
     first_token: usize,
+    /// Number of positions.
+    pos: u32,
+    /// The first position that is computed.
+    start: u32,
+    /// The row that has the earlier positions; the row itself, if there are none or nothing needs
+    /// them.
+    trunk: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ struct Class {
     /// Whether they follow cached keys and values.
     kept: bool,
     /// Rows with the same trunk are adjacent.
-    rows: Vec<usize>,
+    rows: Vec<u32>,
 }
 
 /// The first position at which each world has been edited so far, in each example; beyond the last
@@ -69,78 +71,27 @@ pub(super) struct Edited {
 impl Edited {
     /// Nothing has been edited yet.
     pub(super) fn nowhere(sizes: &Sizes) -> Self {
-        let mut starts = vec![0];
+        let mut starts = Vec::with_capacity(sizes.of_world.len() + 1);
+        let mut end = 0;
+        starts.push(end);
         for input in &sizes.of_world {
-            starts.push(starts[starts.len() - 1] + sizes.inputs[input.0].batch);
+            end += sizes.inputs[*input].batch;
+            starts.push(end);
         }
         Self {
-            firsts: vec![usize::MAX; starts[starts.len() - 1]],
+            firsts: vec![usize::MAX; end],
             starts,
         }
     }
 
-    fn of(&self, world: WorldId) -> &[usize] {
-        &self.firsts[self.starts[world.0]..self.starts[world.0 + 1]]
+    fn of(&self, world: usize) -> &[usize] {
+        &self.firsts[self.starts[world]..self.starts[world + 1]]
     }
 
-    /// A world is edited at these positions.
-    pub(super) fn edit(&mut self, world: WorldId, positions: &Indices) {
-        let firsts = self.starts[world.0]..self.starts[world.0 + 1];
+    /// The world with this index is edited at these positions.
+    pub(super) fn edit(&mut self, world: usize, positions: &Indices) {
+        let firsts = self.starts[world]..self.starts[world + 1];
         lower(&mut self.firsts[firsts], positions);
-    }
-}
-
-/// A number for each length and first position of rows.
-#[derive(Default)]
-struct Starts {
-    /// For each length, a number for each first position.
-    of_length: BTreeMap<usize, Vec<usize>>,
-}
-
-impl Starts {
-    fn at(&mut self, pos: usize, start: usize) -> &mut usize {
-        let numbers = self.of_length.entry(pos);
-        &mut numbers.or_insert_with(|| vec![0; pos])[start]
-    }
-
-    fn count(&mut self, pos: usize, start: usize) {
-        *self.at(pos, start) += 1;
-    }
-
-    fn set(&mut self, pos: usize, start: usize, number: usize) {
-        *self.at(pos, start) = number;
-    }
-
-    fn get(&mut self, pos: usize, start: usize) -> usize {
-        *self.at(pos, start)
-    }
-
-    /// Gives each first position without a number that of the one before.
-    fn fill_forward(&mut self) {
-        for numbers in self.of_length.values_mut() {
-            let mut last = 0;
-            for number in numbers {
-                match *number {
-                    0 => *number = last,
-                    own => last = own,
-                }
-            }
-        }
-    }
-
-    /// Lengths and first positions with their numbers, if these are not 0.
-    fn kinds(&self) -> impl Iterator<Item = ((usize, usize), usize)> + '_ {
-        self.of_length.iter().flat_map(|(pos, numbers)| {
-            let numbers = numbers
-                .iter()
-                .enumerate()
-                .filter(|(_, number)| **number > 0);
-            numbers.map(|(start, number)| ((*pos, start), *number))
-        })
-    }
-
-    fn merged(&self, most_classes: usize) -> Vec<(usize, usize)> {
-        merge_kinds(self.kinds().collect(), most_classes)
     }
 }
 
@@ -167,14 +118,13 @@ impl Layout {
         let mut rows = Vec::with_capacity(groups.len());
         for world in groups.firsts() {
             let input = sizes.of(world);
-            first_rows.push(rows.len());
+            first_rows.push(rows.len() as u32);
             for _example in 0..input.batch {
                 rows.push(Row {
-                    pos: input.pos,
-                    start: 0,
-                    trunk: rows.len(),
-                    kept: None,
                     first_token: rows.len() * pos,
+                    pos: input.pos as u32,
+                    start: 0,
+                    trunk: rows.len() as u32,
                 });
             }
         }
@@ -183,6 +133,7 @@ impl Layout {
             first_rows,
             tokens: rows.len() * pos,
             rows,
+            kept: Vec::new(),
             classes: None,
         }
     }
@@ -205,13 +156,18 @@ impl Layout {
 
     fn suffixed(mut self, sizes: &Sizes, groups: &Groups, edited: &Edited) -> Self {
         self.start_where_edited(sizes, groups, edited);
-        self.classify(Self::MOST_CLASSES);
+        self.classify(sizes, Self::MOST_CLASSES);
         self
     }
 
     /// Whether keys and values of earlier positions come from an earlier pass.
     fn is_kept(&self) -> bool {
-        self.rows.iter().any(|row| row.kept.is_some())
+        !self.kept.is_empty()
+    }
+
+    /// Whether those of a row do.
+    fn row_is_kept(&self, row: usize) -> bool {
+        self.is_kept() && self.kept[row].is_some()
     }
 
     /// Like [`with_suffixes`](Self::with_suffixes), for an attention. If it saves a tenth of all
@@ -237,11 +193,12 @@ impl Layout {
         queries.tokens = 0;
         for class in queries.classes.iter_mut().flatten() {
             let rows = class.rows.iter();
-            let first = rows.map(|row| queries.rows[*row].start).min();
-            class.start = first.unwrap_or(class.start);
+            let first = rows.map(|row| queries.rows[*row as usize].start).min();
+            class.start = first.map_or(class.start, |first| first as usize);
             for row in &class.rows {
-                queries.rows[*row].start = class.start;
-                queries.rows[*row].first_token = queries.tokens;
+                let row = &mut queries.rows[*row as usize];
+                row.start = class.start as u32;
+                row.first_token = queries.tokens;
                 queries.tokens += class.pos - class.start;
             }
         }
@@ -266,11 +223,14 @@ impl Layout {
         let mut must_be = layout.is_kept();
         if let Some(wanted) = wanted {
             // What an earlier stage has left out cannot come back.
-            let mut inputs = groups.firsts().map(|world| sizes.of_world[world.0].0);
-            must_be |= inputs.any(|input| wanted[input].iter().any(|first| *first > 0));
+            let mut inputs = groups.firsts().map(|world| sizes.of_world[world]);
+            must_be |= inputs.any(|input| {
+                let mut firsts = wanted[sizes.examples_of(input)].iter();
+                firsts.any(|first| *first > 0)
+            });
             layout.start_where_wanted(sizes, groups, wanted);
         }
-        layout.classify(usize::MAX);
+        layout.classify(sizes, usize::MAX);
         match must_be || 10 * layout.tokens <= 9 * all {
             true => layout,
             false => Self::whole(sizes, groups, pos),
@@ -278,11 +238,12 @@ impl Layout {
     }
 
     /// Starts each row no earlier than it is wanted.
-    fn start_where_wanted(&mut self, sizes: &Sizes, groups: &Groups, wanted: &[Vec<usize>]) {
+    fn start_where_wanted(&mut self, sizes: &Sizes, groups: &Groups, wanted: &[usize]) {
         for (world, first_row) in groups.firsts().zip(&self.first_rows) {
-            let wanted = &wanted[sizes.of_world[world.0].0];
-            for (row, wanted) in self.rows[*first_row..].iter_mut().zip(wanted) {
-                row.start = row.start.max(*wanted).min(row.pos);
+            let wanted = &wanted[sizes.examples_of(sizes.of_world[world])];
+            for (row, wanted) in self.rows[*first_row as usize..].iter_mut().zip(wanted) {
+                let wanted = (*wanted).min(row.pos as usize) as u32;
+                row.start = row.start.max(wanted);
             }
         }
     }
@@ -290,83 +251,91 @@ impl Layout {
     /// Starts each row at the first position that no other row has.
     fn start_where_edited(&mut self, sizes: &Sizes, groups: &Groups, edited: &Edited) {
         // The trunk of each example of each input: the first edited position, and the row.
-        let inputs = sizes.inputs.iter();
-        let mut trunks: Vec<Vec<Option<(usize, usize)>>> =
-            inputs.map(|input| vec![None; input.batch]).collect();
+        let mut trunks: Vec<Option<(usize, u32)>> = vec![None; sizes.examples()];
         for (world, first_row) in groups.firsts().zip(&self.first_rows) {
-            let trunks = &mut trunks[sizes.of_world[world.0].0];
-            for (example, (edited, trunk)) in edited.of(world).iter().zip(trunks).enumerate() {
+            let trunks = &mut trunks[sizes.examples_of(sizes.of_world[world])];
+            for ((edited, trunk), row) in edited.of(world).iter().zip(trunks).zip(*first_row..) {
                 if trunk.is_none_or(|(latest, _)| *edited > latest) {
-                    *trunk = Some((*edited, first_row + example));
+                    *trunk = Some((*edited, row));
                 }
             }
         }
+        let count = self.rows.len();
         for (world, first_row) in groups.firsts().zip(&self.first_rows) {
-            let id = sizes.of_world[world.0];
-            let starts = sizes.inputs[id.0].starts.as_ref();
+            let input = sizes.of_world[world];
+            let starts = sizes.inputs[input].starts.as_ref();
+            let trunks = &trunks[sizes.examples_of(input)];
             for (example, edited) in edited.of(world).iter().enumerate() {
-                let row = &mut self.rows[first_row + example];
+                let index = *first_row as usize + example;
+                let row = &mut self.rows[index];
                 if let Some(starts) = starts {
-                    row.kept = Some((id, example));
-                    row.start = starts[example];
-                } else if let Some((_, trunk)) = trunks[id.0][example]
-                    && trunk != first_row + example
+                    self.kept.resize(count, None);
+                    self.kept[index] = Some((input, example));
+                    row.start = starts[example] as u32;
+                } else if let Some((_, trunk)) = trunks[example]
+                    && trunk as usize != index
                 {
                     row.trunk = trunk;
-                    row.start = (*edited).min(row.pos);
+                    row.start = (*edited).min(row.pos as usize) as u32;
                 }
             }
         }
     }
 
     /// Groups suffixes into classes, and assigns their tokens.
-    fn classify(&mut self, most_classes: usize) {
-        // How many rows of each length begin at each position. A suffix may be empty.
-        let (mut suffixes, mut fixed) = (Starts::default(), [Starts::default(), Starts::default()]);
-        for row in self.rows.iter().filter(|row| row.start < row.pos) {
-            // The starts of whole rows, and of rows that follow cached keys and values, cannot move.
-            match (row.kept.is_some(), row.start) {
-                (false, 1..) => suffixes.count(row.pos, row.start),
-                (kept, _) => fixed[usize::from(kept)].count(row.pos, row.start),
+    fn classify(&mut self, sizes: &Sizes, most_classes: usize) {
+        // How many rows of each length begin at each position, those that follow cached keys and
+        // values apart. A suffix may be empty.
+        let mut counts = [(); 2].map(|()| Starts::new(&sizes.row_lengths));
+        for (index, row) in self.rows.iter().enumerate() {
+            if row.start < row.pos {
+                let counts = &mut counts[usize::from(self.row_is_kept(index))];
+                *counts.at(row.pos as usize, row.start as usize) += 1;
             }
         }
-        let merged = suffixes.merged(most_classes);
-        let kinds = merged.into_iter().map(|(pos, start)| (pos, start, false));
-        let mut fixed_kinds: Vec<(usize, usize, bool)> = Vec::new();
-        for (kept, fixed) in [false, true].into_iter().zip(&fixed) {
-            let kinds = fixed.kinds().map(|((pos, start), _)| (pos, start, kept));
-            fixed_kinds.extend(kinds);
-        }
-        fixed_kinds.sort_unstable();
-        let mut classes: Vec<Class> = kinds
-            .chain(fixed_kinds)
-            .map(|(pos, start, kept)| Class {
+        // The starts of whole rows, and of rows that follow cached keys and values, cannot move.
+        let [own, kept] = counts.each_mut().map(Starts::kinds);
+        let (whole, suffixes): (Vec<Kind>, Vec<Kind>) =
+            own.into_iter().partition(|((_, start), _)| *start == 0);
+        let suffixes = merge_kinds(suffixes, most_classes).into_iter();
+        let whole = whole.into_iter().map(|(kind, count)| (kind, false, count));
+        let kept = kept.into_iter().map(|(kind, count)| (kind, true, count));
+        let mut fixed: Vec<((usize, usize), bool, usize)> = whole.chain(kept).collect();
+        fixed.sort_unstable();
+        let mut classes: Vec<Class> = suffixes
+            .map(|(kind, count)| (kind, false, count))
+            .chain(fixed)
+            .map(|((pos, start), kept, count)| Class {
                 start,
                 pos,
                 kept,
-                rows: Vec::new(),
+                rows: Vec::with_capacity(count),
             })
             .collect();
         // The class of the rows of each length that begin at a position: the last before it.
-        let mut class_of = [Starts::default(), Starts::default()];
-        for (index, class) in classes.iter().enumerate() {
-            class_of[usize::from(class.kept)].set(class.pos, class.start, index + 1);
+        let mut class_of = counts;
+        class_of.iter_mut().for_each(Starts::clear);
+        for (class, number) in classes.iter().zip(1..) {
+            *class_of[usize::from(class.kept)].at(class.pos, class.start) = number;
         }
         class_of.iter_mut().for_each(Starts::fill_forward);
-        for (index, row) in self.rows.iter_mut().enumerate() {
+        for index in 0..self.rows.len() {
+            let is_kept = self.row_is_kept(index);
+            let row = &mut self.rows[index];
             if row.start == row.pos {
                 continue;
             }
-            let class = class_of[usize::from(row.kept.is_some())].get(row.pos, row.start);
-            let class = &mut classes[class - 1];
-            row.start = class.start;
-            class.rows.push(index);
+            let class = class_of[usize::from(is_kept)].at(row.pos as usize, row.start as usize);
+            let class = &mut classes[*class as usize - 1];
+            row.start = class.start as u32;
+            class.rows.push(index as u32);
         }
         self.tokens = 0;
         for class in &mut classes {
-            class.rows.sort_by_key(|row| (self.rows[*row].trunk, *row));
+            let key = |row: &u32| (self.rows[*row as usize].trunk, *row);
+            class.rows.sort_unstable_by_key(key);
             for row in &class.rows {
-                self.rows[*row].first_token = self.tokens;
+                self.rows[*row as usize].first_token = self.tokens;
                 self.tokens += class.pos - class.start;
             }
         }
@@ -380,7 +349,7 @@ impl Layout {
 
     /// The first row of a group.
     pub(super) fn first_row(&self, group: usize) -> usize {
-        self.first_rows[group]
+        self.first_rows[group] as usize
     }
 
     /// Whether all rows are computed as wholes.
@@ -399,12 +368,14 @@ impl Layout {
     /// The index of a row's position among the positions of all rows.
     pub(super) fn token(&self, row: usize, position: usize) -> usize {
         let here = &self.rows[row];
-        if position < here.start {
-            assert!(here.kept.is_none(), "checked when the plan was validated");
-            assert!(here.trunk != row, "position {position} is not needed");
-            return self.token(here.trunk, position);
+        let (start, trunk) = (here.start as usize, here.trunk as usize);
+        if position < start {
+            let kept = self.row_is_kept(row);
+            assert!(!kept, "checked when the plan was validated");
+            assert!(trunk != row, "position {position} is not needed");
+            return self.token(trunk, position);
         }
-        here.first_token + position - here.start
+        here.first_token + position - start
     }
 
     /// The first position after `positions.start`, up to its end, at which not all of these rows are the same
@@ -439,7 +410,7 @@ impl Layout {
                 for class in classes {
                     for row in &class.rows {
                         let positions = class.start..class.pos;
-                        places.extend(positions.map(|position| (*row, position)));
+                        places.extend(positions.map(|position| (*row as usize, position)));
                     }
                 }
             }
@@ -451,15 +422,15 @@ impl Layout {
     ///
     /// - `parents`: the group there that each group here continues
     pub(super) fn rows_before(&self, before: &Self, parents: &[usize]) -> Vec<usize> {
-        let all = self.rows.len();
+        let all = self.rows.len() as u32;
         let ends = self.first_rows.iter().skip(1).copied().chain([all]);
         let groups = self.first_rows.iter().zip(ends).zip(parents);
-        groups
-            .flat_map(|((first, end), parent)| {
-                let start = before.first_rows[*parent];
-                start..start + end - first
-            })
-            .collect()
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for ((first, end), parent) in groups {
+            let start = before.first_row(*parent);
+            rows.extend(start..start + (end - first) as usize);
+        }
+        rows
     }
 
     /// For each position of this layout: its index in another one. Positions after the end of a row
@@ -467,7 +438,7 @@ impl Layout {
     pub(super) fn tokens_in(&self, before: &Self, rows_before: &[usize]) -> Vec<usize> {
         let places = self.places().into_iter().map(|(row, position)| {
             let row = rows_before[row];
-            before.token(row, position.min(before.rows[row].pos - 1))
+            before.token(row, position.min(before.rows[row].pos as usize - 1))
         });
         places.collect()
     }
@@ -483,38 +454,6 @@ impl Layout {
                 .collect(),
         }
     }
-}
-
-/// Chooses starts for suffixes with these ends and starts, so that there are at most `most_classes`
-/// kinds of them and little more is computed. The result is sorted.
-pub(super) fn merge_suffixes(
-    suffixes: impl Iterator<Item = (usize, usize)>,
-    most_classes: usize,
-) -> Vec<(usize, usize)> {
-    let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
-    for kind in suffixes {
-        *counts.entry(kind).or_default() += 1;
-    }
-    merge_kinds(counts.into_iter().collect(), most_classes)
-}
-
-fn merge_kinds(
-    mut kinds: Vec<((usize, usize), usize)>,
-    most_classes: usize,
-) -> Vec<(usize, usize)> {
-    kinds.sort_unstable();
-    while kinds.len() > most_classes {
-        // The cost of starting the suffixes of a kind where the previous kind starts.
-        let costs = kinds.windows(2).enumerate().filter_map(|(index, pair)| {
-            let ([(pos, start), (other_pos, later)], count) = ([pair[0].0, pair[1].0], pair[1].1);
-            (pos == other_pos).then_some(((later - start) * count, index))
-        });
-        let Some((_, index)) = costs.min() else {
-            break;
-        };
-        kinds[index].1 += kinds.remove(index + 1).1;
-    }
-    kinds.into_iter().map(|(kind, _count)| kind).collect()
 }
 
 /// Indices as a tensor.

@@ -1,12 +1,14 @@
 //! The part of a layout that the model needs to know.
 
-use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes};
+use std::cell::OnceCell;
 
-use super::{Class, Layout, int_tensor};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_align_models::{KeysValues, Prefixes, Queries, SuffixClass, Suffixes, Tables};
+
+use super::{Class, Layout};
 use crate::engine::cache::Cache;
 use crate::engine::past::PastLayer;
-use crate::engine::plan::{InputId, Plan, WorldInput};
+use crate::engine::plan::{Plan, WorldInput};
 
 impl Layout {
     /// What the model has to know.
@@ -16,7 +18,7 @@ impl Layout {
         &self,
         queries: Option<&Self>,
         plan: &Plan<B>,
-        device: &B::Device,
+        (tables, device): (&Tables, &B::Device),
     ) -> Option<Suffixes<B>> {
         let classes = self.classes.as_ref()?;
         let positions = self.places().into_iter().map(|(_row, position)| position);
@@ -31,28 +33,34 @@ impl Layout {
                 pos: class.pos,
                 prefixes: match class {
                     Class { start: 0, .. } => None,
-                    Class { kept: true, .. } => Some(self.kept_prefixes(class, plan)),
-                    Class { kept: false, .. } => Some(self.prefixes(class, device)),
+                    Class { kept: true, .. } => Some(self.kept_prefixes(class, plan, tables)),
+                    Class { kept: false, .. } => Some(self.prefixes(class, tables, device)),
                 },
             });
         Some(Suffixes {
-            positions: int_tensor(positions, device),
+            positions: tables.indices::<B>(positions.collect(), device),
             classes: classes.collect(),
             queries: queries.map(|queries| {
                 let places = queries.places();
                 let tokens = places.iter().map(|(row, at)| self.token(*row, *at));
                 Queries {
-                    tokens: int_tensor(tokens, device),
-                    positions: int_tensor(places.iter().map(|(_, at)| *at), device),
+                    tokens: tables.indices::<B>(tokens.collect(), device),
+                    positions: tables
+                        .indices::<B>(places.iter().map(|(_, at)| *at).collect(), device),
                 }
             }),
         })
     }
 
     /// Cached keys and values before the suffixes of a class.
-    fn kept_prefixes<B: Backend>(&self, class: &Class, plan: &Plan<B>) -> Prefixes<B> {
-        let inputs = class.rows.iter().filter_map(|row| self.rows[*row].kept);
-        let continued = inputs.filter_map(|(input, _)| match &plan.inputs[input.0] {
+    fn kept_prefixes<B: Backend>(
+        &self,
+        class: &Class,
+        plan: &Plan<B>,
+        tables: &Tables,
+    ) -> Prefixes<B> {
+        let inputs = class.rows.iter().filter_map(|row| self.kept[*row as usize]);
+        let continued = inputs.filter_map(|(input, _)| match &plan.inputs[input] {
             WorldInput::Continued(row) => Some(&row.past),
             _ => None,
         });
@@ -61,9 +69,9 @@ impl Layout {
             return Prefixes::Kept(Cache::prefixes(&continued));
         }
         // Neighbours on one input, with the rows of its tensors.
-        let mut runs: Vec<(InputId, Vec<usize>)> = Vec::new();
+        let mut runs: Vec<(usize, Vec<usize>)> = Vec::new();
         for row in &class.rows {
-            let (input, example) = self.rows[*row].kept.expect("the class is of such rows");
+            let (input, example) = self.kept[*row as usize].expect("the class is of such rows");
             match runs.last_mut() {
                 Some((last, examples)) if *last == input => examples.push(example),
                 _ => runs.push((input, vec![example])),
@@ -71,12 +79,16 @@ impl Layout {
         }
         let pasts: Vec<_> = runs
             .iter()
-            .filter_map(|(input, examples)| Some((plan.inputs[input.0].past()?, examples)))
+            .filter_map(|(input, examples)| {
+                // Their indices are copied to the device once for all layers.
+                let indices = OnceCell::<Tensor<B, 1, Int>>::new();
+                Some((plan.inputs[*input].past()?, examples, indices))
+            })
             .collect();
-        let layers = pasts.first().map_or(&[][..], |(past, _)| &past.layers);
+        let layers = pasts.first().map_or(&[][..], |(past, ..)| &past.layers);
         let kept = layers.iter().enumerate().map(|(index, kept)| {
             let take = |tensor: fn(&PastLayer<B>) -> &Tensor<B, 3>| {
-                let parts = pasts.iter().map(|(past, examples)| {
+                let parts = pasts.iter().map(|(past, examples, indices)| {
                     let all = tensor(&past.layers[index]).clone();
                     let [batch, _start, width] = all.dims();
                     let all = all.narrow(1, 0, class.start);
@@ -84,7 +96,8 @@ impl Layout {
                         true => all,
                         false => {
                             let device = all.device();
-                            all.select(0, int_tensor(examples.iter().copied(), &device))
+                            let copy = || tables.indices::<B>(examples.to_vec(), &device);
+                            all.select(0, indices.get_or_init(copy).clone())
                         }
                     };
                     let sizes = [
@@ -106,11 +119,16 @@ impl Layout {
         Prefixes::Kept(kept.collect())
     }
 
-    fn prefixes<B: Backend>(&self, class: &Class, device: &B::Device) -> Prefixes<B> {
+    fn prefixes<B: Backend>(
+        &self,
+        class: &Class,
+        tables: &Tables,
+        device: &B::Device,
+    ) -> Prefixes<B> {
         // Each trunk with the number of rows that continue it.
         let mut trunks: Vec<(usize, usize)> = Vec::new();
         for row in &class.rows {
-            let trunk = self.rows[*row].trunk;
+            let trunk = self.rows[*row as usize].trunk as usize;
             match trunks.last_mut() {
                 Some((last, count)) if *last == trunk => *count += 1,
                 _ => trunks.push((trunk, 1)),
@@ -127,7 +145,7 @@ impl Layout {
             .flat_map(|row| (0..class.start).map(|position| self.token(*row, position)));
         Prefixes::Here {
             rows: rows.len(),
-            tokens: int_tensor(tokens, device),
+            tokens: tables.indices::<B>(tokens.collect(), device),
         }
     }
 }
