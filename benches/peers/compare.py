@@ -5,7 +5,8 @@
         --batch 32 --pos 80 --layer 15 --memory forward batch das_lowrank
 
 Runs all sides one after another, reversing the order every other round, and takes each workload's
-median over the rounds. A name is that of a workload or of a family of them; without names, all run.
+median over the rounds. A name is that of a workload or of a family of them; without names, all run but
+those that take minutes. With --cells, peers time a part of each sweep, and scale up what is repeated.
 With --memory, each name has its own process, and the peaks of memory are a second table. The limits
 of the device, a large matrix product and a large copy, are measured first; the last table shows how
 close each side comes to them. What was measured before a failure or an interruption is still
@@ -51,7 +52,7 @@ class Found:
     ceilings: dict[str, float] = field(default_factory=dict)
     flops: dict[str, int] = field(default_factory=dict)  # by workload
     forward_bytes: dict[str, int] = field(default_factory=dict)  # of forward passes alone
-    scaled: bool = False  # whether pyvene ran only some cells
+    scaled: bool = False  # whether peers ran only some cells
 
     def add(self, side: str, line: dict) -> None:
         workload = line["workload"]
@@ -128,9 +129,13 @@ def command_of(side: str, program: str, args: argparse.Namespace) -> list[str]:
         command = [*peers(args), "--peer", side]
         if args.cells is not None:
             command += ["--cells", str(args.cells)]
+        if args.pass_cells is not None:
+            command += ["--pass-cells", str(args.pass_cells)]
     for option in SHAPE:
         if (value := getattr(args, option)) is not None:
             command += [f"--{option}", str(value)]
+    if args.repeats is not None:
+        command += ["--repeats", str(args.repeats)]
     return [*command, "--seconds", str(args.seconds)]
 
 
@@ -245,8 +250,9 @@ def setting(args: argparse.Namespace, packages: dict[str, str], found: Found) ->
         f"Python {platform.python_version()}",
         *(f"{name} {number}" for name, number in packages.items()),
         *(["PyTorch with TF32"] if args.tf32 else []),
-        *([f"pyvene ran {args.cells} cells of each sweep, scaled up"] if found.scaled else []),
-        f"{args.rounds} rounds of at least {args.seconds:g} s a workload",
+        *([f"peers ran about {args.cells} cells of a sweep, scaled up"] if found.scaled else []),
+        f"{args.rounds} rounds of "
+        + (f"{args.repeats} repeats" if args.repeats else f"at least {args.seconds:g} s a workload"),
     ]
     return "; ".join(parts) + "."
 
@@ -272,7 +278,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--backend", help="our side's [default: flex, or cuda with --device cuda]")
     parser.add_argument("--program", type=Path, help="our side, built already with that backend")
     parser.add_argument("--burn-args", default="", help='for our side only, as "--fused"')
-    parser.add_argument("--cells", type=int, help="pyvene: time this many cells, and scale up")
+    parser.add_argument("--cells", type=int, help="peers: time about this many cells, and scale up")
+    parser.add_argument("--pass-cells", type=int, help="hooks: most cells in a pass")
+    parser.add_argument("--repeats", type=int, help="exactly so many, after one warm-up")
     parser.add_argument("--rounds", type=int, default=2, help="[default: %(default)s]")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
     parser.add_argument("--threads", type=int, default=cores, help="of each side [default: all]")

@@ -27,48 +27,58 @@ def labels(model: PreTrainedModel, batch: int) -> Tensor:
     return (torch.arange(batch) * 3001 % model.config.vocab_size).to(model.device)
 
 
+class PyveneSearch:
+    """As pyvene's tutorials train: both runs in full, with logits at all positions."""
+
+    def __init__(self, model: PreTrainedModel, das: Das) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what else could be installed
+            import pyvene
+        if das.boundless:
+            intervention = pyvene.BoundlessRotatedSpaceIntervention
+        elif das.rank is None:
+            intervention = pyvene.RotatedSpaceIntervention
+        else:
+            intervention = pyvene.LowRankRotatedSpaceIntervention
+        representation = {"layer": das.layer, "component": "block_output", "unit": "pos"}
+        if das.rank is not None:
+            representation["low_rank_dimension"] = das.rank
+        torch.manual_seed(0)
+        config = pyvene.IntervenableConfig(
+            [representation], intervention_types=intervention, model_type=type(model)
+        )
+        self.das = das
+        self.intervenable = pyvene.IntervenableModel(config, model)
+        self.intervenable.set_device(model.device)
+        self.intervenable.disable_model_gradients()
+        (self.trained,) = self.intervenable.interventions.values()
+        parameters = [{"params": self.trained.rotate_layer.parameters()}]
+        if das.boundless:
+            parameters.append({"params": self.trained.intervention_boundaries, "lr": BOUNDARY_RATE})
+        self.optimizer = torch.optim.Adam(parameters, lr=RATE)
+
+    def logits(self, base: Tensor, source: Tensor) -> Tensor:
+        """After the last token of the base, under the intervention, [batch, vocab]."""
+        inputs = {"input_ids": base}, [{"input_ids": source}]
+        _, intervened = self.intervenable(*inputs, {"sources->base": self.das.position})
+        return intervened.logits[:, -1]
+
+    @torch.enable_grad()
+    def step(self, base: Tensor, source: Tensor, wanted: Tensor) -> Tensor:
+        """A step of the optimizer; the logits before it."""
+        logits = self.logits(base, source)
+        loss = cross_entropy(logits.float(), wanted)
+        total = loss + self.trained.intervention_boundaries.sum() if self.das.boundless else loss
+        self.optimizer.zero_grad()
+        total.backward()
+        self.optimizer.step()
+        return logits.detach()
+
+
 def with_pyvene(
     model: PreTrainedModel, das: Das, base: Tensor, source: Tensor
 ) -> Callable[[], list[Tensor]]:
-    """As pyvene's tutorials train: both runs in full, with logits at all positions."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what else could be installed
-        import pyvene
-    if das.boundless:
-        intervention = pyvene.BoundlessRotatedSpaceIntervention
-    elif das.rank is None:
-        intervention = pyvene.RotatedSpaceIntervention
-    else:
-        intervention = pyvene.LowRankRotatedSpaceIntervention
-    representation = {"layer": das.layer, "component": "block_output", "unit": "pos"}
-    if das.rank is not None:
-        representation["low_rank_dimension"] = das.rank
-    torch.manual_seed(0)
-    config = pyvene.IntervenableConfig(
-        [representation], intervention_types=intervention, model_type=type(model)
-    )
-    intervenable = pyvene.IntervenableModel(config, model)
-    intervenable.set_device(model.device)
-    intervenable.disable_model_gradients()
-    (trained,) = intervenable.interventions.values()
-    parameters = [{"params": trained.rotate_layer.parameters()}]
-    if das.boundless:
-        parameters.append({"params": trained.intervention_boundaries, "lr": BOUNDARY_RATE})
-    optimizer = torch.optim.Adam(parameters, lr=RATE)
-    wanted = labels(model, len(base))
-    inputs = {"input_ids": base}, [{"input_ids": source}], {"sources->base": das.position}
-
-    @torch.enable_grad()
-    def step() -> list[Tensor]:
-        _, intervened = intervenable(*inputs)
-        logits = intervened.logits[:, -1]
-        loss = cross_entropy(logits.float(), wanted)
-        total = loss + trained.intervention_boundaries.sum() if das.boundless else loss
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        return [logits.detach()]
-
-    return step
+    search, wanted = PyveneSearch(model, das), labels(model, len(base))
+    return lambda: [search.step(base, source, wanted)]
 
 
 class Rotation(nn.Module):

@@ -18,8 +18,13 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def repeat(run: Callable[[], object], seconds: float, device: torch.device) -> list[float]:
-    """Seconds of every repeat, ascending; the device is waited for before and after each."""
+def repeat(
+    run: Callable[[], object], seconds: float, device: torch.device, exactly: int | None = None
+) -> list[float]:
+    """Seconds of every repeat, ascending; the device is waited for before and after each.
+
+    Of `exactly` so many, after one warm-up, or of as many as the seconds allow, after two.
+    """
 
     def timed() -> float:
         wait(device)
@@ -31,6 +36,8 @@ def repeat(run: Callable[[], object], seconds: float, device: torch.device) -> l
         return elapsed
 
     timed()
+    if exactly is not None:
+        return sorted(timed() for _ in range(exactly))
     timed()
     times, start = [], time.perf_counter()
     while len(times) < LEAST or (len(times) < MOST and time.perf_counter() - start < seconds):

@@ -110,6 +110,17 @@ PRESETS = {
     "llama3-8b": replace(
         LLAMA2_7B, kv_heads=8, d_mlp=14_336, vocab=128_256, max_positions=8192, rope_theta=500_000.0
     ),
+    "smollm2-135m": Shape(
+        layers=30,
+        heads=9,
+        kv_heads=3,
+        d_model=576,
+        d_mlp=1536,
+        vocab=49_152,
+        max_positions=8192,
+        tied=True,
+        rope_theta=100_000.0,
+    ),
 }
 
 

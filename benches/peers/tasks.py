@@ -74,14 +74,15 @@ def workloads(shape: Shape, choices: Choices) -> list[Workload]:
     def middle(pos: int) -> int:
         return max(pos // 2 - 1, 0)
 
-    forwards = dict.fromkeys([inputs(1, 5), inputs(8, 64), inputs(8, 128)])
+    shapes = [(1, 5), (1, 80), (8, 64), (8, 128), (32, 80)]
+    forwards = dict.fromkeys(inputs(*shape) for shape in shapes)
     found = [Workload("forward", f"forward_{b}x{p}", b, p) for b, p in forwards]
 
     batch, pos = inputs(1, 5)
     cell = Cell(layer, "block_output", pos - 1)
     found.append(Workload("single", f"single_{batch}x{pos}", batch, pos, [cell]))
 
-    def grid(*components: str) -> list[Cell]:
+    def grid(*components: str, pos: int = pos) -> list[Cell]:
         return [Cell(at, c, p) for at in range(layers) for c in components for p in range(pos)]
 
     # The name has the shape only if it is not the default, and cannot be told from the grid.
@@ -114,7 +115,29 @@ def workloads(shape: Shape, choices: Choices) -> list[Workload]:
         ("das_boundless", "das_boundless", Das(layer, at, boundless=True)),
     ]:
         found.append(Workload(family, f"{kind}_step_{batch}x{pos}", batch, pos, das=das))
-    return found
+
+    for batch, pos in [inputs(1, 6), inputs(1, 20), inputs(1, 80)]:
+        of_batch = "" if batch == 1 else f"_batch{batch}"
+        name = f"sweep_block_output_{layers}x{pos}{of_batch}"
+        found.append(Workload("sweep_long", name, batch, pos, grid("block_output", pos=pos)))
+    batch, pos = inputs(16, 64)
+    name, das = f"das_lowrank{rank}_step_{batch}x{pos}", Das(layer, middle(pos), rank=rank)
+    found.append(Workload("das_long", name, batch, pos, das=das))
+    # With shapes that a user chooses, some are the same.
+    unique: dict[str, Workload] = {}
+    for workload in found:
+        unique.setdefault(workload.name, workload)
+    return list(unique.values())
+
+
+ON_REQUEST = {"sweep_long", "das_long"}  # families that take minutes: they run if they are named
+
+
+def chosen(known: list[Workload], names: list[str]) -> list[Workload]:
+    """Those with these names, or in these families; without names, all that take no minutes."""
+    if not names:
+        return [workload for workload in known if workload.family not in ON_REQUEST]
+    return [workload for workload in known if {workload.name, workload.family} & set(names)]
 
 
 def tokens(workload: Workload, which: str, model: PreTrainedModel) -> Tensor:

@@ -1,6 +1,6 @@
 """The workloads of `benches/workloads` in PyTorch: through pyvene, and with hand-written hooks.
 
-    python benches/peers/workloads.py --peer P [OPTION…] [NAME…]
+    python benches/peers/workloads.py --peer P [--cells N] [OPTION…] [NAME…]
     python benches/peers/workloads.py --check [--tiny] [OPTION…] [NAME…]
     python benches/peers/workloads.py --ceilings [--device D] [--dtype T]
 
@@ -9,8 +9,10 @@ after a warm-up, the spread, (slowest - fastest) / median, and the peak of memor
 not be run. The model has the shape `--model` and random weights. Names and options are those of
 `benches/workloads`; names contain batch × tokens. Every workload ends with the logits at the last
 position, of the base or of each cell; a repeat of a `das_…` workload is an optimizer step
-(`das.py`). Peers are `pyvene`; `hooks`, with a batched forward pass per site of a sweep; and
-`hooks_one_pass`, with a sweep in one pass (only for sweeps over several sites). --check computes
+(`das.py`). Peers are `pyvene`; `hooks`, with a batched forward pass per site of a sweep, or several
+of --pass-cells; and `hooks_one_pass`, with a sweep in one pass (only for short sweeps over several
+sites). Of a long sweep, --cells times so many cells, and scales up what is repeated for others: calls,
+or passes, but not the source's pass before them. The line says which. --check computes
 the workloads with every peer and compares all their cells, or the logits of some steps. --ceilings
 measures a large matrix product and a large copy. See README.md.
 
@@ -25,7 +27,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,26 +35,55 @@ import das
 import measure
 import torch
 from models import DTYPES, PRESETS, Shape, activation, blocks, build, last_logits, weight_bytes
-from tasks import Cell, Choices, Site, Workload, tokens, workloads
+from tasks import Cell, Choices, Site, Workload, chosen, tokens, workloads
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 TOLERANCE = 1e-4  # of logits, in --check
 STEPS = 4  # of the optimizer, in --check
+ONE_PASS = 16_384  # most tokens in one pass of `hooks_one_pass`
+
+Run = Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A workload that is ready to run: something once, then a number of calls or passes."""
+
+    parts: list[tuple[int, Run]]  # how many cells each computes
+    once: Callable[[], object] | None = None
+
+    @classmethod
+    def of(cls, run: Run) -> "Prepared":
+        return cls([(1, run)])
+
+    @property
+    def cells(self) -> int:
+        return sum(cells for cells, _ in self.parts)
+
+    def run(self) -> list[Tensor]:
+        if self.once:
+            self.once()
+        return [result for _, part in self.parts for result in part()]
+
+    def some(self, cells: int) -> "Prepared":
+        """Evenly chosen parts with about so many cells, and what runs once."""
+        count = max(1, round(len(self.parts) * min(1, cells / self.cells)))
+        return replace(self, parts=[self.parts[i * len(self.parts) // count] for i in range(count)])
 
 
 # pyvene, as its users write it ---------------------------------------------------------------
 
 
-def with_pyvene(model: PreTrainedModel, workload: Workload) -> Callable[[], list[Tensor]]:
+def with_pyvene(model: PreTrainedModel, workload: Workload) -> Prepared:
     """One call per cell, which runs the source, then the base, with logits at all positions."""
     base = {"input_ids": tokens(workload, "base", model)}
     if workload.das:
         source = tokens(workload, "source", model)
-        return das.with_pyvene(model, workload.das, base["input_ids"], source)
+        return Prepared.of(das.with_pyvene(model, workload.das, base["input_ids"], source))
     if workload.cells is None:
-        return lambda: [model(**base).logits[:, -1].clone()]
+        return Prepared.of(lambda: [model(**base).logits[:, -1].clone()])
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what else could be installed
         import pyvene
@@ -79,14 +110,11 @@ def with_pyvene(model: PreTrainedModel, workload: Workload) -> Callable[[], list
         units = [[[[cell.head]] * workload.batch, [[cell.position]] * workload.batch]]
         return {"sources->base": (units, units)}
 
-    def run() -> list[Tensor]:
-        results = []
-        for cell in workload.cells:
-            _, intervened = intervenables[cell.site](base, [source], locations(cell))
-            results.append(intervened.logits[:, -1].clone())  # not the logits of all positions
-        return results
+    def call(cell: Cell) -> list[Tensor]:
+        _, intervened = intervenables[cell.site](base, [source], locations(cell))
+        return [intervened.logits[:, -1].clone()]  # not the logits of all positions
 
-    return run
+    return Prepared([(1, partial(call, cell)) for cell in workload.cells])
 
 
 # PyTorch hooks, batched by hand --------------------------------------------------------------
@@ -127,27 +155,38 @@ def tapped(model: PreTrainedModel, taps: dict[Site, Callable]) -> Iterator[None]
 
 
 def with_hooks(
-    model: PreTrainedModel, workload: Workload, one_pass: bool = False
-) -> Callable[[], list[Tensor]]:
-    """The source once, then the cells as rows of one batched forward pass per site, or in all."""
+    model: PreTrainedModel, workload: Workload, one_pass: bool = False, most: int | None = None
+) -> Prepared:
+    """The source once, then the cells as rows of batched forward passes: one, or at least one per site.
+
+    A pass of a site has at most so many cells.
+    """
     batch, base = workload.batch, tokens(workload, "base", model)
     device = base.device
     if workload.das:
-        return das.with_hooks(model, workload.das, base, tokens(workload, "source", model))
+        return Prepared.of(das.with_hooks(model, workload.das, base, tokens(workload, "source", model)))
 
     # On the CPU, the cache of keys and values is left on, as by default: its absence costs 4 ms a
     # pass. On a GPU, it would cost much of the memory.
     options = {"use_cache": device.type == "cpu"}
     if workload.cells is None:
-        return lambda: [last_logits(model, base, **options)]
+        return Prepared.of(lambda: [last_logits(model, base, **options)])
 
     source = tokens(workload, "source", model)
-    groups = defaultdict(list)  # of the cells that share a pass, in the order of the results
+    by_site = defaultdict(list)
     for cell in workload.cells:
-        groups[None if one_pass else cell.site].append(cell)
+        by_site[None if one_pass else cell.site].append(cell)
+    # Of the cells that share a pass, in the order of the results.
+    groups = [
+        group[first : first + (most or len(group))]
+        for group in by_site.values()
+        for first in range(0, len(group), most or len(group))
+    ]
     sites = {cell.site for cell in workload.cells}
 
-    def patches(group: list[Cell], cache: dict) -> dict[Site, Callable]:
+    cache: dict[Site, Tensor] = {}
+
+    def patches(group: list[Cell]) -> dict[Site, Callable]:
         """Per site, the function that writes the source's units into the rows of its cells."""
         rows_of = defaultdict(list)
         for index, cell in enumerate(group):
@@ -173,21 +212,23 @@ def with_hooks(
 
         return {site: patch(site) for site in rows_of}
 
-    cache: dict[Site, Tensor] = {}
     store = {site: lambda activation, site=site: cache.update({site: activation}) for site in sites}
-    passes = [(base.repeat(len(group), 1), patches(group, cache)) for group in groups.values()]
 
-    def run() -> list[Tensor]:
+    def run_source() -> None:
+        cache.clear()
         with tapped(model, store):
             model.base_model(source, **options)
-        results = []
-        for ids, taps in passes:
-            with tapped(model, taps):
-                results.extend(last_logits(model, ids, **options).split(batch))
-        cache.clear()
-        return results
 
-    return run
+    def prepare(group: list[Cell]) -> tuple[int, Run]:
+        ids, taps = base.repeat(len(group), 1), patches(group)
+
+        def run() -> list[Tensor]:
+            with tapped(model, taps):
+                return list(last_logits(model, ids, **options).split(batch))
+
+        return len(group), run
+
+    return Prepared([prepare(group) for group in groups], run_source)
 
 
 PEERS = {
@@ -198,51 +239,60 @@ PEERS = {
 
 
 def is_for(peer: str, workload: Workload) -> bool:
-    """Whether the peer differs from `hooks`: with cells at one site, there is one pass anyway."""
-    sites = {cell.site for cell in workload.cells or []}
-    return peer != "hooks_one_pass" or len(sites) > 1
+    """Whether the peer differs from `hooks`, as with cells at several sites, and can run this."""
+    cells = workload.cells or []
+    tokens_at_once = len(cells) * workload.batch * workload.pos
+    several = len({cell.site for cell in cells}) > 1
+    return peer != "hooks_one_pass" or several and tokens_at_once <= ONE_PASS
 
 
-def some_cells(workload: Workload, count: int) -> Workload:
-    """This many of its cells, evenly chosen."""
-    cells = workload.cells
-    return replace(workload, cells=[cells[i * len(cells) // count] for i in range(count)])
+def prepared(peer: str, model: PreTrainedModel, workload: Workload, most: int | None) -> Prepared:
+    options = {"most": most} if peer == "hooks" else {}
+    return PEERS[peer](model, workload, **options)
 
 
 def timed(model: PreTrainedModel, workload: Workload, args: argparse.Namespace) -> dict:
     """Seconds, or the error, and memory, under the names of `benches/workloads`."""
-    scale, line = 1.0, {}
+    line = {}
     measure.begin_peak(model.device)
     try:
-        # One call per cell, so that a part of them takes a part of the time.
-        if args.peer == "pyvene" and args.cells and len(workload.cells or []) > args.cells:
-            scale, line["cells_timed"] = len(workload.cells) / args.cells, args.cells
-            workload = some_cells(workload, args.cells)
-        times = measure.repeat(PEERS[args.peer](model, workload), args.seconds, model.device)
+        whole = prepared(args.peer, model, workload, args.pass_cells)
+        part = whole.some(args.cells) if args.cells and workload.cells else whole
+
+        def median_of(run: Run) -> float:
+            times = measure.repeat(run, args.seconds, model.device, args.repeats)
+            median = times[len(times) // 2]
+            line.update(spread=(times[-1] - times[0]) / median, repeats=len(times))
+            return median
+
+        once = median_of(part.once) if part.once and part.cells < whole.cells else 0.0
+        seconds = median_of(part.run)
+        line["seconds"] = seconds
+        if part.cells < whole.cells:
+            # What runs once counts once.
+            line["seconds"] = once + (seconds - once) * whole.cells / part.cells
+            line |= {"cells": whole.cells, "cells_timed": part.cells}
+            line |= {"parts": len(whole.parts), "parts_timed": len(part.parts)}
+            line |= {"seconds_once": once, "seconds_timed": seconds}
     except Exception as error:  # of any kind: this peer cannot run this here
-        line["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        line = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         for module in model.modules():  # what pyvene has left in it
             module._forward_hooks.clear()
             module._forward_pre_hooks.clear()
-    else:
-        median = times[len(times) // 2]
-        line["seconds"] = scale * median
-        line |= {"spread": (times[-1] - times[0]) / median, "repeats": len(times)}
     return line | measure.peak(model.device)
 
 
-def check(model: PreTrainedModel, chosen: list[Workload]) -> bool:
+def check(model: PreTrainedModel, workloads: list[Workload], most: int | None) -> bool:
     """Whether the peers agree in every cell, and the cells do something."""
     passed = True
-    for workload in chosen:
-        peers = {peer: prepare for peer, prepare in PEERS.items() if is_for(peer, workload)}
+    for workload in workloads:
         runs = STEPS if workload.das else 1
 
-        def results(prepare: Callable) -> Tensor:
-            run = prepare(model, workload)
+        def results(peer: str) -> Tensor:
+            run = prepared(peer, model, workload, most).run
             return torch.stack([result for _ in range(runs) for result in run()])
 
-        found = {peer: results(prepare) for peer, prepare in peers.items()}
+        found = {peer: results(peer) for peer in PEERS if is_for(peer, workload)}
         expected = found.pop("pyvene")  # [cell or step, batch, vocab]
         difference = max((result - expected).abs().max().item() for result in found.values())
         line = f"{workload.name}: {len(expected)} results, max abs difference {difference:.1e}"
@@ -277,8 +327,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="f32", help="[default: %(default)s]")
     parser.add_argument("--tf32", action="store_true", help="matrix products of f32 on a GPU")
     parser.add_argument("--seconds", type=float, default=2.0, help="of repeats, at least")
+    parser.add_argument("--repeats", type=int, help="exactly so many, after one warm-up")
     parser.add_argument(
-        "--cells", type=int, help="pyvene: time this many cells of a sweep, evenly chosen, and scale up"
+        "--cells", type=int, help="time about this many cells of a sweep, evenly chosen, and scale up"
+    )
+    parser.add_argument(
+        "--pass-cells",
+        type=int,
+        help="hooks: most cells in a pass [default: 40 on the CPU, all of a site on a GPU]",
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="[default: all cores]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the lines here")
@@ -299,10 +355,12 @@ def parse() -> argparse.Namespace:
         ("pos", shape.max_positions),
         ("rank", shape.d_model),
         ("cells", None),
+        ("pass_cells", None),
+        ("repeats", None),
     ]:
         value = getattr(args, option)
         if value is not None and (value < 1 or most is not None and value > most):
-            parser.error(f"--{option} {value}: expected 1 to {most or 'any number'}")
+            parser.error(f"--{option.replace('_', '-')} {value}: expected 1 to {most or 'any number'}")
     args.shape = replace(shape, layers=args.layers or shape.layers)
     if args.layer is not None and not 0 <= args.layer < args.shape.layers:
         parser.error(f"--layer {args.layer}: expected 0 to {args.shape.layers - 1}")
@@ -315,7 +373,9 @@ def parse() -> argparse.Namespace:
             f"no workload {', '.join(sorted(unknown))} on this shape; expected {expected}, or a "
             f"family: {', '.join(dict.fromkeys(workload.family for workload in known))}"
         )
-    args.chosen = [w for w in known if not args.names or {w.name, w.family} & set(args.names)]
+    args.chosen = chosen(known, args.names)
+    if args.pass_cells is None and args.device == "cpu":
+        args.pass_cells = 40
     if args.peer:
         args.chosen = [workload for workload in args.chosen if is_for(args.peer, workload)]
     return args
@@ -348,7 +408,7 @@ def main() -> int:
             return 0
         model = build(args.shape, args.attention, dtype, device)
         if args.check:
-            return 0 if check(model, args.chosen) else 1
+            return 0 if check(model, args.chosen, args.pass_cells) else 1
 
         setting |= {"backend": args.peer, "model": model_name(args)}
         floor = {"forward_bytes": weight_bytes(model)}

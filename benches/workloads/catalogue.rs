@@ -1,9 +1,17 @@
 //! The workloads, as data.
 
+use std::collections::BTreeSet;
+
 use burn_align::engine::Units;
 use burn_align::front::{AlignableRepresentationConfig, InterventionType};
 use burn_align::methods::{Mlps, ReceiverInput};
 use burn_align_models::{Component, ModelDims, Site};
+
+use crate::circuits::{self, Circuits};
+use crate::features::{self, Features};
+use crate::generation::Generation;
+use crate::planning::{self, Planning};
+use crate::{das_grid, long};
 
 /// Something to time.
 pub(crate) struct Workload {
@@ -39,12 +47,22 @@ pub(crate) enum Task {
         receiver: ReceiverInput,
         mlps: Mlps,
     },
+    /// Something of the edges of the residual graph.
+    Circuits { inputs: Inputs, kind: Circuits },
     /// An optimizer step of distributed alignment search.
     Das {
         inputs: Inputs,
         position: usize,
         representation: Box<AlignableRepresentationConfig>,
     },
+    /// Distributed alignment search in every cell of a grid.
+    DasGrid(Inputs),
+    /// A change of all features of a dictionary.
+    Features(Inputs, Features),
+    /// Texts.
+    Generate(Generation),
+    /// A sweep on a model of its own, planned and not run.
+    Planning(Planning),
     /// A checkpoint, read from a folder.
     Load,
 }
@@ -65,7 +83,7 @@ pub(crate) struct Choices {
     /// Tokens per example [default: each workload's own].
     #[arg(long)]
     pub(crate) pos: Option<usize>,
-    /// Layer of single interchanges and of DAS [default: the middle one].
+    /// Layer of single interchanges, of DAS and of steering [default: the middle one].
     #[arg(long)]
     pub(crate) layer: Option<usize>,
     /// Directions of the low-rank DAS.
@@ -75,7 +93,7 @@ pub(crate) struct Choices {
 
 impl Choices {
     /// The inputs of a workload with this default shape.
-    fn inputs(&self, batch: usize, pos: usize) -> Inputs {
+    pub(crate) fn inputs(&self, batch: usize, pos: usize) -> Inputs {
         Inputs {
             batch: self.batch.unwrap_or(batch),
             pos: self.pos.unwrap_or(pos),
@@ -98,7 +116,9 @@ pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
     all.extend(sweeps(dims, choices));
     all.push(single("batch", choices.inputs(32, 32), layer, middle));
     all.extend(paths(dims, choices));
+    all.extend(circuits::workloads(dims, choices));
     all.extend(das(choices, layer));
+    all.extend(features::workloads(choices, layer));
     all.push(Workload {
         family: "load",
         name: "load".to_owned(),
@@ -106,19 +126,24 @@ pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
             .to_owned(),
         task: Task::Load,
     });
+    all.extend(planning::workloads());
+    all.extend(long::sweeps(dims, choices));
+    all.push(long::das(choices, layer));
+    all.push(das_grid::workload(dims, choices));
+    all.extend(long::texts(choices, layer));
+    // With shapes that a user chooses, some are the same.
+    let mut names = BTreeSet::new();
+    all.retain(|workload| names.insert(workload.name.clone()));
     all
 }
 
 /// The position in the middle, 15 of 32.
-fn middle(pos: usize) -> usize {
+pub(crate) fn middle(pos: usize) -> usize {
     (pos / 2).saturating_sub(1)
 }
 
 fn forwards(choices: &Choices) -> Vec<Workload> {
-    let mut shapes = [(1, 5), (8, 64), (8, 128)]
-        .map(|(b, p)| choices.inputs(b, p))
-        .to_vec();
-    shapes.dedup();
+    let shapes = [(1, 5), (1, 80), (8, 64), (8, 128), (32, 80)].map(|(b, p)| choices.inputs(b, p));
     let workload = |inputs| Workload {
         family: "forward",
         name: format!("forward_{inputs}"),
@@ -244,7 +269,7 @@ fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
 }
 
 /// Every layer's components at every position.
-fn grid(layers: usize, pos: usize, components: &[Component]) -> Vec<(Site, Units)> {
+pub(crate) fn grid(layers: usize, pos: usize, components: &[Component]) -> Vec<(Site, Units)> {
     let at = |layer, component| {
         (0..pos).map(move |position| (Site::Block(layer, component), Units::position(position)))
     };

@@ -6,19 +6,24 @@
 //! ```
 //!
 //! Every workload runs on every backend that is compiled in and works here, and in several dtypes,
-//! on a model of the shape `--model` with random weights. A table at the end has the timings;
-//! `--json FILE` writes the same as lines. A name is that of a workload (`forward_8x64`) or of a
-//! family of them (`forward`). On GPT-2 small, the default, names and shapes are those that
-//! `benches/peers` runs in PyTorch. `--batch`, `--pos` and `--layers` change the shapes, and the
-//! names with them.
+//! on a model of the shape `--model` with random weights, or on that of `--weights`. A table at the
+//! end has the timings; `--json FILE` writes the same as lines, with what else a repeat takes and
+//! what it cannot do without. A name is that of a workload (`forward_8x64`) or of a family of them
+//! (`forward`). On GPT-2 small, the default, names and shapes are those that `benches/peers` runs
+//! in PyTorch. `--batch`, `--pos` and `--layers` change the shapes, and the names with them. Work
+//! that takes minutes runs only if it is named: long sweeps (`sweep_long`), a search on longer
+//! prompts (`das_long`), texts (`generate`, `generate_chat`), and, computed once and without a
+//! warm-up, a grid of searches (`das_grid`) and the exact effects of all edges (`circuits_exact`).
 //!
 //! The device is synchronised before and after every repeat. There are at least 5 repeats, after
-//! two warm-ups. `das_…` are seconds per optimizer step, once everything that does not change in
-//! training is cached. `load` reads a checkpoint that has just been written, so it is in the
-//! operating system's memory.
+//! two warm-ups. `das_…`, but for `das_grid`, are seconds per optimizer step, once everything that
+//! does not change in training is cached. `load` reads a checkpoint that has just been written, so
+//! it is in the operating system's memory.
 //!
-//! Files: `catalogue.rs` (what there is) → `run.rs` (how it is computed) → `timing.rs`, `memory.rs`;
-//! `columns.rs` (backends and dtypes), `model.rs` (shapes of models), `report.rs`.
+//! Files: `catalogue.rs`, `long.rs` (what there is) → `run.rs`, `generation.rs`, `circuits.rs`,
+//! `planning.rs`, `das_grid.rs`, `features.rs` (how it is computed) → `timing.rs`, `memory.rs`,
+//! `usage.rs`, `work.rs` (what it takes, and must take); `columns.rs` (backends and dtypes),
+//! `model.rs` (models), `report.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,14 +42,23 @@ use crate::columns::{Column, Columns};
 use crate::model::{Preset, Shape};
 use crate::report::{Outcome, Report};
 use crate::run::Bench;
+use crate::timing::Repeats;
 
 mod catalogue;
+mod circuits;
 mod columns;
+mod das_grid;
+mod features;
+mod generation;
+mod long;
 mod memory;
 mod model;
+mod planning;
 mod report;
 mod run;
 mod timing;
+mod usage;
+mod work;
 
 /// Times named workloads on backends, and compares them.
 #[derive(Parser)]
@@ -64,6 +78,9 @@ struct Args {
     /// Use only this many of its layers.
     #[arg(long)]
     layers: Option<usize>,
+    /// Instead, the model of this folder or GGUF file, with its weights.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "layers"])]
+    weights: Option<String>,
     #[command(flatten)]
     choices: Choices,
     /// Most rows (examples of worlds) that go through a layer together [default: what the device's
@@ -73,11 +90,14 @@ struct Args {
     /// Minimum total seconds of repeats per workload.
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    /// Exactly this many repeats after one warm-up, for workloads that take minutes.
+    #[arg(long, value_name = "N")]
+    repeats: Option<usize>,
     /// Use the backend's fused attention.
     #[arg(long)]
     fused: bool,
-    /// Also write a JSON line per workload, backend and dtype to this file (`-` for standard output,
-    /// which then has no tables).
+    /// Also write a JSON line per workload, backend and dtype to this file (`-` for standard
+    /// output, which then has no tables).
     #[arg(long)]
     json: Option<PathBuf>,
     /// Also print the peak of memory; for an exact value, name one workload and one backend.
@@ -89,13 +109,18 @@ struct Args {
     /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Workloads to run, or families of them [default: all].
+    /// Workloads to run, or families of them [default: all but those that take minutes].
     names: Vec<String>,
 }
 
 fn main() -> ExitCode {
     workbench::run(|args: Args| {
-        let shape = args.model.shape(args.layers)?;
+        let shape = match &args.weights {
+            None => args.model.shape(args.layers)?,
+            Some(weights) => on_backend!(BackendChoice::default(), |B, device| {
+                Shape::of_file::<B>(weights, &device)?
+            }),
+        };
         check(&args, &shape.dims())?;
         let workloads = select(catalogue(&shape.dims(), &args.choices), &args.names)?;
         if args.list {
@@ -149,6 +174,7 @@ fn check(args: &Args, dims: &ModelDims) -> Result<()> {
     within("--layer", layer, 0, dims.layers - 1)?;
     within("--rank", Some(rank), 1, dims.d_model)?;
     within("--max-rows", args.max_rows, 1, usize::MAX)?;
+    within("--repeats", args.repeats, 1, usize::MAX)?;
     ensure!(
         args.seconds.is_finite() && args.seconds >= 0.0,
         "--seconds {}: expected a number of seconds",
@@ -157,7 +183,7 @@ fn check(args: &Args, dims: &ModelDims) -> Result<()> {
     Ok(())
 }
 
-/// The workloads with these names, or all.
+/// The workloads with these names, or all that need not be asked for.
 fn select(all: Vec<Workload>, names: &[String]) -> Result<Vec<Workload>> {
     let is = |workload: &Workload, name: &str| workload.name == name || workload.family == name;
     for name in names {
@@ -172,7 +198,10 @@ fn select(all: Vec<Workload>, names: &[String]) -> Result<Vec<Workload>> {
     let wanted = |workload: &Workload| names.iter().any(|name| is(workload, name));
     Ok(all
         .into_iter()
-        .filter(|workload| names.is_empty() || wanted(workload))
+        .filter(|workload| match names.is_empty() {
+            true => !workload.is_on_request(),
+            false => wanted(workload),
+        })
         .collect())
 }
 
@@ -192,7 +221,10 @@ fn setting(args: &Args, shape: &Shape, columns: &Columns) -> String {
         format!("burn-align {}", env!("CARGO_PKG_VERSION")),
         format!("burn {}", burn_version().unwrap_or("of unknown version")),
         format!("{} with {} layers", shape.preset, shape.dims().layers),
-        format!("{} s of repeats or more", args.seconds),
+        match args.repeats {
+            Some(repeats) => format!("{repeats} repeats"),
+            None => format!("{} s of repeats or more", args.seconds),
+        },
     ];
     if args.fused {
         parts.push("fused attention".to_owned());
@@ -232,22 +264,30 @@ fn bench<B: Backend>(
     let dtype = column.dtype.dtype();
     let bench = Bench::<B> {
         shape,
-        model: shape.init(dtype, args.fused, device),
+        model: shape.init(dtype, args.fused, device)?,
         dtype,
         device,
-        seconds: args.seconds,
+        repeats: Repeats {
+            seconds: args.seconds,
+            exactly: args.repeats,
+        },
         backend: column.backend,
         max_rows: args.max_rows,
     };
+    // What fails here fails in each workload, which tells.
+    let _ = attempt(|| bench.draw());
     for (row, workload) in workloads.iter().enumerate() {
+        let work = bench.work(&workload.task);
         B::memory_cleanup(device);
-        memory::begin_peak();
+        let before = memory::begin_peak();
         let times = attempt(|| bench.run(&workload.task));
         report.add(Outcome {
             row,
             column: number,
             times,
             peak: memory::peak(column.backend),
+            before,
+            work,
         })?;
     }
     drop(bench);

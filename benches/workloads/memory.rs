@@ -30,11 +30,13 @@ pub(crate) struct Peak {
     pub(crate) mib: u64,
 }
 
-/// Starts a new measurement of the peak. Does nothing if the system does not allow it; the peak is
-/// then that since the process began.
-pub(crate) fn begin_peak() {
+/// Starts a new measurement of the peak, and tells the MiB of resident memory that the process has
+/// before it, with the model; `None` if they are not known. The peak stays that since the process
+/// began if the system does not allow another one.
+pub(crate) fn begin_peak() -> Option<u64> {
     // Linux, `man proc_pid_clear_refs`: 5 resets the peak to the current size.
     let _ = fs::write("/proc/self/clear_refs", "5");
+    status_mib("VmRSS:")
 }
 
 /// The peak on a backend: of its allocator, which keeps its memory until it is told to free it, or
@@ -46,11 +48,16 @@ pub(crate) fn peak(backend: BackendChoice) -> Option<Peak> {
             mib: bytes >> 20,
         });
     }
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(Peak {
         kind: Kind::Resident,
-        mib: kib >> 10,
+        mib: status_mib("VmHWM:")?,
     })
+}
+
+/// A size in `/proc/self/status`.
+fn status_mib(name: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib >> 10)
 }

@@ -1,8 +1,13 @@
-//! Shapes of models by name, with random weights.
+//! Shapes of models by name with random weights, or models from files.
+
+use std::path::Path;
 
 use anyhow::{Result, ensure};
-use burn::tensor::{DType, backend::Backend};
-use burn_align_models::{Decoder, DecoderConfig, ModelDims};
+use burn::tensor::{DType, backend::Backend, f16};
+use burn_align_models::nn::keeps_quantized;
+use burn_align_models::pretrained::Family;
+use burn_align_models::quants::{BlockFormat, QuantizedMatrix};
+use burn_align_models::{Decoder, DecoderConfig, FromPretrained, LoadOptions, ModelDims};
 use clap::ValueEnum;
 
 /// A shape of a published model.
@@ -79,10 +84,12 @@ pub(crate) enum Preset {
 /// A model that workloads run on.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
-    /// The preset's name.
+    /// The preset's name, or that of the file.
     pub(crate) preset: String,
     /// The configuration, cut to the requested layers.
     pub(crate) config: DecoderConfig,
+    /// The folder or GGUF file with the weights; without one they are random.
+    weights: Option<String>,
 }
 
 impl Preset {
@@ -125,7 +132,11 @@ impl Preset {
                 window.layers.truncate(wanted);
             }
         }
-        Ok(Shape { preset, config })
+        Ok(Shape {
+            preset,
+            config,
+            weights: None,
+        })
     }
 }
 
@@ -135,15 +146,121 @@ impl Shape {
         self.config.dims.clone()
     }
 
-    /// A model with random weights, the same ones every time on one backend.
+    /// The model in a folder or a GGUF file.
+    pub(crate) fn of_file<B: Backend>(weights: &str, device: &B::Device) -> Result<Self> {
+        // Blocks of a GGUF file stay where they are, so this reads little of it.
+        let options = LoadOptions::default().with_keep_quantised(true);
+        let loaded = Decoder::<B>::from_pretrained(weights, &options, device)?;
+        let name = Path::new(weights).file_name();
+        Ok(Self {
+            preset: name.map_or(weights.into(), |name| name.to_string_lossy().into_owned()),
+            config: loaded.config,
+            weights: Some(weights.to_owned()),
+        })
+    }
+
+    /// The model; random weights are the same ones every time on one backend.
     pub(crate) fn init<B: Backend>(
         &self,
         dtype: DType,
         fused_attention: bool,
         device: &B::Device,
-    ) -> Decoder<B> {
-        self.config
-            .init_seeded(0, dtype, device)
-            .with_fused_attention(fused_attention)
+    ) -> Result<Decoder<B>> {
+        let model = match &self.weights {
+            None => self.config.init_seeded(0, dtype, device),
+            Some(weights) => {
+                let options = LoadOptions::default().with_dtype(dtype);
+                Decoder::from_pretrained(weights.as_str(), &options, device)?.model
+            }
+        };
+        Ok(model.with_fused_attention(fused_attention))
     }
+
+    /// The model with its matrices in blocks that products read: those of its GGUF file, or, where
+    /// it has none, the nearest of Q8_0.
+    pub(crate) fn quantised<B: Backend>(
+        &self,
+        model: &Decoder<B>,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Decoder<B>> {
+        ensure!(
+            dtype == DType::F32 && keeps_quantized::<B>(),
+            "weights stay quantised on the backend flex in f32 only"
+        );
+        if let Some(weights) = &self.weights {
+            let options = LoadOptions::default().with_keep_quantised(true);
+            let mut kept = Decoder::<B>::from_pretrained(weights.as_str(), &options, device)?.model;
+            let of_kept = matrices(&mut kept);
+            if of_kept.iter().any(|matrix| matrix.block_bytes.is_some()) {
+                return Ok(kept);
+            }
+        }
+        let mut model = model.clone();
+        for (path, weight) in Family::<B>::weights_mut(&mut model) {
+            let rows = match path.as_str() {
+                EMBEDDING => weight.val(),
+                _ => weight.val().transpose(),
+            };
+            let shape = rows.dims();
+            let elements = rows.into_data().convert::<f32>();
+            let elements: Vec<f32> = elements.to_vec().expect("converted to f32");
+            let matrix = QuantizedMatrix::new(BlockFormat::Q8_0, shape, q8_0(&elements))?;
+            weight.set_quantized(matrix, dtype)?;
+        }
+        Ok(model)
+    }
+}
+
+/// The path of the token embedding in the module.
+const EMBEDDING: &str = "embedding.weight";
+
+/// The nearest blocks of Q8_0: a scale for each 32, by which the largest is 127.
+fn q8_0(elements: &[f32]) -> Vec<u8> {
+    let mut blocks = Vec::new();
+    for elements in elements.chunks(32) {
+        let largest = elements.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        let scale = f16::from_f32(largest / 127.0);
+        let inverse = match scale.to_f32() {
+            0.0 => 0.0,
+            scale => 1.0 / scale,
+        };
+        blocks.extend(scale.to_le_bytes());
+        blocks.extend(elements.iter().map(|x| (x * inverse).round() as i8 as u8));
+    }
+    blocks
+}
+
+/// A matrix of a model.
+struct Matrix {
+    /// Its path in the module.
+    path: String,
+    elements: usize,
+    /// Bytes of its blocks, if it is quantised.
+    block_bytes: Option<usize>,
+}
+
+fn matrices<B: Backend>(model: &mut Decoder<B>) -> Vec<Matrix> {
+    let weights = Family::<B>::weights_mut(model).into_iter();
+    let matrices = weights.map(|(path, weight)| {
+        let [rows, cols] = weight.dims();
+        Matrix {
+            path,
+            elements: rows * cols,
+            block_bytes: weight.quantized().map(|matrix| matrix.blocks().len()),
+        }
+    });
+    matrices.collect()
+}
+
+/// Bytes of the matrices that a pass reads in full: no embedding, unless it is the unembedding too.
+pub(crate) fn weight_bytes<B: Backend>(model: &Decoder<B>, dtype: DType) -> u64 {
+    let untied = model.lm_head.is_some();
+    let matrices = matrices(&mut model.clone()).into_iter();
+    let read = matrices.filter(|matrix| !(untied && matrix.path == EMBEDDING));
+    let bytes = read.map(|matrix| {
+        let dense = matrix.elements * dtype.size();
+        matrix.block_bytes.unwrap_or(dense) as u64
+    });
+    bytes.sum()
 }

@@ -14,6 +14,7 @@ use workbench::{complain, out};
 use crate::columns::{Column, Columns};
 use crate::memory::{Kind, Peak};
 use crate::timing::Times;
+use crate::work::Work;
 
 /// The result of a workload.
 pub(crate) struct Outcome {
@@ -23,6 +24,10 @@ pub(crate) struct Outcome {
     pub(crate) column: usize,
     pub(crate) times: Result<Times>,
     pub(crate) peak: Option<Peak>,
+    /// MiB of resident memory before it.
+    pub(crate) before: Option<u64>,
+    /// What it cannot do without, if that is known.
+    pub(crate) work: Option<Work>,
 }
 
 /// All outcomes, written down as they come in.
@@ -179,12 +184,21 @@ fn line(model: &str, row: &str, column: &Column, outcome: &Outcome) -> serde_jso
             line["seconds"] = json!(times.median());
             line["spread"] = json!(times.spread());
             line["repeats"] = json!(times.repeats());
+            if let Some(usage) = times.usage() {
+                usage.add_to(&mut line);
+            }
         }
         Err(error) => line["error"] = json!(format!("{error:#}")),
+    }
+    if let Some(work) = outcome.work {
+        work.add_to(&mut line);
     }
     if let Some(peak) = outcome.peak {
         line["peak_mib"] = json!(peak.mib);
         line["peak_of"] = json!(peak.kind.name());
+        if let (Kind::Resident, Some(before)) = (peak.kind, outcome.before) {
+            line["before_mib"] = json!(before);
+        }
     }
     line
 }

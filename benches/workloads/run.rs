@@ -20,19 +20,18 @@ use workbench::{BackendChoice, run_options};
 
 use crate::catalogue::{Inputs, Task};
 use crate::model::Shape;
-use crate::timing::{Times, time, time_steps};
+use crate::timing::{Repeats, Times, time, time_steps};
 
 /// Most rows of a path sweep at a time, if the user does not choose.
 const PATH_ROWS: usize = 1024;
 
-/// A model on a device, and how long and in which parts to run workloads on it.
+/// A model on a device, and how often and in which parts to run workloads on it.
 pub(crate) struct Bench<'a, B: Backend> {
     pub(crate) shape: &'a Shape,
     pub(crate) model: Decoder<B>,
     pub(crate) dtype: DType,
     pub(crate) device: &'a B::Device,
-    /// Minimum total seconds of repeats.
-    pub(crate) seconds: f64,
+    pub(crate) repeats: Repeats,
     pub(crate) backend: BackendChoice,
     /// Most rows that go through a layer together.
     pub(crate) max_rows: Option<usize>,
@@ -42,37 +41,60 @@ impl<B: Backend> Bench<'_, B> {
     /// Times one workload.
     pub(crate) fn run(&self, task: &Task) -> Result<Times> {
         match task {
-            Task::Forward(inputs) => self.plan(&self.forward(*inputs, LogitPositions::Last)),
-            Task::EmptyPlan(inputs) => self.plan(&self.forward(*inputs, LogitPositions::All)),
+            Task::Forward(_) | Task::EmptyPlan(_) | Task::Sweep { .. } => {
+                self.plan(&self.plan_of(task).expect("they are plans"))
+            }
             Task::Plain(inputs) => self.plain(*inputs),
-            Task::Sweep {
-                inputs,
-                cells,
-                clean,
-            } => self.plan(&self.sweep(*inputs, cells, *clean)),
             Task::Paths {
                 inputs,
                 receiver,
                 mlps,
             } => self.paths(*inputs, *receiver, *mlps),
+            Task::Circuits { inputs, kind } => self.circuits(*inputs, *kind),
             Task::Das {
                 inputs,
                 position,
                 representation,
             } => self.das(*inputs, *position, representation),
+            Task::DasGrid(inputs) => self.das_grid(*inputs),
+            Task::Features(inputs, kind) => self.features(*inputs, *kind),
+            Task::Generate(generation) => self.generate(generation),
+            Task::Planning(planning) => self.planning(*planning),
             Task::Load => self.load(),
         }
     }
 
+    /// Runs the model once: its parameters are drawn when they are first used.
+    pub(crate) fn draw(&self) -> Result<()> {
+        let inputs = Inputs { batch: 1, pos: 1 };
+        let tokens = self.tokens(inputs, 0).to_tensor(self.device);
+        drop(self.model.forward(ModelInput::Tokens(tokens)));
+        Ok(B::sync(self.device)?)
+    }
+
+    /// The plan of a task that is one.
+    pub(crate) fn plan_of(&self, task: &Task) -> Option<Plan<B>> {
+        match task {
+            Task::Forward(inputs) => Some(self.forward(*inputs, LogitPositions::Last)),
+            Task::EmptyPlan(inputs) => Some(self.forward(*inputs, LogitPositions::All)),
+            Task::Sweep {
+                inputs,
+                cells,
+                clean,
+            } => Some(self.sweep(*inputs, cells, *clean)),
+            _ => None,
+        }
+    }
+
     /// Token ids that are arbitrary, but the same every time.
-    fn tokens(&self, inputs: Inputs, seed: usize) -> TokenBatch {
+    pub(crate) fn tokens(&self, inputs: Inputs, seed: usize) -> TokenBatch {
         let vocab = self.model.dims().vocab;
         let row =
             |row| (0..inputs.pos).map(move |p| ((seed + row * 7919 + p * 104_729) % vocab) as u32);
         TokenBatch::new((0..inputs.batch).map(|b| row(b).collect()).collect()).expect("a batch")
     }
 
-    fn options(&self, own: Option<usize>) -> RunOptions {
+    pub(crate) fn options(&self, own: Option<usize>) -> RunOptions {
         let mut options = run_options(self.backend);
         options.max_rows = self.max_rows.or(own);
         options
@@ -82,7 +104,7 @@ impl<B: Backend> Bench<'_, B> {
         let interventions = [BuiltinIntervention::<B>::from(VanillaIntervention)];
         let options = self.options(None);
         let run = || Ok(plan.run_with(&self.model, &interventions, &options)?);
-        time::<B, _>(run, self.seconds, self.device)
+        time::<B, _>(run, self.repeats, self.device)
     }
 
     fn plain(&self, inputs: Inputs) -> Result<Times> {
@@ -92,7 +114,7 @@ impl<B: Backend> Bench<'_, B> {
                 .model
                 .forward(ModelInput::Tokens(tokens.to_tensor(self.device))))
         };
-        time::<B, _>(run, self.seconds, self.device)
+        time::<B, _>(run, self.repeats, self.device)
     }
 
     fn forward(&self, inputs: Inputs, logits: LogitPositions) -> Plan<B> {
@@ -137,7 +159,7 @@ impl<B: Backend> Bench<'_, B> {
             );
             Ok(effects?)
         };
-        time::<B, _>(run, self.seconds, self.device)
+        time::<B, _>(run, self.repeats, self.device)
     }
 
     fn das(
@@ -173,7 +195,7 @@ impl<B: Backend> Bench<'_, B> {
             )?;
             Ok(())
         };
-        time_steps::<B>(fit, self.seconds, self.device)
+        time_steps::<B>(fit, self.repeats, self.device)
     }
 
     /// The folder is written first, so that the operating system has it in memory.
@@ -186,6 +208,6 @@ impl<B: Backend> Bench<'_, B> {
             let loaded = Decoder::<B>::from_pretrained(folder.path(), &options, self.device);
             Ok(loaded?.model)
         };
-        time::<B, _>(run, self.seconds, self.device)
+        time::<B, _>(run, self.repeats, self.device)
     }
 }

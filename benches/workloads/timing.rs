@@ -5,21 +5,53 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use burn::tensor::backend::Backend;
 
+use crate::usage::{PerRepeat, Sampling, Usage};
+
 /// Fewest repeats.
 const LEAST: usize = 5;
 /// Most repeats.
 const MOST: usize = 200;
 
+/// How often a workload is repeated.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Repeats {
+    /// Minimum total seconds of repeats.
+    pub(crate) seconds: f64,
+    /// Exactly this many, after one warm-up.
+    pub(crate) exactly: Option<usize>,
+}
+
+impl Repeats {
+    fn warm_ups(self) -> usize {
+        match self.exactly {
+            Some(_) => 1,
+            None => 2,
+        }
+    }
+
+    /// Whether another one follows.
+    fn go_on(self, count: usize, seconds: f64) -> bool {
+        match self.exactly {
+            Some(exactly) => count < exactly,
+            None => count < LEAST || (count < MOST && seconds < self.seconds),
+        }
+    }
+}
+
 /// Seconds of the repeats of one workload.
 pub(crate) struct Times {
     /// In ascending order.
     seconds: Vec<f64>,
+    usage: Option<PerRepeat>,
 }
 
 impl Times {
-    fn new(mut seconds: Vec<f64>) -> Self {
+    /// - before: what had been used before the repeats, and `after` them, in `wall` seconds
+    fn new(mut seconds: Vec<f64>, [before, after]: [Option<Usage>; 2], wall: f64) -> Self {
         seconds.sort_by(f64::total_cmp);
-        Self { seconds }
+        let usage = before.zip(after);
+        let usage = usage.map(|(before, after)| after.per_repeat(&before, wall, seconds.len()));
+        Self { seconds, usage }
     }
 
     /// The median of the seconds.
@@ -36,12 +68,17 @@ impl Times {
     pub(crate) fn repeats(&self) -> usize {
         self.seconds.len()
     }
+
+    /// What a repeat took besides, if the system tells.
+    pub(crate) fn usage(&self) -> Option<&PerRepeat> {
+        self.usage.as_ref()
+    }
 }
 
-/// Times `run` for at least this many seconds, after two warm-ups.
+/// Times the repeats of `run`, after the warm-ups.
 pub(crate) fn time<B: Backend, T>(
     run: impl Fn() -> Result<T>,
-    seconds: f64,
+    repeats: Repeats,
     device: &B::Device,
 ) -> Result<Times> {
     let run = || -> Result<Duration> {
@@ -53,30 +90,54 @@ pub(crate) fn time<B: Backend, T>(
         drop(results);
         Ok(elapsed)
     };
-    run()?;
-    run()?;
+    for _ in 0..repeats.warm_ups() {
+        run()?;
+    }
     let mut times = Vec::new();
+    let sampling = Sampling::begin();
+    let before = Usage::now();
     let start = Instant::now();
-    while times.len() < LEAST || (times.len() < MOST && start.elapsed().as_secs_f64() < seconds) {
+    while repeats.go_on(times.len(), start.elapsed().as_secs_f64()) {
         times.push(run()?.as_secs_f64());
     }
-    Ok(Times::new(times))
+    let wall = start.elapsed().as_secs_f64();
+    let after = Usage::now();
+    drop(sampling);
+    Ok(Times::new(times, [before, after], wall))
 }
 
-/// Times the steps of a training for at least this many seconds, after three steps of warm-up.
+/// Times one run, without a warm-up: of work that takes many minutes.
+pub(crate) fn time_once<B: Backend, T>(
+    run: impl Fn() -> Result<T>,
+    device: &B::Device,
+) -> Result<Times> {
+    let sampling = Sampling::begin();
+    B::sync(device)?;
+    let before = Usage::now();
+    let start = Instant::now();
+    run()?;
+    B::sync(device)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let after = Usage::now();
+    drop(sampling);
+    Ok(Times::new(vec![seconds], [before, after], seconds))
+}
+
+/// Times the steps of a training, after three steps of warm-up.
 ///
 /// `train` trains for the given number of steps, and calls the function after each.
 pub(crate) fn time_steps<B: Backend>(
     train: impl Fn(usize, &mut dyn FnMut()) -> Result<()>,
-    seconds: f64,
+    repeats: Repeats,
     device: &B::Device,
 ) -> Result<Times> {
     const WARM_UP: usize = 3;
     // Without a time limit for training, the number of steps is estimated from the first few.
-    let mut steps = WARM_UP + LEAST;
+    let mut steps = WARM_UP + repeats.exactly.unwrap_or(LEAST);
     loop {
         let mut times = Vec::new();
         let mut start = Instant::now();
+        let (mut before, mut after, mut sampling) = (None, None, None);
         train(steps, &mut || {
             // The step has read its loss from the device, but its update may still run.
             let synchronised = B::sync(device).is_ok();
@@ -85,15 +146,23 @@ pub(crate) fn time_steps<B: Backend>(
             } else {
                 f64::NAN
             });
+            if times.len() == WARM_UP {
+                sampling = Some(Sampling::begin());
+                before = Usage::now();
+            } else if times.len() == steps {
+                after = Usage::now();
+                sampling = None;
+            }
             start = Instant::now();
         })?;
+        drop(sampling);
         let times = times.split_off(WARM_UP);
         let all: f64 = times.iter().sum();
         ensure!(all.is_finite(), "the device was lost");
-        if all >= seconds || times.len() >= MOST {
-            return Ok(Times::new(times));
+        if !repeats.go_on(times.len(), all) {
+            return Ok(Times::new(times, [before, after], all));
         }
-        let wanted = (seconds / all * times.len() as f64).ceil() as usize;
+        let wanted = (repeats.seconds / all * times.len() as f64).ceil() as usize;
         steps = WARM_UP + wanted.clamp(times.len() + 1, MOST);
     }
 }
