@@ -66,7 +66,7 @@
 //! at steps, if a step was computed. f32 tensors have zeros after the end of an example. `logits` and
 //! `collected.k` are those of the prompt, in which nothing acts with `"steps"` and `{"step": k}`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -77,7 +77,7 @@ use burn_align_models::{ModelSource, Tokenizer, top_tokens};
 use clap::Parser;
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde_json::json;
-use workbench::requests::{Answer, Generated, Model, Request};
+use workbench::requests::{Answer, Model, Request};
 use workbench::table::table;
 use workbench::{BackendArgs, LoadArgs, backends, complain, on_backend, out};
 
@@ -163,7 +163,7 @@ fn answer<B: Backend>(
         print_top(args, file, k, &answer, model.tokenizer.as_ref())?;
     }
     if args.top.is_some() && !answer.generated.is_empty() {
-        print_generated(args, file, &answer.generated, model.tokenizer.as_ref())?;
+        print_generated(args, file, &answer, model.tokenizer.as_ref())?;
     }
     Ok(())
 }
@@ -258,17 +258,19 @@ fn print_top<B: Backend>(
     Ok(())
 }
 
-/// Prints what was generated.
-fn print_generated(
+/// Prints what was generated: text as it continues the prompt.
+fn print_generated<B: Backend>(
     args: &Args,
     file: &Path,
-    generated: &BTreeMap<String, Generated>,
+    answer: &Answer<B>,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<()> {
     let mut rows = table(["tensor", "row", "tokens", "text"]);
-    for (name, generated) in generated {
+    for (name, generated) in &answer.generated {
+        let texts = tokenizer.map(|it| generated.texts(it, &answer.base));
+        let texts = texts.transpose()?;
         for (row, ids) in generated.rows.iter().enumerate() {
-            let text = tokenizer.map(|it| it.decode(ids)).transpose()?;
+            let text = texts.as_ref().map(|texts| &texts[row]);
             if args.json {
                 let shown =
                     json!({"request": file, "row": row, "tensor": name, "ids": ids, "text": text});

@@ -388,6 +388,52 @@ fn ranks_share_what_is_computed_and_are_one_cell_at_a_time<B: Backend>(device: &
     assert!(map.part(3..9).rows.is_empty());
 }
 
+/// What is prepared for all cells, and the validation data of the cell that is being trained, share the
+/// memory budget.
+#[test]
+fn one_budget_is_for_all_that_is_kept() {
+    type B = Flex;
+    let device = Default::default();
+    let model = load::<Autodiff<B>>(&device);
+    let [training, validation, held_out] =
+        [0..300, 300..600, 600..620].map(|range| data::<B>(range, &device));
+    let config = config().with_epochs(1).with_batch_size(4);
+    let config = config.with_memory_budget(16_000);
+    let aligned = AlignableConfig::new([residual().with_low_rank(6)]);
+    let own = |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4);
+    let loss = losses::cross_entropy;
+
+    // A cell trained alone keeps its training data first.
+    let located = |data: &[InterchangeData<B>; 1]| data.clone().map(|it| it.with_locations(3));
+    let [of_training, of_validation] = [&training, &validation].map(located);
+    let alone = own(aligned.clone()).expect("it fits");
+    let mut kept = 0;
+    let observe = |event: TrainingEvent<'_>| {
+        if let TrainingEvent::Prepared { examples, .. } = event {
+            kept = examples;
+        }
+    };
+    train(alone, &of_training, &of_validation, &config, loss, observe).expect("trained");
+    assert!(kept > 0 && kept < training[0].len(), "{kept} examples fit");
+
+    let grid = AlignmentGrid::layers(&aligned, 1, &["fourth".to_owned()]);
+    let data = AlignmentData::new(&training, &held_out).with_validation(&validation);
+    let at = |_place: [usize; 2], _data: &InterchangeData<B>| UnitLocations::from(3);
+    let mut beside = 0;
+    alignment_map_with(own, &grid, at, data, &config, loss, |event| {
+        if let AlignmentEvent::Training { event, .. } = event
+            && let TrainingEvent::Prepared { examples, .. } = event
+        {
+            beside = examples;
+        }
+    })
+    .expect("valid");
+    assert!(
+        beside > 0 && beside < kept,
+        "{beside} of {kept} examples are for validation"
+    );
+}
+
 #[test]
 fn an_interrupted_map_is_resumed() {
     type B = Flex;

@@ -6,9 +6,9 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, InterveneAt, UnitLocations,
 };
 use burn_align::generate::{GenerateOptions, Sampling};
-use burn_align_models::{AlignableTransformer, Decoder, FromPretrained, LoadOptions};
+use burn_align_models::{AlignableTransformer, Decoder, FromPretrained, LoadOptions, Tokenizer};
 use serde_json::{Value, json};
-use workbench::requests::{Answer, Model, Request};
+use workbench::requests::{Answer, Generated, Model, Request};
 
 use crate::support::{checkpoints, fixtures, max_difference, tokens};
 
@@ -269,6 +269,35 @@ fn stop_texts_need_a_tokenizer() {
     let error = request.answer(&fixtures(), &model::<B>(&device), &device);
     let error = error.map(drop).expect_err("refused");
     assert!(format!("{error:#}").starts_with("generate.stop: the model has no tokenizer"));
+}
+
+/// A tokenizer that strips the space before the first word of a text, as LLaMA's do.
+#[test]
+fn generated_text_continues_its_prompt() {
+    let words = ["<s>", "▁in", "▁the", "▁end", "!"];
+    let ids = words.iter().enumerate();
+    let vocab: serde_json::Map<String, Value> = ids
+        .map(|(id, word)| ((*word).to_owned(), id.into()))
+        .collect();
+    let json = json!({
+        "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": {
+            "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true,
+        },
+        "model": {"type": "WordLevel", "unk_token": "<s>", "vocab": vocab},
+    });
+    let tokenizer = Tokenizer::from_json(&json.to_string()).expect("a tokenizer");
+    let generated = Generated {
+        rows: vec![vec![2, 3], vec![4], vec![]],
+        longest: 2,
+    };
+    let prompts = tokens(&[&[1], &[2, 3], &[1, 2]]);
+    let texts = generated.texts(&tokenizer, &prompts).expect("it decodes");
+    assert_eq!(texts, [" the end", "!", ""]);
+    assert_eq!(generated.padded(), [2, 3, 4, -1, -1, -1]);
+    // By themselves, they would be the beginning of a text.
+    let alone = tokenizer.decode(&generated.rows[0]).expect("it decodes");
+    assert_eq!(alone, "the end");
 }
 
 #[test]

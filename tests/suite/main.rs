@@ -15,6 +15,7 @@ mod attribution;
 mod builtin;
 mod bundled;
 mod causal_models;
+mod causal_variables;
 #[cfg(feature = "flex")]
 mod checkpoints;
 mod circuits;

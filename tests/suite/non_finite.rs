@@ -11,6 +11,9 @@ use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
     InterventionType,
 };
+use burn_align::generate::{
+    GenerateError, GenerateOptions, GeneratedWorld, StepEdit, StepOperand, generate,
+};
 use burn_align::interventions::{
     BuiltinIntervention, LambdaIntervention, Operands, VanillaIntervention,
 };
@@ -365,6 +368,45 @@ fn training_and_evaluation_say_so() {
     let config = TrainingConfig::default().with_epochs(1).with_batch_size(2);
     let trained = train(model, &data, &[], &config, losses::cross_entropy, |_| {});
     is_said(trained.map(|_| ()).expect_err("no number"));
+}
+
+/// A step of generated text, whose prompt is finite.
+#[test]
+fn generated_tokens_are_checked() {
+    let site = at(0, Component::BlockOutput);
+    let model = loud(DType::F32);
+    let mut plan = Plan::<B>::new();
+    let input = plan.tokens(&tokens(&[&[1, 5, 9], &[2, 6, 4]]));
+    let (plain, edited) = (plan.world(input, []), plan.world(input, []));
+    let run = |value: f32| {
+        let value = Tensor::<B, 3>::full([1, 1, 16], value, &Default::default());
+        let value = StepOperand::Constant(value);
+        let edit = StepEdit::new(site, 0, value).at_step(1);
+        let worlds = [
+            GeneratedWorld::new(plain),
+            GeneratedWorld::new(edited).with_edit(edit),
+        ];
+        let options = GenerateOptions::new(4);
+        generate(
+            &model,
+            &[VanillaIntervention],
+            &plan,
+            &worlds,
+            &options,
+            |_| {},
+        )
+    };
+    run(0.5).expect("finite");
+    let error = run(f32::NAN).expect_err("no number");
+    let GenerateError::Plan(PlanError::NonFinite(found)) = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(found.site, Some(site), "{found}");
+    assert_eq!(found.cause, NonFiniteCause::Source { index: 0 });
+    let said = found.to_string();
+    let expected = "row 2, token 2: values stop being finite at layer 0 block_output (example 0, \
+        position 4: NaN";
+    assert!(said.starts_with(expected), "{said}");
 }
 
 /// Collected activations are also checked.

@@ -133,6 +133,7 @@ fn models_and_interventions_do_no_io() {
             "burn-align-models/src/files.rs",
             "burn-align-models/src/pretrained/",
             "burn-align/src/dictionaries/",
+            "burn-align/src/methods/causal_variables/files/",
             "burn-align/src/methods/circuits/files/",
             "burn-align/src/methods/saved_result.rs",
             "burn-align/src/saved/",

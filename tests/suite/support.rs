@@ -1,12 +1,12 @@
 //! Shared by the tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_align::engine::LogitPositions;
 use burn_align::methods::attribution::Metric;
-use burn_align_models::{Decoder, FromPretrained, LoadOptions, TokenBatch};
+use burn_align_models::{Decoder, FromPretrained, LoadOptions, Site, Tap, TokenBatch};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 pub(crate) use workbench::fixtures::fixtures;
@@ -136,6 +136,35 @@ pub(crate) fn random<B: Backend, const D: usize>(
     let numbers = (0..count).map(|_| rng.random_range(-1.0..1.0));
     let data = TensorData::new(numbers.collect::<Vec<f32>>(), shape);
     Tensor::from_data(data, (device, DType::F32))
+}
+
+/// Replaces activations, by the last value that is given for a site, and keeps all.
+pub(crate) struct Replacing<B: Backend> {
+    replaced: Vec<(Site, Tensor<B, 4>)>,
+    /// Every activation, after it was replaced.
+    pub(crate) seen: HashMap<Site, Tensor<B, 4>>,
+}
+
+impl<B: Backend> Replacing<B> {
+    pub(crate) fn new(replaced: Vec<(Site, Tensor<B, 4>)>) -> Self {
+        Self {
+            replaced,
+            seen: HashMap::new(),
+        }
+    }
+}
+
+impl<B: Backend> Tap<B> for Replacing<B> {
+    fn wants(&self, _site: Site) -> bool {
+        true
+    }
+
+    fn visit(&mut self, site: Site, activation: Tensor<B, 4>) -> Tensor<B, 4> {
+        let replaced = self.replaced.iter().rev().find(|(at, _)| *at == site);
+        let activation = replaced.map_or(activation, |(_, value)| value.clone());
+        self.seen.insert(site, activation.clone());
+        activation
+    }
 }
 
 /// Output 0 less output 1, summed over positions.

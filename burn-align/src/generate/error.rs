@@ -10,7 +10,7 @@ use crate::engine::PlanError;
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
-    /// The prompts or a step cannot be run.
+    /// The prompts or a step cannot be run, or the values of a step stop being finite.
     #[error(transparent)]
     Plan(#[from] PlanError),
     /// A token could not be chosen, or the settings are out of range.

@@ -1,6 +1,7 @@
 //! The loop over steps.
 
 mod ends;
+mod non_finite;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -118,7 +119,8 @@ where
     let going = (0..rows.len()).filter(|row| rows[*row].finish.is_none());
     let mut going: BTreeSet<usize> = going.collect();
     for step in 0.. {
-        generator.choose(step, &mut rows, &going, &mut on_token)?;
+        let chosen = generator.choose(step, &mut rows, &going, &mut on_token);
+        chosen.map_err(|error| generator.with_place(error, step, &rows, &going))?;
         going = generator.going(&mut rows);
         if going.is_empty() {
             break;
@@ -327,37 +329,15 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         going: &BTreeSet<usize>,
         options: &RunOptions,
     ) -> Result<(), GenerateError> {
-        let mut plan = Plan::new();
-        let ids = plan.upcoming_worlds(going.len());
-        let id_of: BTreeMap<(usize, usize), (WorldId, usize)> = going
-            .iter()
-            .zip(&ids)
-            .map(|(index, id)| {
-                let row = &rows[*index];
-                ((row.world, row.example), (*id, row.pos))
-            })
-            .collect();
-        let mut reads: Vec<(ReadId, Vec<ReadId>)> = Vec::new();
-        for index in going {
-            let row = &rows[*index];
-            let position = row.pos;
-            let token = row.history.last().copied().unwrap_or_default();
-            let cached = row.cached.as_ref().expect("a row that goes on has it");
-            let input = plan.input(cached.then([token]));
-            let source = |place: usize| id_of.get(&(place, row.example)).copied();
-            let edits = self.worlds[row.world].edits.iter();
-            let edits = edits.filter(|edit| edit.is_made_at(step));
-            let edits =
-                edits.filter_map(|edit| self.edit(&mut plan, edit, row.example, position, &source));
-            let edits: Vec<Edit> = edits.collect();
-            let world = plan.world(input, edits);
-            let collected = self.options.collect.iter();
-            let collected = collected
-                .map(|(site, heads)| plan.read(world, *site, units(position, heads, row.example)));
-            let collected: Vec<ReadId> = collected.collect();
-            reads.push((plan.read_logits(world, LogitPositions::Last), collected));
-        }
-        let run = plan.run_to_continue(self.model, self.interventions, &ids, options);
+        let pasts = going.iter().map(|index| rows[*index].cached.clone());
+        let pasts: Option<Vec<CachedRow<B>>> = pasts.collect();
+        let pasts = pasts.expect("rows that go on have a cache");
+        let StepPlan {
+            plan,
+            worlds,
+            reads,
+        } = self.plan_of_step(step, rows, going, &pasts);
+        let run = plan.run_to_continue(self.model, self.interventions, &worlds, options);
         let (results, cached) = run?;
         for ((index, (logits, collected)), cached) in going.iter().zip(reads).zip(cached) {
             let row = &mut rows[*index];
@@ -372,6 +352,61 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         }
         Ok(())
     }
+
+    /// The plan that computes the token of a step, a world for each row that goes on.
+    ///
+    /// - pasts: what is cached of each of them before the token
+    fn plan_of_step(
+        &self,
+        step: usize,
+        rows: &[Row<B>],
+        going: &BTreeSet<usize>,
+        pasts: &[CachedRow<B>],
+    ) -> StepPlan<B> {
+        let mut plan = Plan::new();
+        let ids = plan.upcoming_worlds(going.len());
+        let id_of: BTreeMap<(usize, usize), (WorldId, usize)> = going
+            .iter()
+            .zip(ids.iter().zip(pasts))
+            .map(|(index, (id, past))| {
+                let row = &rows[*index];
+                ((row.world, row.example), (*id, past.pos()))
+            })
+            .collect();
+        let mut reads: Vec<(ReadId, Vec<ReadId>)> = Vec::new();
+        for (index, past) in going.iter().zip(pasts) {
+            let row = &rows[*index];
+            let position = past.pos();
+            let token = row.history.get(row.prompt + step);
+            let input = plan.input(past.then([token.copied().unwrap_or_default()]));
+            let source = |place: usize| id_of.get(&(place, row.example)).copied();
+            let edits = self.worlds[row.world].edits.iter();
+            let edits = edits.filter(|edit| edit.is_made_at(step));
+            let edits =
+                edits.filter_map(|edit| self.edit(&mut plan, edit, row.example, position, &source));
+            let edits: Vec<Edit> = edits.collect();
+            let world = plan.world(input, edits);
+            let collected = self.options.collect.iter();
+            let collected = collected
+                .map(|(site, heads)| plan.read(world, *site, units(position, heads, row.example)));
+            let collected: Vec<ReadId> = collected.collect();
+            reads.push((plan.read_logits(world, LogitPositions::Last), collected));
+        }
+        StepPlan {
+            plan,
+            worlds: ids,
+            reads,
+        }
+    }
+}
+
+/// The plan of a step.
+struct StepPlan<B: Backend> {
+    plan: Plan<B>,
+    /// One for each row.
+    worlds: Vec<WorldId>,
+    /// For each row, its logits and what is collected.
+    reads: Vec<(ReadId, Vec<ReadId>)>,
 }
 
 /// The logits that are read of an example, `[unit, vocab]`, without those at padding.

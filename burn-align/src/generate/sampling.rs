@@ -214,14 +214,15 @@ impl Sampling {
         history: &[u32],
     ) -> Result<Vec<(u32, f64)>, SamplingError> {
         self.validate()?;
-        let mut buffers = Buffers::default();
-        let best = buffers.score(self, logits, history)?;
+        let (mut penalised, mut candidates) = (Vec::new(), Candidates::default());
+        let scores = scores(self, logits, history, &mut penalised)?;
+        let best = highest(scores)?;
         if self.is_greedy() {
             return Ok(vec![(best as u32, 1.0)]);
         }
-        buffers.filter(self, best);
-        let total = total(&buffers.candidates);
-        let candidates = buffers.candidates.iter();
+        candidates.filter(self, scores, best);
+        let total = total(&candidates.all);
+        let candidates = candidates.all.iter();
         Ok(candidates.map(|it| (it.token, it.weight / total)).collect())
     }
 }
@@ -239,7 +240,9 @@ pub struct Sampler {
     sampling: Sampling,
     rng: ChaCha8Rng,
     step: u64,
-    buffers: Buffers,
+    /// Logits after a repetition penalty, kept for its memory.
+    penalised: Vec<f32>,
+    candidates: Candidates,
 }
 
 impl Sampler {
@@ -255,7 +258,8 @@ impl Sampler {
             sampling: sampling.clone(),
             rng,
             step: 0,
-            buffers: Buffers::default(),
+            penalised: Vec::new(),
+            candidates: Candidates::default(),
         })
     }
 
@@ -282,15 +286,16 @@ impl Sampler {
     /// If a logit is NaN or infinite, all logits are `-inf`, or a token of the history has no
     /// logit, which is only checked if there is a repetition penalty. The step stays the same.
     pub fn next(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, SamplingError> {
-        let best = self.buffers.score(&self.sampling, logits, history)?;
+        let scores = scores(&self.sampling, logits, history, &mut self.penalised)?;
+        let best = highest(scores)?;
         let token = if self.sampling.is_greedy() {
             best as u32
         } else {
-            self.buffers.filter(&self.sampling, best);
+            self.candidates.filter(&self.sampling, scores, best);
             self.rng
                 .set_word_pos(u128::from(self.step) * WORDS_PER_STEP);
             let uniform: f64 = self.rng.random();
-            draw(&self.buffers.candidates, best as u32, uniform)
+            draw(&self.candidates.all, best as u32, uniform)
         };
         self.step += 1;
         Ok(token)
@@ -305,66 +310,66 @@ struct Candidate {
     weight: f64,
 }
 
-/// What steps compute, kept for its memory.
+/// The logits after the repetition penalty.
+///
+/// - penalised: holds them if there is one
+fn scores<'s>(
+    sampling: &Sampling,
+    logits: &'s [f32],
+    history: &[u32],
+    penalised: &'s mut Vec<f32>,
+) -> Result<&'s [f32], SamplingError> {
+    if sampling.repetition_penalty == 1.0 {
+        return Ok(logits);
+    }
+    penalised.clear();
+    penalised.extend_from_slice(logits);
+    let penalty = sampling.repetition_penalty as f32;
+    for token in history {
+        let index = *token as usize;
+        // Of the original logits, so that repeated tokens are penalised once.
+        let (Some(logit), Some(score)) = (logits.get(index), penalised.get_mut(index)) else {
+            return Err(SamplingError::UnknownToken {
+                found: *token,
+                vocab: logits.len(),
+            });
+        };
+        *score = match *logit < 0.0 {
+            true => logit * penalty,
+            false => logit / penalty,
+        };
+    }
+    Ok(penalised)
+}
+
+/// The tokens that may be chosen in a step, kept for their memory.
 #[derive(Clone, Debug, Default)]
-struct Buffers {
-    /// Logits after the repetition penalty.
-    scores: Vec<f32>,
+struct Candidates {
     /// By increasing token.
-    candidates: Vec<Candidate>,
+    all: Vec<Candidate>,
     /// Scores in the order of a selection.
     ranked_scores: Vec<f32>,
     /// Candidates in the order of a selection.
     ranked: Vec<Candidate>,
 }
 
-impl Buffers {
-    /// Computes the scores, and returns the token with the highest.
-    fn score(
-        &mut self,
-        sampling: &Sampling,
-        logits: &[f32],
-        history: &[u32],
-    ) -> Result<usize, SamplingError> {
-        self.scores.clear();
-        self.scores.extend_from_slice(logits);
-        if sampling.repetition_penalty != 1.0 {
-            let penalty = sampling.repetition_penalty as f32;
-            for token in history {
-                let index = *token as usize;
-                // Of the original logits, so that repeated tokens are penalised once.
-                let (Some(logit), Some(score)) = (logits.get(index), self.scores.get_mut(index))
-                else {
-                    return Err(SamplingError::UnknownToken {
-                        found: *token,
-                        vocab: logits.len(),
-                    });
-                };
-                *score = match *logit < 0.0 {
-                    true => logit * penalty,
-                    false => logit / penalty,
-                };
-            }
-        }
-        highest(&self.scores)
-    }
-
+impl Candidates {
     /// Computes the candidates from the scores.
-    fn filter(&mut self, sampling: &Sampling, best: usize) {
+    fn filter(&mut self, sampling: &Sampling, scores: &[f32], best: usize) {
         let least = match sampling.top_k {
-            Some(top_k) if top_k < self.scores.len() => self.nth_score(top_k - 1),
+            Some(top_k) if top_k < scores.len() => self.nth_score(scores, top_k - 1),
             _ => f32::NEG_INFINITY,
         };
-        let highest = f64::from(self.scores[best]);
-        self.candidates.clear();
-        for (token, score) in self.scores.iter().enumerate() {
+        let highest = f64::from(scores[best]);
+        self.all.clear();
+        for (token, score) in scores.iter().enumerate() {
             if *score < least {
                 continue;
             }
             let weight = ((f64::from(*score) - highest) / sampling.temperature).exp();
             if weight > 0.0 {
                 let token = token as u32;
-                self.candidates.push(Candidate { token, weight });
+                self.all.push(Candidate { token, weight });
             }
         }
         if let Some(top_p) = sampling.top_p.filter(|top_p| *top_p < 1.0) {
@@ -372,13 +377,14 @@ impl Buffers {
         }
         if let Some(min_p) = sampling.min_p {
             // The most likely token has weight 1.
-            self.candidates.retain(|it| it.weight >= min_p);
+            self.all.retain(|it| it.weight >= min_p);
         }
     }
 
     /// The score with this rank, counted from 0 for the highest.
-    fn nth_score(&mut self, rank: usize) -> f32 {
-        self.ranked_scores.clone_from(&self.scores);
+    fn nth_score(&mut self, scores: &[f32], rank: usize) -> f32 {
+        self.ranked_scores.clear();
+        self.ranked_scores.extend_from_slice(scores);
         let descending = |a: &f32, b: &f32| b.total_cmp(a);
         *self
             .ranked_scores
@@ -388,13 +394,13 @@ impl Buffers {
 
     /// Keeps each candidate if the more likely ones together have less than `top_p`.
     fn keep_nucleus(&mut self, top_p: f64) {
-        let total = total(&self.candidates);
+        let total = total(&self.all);
         // Even together, these have less than the part to be removed: most of a vocabulary.
-        let negligible = (1.0 - top_p) * total / self.candidates.len() as f64;
-        self.candidates.retain(|it| it.weight >= negligible);
-        self.ranked.clone_from(&self.candidates);
+        let negligible = (1.0 - top_p) * total / self.all.len() as f64;
+        self.all.retain(|it| it.weight >= negligible);
+        self.ranked.clone_from(&self.all);
         if let Some(last) = last_of_nucleus(&mut self.ranked, top_p * total) {
-            self.candidates
+            self.all
                 .retain(|it| by_likelihood(it, &last) != Ordering::Greater);
         }
     }

@@ -193,7 +193,10 @@ impl<B: Backend> Orthonormal<B> {
     pub fn deviation(&self) -> f64 {
         let matrix = self.matrix().detach();
         let gram = matrix.clone().transpose().matmul(matrix);
-        deviation(&gram)
+        let [rank, _rank] = gram.dims();
+        let one = identity(rank, &gram.device());
+        let [deviation] = deviations([&gram], &one);
+        deviation
     }
 }
 
@@ -215,11 +218,15 @@ fn check([d, rank]: [usize; 2], map: OrthonormalMap) -> Result<(), OrthonormalEr
     Ok(())
 }
 
-fn deviation<B: Backend>(gram: &Tensor<B, 2>) -> f64 {
-    let [rank, _rank] = gram.dims();
-    let one = identity(rank, &gram.device());
-    let largest = (gram.clone() - one).abs().max();
-    largest.into_data().iter::<f64>().next().unwrap_or(0.0)
+/// `max |X - I|` of some matrices, which are waited for together.
+fn deviations<B: Backend, const N: usize>(
+    matrices: [&Tensor<B, 2>; N],
+    one: &Tensor<B, 2>,
+) -> [f64; N] {
+    let largest = matrices.map(|matrix| (matrix.clone() - one.clone()).abs().max());
+    let largest = Tensor::cat(Vec::from(largest), 0).into_data();
+    let mut largest = largest.iter::<f64>();
+    std::array::from_fn(|_| largest.next().unwrap_or(0.0))
 }
 
 /// The orthonormal factor of the polar decomposition, by the Newton–Schulz iteration
@@ -230,9 +237,19 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     let [_d, rank] = matrix.dims();
     let one = identity(rank, &matrix.device());
     let gram = |y: &Tensor<B, 2>| y.clone().transpose().matmul(y.clone());
+    let step = |y: Tensor<B, 2>, square: Tensor<B, 2>| y.matmul((one.clone() * 3.0 - square) * 0.5);
+    // Rounding is all that is left.
+    let is_rounding = |now: f64, last: f64| now >= last && now < 1e-4;
+    // In training, the matrix is nearly orthonormal. The first step is made before it is known how
+    // far it is from that, so that the device is mostly waited for once.
     let mut y = matrix;
     let mut square = gram(&y);
-    let mut last = deviation(&square);
+    let next = step(y.clone(), square.clone());
+    let next_square = gram(&next);
+    let [mut last, now] = deviations([&square, &next_square], &one);
+    if last < ENOUGH {
+        return y;
+    }
     if last > 0.5 {
         // The iteration needs singular values below √3; the largest row sum bounds their squares.
         let bound = square.clone().abs().sum_dim(1).max();
@@ -242,17 +259,22 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
             square = square * bound.recip();
         }
         last = f64::INFINITY;
+    } else {
+        if is_rounding(now, last) {
+            return next;
+        }
+        (y, square, last) = (next, next_square, now);
     }
     // Each step grows singular values by half: enough steps for values of 1e-8.
     for _ in 0..80 {
         if last < ENOUGH {
             break;
         }
-        y = y.matmul((one.clone() * 3.0 - square) * 0.5);
+        y = step(y, square);
         square = gram(&y);
-        let now = deviation(&square);
-        if now >= last && now < 1e-4 {
-            break; // Rounding is all that is left.
+        let [now] = deviations([&square], &one);
+        if is_rounding(now, last) {
+            break;
         }
         last = now;
     }
@@ -339,7 +361,7 @@ fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     let mut last = f64::INFINITY;
     for _ in 0..80 {
         let product = fixed.clone().matmul(y.clone());
-        let now = deviation(&product);
+        let [now] = deviations([&product], &one);
         if now < 1e-6 || (now >= last && now < 1e-3) {
             break;
         }

@@ -6,6 +6,7 @@
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Site, TokenBatch};
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -34,9 +35,11 @@ pub enum Ablation<'a> {
         /// Seed of the draw.
         seed: u64,
     },
-    /// The activation of an example of another dataset, drawn for each example of the base; an
-    /// example may be drawn several times. It is taken at the units that are ablated. To choose the
-    /// examples yourself, use [`sweep`](super::sweep) with them as the source.
+    /// The activation of an example of another dataset, taken at the units that are ablated. The
+    /// dataset is used in random order, all of it before any example a second time; if it has as
+    /// many examples as the base, this is a random permutation, as in ACDC (Conmy et al. 2023,
+    /// arXiv 2304.14997). To choose the examples yourself, for instance the counterfactual of each
+    /// prompt, use [`sweep`](super::sweep) with them as the source.
     ResampleFrom {
         /// The dataset.
         donors: &'a TokenBatch,
@@ -136,9 +139,8 @@ pub fn ablate<B: Backend, M: AlignableTransformer<B>>(
             operands.collect()
         }
         Ablation::ResampleFrom { donors, seed } => {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let drawn = (0..base.batch()).map(|_| rng.random_range(0..donors.batch()));
-            let source = source(&mut plan, donors, &drawn.collect::<Vec<_>>());
+            let drawn = in_random_order(base.batch(), donors.batch(), seed);
+            let source = source(&mut plan, donors, &drawn);
             let places = grid.cells.iter();
             let operands = places.map(|(site, units)| taken(source, *site, units.clone()));
             operands.collect()
@@ -180,7 +182,11 @@ pub fn mean_activations<B: Backend, M: AlignableTransformer<B>>(
 }
 
 /// Chooses, for each example of a batch, the example whose activation it gets: never itself, and
-/// every example exactly once. All such choices are equally likely.
+/// every example exactly once, so that the batch as a whole is ablated with its own distribution.
+///
+/// The choices form one cycle through the whole batch; all such cycles are equally likely, and
+/// every other example is equally likely as the donor of an example. (Causal scrubbing draws each
+/// donor by itself, with replacement: that is [`scrub`](super::scrub).)
 ///
 /// Pass them to [`TokenBatch::select`] to get the source.
 ///
@@ -198,6 +204,19 @@ pub fn resample_donors(batch: usize, seed: u64) -> Result<Vec<usize>, AblationEr
         donors.swap(example, rng.random_range(0..example));
     }
     Ok(donors)
+}
+
+/// This many of the examples of a dataset, in random order, all of them before any a second time.
+fn in_random_order(count: usize, examples: usize, seed: u64) -> Vec<usize> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut drawn = Vec::with_capacity(count + examples);
+    while drawn.len() < count {
+        let mut order: Vec<usize> = (0..examples).collect();
+        order.shuffle(&mut rng);
+        drawn.extend(order);
+    }
+    drawn.truncate(count);
+    drawn
 }
 
 /// A world without edits on these examples of a batch.

@@ -102,8 +102,8 @@ pub enum AlignmentMapError {
 /// [`evaluate_with_controls`](crate::training::evaluate_with_controls); the random rotation of the
 /// controls is seeded with `config.seed + 1`. What cells have in common is computed once: one pass
 /// of each base and source gives what all cells need of the layers before them, cells that differ
-/// in their rank alone share all of that, and the model without a swap is run once. If this does
-/// not fit `config.memory_budget`, cells are divided into groups that do.
+/// in their rank alone share all of that, and the model without a swap is run once. If this and one
+/// cell's validation data do not fit `config.memory_budget`, cells are divided into groups that do.
 ///
 /// With [checkpoints](TrainingConfig::checkpoints), an interrupted map resumes, and gives the same
 /// result as without the interruption. Each cell has a folder of its own in that folder, by the
@@ -177,9 +177,9 @@ where
     // All cells are checked before the first one is trained.
     let cells = Cells::new(model, grid, &locations, &data, config)?;
     let mut results = BTreeMap::new();
-    for places in cells.groups()? {
-        let prepared = cells.prepare(&places)?;
-        for place in places {
+    for group in cells.groups()? {
+        let prepared = cells.prepare(&group)?;
+        for place in group.places {
             let (trained, history) = cells.train(place, &prepared, &loss, |event| {
                 observe(AlignmentEvent::Training { place, event });
             })?;

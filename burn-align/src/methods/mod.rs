@@ -9,6 +9,7 @@ mod alignment_map;
 pub mod attribution;
 mod causal_scrubbing;
 mod causal_trace;
+pub mod causal_variables;
 pub mod circuits;
 mod dictionaries;
 mod directions;
@@ -38,8 +39,9 @@ pub use dictionaries::{
 };
 pub use directions::{
     Activations, Direction, DirectionData, DirectionError, DirectionMethod, DirectionNorms,
-    DirectionOptions, DirectionProvenance, PromptPositions, Separation, collect_activations,
-    collect_activations_at, find_direction,
+    DirectionOptions, DirectionProvenance, PromptPositions, ReftR1Config, ReftR1Direction,
+    ReftR1Error, ReftR1Text, Separation, collect_activations, collect_activations_at,
+    find_direction, train_reft_r1,
 };
 pub use grid::Grid;
 pub use metric::{cross_entropies, logit_difference, logit_differences, probability};

@@ -9,7 +9,7 @@ use burn::module::{AutodiffModule, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
-use burn_align_models::AlignableTransformer;
+use burn_align_models::{AlignableTransformer, Tables};
 
 use super::TrainingError;
 use super::kept::Kept;
@@ -27,6 +27,8 @@ pub(super) struct Replica<A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffM
     interventions: Vec<I::InnerModule>,
     /// This device's share of each dataset; `None` if it has no example.
     kept: Vec<Option<Kept<A::InnerBackend>>>,
+    /// What all steps have in common on this device: schedules, masks, rotary tables and indices.
+    run: RunOptions,
 }
 
 /// All copies; the loss is computed on the first one's device.
@@ -78,6 +80,7 @@ where
                 model,
                 device,
                 kept,
+                run: RunOptions::default().with_tables(Tables::keeping_indices()),
             });
         }
         Ok(Self { copies, is_trained })
@@ -124,10 +127,11 @@ where
         let Replica {
             frozen,
             interventions,
+            run,
             ..
         } = &self.copies[number];
         let trained = |it: usize| self.is_trained[it];
-        plan.freeze(frozen, interventions, trained, &RunOptions::default())
+        plan.freeze(frozen, interventions, trained, run)
     }
 
     /// The logits of a batch, by device, and its examples in their order.
@@ -152,7 +156,8 @@ where
         let mut shares = Vec::new();
         for (device, plan, read) in plans {
             let plan = plan.from_inner::<A>();
-            let results = plan.run(&self.copies[device].model, &copies[device])?;
+            let Replica { model, run, .. } = &self.copies[device];
+            let results = plan.run_with(model, &copies[device], run)?;
             let logits = results.get(read);
             shares.push(Share { device, logits });
         }
@@ -266,7 +271,7 @@ fn moved_gradients<A: AutodiffBackend, M: AutodiffModule<A>>(
 }
 
 /// The number of a tensor that has one.
-pub(super) fn number<B: Backend>(value: Tensor<B, 1>) -> Result<f64, PlanError> {
+pub(crate) fn number<B: Backend>(value: Tensor<B, 1>) -> Result<f64, PlanError> {
     let numbers = read_numbers(value.detach().cast(DType::F32))?;
     Ok(numbers.first().copied().unwrap_or(f64::NAN))
 }

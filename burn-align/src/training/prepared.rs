@@ -105,7 +105,7 @@ pub(crate) struct CleanRuns<B: Backend> {
 
 impl<B: Backend> CleanRuns<B> {
     /// - size: examples of a part
-    /// - budget: bytes for the logits
+    /// - budget: bytes for the logits, which are kept if all of them fit
     pub(crate) fn new<M: AlignableTransformer<B>>(
         model: &M,
         data: &[InterchangeData<B>],
@@ -123,14 +123,7 @@ impl<B: Backend> CleanRuns<B> {
             plans: plans.collect(),
             logits: Vec::new(),
         };
-        let units = data.iter().map(|dataset| match &dataset.positions {
-            LogitPositions::All => dataset.len() * dataset.inputs.base.pos(),
-            LogitPositions::Last | LogitPositions::Each(_) => {
-                dataset.labels.iter().map(Vec::len).sum()
-            }
-        });
-        let numbers = units.sum::<usize>() * model.dims().vocab;
-        if numbers * size_of::<f32>() > budget {
+        if Self::kept_bytes(data, model.dims().vocab, budget) == 0 {
             return Ok(found);
         }
         let mut logits = Vec::new();
@@ -142,6 +135,18 @@ impl<B: Backend> CleanRuns<B> {
         }
         found.logits = logits;
         Ok(found)
+    }
+
+    /// Bytes of the logits that are kept with this budget, in f32: all of them, or none.
+    pub(crate) fn kept_bytes(data: &[InterchangeData<B>], vocab: usize, budget: usize) -> usize {
+        let units = data.iter().map(|dataset| match &dataset.positions {
+            LogitPositions::All => dataset.len() * dataset.inputs.base.pos(),
+            LogitPositions::Last | LogitPositions::Each(_) => {
+                dataset.labels.iter().map(Vec::len).sum()
+            }
+        });
+        let bytes = units.sum::<usize>() * vocab * size_of::<f32>();
+        if bytes > budget { 0 } else { bytes }
     }
 
     fn get<M: AlignableTransformer<B>>(

@@ -1,6 +1,6 @@
 //! The training loop.
 
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
+use burn::module::AutodiffModule;
 use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -14,6 +14,7 @@ use super::devices::Replicas;
 use super::evaluate::judge;
 use super::fingerprint::fingerprint;
 use super::kept::Kept;
+use super::track::track;
 use super::{
     CheckpointInterval, EpochReport, History, InterchangeData, StepReport, Targets, TrainingConfig,
     TrainingError, TrainingEvent,
@@ -119,17 +120,34 @@ where
     I::InnerModule: Intervention<A::InnerBackend>,
 {
     let data = [data, held_out];
-    train_prepared(model, devices, data, config, loss, observe, None)
+    let objective = (loss, own_penalties::<A, I>);
+    train_prepared(model, devices, data, config, objective, observe, None)
+}
+
+/// Examples whose loss is computed, and when.
+pub(crate) struct LossBatch<'a> {
+    /// The indices of the examples in their dataset, in any order.
+    pub(crate) examples: &'a [usize],
+    /// Number of the optimizer's step, from 0.
+    pub(crate) step: usize,
+    /// Total number of steps.
+    pub(crate) steps: usize,
 }
 
 /// Trains as [`train_on_devices`] does, with what does not change for the data already computed, if
 /// it is: on one device, for plans of the same model and data.
+///
+/// - objective: the loss, and what is added to it before it is minimised, times
+///   [`TrainingConfig::penalty`], computed from the interventions on the first device
 pub(crate) fn train_prepared<A, M, I>(
     model: AlignableModel<A, M, I>,
     devices: &[A::Device],
     [data, held_out]: [&[InterchangeData<A::InnerBackend>]; 2],
     config: &TrainingConfig,
-    loss: impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+    (loss, penalty): (
+        impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+        impl Fn(&[I], &LossBatch<'_>) -> Option<Tensor<A, 1>>,
+    ),
     mut observe: impl FnMut(TrainingEvent<'_>),
     prepared: Option<Vec<Kept<A::InnerBackend>>>,
 ) -> Result<(AlignableModel<A, M, I>, History), TrainingError>
@@ -196,7 +214,7 @@ where
 
     let mut optimizers = [config.optimizer.init(), config.optimizer.init()];
     let mut state = State {
-        interventions: track::<A, I>(model.take_interventions()),
+        interventions: track::<A, Vec<I>>(model.take_interventions()),
         losses: Vec::new(),
         epochs: Vec::new(),
         best: None,
@@ -259,8 +277,13 @@ where
             let mut sums = [GradientsAccumulator::new(), GradientsAccumulator::new()];
             let mut losses = 0.0;
             for (dataset, examples) in group {
-                let tracked = track::<A, I>(state.interventions.clone());
-                let total = |loss: Tensor<A, 1>| match penalty(&tracked) {
+                let tracked = track::<A, Vec<I>>(state.interventions.clone());
+                let part = LossBatch {
+                    examples,
+                    step,
+                    steps,
+                };
+                let total = |loss: Tensor<A, 1>| match penalty(&tracked, &part) {
                     Some(penalty) => (loss + penalty * config.penalty) / group.len() as f64,
                     None => loss / group.len() as f64,
                 };
@@ -270,7 +293,7 @@ where
                     loss(logits, &targets)
                 };
                 let batch = (*dataset, &examples[..]);
-                let copies: Vec<_> = replicated.iter().cloned().map(track::<A, I>).collect();
+                let copies: Vec<_> = replicated.iter().cloned().map(track::<A, Vec<I>>).collect();
                 let (found, loss) = replicas.gradients(batch, &tracked, &copies, value, total)?;
                 for [of_rest, of_masks] in found {
                     sums[0].accumulate(&state.interventions, of_rest);
@@ -414,23 +437,10 @@ fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
 }
 
 /// The sum of the penalties of all interventions.
-fn penalty<B: Backend, I: Intervention<B>>(interventions: &[I]) -> Option<Tensor<B, 1>> {
+pub(crate) fn own_penalties<B: Backend, I: Intervention<B>>(
+    interventions: &[I],
+    _batch: &LossBatch<'_>,
+) -> Option<Tensor<B, 1>> {
     let penalties = interventions.iter().filter_map(I::penalty);
     penalties.reduce(|sum, penalty| sum + penalty)
-}
-
-/// The interventions with their parameters tracked anew.
-///
-/// Each backward pass needs parameters of its own. Burn 0.21's autodiff forgets a parameter after
-/// its first backward pass. A graph without a parameter that it knows can be swept while it is
-/// built, when another thread finishes a backward pass; gradients are then silently wrong
-/// (tracel-ai/burn#5573).
-fn track<A: AutodiffBackend, I: Module<A>>(interventions: Vec<I>) -> Vec<I> {
-    struct Track;
-    impl<A: AutodiffBackend> ModuleMapper<A> for Track {
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
-            param.map(|tensor| tensor.detach().require_grad())
-        }
-    }
-    interventions.map(&mut Track)
 }

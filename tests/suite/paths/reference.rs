@@ -2,42 +2,22 @@
 //! forward pass for each node under a tap that replaces activations. Independent of plans, worlds,
 //! differences and output projections.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::Indices;
 use burn_align::paths::{Change, Node, Reach, Stream, Value};
 use burn_align_models::{
-    AlignableTransformer, Component, Decoder, ModelDims, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelDims, ModelInput, Site, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::{FAMILIES, depth, inputs, logits_of};
-use crate::support::{load, values};
+use crate::support::{Replacing, load, values};
 
 on_every_backend!(random_streams_mean_what_their_definition_says);
-
-/// Replaces activations and keeps all.
-#[derive(Default)]
-struct Replacing<B: Backend> {
-    replaced: Vec<(Site, Tensor<B, 4>)>,
-    seen: RefCell<HashMap<Site, Tensor<B, 4>>>,
-}
-
-impl<B: Backend> Tap<B> for Replacing<B> {
-    fn wants(&self, _site: Site) -> bool {
-        true
-    }
-
-    fn visit(&mut self, site: Site, activation: Tensor<B, 4>) -> Tensor<B, 4> {
-        let replaced = self.replaced.iter().rev().find(|(at, _)| *at == site);
-        let activation = replaced.map_or(activation, |(_, value)| value.clone());
-        self.seen.borrow_mut().insert(site, activation.clone());
-        activation
-    }
-}
 
 /// The activations of one forward pass.
 type Seen<B> = HashMap<Site, Tensor<B, 4>>;
@@ -54,13 +34,10 @@ impl<B: Backend> Reference<'_, B> {
         input: usize,
         replaced: Vec<(Site, Tensor<B, 4>)>,
     ) -> (Seen<B>, Tensor<B, 3>) {
-        let mut tap = Replacing {
-            replaced,
-            seen: RefCell::default(),
-        };
+        let mut tap = Replacing::new(replaced);
         let tokens = ModelInput::Tokens(self.inputs[input].to_tensor(self.device));
         let logits = self.model.forward_tapped(tokens, &mut tap);
-        (tap.seen.into_inner(), logits)
+        (tap.seen, logits)
     }
 
     /// `new` at some positions, `old` at the others. `[batch, head, pos, width]`

@@ -2,7 +2,6 @@
 //! Algorithm 1): recursion over the tree, with plain forward passes for each node under a tap that
 //! replaces activations. Independent of plans, worlds, streams and differences.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -12,36 +11,16 @@ use burn_align::methods::{
 };
 use burn_align::paths::{HeadInput, Node};
 use burn_align_models::{
-    AlignableTransformer, Component, Decoder, ModelDims, ModelInput, Site, Tap, TokenBatch,
+    AlignableTransformer, Component, Decoder, ModelDims, ModelInput, Site, TokenBatch,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::{Example, dataset, loss, scrubbed, token};
 use crate::paths::{FAMILIES, depth};
-use crate::support::load;
+use crate::support::{Replacing, load};
 
 on_every_backend!(random_trees_mean_what_their_definition_says);
-
-/// Replaces activations and keeps all.
-#[derive(Default)]
-struct Replacing<B: Backend> {
-    replaced: Vec<(Site, Tensor<B, 4>)>,
-    seen: RefCell<HashMap<Site, Tensor<B, 4>>>,
-}
-
-impl<B: Backend> Tap<B> for Replacing<B> {
-    fn wants(&self, _site: Site) -> bool {
-        true
-    }
-
-    fn visit(&mut self, site: Site, activation: Tensor<B, 4>) -> Tensor<B, 4> {
-        let replaced = self.replaced.iter().find(|(at, _)| *at == site);
-        let activation = replaced.map_or(activation, |(_, value)| value.clone());
-        self.seen.borrow_mut().insert(site, activation.clone());
-        activation
-    }
-}
 
 /// The activations of one forward pass.
 type Seen<B> = HashMap<Site, Tensor<B, 4>>;
@@ -63,14 +42,11 @@ impl<B: Backend> Reference<'_, B> {
         rows: &[usize],
         replaced: Vec<(Site, Tensor<B, 4>)>,
     ) -> (Seen<B>, Tensor<B, 3>) {
-        let mut tap = Replacing {
-            replaced,
-            seen: RefCell::default(),
-        };
+        let mut tap = Replacing::new(replaced);
         let tokens = self.tokens.select(rows).expect("drawn");
         let tokens = ModelInput::Tokens(tokens.to_tensor(self.device));
         let logits = self.model.forward_tapped(tokens, &mut tap);
-        (tap.seen.into_inner(), logits)
+        (tap.seen, logits)
     }
 
     /// The activation at a site when some activation is replaced.

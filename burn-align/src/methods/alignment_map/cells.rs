@@ -15,7 +15,7 @@ use crate::interventions::Intervention;
 use crate::training::{
     CellFile, Checkpoints, Controlled, History, InterchangeData, PreparedData, Targets,
     TrainingConfig, TrainingError, TrainingEvent, evaluate_prepared, evaluate_with_controls,
-    train_prepared,
+    own_penalties, train_prepared,
 };
 
 /// A row and a column.
@@ -165,9 +165,12 @@ where
         let data = [&located.training[..], &located.validation];
         let mut config = self.config.clone();
         config.checkpoints = self.checkpoints(place);
+        // What has been prepared stays alive meanwhile.
+        config.memory_budget = prepared.left;
         let devices = [model.model().device()];
         let kept = prepared.training([self.same[row], column]);
-        let trained = train_prepared(model, &devices, data, &config, loss, observe, kept);
+        let objective = (loss, own_penalties::<A, I>);
+        let trained = train_prepared(model, &devices, data, &config, objective, observe, kept);
         trained.map_err(self.failed(place))
     }
 

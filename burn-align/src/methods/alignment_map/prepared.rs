@@ -22,6 +22,8 @@ pub(super) struct Prepared<B: Backend> {
     /// Those of training and those of held-out data, by dataset.
     kept: BTreeMap<CellPlace, [Vec<Kept<B>>; 2]>,
     clean: Option<CleanRuns<B>>,
+    /// Bytes of the memory budget that are left for what a single cell keeps.
+    pub(super) left: usize,
 }
 
 impl<B: Backend> Prepared<B> {
@@ -32,6 +34,43 @@ impl<B: Backend> Prepared<B> {
     pub(super) fn held_out(&self, place: CellPlace) -> Option<(&[Kept<B>], &CleanRuns<B>)> {
         let [_, held_out] = self.kept.get(&place)?;
         Some((held_out, self.clean.as_ref()?))
+    }
+}
+
+/// Cells that share what is prepared.
+pub(super) struct Group {
+    pub(super) places: Vec<CellPlace>,
+    size: Size,
+}
+
+/// About how many bytes are kept.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    /// For training and evaluation, of all cells of a group.
+    prepared: usize,
+    /// For validation, of the cell that is being trained.
+    validation: usize,
+}
+
+impl Size {
+    /// With another cell in the same group.
+    fn with(self, other: Self) -> Self {
+        Self {
+            prepared: self.prepared + other.prepared,
+            validation: self.validation.max(other.validation),
+        }
+    }
+
+    fn total(self) -> usize {
+        self.prepared + self.validation
+    }
+
+    /// How much of a budget is for validation: a proportional share if not everything fits.
+    fn of_validation(self, budget: usize) -> usize {
+        match self.total() {
+            total if total <= budget => self.validation,
+            total => (budget as f64 * (self.validation as f64 / total as f64)) as usize,
+        }
     }
 }
 
@@ -51,53 +90,71 @@ where
 {
     /// The cells in groups that fit the memory budget. Those that share what is computed follow one
     /// another.
-    pub(super) fn groups(&self) -> Result<Vec<Vec<CellPlace>>, AlignmentMapError> {
+    pub(super) fn groups(&self) -> Result<Vec<Group>, AlignmentMapError> {
         let shared = |[row, column]: CellPlace| [self.same[row], column];
         let mut places: Vec<CellPlace> = self.located.keys().copied().collect();
         places.sort_by_key(|place| (shared(*place), *place));
         let sizes = self.sizes(&self.missing(&places))?;
-        let mut groups: Vec<Vec<CellPlace>> = Vec::new();
-        let (mut last, mut bytes) = (None, 0);
+        let mut groups: Vec<Group> = Vec::new();
+        let mut last = None;
         for place in places {
             let of = shared(place);
-            let is_new = last.replace(of) != Some(of);
-            let more = sizes.get(&of).copied().filter(|_| is_new).unwrap_or(0);
-            let is_same_model = groups
-                .last()
-                .is_none_or(|group| self.has_same_model(group, place));
-            let fits = is_same_model && bytes + more <= self.config.memory_budget;
-            match groups.last_mut().filter(|_| fits) {
+            // A row of another rank needs what is there already.
+            let is_there = last.replace(of) == Some(of);
+            let own = sizes.get(&of).copied().unwrap_or_default();
+            let fits = groups.last().is_some_and(|group| {
+                self.has_same_model(&group.places, place)
+                    && group.size.with(own).total() <= self.budget(place)
+            });
+            match groups.last_mut().filter(|_| is_there || fits) {
                 Some(group) => {
-                    group.push(place);
-                    bytes += more;
+                    group.places.push(place);
+                    if !is_there {
+                        group.size = group.size.with(own);
+                    }
                 }
-                None => {
-                    groups.push(vec![place]);
-                    bytes = more;
-                }
+                None => groups.push(Group {
+                    places: vec![place],
+                    size: own,
+                }),
             }
         }
         Ok(groups)
     }
 
+    /// The memory budget without the logits of the model without a swap.
+    fn budget(&self, place: CellPlace) -> usize {
+        let held_out = Part::HeldOut.data(self, place);
+        let vocab = self.models[place[0]].model().dims().vocab;
+        let budget = self.config.memory_budget;
+        budget - CleanRuns::kept_bytes(held_out, vocab, budget / FOR_CLEAN)
+    }
+
     /// Computes what the cells of a group have in common.
     pub(super) fn prepare(
         &self,
-        group: &[CellPlace],
+        group: &Group,
     ) -> Result<Prepared<A::InnerBackend>, AlignmentMapError> {
-        let missing = self.missing(group);
+        let config = self.config;
+        let missing = self.missing(&group.places);
         let mut prepared = Prepared {
             kept: missing
                 .iter()
                 .map(|place| (*place, Default::default()))
                 .collect(),
             clean: None,
+            left: config.memory_budget,
         };
         let (Some(first), models) = (missing.first(), self.inner(&missing)) else {
             return Ok(prepared);
         };
-        let config = self.config;
-        let mut left = config.memory_budget;
+        let held_out = Part::HeldOut.data(self, *first);
+        let for_clean = config.memory_budget / FOR_CLEAN;
+        let clean = CleanRuns::new(models[0].model(), held_out, config.batch_size, for_clean);
+        prepared.clean = Some(clean.map_err(self.failed(*first))?);
+        let budget = self.budget(*first);
+        let of_validation = group.size.of_validation(budget);
+        let mut left = budget - of_validation;
         for (part, of) in Part::ALL.into_iter().enumerate() {
             for index in 0..of.data(self, *first).len() {
                 let mut all = Vec::new();
@@ -117,10 +174,7 @@ where
                 }
             }
         }
-        let held_out = Part::HeldOut.data(self, *first);
-        let budget = config.memory_budget / FOR_CLEAN;
-        let clean = CleanRuns::new(models[0].model(), held_out, config.batch_size, budget);
-        prepared.clean = Some(clean.map_err(self.failed(*first))?);
+        prepared.left = left + of_validation;
         Ok(prepared)
     }
 
@@ -150,7 +204,7 @@ where
     }
 
     /// About how many bytes are kept for each place, from the first examples.
-    fn sizes(&self, places: &[CellPlace]) -> Result<BTreeMap<CellPlace, usize>, AlignmentMapError> {
+    fn sizes(&self, places: &[CellPlace]) -> Result<BTreeMap<CellPlace, Size>, AlignmentMapError> {
         let mut sizes = BTreeMap::new();
         for some in places.chunk_by(|a, b| self.model_of[a[0]] == self.model_of[b[0]]) {
             let models = self.inner(some);
@@ -168,12 +222,19 @@ where
             }
             let frozen = freeze(&plans, &models);
             let frozen = frozen.map_err(|error| self.failed(some[0])(error.into()))?;
-            let all = Part::ALL
-                .into_iter()
-                .flat_map(|part| part.data(self, some[0]));
-            let examples: usize = all.map(InterchangeData::len).sum();
+            let examples = |data: &[InterchangeData<A::InnerBackend>]| -> usize {
+                data.iter().map(InterchangeData::len).sum()
+            };
+            let all = Part::ALL.map(|part| examples(part.data(self, some[0])));
+            let prepared: usize = all.into_iter().sum();
+            let validation = examples(&self.located[&some[0]].validation);
             for (place, frozen) in some.iter().zip(&frozen) {
-                sizes.insert(*place, frozen.held_bytes() / count * examples);
+                let bytes = frozen.held_bytes();
+                let size = Size {
+                    prepared: bytes * prepared / count,
+                    validation: bytes * validation / count,
+                };
+                sizes.insert(*place, size);
             }
         }
         Ok(sizes)
