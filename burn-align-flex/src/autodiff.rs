@@ -11,6 +11,7 @@ use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
+use super::gated::Gated;
 use super::recognise::cast;
 use super::{kernels, product, strided};
 
@@ -29,6 +30,8 @@ pub(super) enum Saved {
     Softmax(FlexTensor, f32),
     /// The argument of a norm without parameters, and its ε.
     RootMeanSquare(FlexTensor, f32),
+    /// The argument of a norm, its scale and its ε.
+    RmsNorm(FlexTensor, FlexTensor, f32),
     /// Cosines and sines of the rotation.
     Rotation(FlexTensor, FlexTensor),
     /// The number of heads that have been merged.
@@ -71,6 +74,12 @@ impl Saved {
                 gradient.storage_mut(),
                 strided::contiguous(x).storage(),
                 width,
+                epsilon,
+            ),
+            Self::RmsNorm(x, weight, epsilon) => kernels::rms_norm_gradient(
+                gradient.storage_mut(),
+                strided::contiguous(x).storage(),
+                strided::contiguous(weight).storage(),
                 epsilon,
             ),
             Self::Rotation(cos, sin) => {
@@ -119,6 +128,63 @@ pub(super) fn apply<B: Backend, const D: usize, const E: usize>(
         OpsKind::UnTracked(prepared) => prepared.finish(forward(x.primitive)),
     };
     Ok(generic(result))
+}
+
+#[derive(Debug)]
+struct OfGated;
+
+impl Backward<Flex, 2> for OfGated {
+    /// The gate before its activation, the other factor, and what they go through.
+    type State = (FlexTensor, FlexTensor, Gated);
+
+    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [of_gate, of_factor] = ops.parents;
+        let (gate, factor, gated) = ops.state;
+        let mut gradient = strided::contiguous(gradients.consume::<Flex>(&ops.node));
+        let gate = strided::contiguous(gate);
+        if let Some(node) = of_factor {
+            let mut activated = gate.clone();
+            (gated.activate)(activated.storage_mut());
+            kernels::multiply(activated.storage_mut(), gradient.storage());
+            gradients.register::<Flex>(node.id, activated);
+        }
+        if let Some(node) = of_gate {
+            kernels::multiply(
+                gradient.storage_mut(),
+                strided::contiguous(factor).storage(),
+            );
+            (gated.gradient)(gradient.storage_mut(), gate.storage());
+            gradients.register::<Flex>(node.id, gradient);
+        }
+    }
+}
+
+/// An activated gate, times a factor; `Err` with both unless they are f32 tensors of the autodiff
+/// backend on Flex.
+pub(super) fn gated<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+    gated: Gated,
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    let gate = match recognise(gate) {
+        Ok(gate) => gate,
+        Err(gate) => return Err([gate, factor]),
+    };
+    let factor = match recognise(factor) {
+        Ok(factor) => factor,
+        Err(factor) => return Err([generic(gate), factor]),
+    };
+    let product = gated.run(gate.primitive.clone(), factor.primitive.clone());
+    let product = match OfGated
+        .prepare::<NoCheckpointing>([gate.node, factor.node])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => {
+            prepared.finish((gate.primitive, factor.primitive, gated), product)
+        }
+        OpsKind::UnTracked(prepared) => prepared.finish(product),
+    };
+    Ok(generic(product))
 }
 
 /// `x W + b`.

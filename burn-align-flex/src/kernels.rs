@@ -68,6 +68,26 @@ pub(super) fn silu_gradient(gradient: &mut [f32], x: &[f32]) {
     });
 }
 
+/// `x σ(x) y`.
+pub(super) fn silu_times(x: &mut [f32], y: &[f32]) {
+    map_with(x, y, |x, y| x * logistic(x) * y);
+}
+
+/// [`gelu_tanh`] of `x`, times `y`.
+pub(super) fn gelu_tanh_times(x: &mut [f32], y: &[f32]) {
+    map_with(x, y, |x, y| x * logistic(x * (x * x * CUBIC + LINEAR)) * y);
+}
+
+/// `x y`.
+pub(super) fn multiply(x: &mut [f32], y: &[f32]) {
+    map_with(x, y, |x, y| x * y);
+}
+
+/// `x + y`.
+pub(super) fn add(x: &mut [f32], y: &[f32]) {
+    map_with(x, y, |x, y| x + y);
+}
+
 /// `softmax(scale · scores)` of each row of `k_pos` scores, over the keys that its query sees;
 /// 0 for the others. Query `i` of `q_pos` is at position `k_pos - q_pos + i`.
 pub(super) fn causal_softmax(
@@ -106,12 +126,18 @@ pub(super) fn root_mean_square_gradient(
     epsilon: f32,
 ) {
     per_row_with(gradient, x, width, move |gradient, x| {
-        let root = (dot(x, x) / width as f32 + epsilon).sqrt();
-        let factor = dot(gradient, x) / (width as f32 * root * root);
-        for (g, x) in gradient.iter_mut().zip(x) {
-            *g = (*g - x * factor) / root;
-        }
+        through_root_mean_square(gradient, x, epsilon);
     });
+}
+
+#[inline(always)]
+fn through_root_mean_square(gradient: &mut [f32], x: &[f32], epsilon: f32) {
+    let width = x.len() as f32;
+    let root = (dot(x, x) / width + epsilon).sqrt();
+    let factor = dot(gradient, x) / (width * root * root);
+    for (g, x) in gradient.iter_mut().zip(x) {
+        *g = (*g - x * factor) / root;
+    }
 }
 
 /// From the gradient of a layer norm to that of its argument: `(h - mean(h) - y mean(h y)) / r`,
@@ -138,11 +164,34 @@ pub(super) fn layer_norm_gradient(gradient: &mut [f32], x: &[f32], weight: &[f32
 /// `x / √(mean(x²) + ε)` of each row of `width` elements.
 pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
     per_row(x, width, move |_, row| {
-        let square = fold(row, 0.0, |sum, x| sum + x * x, |a, b| a + b);
-        let root = (square / width as f32 + epsilon).sqrt();
+        let root = (square(row) / width as f32 + epsilon).sqrt();
         for x in row {
             *x /= root;
         }
+    });
+}
+
+/// `x / √(mean(x²) + ε) · weight` of each row, which is as wide as the weight.
+pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
+    let mut normed = vec![0.0; x.len()];
+    let width = weight.len();
+    per_row_with(&mut normed, x, width, move |to, x| {
+        let root = (square(x) / width as f32 + epsilon).sqrt();
+        for ((to, x), weight) in to.iter_mut().zip(x).zip(weight) {
+            *to = x / root * weight;
+        }
+    });
+    normed
+}
+
+/// From the gradient of the result of [`rms_norm`] to that of its argument.
+pub(super) fn rms_norm_gradient(gradient: &mut [f32], x: &[f32], weight: &[f32], epsilon: f32) {
+    let width = weight.len();
+    per_row_with(gradient, x, width, move |gradient, x| {
+        for (g, weight) in gradient.iter_mut().zip(weight) {
+            *g *= weight;
+        }
+        through_root_mean_square(gradient, x, epsilon);
     });
 }
 
@@ -297,6 +346,12 @@ fn fold_with(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
 #[inline(always)]
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold_with(a, b, |sum, a, b| sum + a * b)
+}
+
+/// The sum of the squares.
+#[inline(always)]
+fn square(a: &[f32]) -> f32 {
+    fold(a, 0.0, |sum, x| sum + x * x, |a, b| a + b)
 }
 
 #[inline(always)]

@@ -32,6 +32,7 @@
 mod aligned;
 mod attention;
 mod autodiff;
+mod gated;
 mod kernels;
 mod product;
 mod recognise;
@@ -45,14 +46,17 @@ use std::ops::Range;
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorMetadata, backend::Backend};
+use burn::tensor::{Tensor, TensorData, TensorMetadata, backend::Backend};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
 pub use attention::{AttendingRows, Attention, KeysBefore};
 use attention::{Part, Rows, Vectors};
 use autodiff::{Gradient, Saved};
-use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view, wrapped};
+use gated::Gated;
+use recognise::{
+    constant, generic, in_place, in_vectors, recognise_any, recognise_both, recognise_view, wrapped,
+};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.
 ///
@@ -284,10 +288,10 @@ pub fn rotate<B: Backend>(
         Ok(x) => {
             // Heads come from projections, in which those of a token lie side by side.
             let [_batch, heads, _pos, _d_head] = x.shape().dims();
-            let mut x = strided::contiguous(x.transpose(1, 2));
+            let mut x = strided::contiguous(strided::transposed(x));
             let (cos, sin) = (cos.storage(), sin.storage());
             kernels::rotate_tokens(x.storage_mut(), cos, sin, [heads, half]);
-            return Ok(generic(x.transpose(1, 2)));
+            return Ok(generic(strided::transposed(x)));
         }
         Err(x) => x,
     };
@@ -317,6 +321,40 @@ pub fn root_mean_square<B: Backend>(
         |x| kernels::root_mean_square(x, width, epsilon),
         |x, _| Saved::RootMeanSquare(x, epsilon),
     )
+}
+
+/// `x / √(mean(x²) + ε) · weight` over the last axis.
+///
+/// # Shapes
+/// - x, output: `[batch, pos, width]`
+/// - weight: `[width]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it, or if the weight has a gradient.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn rms_norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: &Tensor<B, 1>,
+    epsilon: f64,
+) -> Result<Tensor<B, 3>, Tensor<B, 3>> {
+    let [_batch, _pos, width] = x.dims();
+    assert_eq!(weight.dims(), [width], "the weight");
+    let Some(weight) = in_vectors(weight) else {
+        return Err(x);
+    };
+    let weight = strided::contiguous(weight);
+    let epsilon = epsilon as f32;
+    let run = |x: FlexTensor| {
+        let x = strided::contiguous(x);
+        let normed = kernels::rms_norm(x.storage(), weight.storage(), epsilon);
+        FlexTensor::from_data(TensorData::new(normed, x.shape()))
+    };
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(run(x))),
+        Err(x) => autodiff::apply(x, run, |x, _| Saved::RmsNorm(x, weight.clone(), epsilon)),
+    }
 }
 
 /// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without autodiff,
@@ -380,6 +418,53 @@ pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, 
 /// `x`, if there is [no kernel](crate) for it.
 pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
     of_each(x, kernels::silu, kernels::silu_gradient)
+}
+
+/// `gate σ(gate) · factor`, element by element.
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn silu_gated<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    multiplied([gate, factor], gated::SILU)
+}
+
+/// [`gelu_tanh`] of the gate, times the factor, element by element.
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn gelu_tanh_gated<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    multiplied([gate, factor], gated::GELU_TANH)
+}
+
+/// `x + y`, without autodiff: in the memory of one of them, if nothing else needs it.
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them, or under autodiff.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn add<B: Backend, const D: usize>(
+    [x, y]: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    assert_eq!(x.dims(), y.dims(), "summands");
+    let [x, y] = recognise_both([x, y])?;
+    let [x, y] = [x, y].map(strided::contiguous);
+    let (mut sum, other) = match !x.is_unique() && y.is_unique() {
+        true => (y, x),
+        false => (x, y),
+    };
+    kernels::add(sum.storage_mut(), other.storage());
+    Ok(generic(sum))
 }
 
 /// Some of `all` heads, which lie side by side, under autodiff. Without autodiff they are a view
@@ -470,6 +555,18 @@ pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 
     match recognise_view(x) {
         Ok(x) => Ok(generic(strided::tokens_of(x))),
         Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
+    }
+}
+
+/// Multiplies activated gates by the other factors.
+fn multiplied<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+    how: Gated,
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    assert_eq!(gate.dims(), factor.dims(), "gates and what they multiply");
+    match recognise_both([gate, factor]) {
+        Ok([gate, factor]) => Ok(generic(how.run(gate, factor))),
+        Err(both) => autodiff::gated(both, how),
     }
 }
 

@@ -78,6 +78,20 @@ pub(super) fn recognise_view<B: Backend, const D: usize>(
     }
 }
 
+/// [`recognise_view`] of two tensors.
+pub(super) fn recognise_both<B: Backend, const D: usize>(
+    [x, y]: [Tensor<B, D>; 2],
+) -> Result<[FlexTensor; 2], [Tensor<B, D>; 2]> {
+    let x = match recognise_view(x) {
+        Ok(x) => x,
+        Err(x) => return Err([x, y]),
+    };
+    match recognise_view(y) {
+        Ok(y) => Ok([x, y]),
+        Err(y) => Err([generic(x), y]),
+    }
+}
+
 /// Like [`recognise_view`], for any dtype.
 pub(super) fn recognise_any<B: Backend, const D: usize>(
     x: Tensor<B, D>,

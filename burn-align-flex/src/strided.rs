@@ -46,6 +46,12 @@ pub(super) fn in_vectors(x: FlexTensor) -> FlexTensor {
     }
 }
 
+/// Heads and positions exchanged, a view that is not shared if the tensor was not.
+pub(super) fn transposed(x: FlexTensor) -> FlexTensor {
+    let layout = x.layout().transpose(1, 2);
+    x.with_layout(layout)
+}
+
 /// Vectors in the order `[batch, pos, head, d_head]`, as `[batch, head, pos, d_head]`.
 pub(super) fn by_head(vectors: Vec<f32>, sizes: [usize; 4]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(vectors, sizes)).transpose(1, 2)

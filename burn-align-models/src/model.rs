@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::dims::{ModelDims, SiteDims};
 use crate::layout::{ModelLayout, Reads, SublayerOutput};
-use crate::nn::Norm;
+use crate::nn::{Norm, add_to_stream};
 use crate::pass::{Cx, Pass};
 use crate::site::Site;
 use crate::tables::Tables;
@@ -210,7 +210,7 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
             let output = self.sublayer(layer, index, read, cx);
             x = match sublayer.output() {
                 SublayerOutput::Adds(component) => {
-                    x + cx.stream(Site::Block(layer, component), output)
+                    add_to_stream(x, cx.stream(Site::Block(layer, component), output))
                 }
                 SublayerOutput::Replaces => output,
             };

@@ -34,6 +34,11 @@ const SQUARE: usize = 8;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
 
+/// Elements of the rows that are packed at a time, so that they stay in the last-level cache and
+/// their memory is used again.
+const PACKED_ROWS: usize = 1 << 20;
+/// Rows that are packed at a time, at least: fewer would not be worth packing the weight.
+const LEAST_ROWS: usize = 512;
 /// Maximum number of elements of packed rows whose memory is kept.
 const MOST_KEPT: usize = 1 << 22;
 
@@ -101,6 +106,31 @@ pub(super) fn affine(
     if product.is_empty() {
         return product;
     }
+    let at_a_time = LEAST_ROWS.max(PACKED_ROWS / d_input.max(1));
+    let parts = rows.div_ceil(at_a_time);
+    for part in 0..parts {
+        let part = part * rows / parts..(part + 1) * rows / parts;
+        affine_part(
+            arch,
+            x.from(part.start, 0),
+            weight,
+            bias,
+            [part.len(), d_input, d_output],
+            &mut product[part.start * d_output..part.end * d_output],
+        );
+    }
+    product
+}
+
+/// [`affine`] of some rows, into the memory for them.
+fn affine_part(
+    arch: Arch,
+    x: Matrix<&[f32]>,
+    weight: Matrix<Elements>,
+    bias: Option<&[f32]>,
+    [rows, d_input, d_output]: [usize; 3],
+    product: &mut [f32],
+) {
     let threads = match rows * d_input * d_output <= SMALL {
         true => 1,
         false => rayon::current_num_threads(),
@@ -144,7 +174,6 @@ pub(super) fn affine(
     if packed.elements().len() <= MOST_KEPT {
         ROWS.set(packed);
     }
-    product
 }
 
 /// The same number of tasks for each thread, in whole tiles.

@@ -45,20 +45,41 @@ impl<B: Backend> Mlp<B> {
         x: Tensor<B, 3>,
         cx: &mut Cx<'_, B>,
     ) -> Tensor<B, 3> {
-        let mut activated = |x| {
-            let hidden = self.activation.forward(x); // [batch, pos, d_mlp]
-            cx.stream(Site::Block(layer, Component::MlpActivation), hidden)
-        };
         let hidden = match (&self.gate, &self.up, &self.gate_up) {
-            (Some(gate), Some(up), _) => activated(gate.forward(x.clone())) * up.forward(x),
-            (None, Some(up), _) => activated(up.forward(x)),
+            (Some(gate), Some(up), _) => {
+                let gate = gate.forward(x.clone()); // [batch, pos, d_mlp]
+                self.gated(layer, gate, up.forward(x), cx)
+            }
+            (None, Some(up), _) => self.activated(layer, up.forward(x), cx),
             (_, _, Some(both)) => {
                 let [_d_model, width] = both.dims();
                 let gate = both.forward_part(0..width / 2, x.clone());
-                activated(gate) * both.forward_part(width / 2..width, x)
+                let up = both.forward_part(width / 2..width, x);
+                self.gated(layer, gate, up, cx)
             }
             (_, None, None) => unreachable!("an MLP has an up projection"),
         };
         self.down.forward(hidden)
+    }
+
+    /// The hidden layer after its activation, `[batch, pos, d_mlp]`.
+    fn activated(&self, layer: usize, x: Tensor<B, 3>, cx: &mut Cx<'_, B>) -> Tensor<B, 3> {
+        let hidden = self.activation.forward(x);
+        cx.stream(Site::Block(layer, Component::MlpActivation), hidden)
+    }
+
+    /// The activated gate, times what it lets through, `[batch, pos, d_mlp]`; in one go if nobody
+    /// wants to see the former.
+    fn gated(
+        &self,
+        layer: usize,
+        gate: Tensor<B, 3>,
+        up: Tensor<B, 3>,
+        cx: &mut Cx<'_, B>,
+    ) -> Tensor<B, 3> {
+        match cx.wants(Site::Block(layer, Component::MlpActivation)) {
+            true => self.activated(layer, gate, cx) * up,
+            false => self.activation.gated(gate, up),
+        }
     }
 }

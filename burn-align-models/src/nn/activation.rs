@@ -155,6 +155,21 @@ impl Activation {
             Self::Tanh => x.tanh(),
         }
     }
+
+    /// `f(gate) · factor`, where `f` is the function: what a gated MLP computes between its
+    /// products.
+    pub fn gated<B: Backend, const D: usize>(
+        self,
+        gate: Tensor<B, D>,
+        factor: Tensor<B, D>,
+    ) -> Tensor<B, D> {
+        #[cfg(feature = "flex")]
+        let [gate, factor] = match super::flex::gated(self, [gate, factor]) {
+            Ok(product) => return product,
+            Err(both) => both,
+        };
+        self.forward(gate) * factor
+    }
 }
 
 /// `x (1 + tanh(u)) / 2 = x σ(2u)` with `u = √(2/π) (x + 0.044715 x³)`.

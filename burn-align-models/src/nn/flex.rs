@@ -12,9 +12,9 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::Activation;
 
 pub(super) use burn_align_flex::{
-    AttendingRows, Attention, KeysBefore, affine, affine_quantized, attend, attend_after,
-    causal_softmax, head_part, layer_norm, merge_heads, multiplies_quantized, root_mean_square,
-    rotate, rows_of, tokens_of,
+    AttendingRows, Attention, KeysBefore, add, affine, affine_quantized, attend, attend_after,
+    causal_softmax, head_part, layer_norm, merge_heads, multiplies_quantized, rms_norm,
+    root_mean_square, rotate, rows_of, tokens_of,
 };
 
 /// Applies `activation` to every element, if there is a kernel for it.
@@ -28,5 +28,17 @@ pub(super) fn activate<B: Backend, const D: usize>(
         Activation::Sigmoid => burn_align_flex::sigmoid(x),
         Activation::Silu => burn_align_flex::silu(x),
         _ => Err(x),
+    }
+}
+
+/// Applies `activation` to the gate and multiplies it by the factor, if there is a kernel for it.
+pub(super) fn gated<B: Backend, const D: usize>(
+    activation: Activation,
+    both: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    match activation {
+        Activation::GeluTanh => burn_align_flex::gelu_tanh_gated(both),
+        Activation::Silu => burn_align_flex::silu_gated(both),
+        _ => Err(both),
     }
 }

@@ -18,12 +18,15 @@ pub struct CausalMask<B: Backend> {
     made: Arc<Made<B>>,
 }
 
+/// A part of a mask, with its numbers of queries and keys.
+type Part<B> = ([usize; 2], Tensor<B, 4, Bool>);
+
 /// What has been made of a mask.
 #[derive(Debug)]
 struct Made<B: Backend> {
     whole: OnceLock<Tensor<B, 4, Bool>>,
-    /// Parts, by their numbers of queries and keys. Together they are no larger than the mask.
-    parts: Mutex<Vec<([usize; 2], Tensor<B, 4, Bool>)>>,
+    /// Together they are no larger than the mask.
+    parts: Mutex<Vec<Part<B>>>,
 }
 
 impl<B: Backend> CausalMask<B> {

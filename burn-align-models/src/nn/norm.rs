@@ -52,23 +52,21 @@ impl<B: Backend> Norm<B> {
     /// - x, output: `[batch, pos, width]`
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let in_model = || self.weight.val();
-        let weight = || in_model().cast(DType::F32).unsqueeze();
+        let weight = || in_model().cast(DType::F32);
         match self.kind {
             NormKind::Layer => {
-                let weight = in_model().cast(DType::F32);
+                let weight = weight();
                 let bias = match &self.bias {
                     Some(bias) => bias.val().cast(DType::F32),
                     None => weight.zeros_like(),
                 };
                 in_f32(x, |x| layer_norm(x, weight, bias, self.epsilon))
             }
-            NormKind::Rms => {
+            NormKind::Rms if x.dtype() != DType::F32 => {
                 in_f32(x, |x| root_mean_square(x, self.epsilon)) * in_model().unsqueeze()
             }
-            NormKind::RmsF32 => in_f32(x, |x| root_mean_square(x, self.epsilon) * weight()),
-            NormKind::RmsPlusOne => {
-                in_f32(x, |x| root_mean_square(x, self.epsilon) * (weight() + 1.0))
-            }
+            NormKind::Rms | NormKind::RmsF32 => in_f32(x, |x| rms_norm(x, weight(), self.epsilon)),
+            NormKind::RmsPlusOne => in_f32(x, |x| rms_norm(x, weight() + 1.0, self.epsilon)),
         }
     }
 
@@ -150,6 +148,20 @@ pub(super) fn layer_norm<B: Backend>(
         Some(bias.into_primitive().tensor()),
         epsilon,
     )))
+}
+
+/// `x / √(mean(x²) + ε) · weight`, over the features.
+pub(super) fn rms_norm<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, 3> {
+    #[cfg(feature = "flex")]
+    let x = match super::flex::rms_norm(x, &weight, epsilon) {
+        Ok(normed) => return normed,
+        Err(x) => x,
+    };
+    root_mean_square(x, epsilon) * weight.unsqueeze()
 }
 
 /// `x / √(mean(x²) + ε)`, over the features.

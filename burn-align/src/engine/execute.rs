@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn_align_models::nn::add_to_stream;
 use burn_align_models::{
     AlignableTransformer, Cx, Mixing, ModelInput, Pass as ModelPass, Reads, Site, SublayerOutput,
     Tables, Tap,
@@ -328,7 +329,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                     ) {
                         (Step::Output, SublayerOutput::Adds(component), _, Some(added)) => {
                             let added = tap.stream(Site::Block(layer, component), added);
-                            streams.x = streams.x + added;
+                            streams.x = add_to_stream(streams.x, added);
                         }
                         (Step::Exit, _, Some(component), _) => {
                             streams.x = tap.stream(Site::Block(layer, component), streams.x);

@@ -7,9 +7,9 @@ use burn::tensor::{Tensor, TensorData};
 use super::super::attention::{
     Attend, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
 };
-use super::super::norm::{layer_norm, root_mean_square};
+use super::super::norm::{layer_norm, rms_norm, root_mean_square};
 use super::super::projection::affine;
-use crate::nn::{Activation, RotaryConfig, RotaryScaling};
+use crate::nn::{Activation, RotaryConfig, RotaryScaling, add_to_stream};
 use crate::{Cx, NoTap, Pass, Tables};
 
 /// Differentiated twice, Flex is not recognised.
@@ -84,7 +84,44 @@ fn views() {
 fn norms() {
     for shape in SHAPES {
         let (x, portable) = both(shape, 3.0);
+        let (weight, portable_weight) = both([shape[2]], 2.0);
+        assert_close(
+            rms_norm(x.clone(), weight, 1e-5),
+            rms_norm(portable.clone(), portable_weight, 1e-5),
+        );
         assert_close(root_mean_square(x, 1e-5), root_mean_square(portable, 1e-5));
+    }
+}
+
+#[test]
+fn gates() {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
+        for shape in SHAPES {
+            let (gate, portable_gate) = both(shape, 5.0);
+            let (up, portable_up) = both(shape, 3.0);
+            let kept = gate.clone();
+            assert_close(
+                activation.gated(gate, up),
+                activation.gated(portable_gate.clone(), portable_up),
+            );
+            // The gate was shared, so it has not been changed.
+            assert_close(kept, portable_gate);
+        }
+    }
+}
+
+#[test]
+fn sums() {
+    for shape in SHAPES {
+        let (x, portable) = both(shape, 5.0);
+        let (y, portable_y) = both(shape, 3.0);
+        let expected = portable.clone() + portable_y.clone();
+        for (x, y) in [(x.clone() * 1.0, y.clone()), (x.clone(), y.clone() * 1.0)] {
+            assert_close(add_to_stream(x, y), expected.clone());
+        }
+        // None of them has been changed.
+        assert_close(x, portable);
+        assert_close(y, portable_y);
     }
 }
 
@@ -276,10 +313,32 @@ fn gradients_of_norms() {
     for shape in SHAPES {
         let width = shape[2];
         assert_differentiates!([shape], x => root_mean_square(x[0].clone(), 1e-5));
+        // With a gradient of the weight, and without.
+        assert_differentiates!([shape, [1, 1, width]], x => {
+            let [x, weight] = x;
+            rms_norm(x, weight.reshape([width]), 1e-5)
+        });
+        assert_differentiates!([shape], x => {
+            let [x] = x;
+            let weight = Tensor::from_data(data([width], 2.0), &x.device());
+            rms_norm(x, weight, 1e-5)
+        });
         assert_differentiates!([shape, [1, 1, width], [1, 1, width]], x => {
             let [x, weight, bias] = x;
             layer_norm(x, weight.reshape([width]), bias.reshape([width]), 1e-5)
         });
+    }
+}
+
+#[test]
+fn gradients_of_gates() {
+    for shape in SHAPES {
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            assert_differentiates!([shape, shape], x => {
+                let [gate, up] = x;
+                activation.gated(gate * 0.7, up)
+            });
+        }
     }
 }
 
