@@ -175,7 +175,7 @@ fn what_the_track_cannot_express_is_refused<B: Backend>(device: &B::Device) {
     );
     let square = Tensor::<B, 2>::eye(2, device);
     let ones = Tensor::<B, 1>::ones([2], device);
-    let pca = Pca::new(square, ones.clone() * 0, ones);
+    let pca = Pca::new(square, ones.zeros_like(), ones);
     let found = save(last(0), Composed::of(pca, Swap).into());
     assert!(
         found.contains("found `pca`; for principal components, use Directions"),

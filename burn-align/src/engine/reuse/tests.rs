@@ -119,7 +119,8 @@ fn plans_that_differ_otherwise_have_their_own() {
         plan_with([BASE, &[&[6, 7, 8, 1], &[9, 1]]], swap),
         plan_with([&[&[1, 2, 3]], &[&[6, 7, 8]]], swap),
     ];
-    let more: [&dyn Fn(&mut Plan<Flex>); 4] = [
+    type Change<'a> = &'a dyn Fn(&mut Plan<Flex>);
+    let more: [Change<'_>; 4] = [
         &|plan| {
             plan.read_logits(plan.world_id(1), LogitPositions::All);
         },
