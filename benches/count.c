@@ -1,9 +1,10 @@
 // Counts what a program allocates, copies and zeroes; `profile.py` preloads it.
 //
 // Memory from the allocator, and copies and zeros through the C library, whatever calls it. What a
-// compiler has made of a small copy, and loops that copy element by element, are not seen. The
-// counters are in the file BURN_ALIGN_COUNTS, as six 64-bit numbers in the order of the enum: the
-// program itself can read it on the way. Processes that it starts count in the same file.
+// compiler has made of a small copy, loops that copy element by element, and calls within the C
+// library are not seen, nor is memory that is mapped without the allocator. The counters are in the
+// file BURN_ALIGN_COUNTS, as six 64-bit numbers in the order of the enum: the program itself can read
+// it on the way. Processes that it starts count in the same file.
 //
 // Linux with glibc. Nothing here may be compiled into calls of what it defines.
 
@@ -96,7 +97,7 @@ void *memmove(void *to, const void *from, size_t size) {
 }
 
 void *memset(void *to, int value, size_t size) {
-    count(ZEROED, size);
+    if (value == 0) count(ZEROED, size);
     if (real_set) return real_set(to, value, size);
     volatile char *out = to;
     for (size_t i = 0; i < size; i++) out[i] = (char)value;

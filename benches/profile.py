@@ -6,8 +6,10 @@
 Of workloads of `benches/workloads`, only their repeats are looked at. A table has a column for each:
 
 - shares of the samples of `perf` by kind of work, and the cores that were busy
-- bytes allocated, copied and zeroed through the C library, and pages that were touched for the first
-  time, for each token that goes through a layer; `count.c` counts them, in a run of its own
+- bytes allocated, copied and zeroed through the C library, for each token that goes through a layer;
+  `count.c` counts them, in a run of its own
+- page faults without a read from disk, for memory that is touched for the first time, each as one small
+  page, though a huge page takes only one
 - the floor by arithmetic, all products at the rate of a large one, and by bytes, the weights read once
   by each walk through the network at the rate of a large copy. The rates are those of PyTorch
   (`benches/peers/workloads.py --ceilings`), or given
@@ -172,6 +174,8 @@ def counted(command: Sequence[str], library: Path, folder: Path) -> dict[str, fl
     file.unlink(missing_ok=True)
     environment = os.environ | {"LD_PRELOAD": str(library), "BURN_ALIGN_COUNTS": str(file)}
     run(list(command), environment)
+    if not file.exists():
+        raise SystemExit(f"profile: `{command[0]}` cannot be counted: it loads no libraries")
     return dict(zip(COUNTED, struct.unpack("6Q", file.read_bytes())))
 
 
@@ -268,7 +272,7 @@ def table(
     per_token_layer("allocated, a token and layer", count("allocated_bytes"))
     per_token_layer("copied by the C library", count("copied_bytes"))
     per_token_layer("zeroed by the C library", count("zeroed_bytes"))
-    per_token_layer("pages touched for the first time", lambda it: PAGE * it.line["page_faults"])
+    per_token_layer("page faults, as small pages", lambda it: PAGE * it.line["page_faults"])
 
     def floors(profile: Profile) -> list[float]:
         line = profile.line

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::requests::{Input, Model, from_json, model_source};
 
 /// Share of an interval, and how many resamples it is taken from.
-pub const INTERVAL: (f64, usize) = (0.95, 1000);
+pub(crate) const INTERVAL: (f64, usize) = (0.95, 1000);
 
 /// The contents of a request file.
 #[derive(Deserialize)]

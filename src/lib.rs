@@ -3,6 +3,7 @@
 
 pub mod attempt;
 pub mod backends;
+pub mod circuit_curves;
 pub mod circuit_requests;
 pub mod console;
 pub mod devices;

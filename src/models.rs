@@ -1,6 +1,6 @@
 //! Which model a program uses, and how it is loaded.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use burn_align_models::{FromPretrained, LoadOptions, ModelSource, Pretrained};
@@ -91,6 +91,26 @@ impl ModelArgs {
     /// The requested model, or this one if none was.
     pub fn source<'a>(&'a self, default: &'a str) -> &'a str {
         self.model.as_deref().unwrap_or(default)
+    }
+
+    /// The requested model, or SmolLM2 in the folder that `BURN_ALIGN_REAL` names if none was.
+    ///
+    /// - expected: what a model must be like, for the error
+    ///
+    /// # Errors
+    /// If no model was requested, and the variable is not set.
+    pub fn or_smollm2(&self, expected: &str) -> Result<String> {
+        if let Some(model) = &self.model {
+            return Ok(model.clone());
+        }
+        let folder = std::env::var("BURN_ALIGN_REAL").ok();
+        let folder = folder.with_context(|| {
+            format!(
+                "--model: expected {expected}, found none; `bash tests/real/fetch.sh DIR` fetches \
+                 SmolLM2-135M-Instruct (98 MB), which BURN_ALIGN_REAL=DIR then names"
+            )
+        })?;
+        Ok(format!("{folder}/SmolLM2-135M-Instruct.Q4_1.gguf"))
     }
 
     /// Loads the requested model, or the default one; see [`LoadArgs::load`].

@@ -173,16 +173,18 @@ pub(super) fn gated<B: Backend, const D: usize>(
         Ok(factor) => factor,
         Err(factor) => return Err([generic(gate), factor]),
     };
-    let product = gated.run(gate.primitive.clone(), factor.primitive.clone());
     let product = match OfGated
         .prepare::<NoCheckpointing>([gate.node, factor.node])
         .compute_bound()
         .stateful()
     {
         OpsKind::Tracked(prepared) => {
+            let product = gated.run(gate.primitive.clone(), factor.primitive.clone());
             prepared.finish((gate.primitive, factor.primitive, gated), product)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(product),
+        OpsKind::UnTracked(prepared) => {
+            prepared.finish(gated.run(gate.primitive, factor.primitive))
+        }
     };
     Ok(generic(product))
 }

@@ -1,9 +1,49 @@
 //! Gated products: an activated gate, times what it lets through.
 
+use burn::tensor::{Tensor, backend::Backend};
 use burn_flex::FlexTensor;
 
-use crate::autodiff::Gradient;
+use crate::autodiff::{self, Gradient};
+use crate::recognise::{generic, recognise_both};
 use crate::{kernels, strided};
+
+/// `gate σ(gate) · factor`, element by element.
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn silu_gated<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    multiplied([gate, factor], SILU)
+}
+
+/// [`gelu_tanh`](crate::gelu_tanh) of the gate, times the factor, element by element.
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn gelu_tanh_gated<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    multiplied([gate, factor], GELU_TANH)
+}
+
+/// Multiplies activated gates by the other factors.
+fn multiplied<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+    how: Gated,
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    assert_eq!(gate.dims(), factor.dims(), "gates and what they multiply");
+    match recognise_both([gate, factor]) {
+        Ok([gate, factor]) => Ok(generic(how.run(gate, factor))),
+        Err(both) => autodiff::gated(both, how),
+    }
+}
 
 /// How a gate is activated, and its derivative.
 #[derive(Clone, Copy, Debug)]
@@ -17,14 +57,14 @@ pub(crate) struct Gated {
 }
 
 /// Gates that pass through `x σ(x)`.
-pub(crate) const SILU: Gated = Gated {
+const SILU: Gated = Gated {
     times: kernels::silu_times,
     activate: kernels::silu,
     gradient: kernels::silu_gradient,
 };
 
 /// Gates that pass through the tanh approximation of GELU.
-pub(crate) const GELU_TANH: Gated = Gated {
+const GELU_TANH: Gated = Gated {
     times: kernels::gelu_tanh_times,
     activate: kernels::gelu_tanh,
     gradient: kernels::gelu_tanh_gradient,

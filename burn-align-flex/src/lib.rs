@@ -2,9 +2,9 @@
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex,
-//! with or without autodiff, the kernel runs, with its own gradient (all but [`attend`] and
-//! [`attend_after`] have one). Otherwise, and for a dtype that has no kernel, the argument comes
-//! back as `Err`, and the caller computes the result with Burn's operations:
+//! with or without autodiff, the kernel runs, with its own gradient (all but [`attend`],
+//! [`attend_after`] and [`add`] have one). Otherwise, and for a dtype that has no kernel, the
+//! argument comes back as `Err`, and the caller computes the result with Burn's operations:
 //!
 //! ```
 //! use burn::tensor::{Tensor, activation, backend::Backend};
@@ -32,7 +32,9 @@
 mod aligned;
 mod attention;
 mod autodiff;
+mod elementwise;
 mod gated;
+mod heads;
 mod kernels;
 mod product;
 mod recognise;
@@ -42,7 +44,6 @@ mod tests;
 mod tiles;
 
 use std::any::TypeId;
-use std::ops::Range;
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
@@ -52,11 +53,11 @@ use burn_flex::{Flex, FlexTensor};
 
 pub use attention::{AttendingRows, Attention, KeysBefore};
 use attention::{Part, Rows, Vectors};
-use autodiff::{Gradient, Saved};
-use gated::Gated;
-use recognise::{
-    constant, generic, in_place, in_vectors, recognise_any, recognise_both, recognise_view, wrapped,
-};
+use autodiff::Saved;
+pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
+pub use gated::{gelu_tanh_gated, silu_gated};
+pub use heads::{head_part, merge_heads, rows_of, tokens_of};
+use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view, wrapped};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.
 ///
@@ -382,199 +383,4 @@ pub fn layer_norm<B: Backend>(
         "weight and bias"
     );
     autodiff::layer_norm(x, weight, bias, epsilon)
-}
-
-/// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, of every element.
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-pub fn gelu_tanh<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::gelu_tanh, kernels::gelu_tanh_gradient)
-}
-
-/// `x σ(1.702 x)` of every element.
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-pub fn quick_gelu<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::quick_gelu, kernels::quick_gelu_gradient)
-}
-
-/// `σ(x) = 1 / (1 + e⁻ˣ)` of every element.
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::sigmoid, kernels::sigmoid_gradient)
-}
-
-/// `x σ(x)` of every element.
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::silu, kernels::silu_gradient)
-}
-
-/// `gate σ(gate) · factor`, element by element.
-///
-/// # Errors
-/// The arguments, if there is [no kernel](crate) for them.
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn silu_gated<B: Backend, const D: usize>(
-    [gate, factor]: [Tensor<B, D>; 2],
-) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], gated::SILU)
-}
-
-/// [`gelu_tanh`] of the gate, times the factor, element by element.
-///
-/// # Errors
-/// The arguments, if there is [no kernel](crate) for them.
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn gelu_tanh_gated<B: Backend, const D: usize>(
-    [gate, factor]: [Tensor<B, D>; 2],
-) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], gated::GELU_TANH)
-}
-
-/// `x + y`, without autodiff: in the memory of one of them, if nothing else needs it.
-///
-/// # Errors
-/// The arguments, if there is [no kernel](crate) for them, or under autodiff.
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn add<B: Backend, const D: usize>(
-    [x, y]: [Tensor<B, D>; 2],
-) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    assert_eq!(x.dims(), y.dims(), "summands");
-    let [x, y] = recognise_both([x, y])?;
-    let [x, y] = [x, y].map(strided::contiguous);
-    let (mut sum, other) = match !x.is_unique() && y.is_unique() {
-        true => (y, x),
-        false => (x, y),
-    };
-    kernels::add(sum.storage_mut(), other.storage());
-    Ok(generic(sum))
-}
-
-/// Some of `all` heads, which lie side by side, under autodiff. Without autodiff they are a view
-/// anyway.
-///
-/// # Shapes
-/// - x: `[batch, pos, all * d_head]`
-/// - output: `[batch, head, pos, d_head]`
-///
-/// # Errors
-/// `x`, without autodiff, or if there is [no kernel](crate) for it.
-///
-/// # Panics
-/// If there are no such heads.
-pub fn head_part<B: Backend>(
-    x: Tensor<B, 3>,
-    all: usize,
-    part: Range<usize>,
-) -> Result<Tensor<B, 4>, Tensor<B, 3>> {
-    let [batch, pos, width] = x.dims();
-    assert!(width.is_multiple_of(all), "{all} heads of {width} features");
-    assert!(
-        part.start <= part.end && part.end <= all,
-        "heads {part:?} of {all}"
-    );
-    let d_head = width / all;
-    let view = |x: FlexTensor| {
-        let split = x.reshape([batch, pos, all, d_head].into());
-        split.narrow(2, part.start, part.len()).transpose(1, 2)
-    };
-    autodiff::apply(x, view, |_, _| Saved::HeadPart(all, part.start))
-}
-
-/// Puts heads side by side.
-///
-/// # Shapes
-/// - x: `[batch, head, pos, d_head]`
-/// - output: `[batch, pos, head * d_head]`
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 3>, Tensor<B, 4>> {
-    let [batch, head, pos, d_head] = x.dims();
-    let merge = |x: FlexTensor| {
-        strided::contiguous(x.transpose(1, 2)).reshape([batch, pos, head * d_head].into())
-    };
-    match recognise_view(x) {
-        Ok(x) => Ok(generic(merge(x))),
-        Err(x) => autodiff::apply(x, merge, |_, _| Saved::Merged(head)),
-    }
-}
-
-/// The rows of tokens in one row, a view.
-///
-/// # Shapes
-/// - x: `[1, head, row * len, d_head]`
-/// - output: `[row, head, len, d_head]`
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-///
-/// # Panics
-/// If `x` has several rows, or its tokens are not as many rows.
-pub fn rows_of<B: Backend>(x: Tensor<B, 4>, rows: usize) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
-    let [one, _head, tokens, _d_head] = x.dims();
-    assert_eq!(one, 1, "a single row of tokens");
-    assert!(
-        rows > 0 && tokens.is_multiple_of(rows),
-        "{rows} rows of {tokens} tokens"
-    );
-    let view = |x: FlexTensor| strided::rows_of(x, rows);
-    match recognise_view(x) {
-        Ok(x) => Ok(generic(view(x))),
-        Err(x) => autodiff::apply(x, view, |_, _| Saved::Rows),
-    }
-}
-
-/// The inverse of [`rows_of`], a copy.
-///
-/// # Shapes
-/// - x: `[row, head, len, d_head]`
-/// - output: `[1, head, row * len, d_head]`
-///
-/// # Errors
-/// `x`, if there is [no kernel](crate) for it.
-pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
-    let [rows, _head, _len, _d_head] = x.dims();
-    match recognise_view(x) {
-        Ok(x) => Ok(generic(strided::tokens_of(x))),
-        Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
-    }
-}
-
-/// Multiplies activated gates by the other factors.
-fn multiplied<B: Backend, const D: usize>(
-    [gate, factor]: [Tensor<B, D>; 2],
-    how: Gated,
-) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    assert_eq!(gate.dims(), factor.dims(), "gates and what they multiply");
-    match recognise_both([gate, factor]) {
-        Ok([gate, factor]) => Ok(generic(how.run(gate, factor))),
-        Err(both) => autodiff::gated(both, how),
-    }
-}
-
-/// Applies a function to every element.
-fn of_each<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    kernel: fn(&mut [f32]),
-    gradient: Gradient,
-) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    in_place(x, kernel, |x, _| Saved::Argument(x, gradient))
 }

@@ -101,6 +101,8 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
     };
     let unchanged = tokens().into_data();
     let returned = |x: Tensor<B, 3>| assert_eq!(x.into_data(), unchanged);
+    let two = || [tokens(), -tokens()];
+    let both_returned = |[x, y]: [Tensor<B, 3>; 2]| [x, -y].map(returned);
     let found = [
         ("affine", affine(rows(), &weight, None).is_ok()),
         (
@@ -122,6 +124,10 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
             root_mean_square(tokens(), 1e-5).map_err(returned).is_ok(),
         ),
         (
+            "rms_norm",
+            rms_norm(tokens(), &vector, 1e-5).map_err(returned).is_ok(),
+        ),
+        (
             "layer_norm",
             layer_norm(tokens(), &vector, &vector, 1e-5)
                 .map_err(returned)
@@ -131,6 +137,15 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
         ("quick_gelu", quick_gelu(tokens()).map_err(returned).is_ok()),
         ("sigmoid", sigmoid(tokens()).map_err(returned).is_ok()),
         ("silu", silu(tokens()).map_err(returned).is_ok()),
+        (
+            "silu_gated",
+            silu_gated(two()).map_err(both_returned).is_ok(),
+        ),
+        (
+            "gelu_tanh_gated",
+            gelu_tanh_gated(two()).map_err(both_returned).is_ok(),
+        ),
+        ("add", add(two()).map_err(both_returned).is_ok()),
         (
             "head_part",
             head_part(tokens(), 4, 1..3).map_err(returned).is_ok(),
@@ -145,15 +160,19 @@ fn kernels_of<B: Backend>(dtype: DType) -> Vec<&'static str> {
 
 #[test]
 fn a_tensor_without_a_kernel_comes_back() {
-    let all = kernels_of::<Tracked>(DType::F32);
-    assert_eq!(all.len(), 16);
-    // Flex has its own, and heads are views.
-    let without_autodiff: Vec<_> = all
-        .iter()
-        .filter(|name| !["layer_norm", "head_part"].contains(name))
-        .copied()
-        .collect();
-    assert_eq!(kernels_of::<Flex>(DType::F32), without_autodiff);
+    let tracked = kernels_of::<Tracked>(DType::F32);
+    assert_eq!(tracked.len(), 19);
+    let without = |names: Vec<&'static str>, missing: &[&str]| -> Vec<_> {
+        let names = names.into_iter();
+        names.filter(|name| !missing.contains(name)).collect()
+    };
+    let plain = kernels_of::<Flex>(DType::F32);
+    assert_eq!(plain.len(), 18);
+    // A sum is Burn's under autodiff. Without it, Flex has its own norm, and heads are views.
+    assert_eq!(
+        without(plain, &["add"]),
+        without(tracked, &["layer_norm", "head_part"])
+    );
     for dtype in [DType::F16, DType::BF16] {
         let products = ["affine", "affine_quantized"];
         assert_eq!(kernels_of::<Flex>(dtype), products);

@@ -2,21 +2,22 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
 use burn_align::methods::attribution::{LogitDifference, Patching};
 use burn_align::methods::circuits::{
-    Circuit, CircuitFile, CurveArea, CurveOptions, Edge, EdgeChoice, EdgeGraph, EdgeOptions,
-    EdgeRanking, EdgeScores, FaithfulnessCurve, Reader, eap, eap_ig_inputs, faithfulness_curves,
+    Circuit, CircuitFile, CurveOptions, Edge, EdgeChoice, EdgeGraph, EdgeOptions, EdgeRanking,
+    EdgeScores, FaithfulnessCurve, Reader, eap, eap_ig_inputs, faithfulness_curves,
     patch_all_edges,
 };
 use burn_align::models::Decoder;
 use burn_align::paths::Node;
-use workbench::circuit_requests::{INTERVAL, ranking_name};
+use workbench::circuit_curves::{check_curves, plot_curves, print_curves};
+use workbench::circuit_requests::ranking_name;
 use workbench::ioi::Ioi;
 use workbench::out;
-use workbench::plot::{Line, line_chart, write_diagram};
+use workbench::plot::write_diagram;
 use workbench::table::{align_numbers, table};
 
 use super::Args;
@@ -34,7 +35,9 @@ struct Scored {
 /// Runs the experiment.
 pub(super) fn compare<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Result<()> {
     // 1. The model and the prompts.
-    let model = source(args)?;
+    let model = args
+        .model
+        .or_smollm2("a model whose tokenizer knows English names")?;
     let dtype = args.backend.dtype.dtype();
     let loaded = args.model.load::<A, Decoder<A>>(&model, dtype, device)?;
     let plain = loaded.model.valid();
@@ -77,7 +80,12 @@ pub(super) fn compare<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Re
         )?;
         curves.push((method.name, found));
     }
-    print_curves(&curves, args.seed)?;
+    let named = curves.iter().flat_map(|(method, curves)| {
+        let own = curves.iter();
+        own.map(move |curve| (format!("{method}, {}", ranking_name(curve.by)), curve))
+    });
+    let named: Vec<(String, &FaithfulnessCurve)> = named.collect();
+    print_curves("circuit", &named, args.seed)?;
 
     // 4. The circuit.
     let best = methods.iter().find(|method| method.name == "EAP-IG");
@@ -91,34 +99,14 @@ pub(super) fn compare<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Re
         write_diagram(file, &circuit.diagram())?;
     }
     if let Some(file) = &args.plot {
-        plot(file, &curves)?;
+        plot_curves(file, "faithfulness of circuits", &named)?;
     }
     if let Some(folder) = &args.output {
         CircuitFile::new(&circuit).save(folder.join("circuit.json"))?;
     }
 
     // 5. Check the claims that hold for every model: all edges are the model.
-    for (name, curves) in &curves {
-        for curve in curves {
-            let last = curve.faithfulness().last().copied().unwrap_or_default();
-            ensure!((last - 1.0).abs() < 1e-6, "{name}: all edges give {last}");
-        }
-    }
-    Ok(())
-}
-
-/// The model that is asked for, or SmolLM2 in the folder of real models.
-fn source(args: &Args) -> Result<String> {
-    if let Some(model) = &args.model.model {
-        return Ok(model.clone());
-    }
-    let folder = std::env::var("BURN_ALIGN_REAL").ok();
-    let folder = folder.context(
-        "--model: expected a model whose tokenizer knows English names, found none; `bash \
-         tests/real/fetch.sh DIR` fetches SmolLM2-135M-Instruct (98 MB), which BURN_ALIGN_REAL=DIR \
-         then names",
-    )?;
-    Ok(format!("{folder}/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    check_curves(&named)
 }
 
 fn timed<E: std::error::Error + Send + Sync + 'static>(
@@ -215,59 +203,4 @@ fn print_agreement(methods: &[Scored]) -> Result<()> {
     }
     align_numbers(&mut report);
     out!("\n{count} edges; Jaccard similarity of the 1 % with the largest magnitudes\n{report}")
-}
-
-fn print_curves(curves: &[(&str, Vec<FaithfulnessCurve>)], seed: u64) -> Result<()> {
-    let Some(sizes) = curves.first().and_then(|(_, curves)| curves.first()) else {
-        return Ok(());
-    };
-    let sizes = sizes
-        .sizes
-        .iter()
-        .map(|size| format!("{:.1} %", 100.0 * size));
-    let mut faithful = table(["circuit".to_owned()].into_iter().chain(sizes));
-    let mut areas = table(["circuit", "CMD", "95 %", "CPR", "95 %"]);
-    let (share, resamples) = INTERVAL;
-    for (name, curves) in curves {
-        for curve in curves {
-            let name = format!("{name}, {}", ranking_name(curve.by));
-            let values = curve.faithfulness().into_iter();
-            let values = values.map(|value| format!("{value:.2}"));
-            faithful.add_row([name.clone()].into_iter().chain(values));
-            let mut row = vec![name];
-            for area in [CurveArea::Cmd, CurveArea::Cpr] {
-                let interval = curve.interval(area, share, resamples, seed)?;
-                row.push(format!("{:.3}", curve.area(area)));
-                row.push(format!("{:.3} – {:.3}", interval.low, interval.high));
-            }
-            areas.add_row(row);
-        }
-    }
-    align_numbers(&mut faithful);
-    align_numbers(&mut areas);
-    out!("\nFaithfulness by share of edges, counterfactual ablation\n{faithful}\n{areas}")
-}
-
-fn plot(file: &std::path::Path, curves: &[(&str, Vec<FaithfulnessCurve>)]) -> Result<()> {
-    let named = curves.iter().flat_map(|(name, curves)| {
-        let own = curves.iter();
-        own.map(move |curve| (format!("{name}, {}", ranking_name(curve.by)), curve))
-    });
-    let named: Vec<(String, &FaithfulnessCurve)> = named.collect();
-    let lines = named.iter().map(|(name, curve)| Line {
-        name,
-        points: curve
-            .sizes
-            .iter()
-            .map(|size| size.log10())
-            .zip(curve.faithfulness())
-            .collect(),
-    });
-    let lines: Vec<Line<'_>> = lines.collect();
-    line_chart(
-        file,
-        "faithfulness of circuits",
-        ["log10 of the share of edges", "faithfulness"],
-        &lines,
-    )
 }

@@ -40,11 +40,14 @@ use burn_align::engine::{LogitPositions, Plan};
 use burn_align::interventions::VanillaIntervention;
 use burn_align::methods::attribution::Patching;
 use burn_align::methods::circuits::{
-    Circuit, CircuitAblation, CurveOptions, EdgeChoice, EdgeOptions, EdgeRanking, TracerGraph,
-    TracerPrompt, TracerTarget, eap_ig_inputs, evaluate_circuits, faithfulness_curves,
+    Circuit, CircuitAblation, CurveOptions, EdgeChoice, EdgeOptions, EdgeRanking,
+    FaithfulnessCurve, TracerGraph, TracerPrompt, TracerTarget, eap_ig_inputs, evaluate_circuits,
+    faithfulness_curves,
 };
 use burn_align_models::{Decoder, Tokenizer};
 use clap::Parser;
+use workbench::circuit_curves::{check_curves, plot_curves, print_curves};
+use workbench::circuit_requests::ranking_name;
 use workbench::plot::{diagram_file, heat_map, picture_file, write_diagram};
 use workbench::{BackendArgs, ModelArgs, on_backend};
 
@@ -94,7 +97,9 @@ fn main() -> ExitCode {
 
 fn find<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Result<()> {
     // 1. The model and the prompts.
-    let source = source(args)?;
+    let source = args
+        .model
+        .or_smollm2("a model that reads years digit by digit")?;
     let dtype = args.backend.dtype.dtype();
     let loaded = args.model.load::<A, Decoder<A>>(&source, dtype, device)?;
     let tokenizer = loaded.tokenizer()?;
@@ -132,9 +137,13 @@ fn find<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Result<()> {
     let rankings = [EdgeRanking::Signed, EdgeRanking::Absolute];
     let options = CurveOptions::default().with_run(run.clone());
     let curves = faithfulness_curves(&plain, &patching, &scores, &rankings, metric, &options)?;
-    report::curves(&curves, args.seed)?;
+    let named = curves.iter();
+    let named = named.map(|curve| (ranking_name(curve.by).to_owned(), curve));
+    let named: Vec<(String, &FaithfulnessCurve)> = named.collect();
+    print_curves("ranking", &named, args.seed)?;
     if let Some(file) = &args.plot {
-        report::plot(file, &curves)?;
+        let title = "faithfulness of circuits for later years, EAP-IG";
+        plot_curves(file, title, &named)?;
     }
 
     // 5. The circuit.
@@ -164,25 +173,7 @@ fn find<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Result<()> {
         of_model > of_other,
         "the first year makes no difference: {of_model} and {of_other}"
     );
-    for curve in &curves {
-        let last = curve.faithfulness().last().copied().unwrap_or_default();
-        ensure!((last - 1.0).abs() < 1e-6, "all edges give {last}");
-    }
-    Ok(())
-}
-
-/// The model that is asked for, or SmolLM2 in the folder of real models.
-fn source(args: &Args) -> Result<String> {
-    if let Some(model) = &args.model.model {
-        return Ok(model.clone());
-    }
-    let folder = std::env::var("BURN_ALIGN_REAL").ok();
-    let folder = folder.context(
-        "--model: expected a model that reads years digit by digit, found none; `bash \
-         tests/real/fetch.sh DIR` fetches SmolLM2-135M-Instruct (98 MB), which BURN_ALIGN_REAL=DIR \
-         then names",
-    )?;
-    Ok(format!("{folder}/SmolLM2-135M-Instruct.Q4_1.gguf"))
+    check_curves(&named)
 }
 
 /// The first prompt, with the most probable digit after it.

@@ -1,15 +1,9 @@
-//! What is printed and drawn.
-
-use std::path::Path;
+//! What is printed.
 
 use anyhow::{Context, Result};
-use burn_align::methods::circuits::{
-    Circuit, CircuitValues, CurveArea, Edge, EdgeScores, FaithfulnessCurve, GraphNode, Reader,
-};
+use burn_align::methods::circuits::{Circuit, CircuitValues, Edge, EdgeScores, GraphNode, Reader};
 use burn_align::paths::Node;
-use workbench::circuit_requests::{INTERVAL, ranking_name};
 use workbench::out;
-use workbench::plot::{Line, line_chart};
 use workbench::table::{align_numbers, table};
 
 use super::years::{DIGITS, LaterDigits};
@@ -106,34 +100,6 @@ pub(super) fn nodes(scores: &EdgeScores) -> Result<()> {
     out!("\nScores by EAP-IG, in units of probability; positive ones help later years\n{report}")
 }
 
-/// Faithfulness by size, and the areas.
-pub(super) fn curves(curves: &[FaithfulnessCurve], seed: u64) -> Result<()> {
-    let Some(first) = curves.first() else {
-        return Ok(());
-    };
-    let sizes = first.sizes.iter();
-    let sizes = sizes.map(|size| format!("{:.1} %", 100.0 * size));
-    let mut faithful = table(["ranking".to_owned()].into_iter().chain(sizes));
-    let mut areas = table(["ranking", "CMD", "95 %", "CPR", "95 %"]);
-    let (share, resamples) = INTERVAL;
-    for curve in curves {
-        let name = ranking_name(curve.by).to_owned();
-        let values = curve.faithfulness().into_iter();
-        let values = values.map(|value| format!("{value:.2}"));
-        faithful.add_row([name.clone()].into_iter().chain(values));
-        let mut row = vec![name];
-        for area in [CurveArea::Cmd, CurveArea::Cpr] {
-            let interval = curve.interval(area, share, resamples, seed)?;
-            row.push(format!("{:.3}", curve.area(area)));
-            row.push(format!("{:.3} – {:.3}", interval.low, interval.high));
-        }
-        areas.add_row(row);
-    }
-    align_numbers(&mut faithful);
-    align_numbers(&mut areas);
-    out!("\nFaithfulness by share of edges, counterfactual ablation\n{faithful}\n{areas}")
-}
-
 /// What the circuit is made of, and what it answers alone.
 pub(super) fn circuit(circuit: &Circuit, values: &CircuitValues) -> Result<()> {
     let graph = circuit.graph();
@@ -156,25 +122,5 @@ pub(super) fn circuit(circuit: &Circuit, values: &CircuitValues) -> Result<()> {
         mean(&values.base),
         mean(own),
         mean(&values.ablated)
-    )
-}
-
-/// The curves.
-pub(super) fn plot(file: &Path, curves: &[FaithfulnessCurve]) -> Result<()> {
-    let lines = curves.iter().map(|curve| Line {
-        name: ranking_name(curve.by),
-        points: curve
-            .sizes
-            .iter()
-            .map(|size| size.log10())
-            .zip(curve.faithfulness())
-            .collect(),
-    });
-    let lines: Vec<Line<'_>> = lines.collect();
-    line_chart(
-        file,
-        "faithfulness of circuits for later years, EAP-IG",
-        ["log10 of the share of edges", "faithfulness"],
-        &lines,
     )
 }

@@ -2,13 +2,13 @@
 //! proportion to the input.
 
 use std::fs;
-use std::io::{Cursor, Write};
 
 use burn::backend::Flex;
 use burn_align::saved::SavedInterventions;
 use burn_align_models::{Decoder, FromPretrained, LoadOptions};
 use workbench::requests::Request;
 
+use crate::pickles::{archive, push_text};
 use crate::{SLACK, fixtures, taken};
 
 fn check(bytes: usize, size: usize) {
@@ -54,24 +54,19 @@ fn repeated_subspaces() {
 /// A pickle in which one long tuple is the shape of every tensor.
 #[test]
 fn shapes_that_are_used_again() {
-    let text = |pickle: &mut Vec<u8>, text: &str| {
-        pickle.push(b'X');
-        pickle.extend((text.len() as u32).to_le_bytes());
-        pickle.extend(text.as_bytes());
-    };
     let mut pickle = b"\x80\x02}(".to_vec();
     // The shape is remembered as 1, the storage as 2, the function as 3.
-    text(&mut pickle, "0");
+    push_text(&mut pickle, "0");
     pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\nq\x03((");
-    text(&mut pickle, "storage");
+    push_text(&mut pickle, "storage");
     pickle.extend(b"ctorch\nFloatStorage\n");
-    text(&mut pickle, "0");
-    text(&mut pickle, "cpu");
+    push_text(&mut pickle, "0");
+    push_text(&mut pickle, "cpu");
     pickle.extend(b"K\x00tQq\x02K\x00(");
     pickle.extend(b"K\x01".repeat(50_000));
     pickle.extend(b"tq\x01h\x01\x89}tR");
     for name in 1..500 {
-        text(&mut pickle, &name.to_string());
+        push_text(&mut pickle, &name.to_string());
         pickle.extend(b"h\x03(h\x02K\x00h\x01h\x01\x89}tR");
     }
     pickle.extend(b"u.");
@@ -83,14 +78,7 @@ fn shapes_that_are_used_again() {
         let name = file.file_name().expect("a name").to_owned();
         let mut bytes = fs::read(&file).expect("readable");
         if file.extension().is_some_and(|extension| extension == "bin") {
-            let mut written = zip::ZipWriter::new(Cursor::new(Vec::new()));
-            let stored = zip::write::SimpleFileOptions::default()
-                .compression_method(zip::CompressionMethod::Stored);
-            for (name, bytes) in [("a/data.pkl", &pickle[..]), ("a/data/0", &[])] {
-                written.start_file(name, stored).expect("a name");
-                written.write_all(bytes).expect("in memory");
-            }
-            bytes = written.finish().expect("in memory").into_inner();
+            bytes = archive(&pickle);
             archives += 1;
         }
         fs::write(folder.path().join(name), bytes).expect("written");

@@ -12,6 +12,8 @@
 
 mod amplified;
 mod damage;
+#[path = "../pickles.rs"]
+mod pickles;
 mod targets;
 mod tokenizers;
 

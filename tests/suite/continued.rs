@@ -1,13 +1,15 @@
 //! Runs that go on from their cached keys and values, against the whole text from the start.
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_align::engine::{
     CachedRow, Edit, LogitPositions, Operand, Plan, PlanError, RunOptions, Units, WorldId,
 };
 use burn_align::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
-use burn_align_models::{AlignableTransformer, Component, Decoder, Site};
+use burn_align_models::{
+    AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Site,
+};
 
-use crate::support::{FAMILIES, load, max_difference, message, tokens};
+use crate::support::{FAMILIES, checkpoints, load, max_difference, message, tokens};
 
 on_every_backend!(
     a_continued_run_is_the_run_of_the_whole_text,
@@ -368,6 +370,23 @@ fn what_cannot_be_continued_is_refused() {
         .map(drop)
         .expect_err("refused");
     assert_eq!(error, PlanError::CacheMisfit { input: 0 });
+
+    // On the same model in another dtype, which takes its own rows.
+    let options = LoadOptions::default().with_dtype(DType::BF16);
+    let rounded = checkpoints()["gpt2_plain"].clone();
+    let rounded = Decoder::<B>::from_pretrained(rounded.as_path(), &options, &Default::default());
+    let rounded = rounded.expect("the fixture loads").model;
+    let error = next.run(&rounded, &interventions()).map(drop);
+    let error = error.expect_err("refused");
+    assert_eq!(error, PlanError::CacheMisfit { input: 0 });
+    let options = RunOptions::default();
+    let own = plan.run_to_continue(&rounded, &interventions(), &[first], &options);
+    let (_, own) = own.expect("valid");
+    let mut of_rounded = Plan::new();
+    let input = of_rounded.input(own[0][0].then([4]));
+    let world = of_rounded.world(input, []);
+    of_rounded.read_logits(world, LogitPositions::Last);
+    of_rounded.run(&rounded, &interventions()).expect("valid");
 
     // A row is one example, and stays what it is on the way through other plans.
     assert!(next.examples(&[0, 0]).is_err());

@@ -55,6 +55,8 @@ mod output;
 mod outside;
 mod parity;
 mod paths;
+#[path = "../pickles.rs"]
+mod pickles;
 #[cfg(feature = "flex")]
 mod plans;
 #[cfg(feature = "pretrained")]

@@ -106,8 +106,7 @@ pub(super) fn affine(
     if product.is_empty() {
         return product;
     }
-    let at_a_time = LEAST_ROWS.max(PACKED_ROWS / d_input.max(1));
-    let parts = rows.div_ceil(at_a_time);
+    let parts = rows.div_ceil(rows_at_a_time(d_input));
     for part in 0..parts {
         let part = part * rows / parts..(part + 1) * rows / parts;
         affine_part(
@@ -120,6 +119,11 @@ pub(super) fn affine(
         );
     }
     product
+}
+
+/// Most rows that are packed at a time.
+pub(super) fn rows_at_a_time(d_input: usize) -> usize {
+    LEAST_ROWS.max(PACKED_ROWS / d_input.max(1))
 }
 
 /// [`affine`] of some rows, into the memory for them.

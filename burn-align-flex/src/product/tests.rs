@@ -119,6 +119,37 @@ fn assert_same(found: &FlexTensor, expected: &FlexTensor, context: &str) {
     assert!(bits(found) == bits(expected), "{context}");
 }
 
+#[test]
+fn rows_do_not_depend_on_the_part_that_they_are_packed_in() {
+    // Wide rows, of which the fewest are packed at a time, and narrow ones.
+    for [d_input, d_output] in [[2100, 5], [8, 3]] {
+        // Two parts, which meet in the middle.
+        let rows = many_rows::rows_at_a_time(d_input) + 9;
+        let bias = tensor([1, d_output]).reshape([d_output].into());
+        let weights = [
+            tensor([d_input, d_output]),
+            tensor([d_output, d_input]).transpose(0, 1),
+        ];
+        for x in [
+            tensor([rows, d_input]),
+            tensor([d_input, rows]).transpose(0, 1),
+        ] {
+            for weight in &weights {
+                for arch in architectures() {
+                    let all = affine_by(arch, &x, weight, Some(&bias));
+                    for first in [0, rows / 2 - 10, rows - 20] {
+                        let some = |x: &FlexTensor| x.narrow(0, first, 20);
+                        let found = affine_by(arch, &some(&x), weight, Some(&bias));
+                        let [x, weight] = [&x, weight].map(|it| it.layout().strides());
+                        let context = format!("{rows} rows, {first}: {x:?} {weight:?} {arch:?}");
+                        assert_same(&found, &some(&all), &context);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Few rows and many, more than a strip, more than a task.
 const QUANTIZED: [[usize; 3]; 7] = [
     [1, 256, 1],

@@ -237,6 +237,15 @@ impl<B: Backend> Weight<B> {
         )
     }
 
+    /// The parameter that Burn sees.
+    fn param(&self) -> Param<Tensor<B, 2>> {
+        match &self.values {
+            Values::Dense(param) => param.clone(),
+            Values::Quantized(quantized) => self.dense(quantized),
+            Values::Split(split) => split.whole(),
+        }
+    }
+
     fn map_dense(self, map: impl FnOnce(Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>>) -> Self {
         let values = match self.values {
             Values::Dense(param) => Values::Dense(map(param)),
@@ -314,9 +323,9 @@ impl<B: Backend> Module<B> for Weight<B> {
 
     fn visit<V: ModuleVisitor<B>>(&self, visitor: &mut V) {
         match &self.values {
+            // Not a clone, which would not be initialised with it.
             Values::Dense(param) => param.visit(visitor),
-            Values::Quantized(quantized) => self.dense(quantized).visit(visitor),
-            Values::Split(split) => split.whole().visit(visitor),
+            Values::Quantized(_) | Values::Split(_) => self.param().visit(visitor),
         }
     }
 
@@ -325,23 +334,14 @@ impl<B: Backend> Module<B> for Weight<B> {
     }
 
     fn load_record(self, record: Self::Record) -> Self {
-        let param = match &self.values {
-            Values::Dense(param) => param.clone(),
-            Values::Quantized(quantized) => self.dense(quantized),
-            Values::Split(split) => split.whole(),
-        };
         Self {
-            values: Values::Dense(param.load_record(record)),
+            values: Values::Dense(self.param().load_record(record)),
             ..self
         }
     }
 
     fn into_record(self) -> Self::Record {
-        match &self.values {
-            Values::Dense(param) => param.clone().into_record(),
-            Values::Quantized(quantized) => self.dense(quantized).into_record(),
-            Values::Split(split) => split.whole().into_record(),
-        }
+        self.param().into_record()
     }
 }
 

@@ -170,41 +170,60 @@ impl TopKFeatures {
         let mut off = vec![true; rows * features];
         let mut sorted = Vec::with_capacity(features);
         for (scores, off) in scores.chunks(features).zip(off.chunks_mut(features)) {
-            keep_largest(scores, self.k, &mut sorted, off);
+            sorted.clear();
+            sorted.extend_from_slice(scores);
+            let mut largest = Largest::new(&mut sorted, self.k);
+            for (off, score) in off.iter_mut().zip(scores) {
+                *off = !largest.takes(*score);
+            }
         }
         let off = Tensor::from_data(TensorData::new(off, [rows, features]), &device);
         values.mask_fill(off, 0.0)
     }
 }
 
-/// Marks all but the `k` largest scores as off, and no NaN, so that a NaN is not hidden.
-fn keep_largest(scores: &[f32], k: usize, sorted: &mut Vec<f32>, off: &mut [bool]) {
-    if k == 0 {
-        return;
+/// Chooses the `k` largest scores of a row as it is walked, and of equal ones at the border the
+/// first. A NaN is chosen as well, so that it is not hidden.
+#[derive(Debug)]
+pub(crate) struct Largest {
+    /// The smallest of the `k`.
+    border: f32,
+    /// How many more that are equal to it are chosen.
+    ties: usize,
+}
+
+impl Largest {
+    /// - scores: the scores of a row, whose order is lost
+    pub(crate) fn new(scores: &mut [f32], k: usize) -> Self {
+        let (border, ties) = match k {
+            0 => (f32::INFINITY, 0),
+            k if k > scores.len() => (f32::NEG_INFINITY, k),
+            k => {
+                let descending = |a: &f32, b: &f32| b.total_cmp(a);
+                let (before, border, _) = scores.select_nth_unstable_by(k - 1, descending);
+                let above = before.iter().filter(|score| **score > *border).count();
+                (*border, k - above)
+            }
+        };
+        Self { border, ties }
     }
-    sorted.clear();
-    sorted.extend_from_slice(scores);
-    let (_, border, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-    let border = *border;
-    let above = scores.iter().filter(|score| **score > border).count();
-    let mut ties = k.saturating_sub(above);
-    for (off, score) in off.iter_mut().zip(scores) {
-        let tie = *score == border && ties > 0;
-        if tie {
-            ties -= 1;
-        }
-        *off = !(tie || *score > border || score.is_nan());
+
+    /// Whether the next score of the row is chosen.
+    pub(crate) fn takes(&mut self, score: f32) -> bool {
+        let is_tie = score == self.border && self.ties > 0;
+        self.ties -= usize::from(is_tie);
+        is_tie || score > self.border || score.is_nan()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::keep_largest;
+    use super::Largest;
 
     fn kept(scores: &[f32], k: usize) -> Vec<usize> {
-        let mut off = vec![true; scores.len()];
-        keep_largest(scores, k, &mut Vec::new(), &mut off);
-        (0..off.len()).filter(|i| !off[*i]).collect()
+        let mut largest = Largest::new(&mut scores.to_vec(), k);
+        let chosen = (0..scores.len()).filter(|i| largest.takes(scores[*i]));
+        chosen.collect()
     }
 
     #[test]
@@ -213,6 +232,7 @@ mod tests {
         assert_eq!(kept(&[2.0, 2.0, 1.0, 2.0], 2), [0, 1]);
         assert_eq!(kept(&[0.0, 0.0, 4.0, 0.0], 3), [0, 1, 2]);
         assert_eq!(kept(&[1.0, 2.0], 0), [0_usize; 0]);
+        assert_eq!(kept(&[1.0, f32::NEG_INFINITY], 3), [0, 1]);
     }
 
     #[test]

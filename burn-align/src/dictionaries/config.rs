@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::DictionaryError;
+use crate::saved::FileError;
 
 /// Largest size accepted for a dimension, so that products of sizes cannot overflow.
 const MAX_SIZE: u64 = 1 << 28;
@@ -65,11 +66,11 @@ pub(super) struct Config {
 impl Config {
     /// Reads a file.
     pub(super) fn read(file: &Path) -> Result<Self, DictionaryError> {
-        let json = fs::read(file).map_err(|cause| DictionaryError::Io {
+        let json = fs::read(file).map_err(|cause| FileError::Io {
             file: file.to_owned(),
             cause,
         })?;
-        let map = serde_json::from_slice(&json).map_err(|error| DictionaryError::Unreadable {
+        let map = serde_json::from_slice(&json).map_err(|error| FileError::Unreadable {
             file: file.to_owned(),
             reason: format!("expected a JSON object: {error}"),
         })?;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use burn_align_models::pretrained::LoadError;
 
+use crate::saved::FileError;
+
 /// Why a dictionary could not be built or loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -54,34 +56,9 @@ pub enum DictionaryError {
         /// The folder.
         folder: PathBuf,
     },
-    /// A file could not be read.
-    #[error("{}: cannot be read: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
-    /// A file is damaged.
-    #[error("{}: {reason}", file.display())]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// What was expected and what was found.
-        reason: String,
-    },
-    /// A pickle that would run code. It was not run.
-    #[error(
-        "{}: refused: its pickle names `{global}`, and a dictionary has only tensors; expected a \
-         state dict, as `torch.save(module.state_dict(), file)` writes it",
-        file.display()
-    )]
-    ForbiddenGlobal {
-        /// The file.
-        file: PathBuf,
-        /// What it names.
-        global: String,
-    },
+    /// A file could not be read, or its tensors are others than expected.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A key of a configuration is missing.
     #[error("{}: `{key}` is missing", file.display())]
     MissingKey {
@@ -136,38 +113,6 @@ pub enum DictionaryError {
         /// The option to give it with.
         remedy: &'static str,
     },
-    /// A tensor is missing.
-    #[error("{}: tensor `{tensor}` is missing", file.display())]
-    MissingTensor {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-    },
-    /// A tensor has the wrong shape.
-    #[error("{}: tensor `{tensor}`: expected shape {expected}, found {found:?}", file.display())]
-    WrongShape {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// What was expected; `_` stands for any size.
-        expected: String,
-        /// Its shape.
-        found: Vec<usize>,
-    },
-    /// A tensor has the wrong dtype.
-    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", file.display())]
-    WrongDType {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// What was expected.
-        expected: &'static str,
-        /// Its dtype.
-        found: String,
-    },
     /// A tensor whose values change the computation in a way that is not implemented.
     #[error("{}: tensor `{tensor}` is not supported: {reason}", file.display())]
     UnsupportedTensor {
@@ -177,17 +122,6 @@ pub enum DictionaryError {
         tensor: String,
         /// What is supported, and what was found.
         reason: String,
-    },
-    /// Tensors that this kind of dictionary does not have.
-    #[error(
-        "{}: it has tensors that this kind of dictionary does not use: {}",
-        file.display(), tensors.join(", ")
-    )]
-    UnusedTensors {
-        /// The file.
-        file: PathBuf,
-        /// Their names.
-        tensors: Vec<String>,
     },
     /// The parts of a dictionary do not fit together.
     #[error("{part}: expected {expected}, found {found}")]
@@ -217,8 +151,6 @@ pub enum DictionaryError {
     #[error("no feature is selected: expected at least one")]
     NoFeatures,
 }
-
-crate::saved::from_tensor_error!(DictionaryError);
 
 fn files_or_none(found: &[String]) -> String {
     const SHOWN: usize = 12;

@@ -77,6 +77,7 @@ mod selection;
 mod source;
 mod weights;
 
+pub(crate) use activation::Largest;
 pub use activation::{
     FeatureActivation, GatedFeatures, JumpReluFeatures, Ranking, ReluFeatures, TopKFeatures,
 };

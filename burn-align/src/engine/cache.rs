@@ -13,7 +13,7 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_align_models::{KeysValues, Mixing, ModelLayout};
 
 pub use self::explain::CacheExplanation;
@@ -31,6 +31,8 @@ pub(super) struct Cache<B: Backend> {
     rows: usize,
     /// Number of positions.
     len: usize,
+    /// What the model computes in.
+    dtype: DType,
     layers: Vec<CachedLayer<B>>,
 }
 
@@ -76,6 +78,7 @@ impl<B: Backend> CachedRow<B> {
             cache: Arc::new(Cache {
                 rows: 1,
                 len: pos,
+                dtype: self.cache.dtype,
                 layers: layers.collect::<Option<_>>()?,
             }),
             row: 0,
@@ -147,8 +150,9 @@ impl<B: Backend> Continued<B> {
 }
 
 impl<B: Backend> CachedRow<B> {
-    /// Whether it was kept by a model with this layout, as far as sizes tell.
-    pub(super) fn fits(&self, layout: &ModelLayout) -> bool {
+    /// Whether it was kept by a model with this layout that computes in this dtype, as far as sizes
+    /// tell.
+    pub(super) fn fits(&self, layout: &ModelLayout, dtype: DType) -> bool {
         let dims = layout.dims();
         let layers = layout.layers().iter().enumerate();
         let attends = layers.flat_map(|(layer, layout)| {
@@ -166,7 +170,8 @@ impl<B: Backend> CachedRow<B> {
             let [_, kv_heads, _, d_head] = keys.dims();
             (kv_heads, d_head) == (dims.kv_heads, dims.d_head)
         };
-        found.clone().map(|it| (it.layer, it.window)).eq(attends)
+        self.cache.dtype == dtype
+            && found.clone().map(|it| (it.layer, it.window)).eq(attends)
             && found.clone().flat_map(|it| &it.parts).all(of_heads)
     }
 }
@@ -193,6 +198,7 @@ impl<B: Backend> Cache<B> {
         Ok(Cache {
             rows: self.rows,
             len: self.len,
+            dtype: self.dtype,
             layers,
         })
     }

@@ -95,6 +95,15 @@ impl Cells {
     }
 }
 
+/// The number of cells of an activation, and their width.
+///
+/// # Shapes
+/// - activation: `[row, head, pos, width]`
+fn cell_dims<B: Backend>(activation: &Tensor<B, 4>) -> [usize; 2] {
+    let [rows, heads, pos, width] = activation.dims();
+    [rows * heads * pos, width]
+}
+
 /// Takes cells out of an activation, for use at once: the result may be a view of it.
 ///
 /// # Shapes
@@ -105,8 +114,7 @@ pub(super) fn gather<B: Backend>(
     cells: &Cells,
     tables: &Tables,
 ) -> Tensor<B, 2> {
-    let [rows, heads, pos, width] = activation.dims();
-    let count = rows * heads * pos;
+    let [count, width] = cell_dims(activation);
     let flat = || activation.clone().reshape([count, width]);
     if cells.are_all(count) {
         return flat();
@@ -132,8 +140,7 @@ pub(super) fn gather_by_index<B: Backend>(
     cells: &Cells,
     tables: &Tables,
 ) -> Tensor<B, 2> {
-    let [rows, heads, pos, width] = activation.dims();
-    let flat = activation.clone().reshape([rows * heads * pos, width]);
+    let flat = activation.clone().reshape(cell_dims(activation)); // [cell, width]
     let indices = tables.indices::<B>(cells.indices.clone(), &flat.device());
     flat.select(0, indices)
 }
@@ -149,8 +156,8 @@ pub(super) fn gather_to_keep<B: Backend>(
     cells: &Cells,
     tables: &Tables,
 ) -> Tensor<B, 2> {
-    let [rows, heads, pos, _width] = activation.dims();
-    match 2 * cells.indices.len() >= rows * heads * pos {
+    let [count, _width] = cell_dims(activation);
+    match 2 * cells.indices.len() >= count {
         true => gather(activation, cells, tables),
         false => gather_by_index(activation, cells, tables),
     }
@@ -170,8 +177,7 @@ pub(super) fn scatter<B: Backend>(
     tables: &Tables,
 ) -> Tensor<B, 4> {
     let shape = activation.dims();
-    let [rows, heads, pos, width] = shape;
-    let count = rows * heads * pos;
+    let [count, width] = cell_dims(&activation);
     if cells.are_all(count) {
         return values.reshape(shape);
     }
@@ -193,8 +199,7 @@ pub(super) fn scatter_by_index<B: Backend>(
     tables: &Tables,
 ) -> Tensor<B, 4> {
     let shape = activation.dims();
-    let [rows, heads, pos, width] = shape;
-    let count = rows * heads * pos;
+    let [count, width] = cell_dims(&activation);
     // Each cell is taken from its old index, or from the new values, which follow the old ones.
     let mut sources: Vec<usize> = (0..count).collect();
     for (place, source) in cells.indices.iter().zip(count..) {

@@ -80,10 +80,10 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
-    /// A cached row that another model has computed.
+    /// A cached row that another model has computed, or the same model in another dtype.
     #[error(
-        "input {input}: the row to continue was kept by another model, or this one needs whole rows; \
-         continue it on the model that ran its beginning"
+        "input {input}: the row to continue was kept by another model or in another dtype, or this \
+         model needs whole rows; continue it on the model that ran its beginning"
     )]
     CacheMisfit {
         /// Index of the input.

@@ -18,6 +18,7 @@ use super::hash::QuickMap;
 use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
 use super::marks::Mark;
+use super::memory::dtype;
 use super::options::RunOptions;
 use super::plan::{OperandKey, Plan, Read, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
@@ -354,7 +355,8 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                         .collect();
                     let kept = whole.take_keys_values();
                     if let Some(world) = here.first() {
-                        let rows = keep(plan, schedule, index, &here, &kept);
+                        let kept = (&kept[..], dtype(model));
+                        let rows = keep(plan, schedule, index, &here, kept);
                         self.rows.extend(rows.ok_or(PlanError::NotContinuable {
                             world: world.0,
                             reason: "a layer of the model attends without nn::attend",

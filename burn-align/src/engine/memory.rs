@@ -182,7 +182,7 @@ fn of_mlp(dims: &ModelDims, tokens: usize) -> usize {
 ///
 /// Only among existing tensors, if there are any: weights that stay quantised would be dequantised
 /// for this.
-fn dtype<B: Backend, M: AlignableTransformer<B>>(model: &M) -> DType {
+pub(super) fn dtype<B: Backend, M: AlignableTransformer<B>>(model: &M) -> DType {
     struct Largest {
         lazy: bool,
         count: usize,

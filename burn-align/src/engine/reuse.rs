@@ -24,7 +24,7 @@ use super::stages::Stage;
 ///
 /// Plans have the same structure if they agree in everything but the values of inputs and constants,
 /// which must have the same sizes. Small plans are kept, and few of them: laying out a large one takes
-/// little time beside its run.
+/// little time beside its run, and its layouts take memory in each layer.
 #[derive(Clone, Default)]
 pub struct Schedules {
     /// The one used last comes last.
@@ -34,8 +34,8 @@ pub struct Schedules {
 impl Schedules {
     /// Most plans that are kept.
     const MOST_PLANS: usize = 8;
-    /// Most worlds and reads of a plan that is kept.
-    const MOST_WORLDS: usize = 512;
+    /// Most rows (examples of worlds) and reads of a plan that is kept.
+    const MOST_ROWS: usize = 2048;
 
     /// No schedules yet.
     pub fn new() -> Self {
@@ -46,14 +46,14 @@ impl Schedules {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of a plan of this structure.
+    /// What is known of a plan of this structure, whose ids are all its own.
     pub(super) fn find<B: Backend>(
         &self,
         plan: &Plan<B>,
         layout: &ModelLayout,
         sizes: &Sizes,
     ) -> Option<Arc<Known>> {
-        if !is_worth_keeping(plan) {
+        if !is_worth_keeping(plan, sizes) {
             return None;
         }
         let mut all = self.known();
@@ -73,7 +73,7 @@ impl Schedules {
         schedule: &Arc<Schedule>,
         shapes: Vec<[usize; 3]>,
     ) {
-        if !is_worth_keeping(plan) {
+        if !is_worth_keeping(plan, &schedule.sizes) {
             return;
         }
         let known = Known {
@@ -101,9 +101,10 @@ impl fmt::Debug for Schedules {
 }
 
 /// A continued row is longer every time.
-fn is_worth_keeping<B: Backend>(plan: &Plan<B>) -> bool {
+fn is_worth_keeping<B: Backend>(plan: &Plan<B>, sizes: &Sizes) -> bool {
     let mut inputs = plan.inputs.iter();
-    plan.worlds.len() + plan.reads.len() <= Schedules::MOST_WORLDS
+    let rows = (0..plan.worlds.len()).map(|world| sizes.of(world).batch);
+    rows.sum::<usize>() + plan.reads.len() <= Schedules::MOST_ROWS
         && !inputs.any(|input| matches!(input, WorldInput::Continued(_)))
 }
 

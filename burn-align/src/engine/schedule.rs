@@ -143,6 +143,24 @@ impl Schedule {
         part
     }
 
+    /// The layers of a pass that attend, in order, with their windows.
+    ///
+    /// - pass: its index
+    pub(super) fn attentions(
+        &self,
+        pass: usize,
+    ) -> impl Iterator<Item = (usize, Option<usize>, &StageGroups)> {
+        let stages = self.passes[pass].stages.iter();
+        stages.filter_map(
+            move |stage| match (stage.stage, self.stages.mixing(stage.stage)) {
+                (Stage::Layer { layer, .. }, Mixing::Causal { window }) => {
+                    Some((layer, window, stage))
+                }
+                _ => None,
+            },
+        )
+    }
+
     /// The passes of a schedule that has everything else.
     fn passes_of<B: Backend>(&self, plan: &Plan<B>) -> Vec<Pass> {
         let last = self.pass_of.iter().flatten().max();

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Orthonormal, OrthonormalMap};
-use crate::saved::{LoadInterventionsError, SaveInterventionsError, TensorError, Tensors};
+use crate::saved::{FileError, LoadInterventionsError, SaveInterventionsError, Tensors};
 
 /// A part of an intervention that can be saved: a few fields of JSON, and tensors.
 pub(crate) trait Part<B: Backend>: Sized {
@@ -123,8 +123,8 @@ pub(crate) enum PartError {
     Load(LoadInterventionsError),
 }
 
-impl From<TensorError> for PartError {
-    fn from(error: TensorError) -> Self {
+impl From<FileError> for PartError {
+    fn from(error: FileError) -> Self {
         Self::Load(error.into())
     }
 }

@@ -9,7 +9,7 @@ mod data;
 mod error;
 mod files;
 mod fit;
-mod matrix;
+pub(super) mod matrix;
 mod options;
 mod probe;
 mod reft_r1;

@@ -1,10 +1,93 @@
-//! What can go wrong when interventions are saved or loaded.
+//! What can go wrong when interventions are saved or loaded, and with files in general.
 
 use std::io;
 use std::path::PathBuf;
 
 use crate::front::AlignError;
 use crate::interventions::counted;
+
+/// Why a file could not be read, or its tensors cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// A file or folder could not be read.
+    #[error("{}: cannot be read: {cause}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// The cause.
+        cause: io::Error,
+    },
+    /// A damaged file.
+    #[error("{}: not readable: {reason}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A pickle that would run code. It was not run.
+    #[error(
+        "{}: refused: expected a pickle with only tensors, found one that calls `{global}`, which \
+         could run arbitrary code; do not load it anywhere",
+        file.display()
+    )]
+    ForbiddenGlobal {
+        /// The file.
+        file: PathBuf,
+        /// What the pickle names.
+        global: String,
+    },
+    /// A tensor that is not there.
+    #[error(
+        "{}: expected a tensor `{tensor}`, found none; do the file and its configuration belong \
+         together?",
+        file.display()
+    )]
+    MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+    },
+    /// Tensors that nothing needs.
+    #[error(
+        "{}: expected only the tensors that its configuration requires, also found {}; do they \
+         belong together?",
+        file.display(),
+        tensors.join(", ")
+    )]
+    UnusedTensors {
+        /// The file.
+        file: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// A tensor whose shape does not fit the others or the configuration.
+    #[error("{}: tensor `{tensor}`: expected shape {expected}, found {found:?}", file.display())]
+    WrongShape {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// The shape, with `_` for any size.
+        expected: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor of an unsupported type.
+    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", file.display())]
+    WrongDType {
+        /// The file.
+        file: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// The supported types.
+        expected: &'static str,
+        /// The type in the file.
+        found: String,
+    },
+}
 
 /// Why interventions could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -29,14 +112,9 @@ pub enum LoadInterventionsError {
         /// The folder.
         folder: PathBuf,
     },
-    /// A file could not be read.
-    #[error("{}: cannot be read: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
+    /// A file could not be read, or its tensors are others than expected.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// `config.json` cannot be used.
     #[error("{}: {reason}", file.display())]
     Config {
@@ -114,71 +192,6 @@ pub enum LoadInterventionsError {
         /// The file.
         file: PathBuf,
     },
-    /// A damaged file.
-    #[error("{}: not readable: {reason}", file.display())]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A pickle that would run code.
-    #[error(
-        "{}: refused: expected a pickle with only tensors, found one that calls `{global}`, which \
-         could run arbitrary code; do not load it anywhere",
-        file.display()
-    )]
-    ForbiddenGlobal {
-        /// The file.
-        file: PathBuf,
-        /// What the pickle names.
-        global: String,
-    },
-    /// A parameter without a tensor.
-    #[error("{}: expected a tensor `{tensor}`, found none; save the interventions again", file.display())]
-    MissingTensor {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-    },
-    /// Tensors without a parameter.
-    #[error(
-        "{}: expected only the parameters required by config.json, also found {}; does the \
-         configuration belong to these tensors?",
-        file.display(),
-        tensors.join(", ")
-    )]
-    UnusedTensors {
-        /// The file.
-        file: PathBuf,
-        /// Their names.
-        tensors: Vec<String>,
-    },
-    /// A tensor whose shape does not fit the others or the configuration.
-    #[error("{}: tensor `{tensor}`: expected shape {expected}, found {found:?}", file.display())]
-    WrongShape {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// The shape, with `_` for any size.
-        expected: String,
-        /// The shape in the file.
-        found: Vec<usize>,
-    },
-    /// A tensor of an unsupported type.
-    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", file.display())]
-    WrongDType {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// The supported types.
-        expected: &'static str,
-        /// The type in the file.
-        found: String,
-    },
     /// Directions that are not orthonormal, so that what is outside of them would change too.
     #[error(
         "{}: tensor `{tensor}`: expected orthonormal columns, found products of columns that \
@@ -224,8 +237,6 @@ pub enum LoadInterventionsError {
     #[error(transparent)]
     Align(#[from] AlignError),
 }
-
-super::from_tensor_error!(LoadInterventionsError);
 
 /// Why interventions could not be saved.
 #[derive(Debug, thiserror::Error)]

@@ -67,10 +67,8 @@ use burn_align_models::files::cut_off;
 use serde_json::{Map, Value};
 
 pub use control_vector::{ControlVector, ControlVectorError};
-pub use error::{LoadInterventionsError, SaveInterventionsError};
-pub(crate) use tensors::{
-    Array, Stored, TensorError, Tensors, Values, from_tensor_error, of_safetensors,
-};
+pub use error::{FileError, LoadInterventionsError, SaveInterventionsError};
+pub(crate) use tensors::{Array, Stored, Tensors, Values, of_safetensors};
 pub(crate) use torch::{nested, state_dict};
 pub(crate) use torch_save::{Floats, TorchValue, torch_file};
 
@@ -140,7 +138,7 @@ impl<B: Backend> SavedInterventions<B> {
                     LoadInterventionsError::NoConfig { folder }
                 });
             }
-            Err(cause) => return Err(LoadInterventionsError::Io { file, cause }),
+            Err(cause) => return Err(FileError::Io { file, cause }.into()),
         };
         let bad = |reason| LoadInterventionsError::Config {
             file: file.clone(),

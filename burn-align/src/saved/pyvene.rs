@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::pyvene_config::{self, Dimension, PyveneConfig, SavedRepresentation};
 use super::tensors::Tensors;
-use super::{LoadInterventionsError, SavedInterventions, torch};
+use super::{FileError, LoadInterventionsError, SavedInterventions, torch};
 use crate::front::{
     AlignableConfig, AlignableRepresentationConfig, InterventionType, distinct_interventions,
 };
@@ -70,7 +70,7 @@ fn files(
     folder: &Path,
     saved: &[SavedRepresentation],
 ) -> Result<Vec<Option<PathBuf>>, LoadInterventionsError> {
-    let failed = |cause| LoadInterventionsError::Io {
+    let failed = |cause| FileError::Io {
         file: folder.to_owned(),
         cause,
     };
@@ -434,12 +434,13 @@ impl<B: Backend> Reader<'_, B> {
         if d == rank {
             return Ok(rotation);
         }
-        Err(LoadInterventionsError::WrongShape {
+        Err(FileError::WrongShape {
             file: state.file.clone(),
             tensor: ROTATION[0].to_owned(),
             expected: format!("[{d}, {d}]"),
             found: vec![d, rank],
-        })
+        }
+        .into())
     }
 
     fn rotation(

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend, bf16, f16};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use super::FileError;
 use super::pickle::PickleError;
 use crate::interventions::{Orthonormal, OrthonormalMap};
 
@@ -45,72 +45,6 @@ impl<const D: usize> Array<D> {
     }
 }
 
-/// Why the tensors of a file cannot be used. What is loaded has an error with the same variants, in
-/// its own words.
-#[derive(Debug)]
-pub(crate) enum TensorError {
-    Io {
-        file: PathBuf,
-        cause: io::Error,
-    },
-    Unreadable {
-        file: PathBuf,
-        reason: String,
-    },
-    ForbiddenGlobal {
-        file: PathBuf,
-        global: String,
-    },
-    MissingTensor {
-        file: PathBuf,
-        tensor: String,
-    },
-    UnusedTensors {
-        file: PathBuf,
-        tensors: Vec<String>,
-    },
-    WrongShape {
-        file: PathBuf,
-        tensor: String,
-        expected: String,
-        found: Vec<usize>,
-    },
-    WrongDType {
-        file: PathBuf,
-        tensor: String,
-        expected: &'static str,
-        found: String,
-    },
-}
-
-/// Gives an error the variants of a [`TensorError`].
-macro_rules! from_tensor_error {
-    ($error:ident) => {
-        $crate::saved::from_tensor_error! {
-            $error:
-            Io { file, cause }
-            Unreadable { file, reason }
-            ForbiddenGlobal { file, global }
-            MissingTensor { file, tensor }
-            UnusedTensors { file, tensors }
-            WrongShape { file, tensor, expected, found }
-            WrongDType { file, tensor, expected, found }
-        }
-    };
-    ($error:ident: $($variant:ident { $($field:ident),* })*) => {
-        impl From<$crate::saved::TensorError> for $error {
-            fn from(error: $crate::saved::TensorError) -> Self {
-                match error {
-                    $($crate::saved::TensorError::$variant { $($field),* } => {
-                        Self::$variant { $($field),* }
-                    })*
-                }
-            }
-        }
-    };
-}
-pub(crate) use from_tensor_error;
-
 /// The tensors of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Tensors {
@@ -123,18 +57,18 @@ impl Tensors {
     pub(crate) fn open<E: Into<PickleError>>(
         file: &Path,
         parse: impl FnOnce(&[u8]) -> Result<BTreeMap<String, Stored>, E>,
-    ) -> Result<Self, TensorError> {
+    ) -> Result<Self, FileError> {
         let path = || file.to_owned();
-        let bytes = fs::read(file).map_err(|cause| TensorError::Io {
+        let bytes = fs::read(file).map_err(|cause| FileError::Io {
             file: path(),
             cause,
         })?;
         let tensors = parse(&bytes).map_err(|error| match error.into() {
-            PickleError::Forbidden(global) => TensorError::ForbiddenGlobal {
+            PickleError::Forbidden(global) => FileError::ForbiddenGlobal {
                 file: path(),
                 global,
             },
-            PickleError::Malformed(reason) => TensorError::Unreadable {
+            PickleError::Malformed(reason) => FileError::Unreadable {
                 file: path(),
                 reason,
             },
@@ -150,14 +84,14 @@ impl Tensors {
     ///
     /// # Errors
     /// If a number is beyond the range of f32.
-    pub(crate) fn rounded(mut self) -> Result<Self, TensorError> {
+    pub(crate) fn rounded(mut self) -> Result<Self, FileError> {
         for (name, stored) in &mut self.tensors {
             let Values::F64(values) = &stored.values else {
                 continue;
             };
             let mut finite = values.iter().filter(|value| value.is_finite());
             if let Some(found) = finite.find(|value| !(**value as f32).is_finite()) {
-                return Err(TensorError::Unreadable {
+                return Err(FileError::Unreadable {
                     reason: format!(
                         "tensor `{name}`: expected numbers within the range of f32, found {found:e}"
                     ),
@@ -172,6 +106,23 @@ impl Tensors {
 
     pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
+    }
+
+    /// Whether another file has the same tensor with this name, bit by bit, or also has none.
+    pub(crate) fn has_same(&self, other: &Self, name: &str) -> bool {
+        let [ours, theirs] = [self, other].map(|it| it.tensors.get(name));
+        let (Some(ours), Some(theirs)) = (ours, theirs) else {
+            return ours == theirs;
+        };
+        let is_same = match (&ours.values, &theirs.values) {
+            (Values::F32(ours), Values::F32(theirs)) => {
+                let mut pairs = ours.iter().zip(theirs);
+                pairs.all(|(ours, theirs)| ours.to_bits() == theirs.to_bits())
+            }
+            (ours, theirs) => ours == theirs,
+        };
+        // As many numbers, then.
+        is_same && ours.shape == theirs.shape
     }
 
     /// The names of the tensors that are left.
@@ -204,7 +155,7 @@ impl Tensors {
         &mut self,
         name: &str,
         expected: [Option<usize>; D],
-    ) -> Result<Array<D>, TensorError> {
+    ) -> Result<Array<D>, FileError> {
         let Stored { shape, values } = self.stored(name)?;
         let fits = |(found, expected): (&usize, &Option<usize>)| match expected {
             Some(expected) => found == expected,
@@ -226,7 +177,7 @@ impl Tensors {
         name: &str,
         expected: [Option<usize>; D],
         device: &B::Device,
-    ) -> Result<Tensor<B, D>, TensorError> {
+    ) -> Result<Tensor<B, D>, FileError> {
         Ok(self.take(name, expected)?.tensor(device))
     }
 
@@ -239,7 +190,7 @@ impl Tensors {
     }
 
     /// A single float.
-    pub(super) fn float(&mut self, name: &str) -> Result<f64, TensorError> {
+    pub(super) fn float(&mut self, name: &str) -> Result<f64, FileError> {
         let Stored { shape, values } = self.stored(name)?;
         match values {
             Values::F32(values) if values.len() == 1 => Ok(values[0].into()),
@@ -257,7 +208,7 @@ impl Tensors {
     }
 
     /// Integers: one, or a list.
-    pub(crate) fn integers(&mut self, name: &str) -> Result<(Vec<usize>, Vec<i64>), TensorError> {
+    pub(crate) fn integers(&mut self, name: &str) -> Result<(Vec<usize>, Vec<i64>), FileError> {
         let Stored { shape, values } = self.stored(name)?;
         match values {
             Values::I64(values) if shape.len() <= 1 => Ok((shape, values)),
@@ -273,7 +224,7 @@ impl Tensors {
         expected: [Option<usize>; 2],
         map: impl FnOnce([usize; 2]) -> OrthonormalMap,
         device: &B::Device,
-    ) -> Result<Orthonormal<B>, TensorError> {
+    ) -> Result<Orthonormal<B>, FileError> {
         let matrix = self.tensor::<B, 2>(parameter, expected, device)?;
         let [d, rank] = matrix.dims();
         let map = map([d, rank]);
@@ -287,7 +238,7 @@ impl Tensors {
             } else {
                 format!("[{d}, rank] with a rank of at most {d}")
             };
-            return Err(TensorError::WrongShape {
+            return Err(FileError::WrongShape {
                 file: self.file.clone(),
                 tensor: parameter.to_owned(),
                 expected,
@@ -302,35 +253,30 @@ impl Tensors {
     }
 
     /// Checks that every tensor has been taken.
-    pub(crate) fn finish(self) -> Result<(), TensorError> {
+    pub(crate) fn finish(self) -> Result<(), FileError> {
         if self.tensors.is_empty() {
             return Ok(());
         }
-        Err(TensorError::UnusedTensors {
+        Err(FileError::UnusedTensors {
             file: self.file,
             tensors: self.tensors.into_keys().collect(),
         })
     }
 
-    fn stored(&mut self, name: &str) -> Result<Stored, TensorError> {
+    fn stored(&mut self, name: &str) -> Result<Stored, FileError> {
         let stored = self.tensors.remove(name);
-        stored.ok_or_else(|| TensorError::MissingTensor {
+        stored.ok_or_else(|| FileError::MissingTensor {
             file: self.file.clone(),
             tensor: name.to_owned(),
         })
     }
 
-    fn wrong_shape(
-        &self,
-        name: &str,
-        expected: &[Option<usize>],
-        found: Vec<usize>,
-    ) -> TensorError {
+    fn wrong_shape(&self, name: &str, expected: &[Option<usize>], found: Vec<usize>) -> FileError {
         let expected: Vec<String> = expected
             .iter()
             .map(|size| size.map_or("_".to_owned(), |size| size.to_string()))
             .collect();
-        TensorError::WrongShape {
+        FileError::WrongShape {
             file: self.file.clone(),
             tensor: name.to_owned(),
             expected: format!("[{}]", expected.join(", ")),
@@ -338,8 +284,8 @@ impl Tensors {
         }
     }
 
-    fn wrong_dtype(&self, name: &str, expected: &'static str, found: &Values) -> TensorError {
-        TensorError::WrongDType {
+    fn wrong_dtype(&self, name: &str, expected: &'static str, found: &Values) -> FileError {
+        FileError::WrongDType {
             file: self.file.clone(),
             tensor: name.to_owned(),
             expected,

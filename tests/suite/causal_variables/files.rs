@@ -224,7 +224,7 @@ fn contradictory_files_are_refused<B: Backend>(device: &B::Device) {
         "{}",
         load()
     );
-    // The bytes of one number, in the base or the matrix.
+    // The bytes of one number, which then do not have the archive's checksum.
     let values = values(random(0).featurizer.rotation.matrix());
     let old = values[1].to_le_bytes();
     let changed = |new: [u8; 4]| {
@@ -239,11 +239,7 @@ fn contradictory_files_are_refused<B: Backend>(device: &B::Device) {
     for end in ["_featurizer", "_inverse_featurizer"] {
         fs::write(file(folder, end), changed(f32::NAN.to_le_bytes())).expect("written");
     }
-    let found = load();
-    assert!(
-        found.contains("not readable") || found.contains("`"),
-        "{found}"
-    );
+    assert!(load().contains("not readable"), "{}", load());
 
     for end in ["_featurizer", "_inverse_featurizer"] {
         fs::write(file(folder, end), &good).expect("written");

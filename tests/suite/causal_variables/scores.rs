@@ -333,6 +333,11 @@ fn misfits_are_refused<B: Backend>(device: &B::Device) {
     assert!(found.contains("new_tokens: expected at least 1"), "{found}");
     let found = score(&task.clone().with_sets([]), &last, &options);
     assert!(found.contains("at least one set"), "{found}");
+    let empty = task
+        .clone()
+        .with_sets([CounterfactualSet::new("none_test", [])]);
+    let found = score(&empty, &last, &options);
+    assert!(found.contains("one example in each set"), "{found}");
 
     // Every token of prompts of different lengths.
     let names = names_with_sets(&[NameCounterfactuals::Same]);

@@ -225,4 +225,8 @@ fn linear_parameters_are_those_that_the_measurements_have() {
     assert!((again.explained(&noisy) - explained).abs() < 1e-12);
     let error = LinearParameters::fit(&all[..2]).expect_err("two combinations");
     assert!(message(&error).contains("at least 3 of the 4"));
+    let signals = [1, 0];
+    let other = LogitMeasurement { signals, ..all[0] };
+    let error = LinearParameters::fit(&[&all[..], &[other]].concat()).expect_err("no signal");
+    assert!(message(&error).contains("a signal: expected 1 or -1, found 0"));
 }

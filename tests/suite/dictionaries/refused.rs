@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use burn_align::dictionaries::{Dictionary, DictionaryError, DictionaryOptions};
+use burn_align::saved::FileError;
 use safetensors::tensor::{TensorView, serialize};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -182,13 +183,14 @@ fn tensors_must_be_those_of_the_kind<B: Backend>(device: &B::Device) {
     copy.tensors(|name, _, _| name != "threshold");
     let error = refusal::<B>(copy.path(), device);
     assert!(
-        matches!(&error, DictionaryError::MissingTensor { tensor, .. } if tensor == "threshold")
+        matches!(&error, DictionaryError::File(FileError::MissingTensor { tensor, .. })
+            if tensor == "threshold")
     );
 
     let copy = Scratch::of("saelens_jumprelu");
     copy.set("cfg.json", &["architecture"], Some(json!("standard")));
     let error = refusal::<B>(copy.path(), device);
-    let DictionaryError::UnusedTensors { tensors, .. } = &error else {
+    let DictionaryError::File(FileError::UnusedTensors { tensors, .. }) = &error else {
         panic!("{error:?}");
     };
     assert_eq!(tensors, &["threshold"]);
@@ -245,7 +247,7 @@ fn damaged_files_are_errors<B: Backend>(device: &B::Device) {
             fs::write(&file, &bytes[..end]).expect("written");
             let error = refusal::<B>(copy.path(), device);
             assert!(
-                matches!(error, DictionaryError::Unreadable { .. }),
+                matches!(error, DictionaryError::File(FileError::Unreadable { .. })),
                 "{fixture}, {end}: {error:?}"
             );
         }
@@ -303,7 +305,7 @@ fn numbers_in_f64_are_rounded<B: Backend>(device: &B::Device) {
 
 fn code_is_not_run<B: Backend>(device: &B::Device) {
     let error = refusal::<B>(&root().join("refused_module"), device);
-    let DictionaryError::ForbiddenGlobal { global, .. } = &error else {
+    let DictionaryError::File(FileError::ForbiddenGlobal { global, .. }) = &error else {
         panic!("{error:?}");
     };
     assert_eq!(global, "dictionary_learning.dictionary.AutoEncoder");

@@ -154,9 +154,9 @@ fn trained_directions_are_those_of_pytorch<B: Backend>(device: &B::Device) {
     assert_eq!(read, found.direction);
 
     // Latents, by hand.
-    let three = rows(&[vec![1.0; 16], vec![-1.0; 16]]);
+    let both = rows(&[vec![1.0; 16], vec![-1.0; 16]]);
     let sum: f64 = found.direction.unit().iter().map(|x| f64::from(*x)).sum();
-    let latents = read.latents(&three).expect("of this width");
+    let latents = read.latents(&both).expect("of this width");
     assert!(close(latents[0], sum.max(0.0)) && close(latents[1], (-sum).max(0.0)));
     let error = read
         .latents(&rows(&[vec![1.0; 3]]))
@@ -180,7 +180,7 @@ fn a_seed_trains_the_same_direction<B: Backend>(device: &B::Device) {
         trained::<B>(&model, &fixture.texts(), &config, &options).expect("trained")
     };
     let found = with_seed(3);
-    // Three texts of each side but one, in batches of two.
+    // Three texts with the concept and two without, in batches of two.
     assert_eq!(found.history.steps.len(), 3 * 3);
     assert_eq!(with_seed(3), found);
     assert_ne!(with_seed(4).direction.vector, found.direction.vector);

@@ -39,6 +39,7 @@ fn patterns_are_the_weights_of_heads<B: Backend>(device: &B::Device) {
         let reads: Vec<_> = reads.collect();
         let results = plan.run(&model, &[VanillaIntervention; 0]).expect("valid");
         let pos = 5;
+        assert_eq!(found.len(), heads.len(), "{name}");
         for (pattern, (layer, head)) in found.iter().zip(&heads) {
             assert_eq!((pattern.layer, pattern.head), (*layer, *head), "{name}");
             // [batch, q_pos, head * k_pos]

@@ -1,16 +1,16 @@
 //! Folders with other bytes than were saved.
 
 use std::fs;
-use std::io::Write;
 use std::path::PathBuf;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_align::interventions::{Composed, Directions, Fill};
-use burn_align::saved::{LoadInterventionsError, SavedInterventions};
+use burn_align::saved::{FileError, LoadInterventionsError, SavedInterventions};
 
 use super::round_trip::all_interventions;
 use super::{config_of, copy, trainable};
+use crate::pickles::{archive, push_text};
 use crate::support::message;
 
 on_every_backend!(
@@ -101,7 +101,10 @@ fn directions_must_be_orthonormal<B: Backend>(device: &B::Device) {
     }
     let error = load(vec![2, 3], &[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]).expect_err("too many");
     assert!(
-        matches!(error, LoadInterventionsError::WrongShape { .. }),
+        matches!(
+            error,
+            LoadInterventionsError::File(FileError::WrongShape { .. })
+        ),
         "{error}"
     );
 }
@@ -110,7 +113,8 @@ fn code_is_refused<B: Backend>(device: &B::Device) {
     let error = SavedInterventions::<B>::load(trainable().join("evil"), device);
     let error = error.expect_err("it must be refused");
     assert!(
-        matches!(&error, LoadInterventionsError::ForbiddenGlobal { global, .. } if global.ends_with("system")),
+        matches!(&error, LoadInterventionsError::File(FileError::ForbiddenGlobal { global, .. })
+            if global.ends_with("system")),
         "{error}"
     );
     for folder in [trainable().join("evil"), PathBuf::from(".")] {
@@ -121,40 +125,30 @@ fn code_is_refused<B: Backend>(device: &B::Device) {
 /// A pickle with very many names, all of one tensor.
 fn no_pickle_takes_long<B: Backend>(device: &B::Device) {
     const NAMES: usize = 300_000;
-    let text = |pickle: &mut Vec<u8>, text: &str| {
-        pickle.push(b'X');
-        pickle.extend((text.len() as u32).to_le_bytes());
-        pickle.extend(text.as_bytes());
-    };
     let mut pickle = b"\x80\x02}(".to_vec();
-    text(&mut pickle, "0");
+    push_text(&mut pickle, "0");
     pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-    text(&mut pickle, "storage");
+    push_text(&mut pickle, "storage");
     pickle.extend(b"ctorch\nFloatStorage\n");
-    text(&mut pickle, "0");
-    text(&mut pickle, "cpu");
+    push_text(&mut pickle, "0");
+    push_text(&mut pickle, "cpu");
     // (storage, offset 0, shape (0,), stride (1,), False, {}), remembered as 0
     pickle.extend(b"K\x00tQK\x00K\x00\x85K\x01\x85\x89}tRq\x00");
     for name in 1..NAMES {
-        text(&mut pickle, &name.to_string());
+        push_text(&mut pickle, &name.to_string());
         pickle.extend(b"h\x00");
     }
     pickle.extend(b"u.");
-    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    let stored =
-        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    for (name, bytes) in [("a/data.pkl", &pickle[..]), ("a/data/0", &[])] {
-        archive.start_file(name, stored).expect("an entry");
-        archive.write_all(bytes).expect("written");
-    }
     let folder = copy(&trainable().join("rotated"));
     let name = "intkey_layer_0_comp_block_output_unit_pos_nunit_1#0.bin";
-    let archive = archive.finish().expect("an archive").into_inner();
-    fs::write(folder.path().join(name), archive).expect("written");
+    fs::write(folder.path().join(name), archive(&pickle)).expect("written");
     let begin = std::time::Instant::now();
     let error = SavedInterventions::<B>::load(folder.path(), device).expect_err("no rotation");
     assert!(
-        matches!(error, LoadInterventionsError::MissingTensor { .. }),
+        matches!(
+            error,
+            LoadInterventionsError::File(FileError::MissingTensor { .. })
+        ),
         "{error}"
     );
     // A second is plenty; comparing all pairs of names would take a minute.

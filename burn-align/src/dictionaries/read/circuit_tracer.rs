@@ -18,6 +18,7 @@ use super::{
 };
 use crate::dictionaries::config::yaml_text;
 use crate::dictionaries::{CrossLayerTranscoder, DictionaryKind, HookPoint};
+use crate::saved::FileError;
 
 const EXPECTED: &str = "tensors W_enc, b_enc, W_dec and b_dec, as circuit-tracer writes them";
 
@@ -137,12 +138,13 @@ fn in_one_file<B: Backend>(
     let decoder: Array<3> = weights.take("w_dec", [Some(features), None, None])?;
     let [_feature, layers, d_out] = decoder.shape;
     if layer >= layers {
-        return Err(DictionaryError::WrongShape {
+        return Err(FileError::WrongShape {
             file: file.to_owned(),
             tensor: "w_dec".to_owned(),
             expected: format!("[{features}, more than {layer}, {d_out}]"),
             found: vec![features, layers, d_out],
-        });
+        }
+        .into());
     }
     let decoder = decoder.by_middle(layer);
     let encoder_bias: Array<1> = weights.take("b_enc", [Some(features)])?;

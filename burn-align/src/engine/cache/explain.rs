@@ -1,14 +1,13 @@
 //! How much memory caches will take.
 
 use burn::tensor::backend::Backend;
-use burn_align_models::{AlignableTransformer, Mixing};
+use burn_align_models::AlignableTransformer;
 use serde::Serialize;
 
 use super::{CacheClass, LONG, classes};
 use crate::engine::PlanError;
 use crate::engine::memory::Memory;
 use crate::engine::plan::{Plan, WorldId};
-use crate::engine::stages::{Stage, Step};
 use crate::engine::validate::{check_continuable, validate_without_interventions};
 
 /// What is cached of a layer's keys and values.
@@ -62,25 +61,12 @@ impl<B: Backend> Plan<B> {
         let bytes = 2 * (dims.kv_heads * dims.d_head) as u64 * memory.element();
         let caches = |steps: usize| {
             let mut layers: Vec<CacheExplanation> = Vec::new();
-            for (index, pass) in schedule.passes.iter().enumerate() {
+            for pass in 0..schedule.passes.len() {
                 let here = worlds.iter().copied();
-                let here = here.filter(|world| schedule.pass_of[world.0] == Some(index));
+                let here = here.filter(|world| schedule.pass_of[world.0] == Some(pass));
                 let classes = classes(self, &here.collect::<Vec<_>>());
-                let attends = pass.stages.iter().filter_map(|stage| {
-                    let Stage::Layer {
-                        layer,
-                        step: Step::Run,
-                        ..
-                    } = stage.stage
-                    else {
-                        return None;
-                    };
-                    match schedule.stages.mixing(stage.stage) {
-                        Mixing::Causal { window } => Some((layer, window, stage)),
-                        Mixing::None | Mixing::Rows => None,
-                    }
-                });
-                for (number, (layer, window, stage)) in attends.enumerate() {
+                let attentions = schedule.attentions(pass).enumerate();
+                for (number, (layer, window, stage)) in attentions {
                     let (mut shared, mut own) = (0, 0);
                     let group_of = stage.groups.by_world();
                     for class in &classes {

@@ -5,15 +5,14 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, backend::Backend};
-use burn_align_models::{KeysValues, Mixing};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn_align_models::KeysValues;
 
 use super::{Cache, CachedLayer, CachedRow, Chosen};
 use crate::engine::groups::{GroupOf, Groups};
 use crate::engine::layout::{Layout, int_tensor};
 use crate::engine::plan::{Plan, WorldId, WorldInput};
 use crate::engine::schedule::Schedule;
-use crate::engine::stages::{Stage, Step};
 
 /// Where the keys and values of a layer are that a pass has computed.
 struct Computed<'a, B: Backend> {
@@ -32,15 +31,7 @@ fn computed<'a, B: Backend>(
     let mut layers: Vec<Computed<'a, B>> = Vec::new();
     // The groups of many layers are the same.
     let mut last: Option<(&Groups, Rc<GroupOf>)> = None;
-    for stage in &schedule.passes[pass].stages {
-        let (Stage::Layer { layer, step, .. }, Mixing::Causal { window }) =
-            (stage.stage, schedule.stages.mixing(stage.stage))
-        else {
-            continue;
-        };
-        if step != Step::Run {
-            continue;
-        }
+    for (layer, window, stage) in schedule.attentions(pass) {
         let groups: &Groups = &stage.groups;
         let group_of = match last.take() {
             Some((known, group_of)) if ptr::eq(known, groups) => group_of,
@@ -96,12 +87,14 @@ pub(super) fn classes<'p, B: Backend>(
 
 /// Rows of worlds, as `(world, example)`, with what they continue; `None` if a layer that attends
 /// has not kept its keys and values.
+///
+/// - dtype: what the model computes in
 pub(in crate::engine) fn keep<B: Backend>(
     plan: &Plan<B>,
     schedule: &Schedule,
     pass: usize,
     worlds: &[WorldId],
-    kept: &[KeysValues<B>],
+    (kept, dtype): (&[KeysValues<B>], DType),
 ) -> Option<Vec<(WorldId, usize, CachedRow<B>)>> {
     let computed = computed(schedule, pass, kept)?;
     let mut tokens_known = Known::new();
@@ -150,6 +143,7 @@ pub(in crate::engine) fn keep<B: Backend>(
         let cache = Arc::new(Cache {
             rows: rows.len(),
             len,
+            dtype,
             layers,
         });
         for (row, (world, example)) in rows.into_iter().enumerate() {

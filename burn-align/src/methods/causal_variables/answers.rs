@@ -14,7 +14,8 @@ pub struct AnswerOptions {
     /// Number of tokens of an answer. An answer is right if the expected text is in it. Default: 1,
     /// as in the track.
     pub new_tokens: usize,
-    /// Examples at a time. Default: 64.
+    /// Examples at a time. Scores of a batch keep the last logits of all units, units × examples ×
+    /// vocabulary. Default: 64.
     pub batch_size: usize,
     /// How plans run.
     pub run: RunOptions,

@@ -27,7 +27,9 @@ impl VariableTask {
     ///
     /// # When it misleads
     /// An expected text that is short or empty is in many answers. Where answers have several
-    /// tokens, raise [`AnswerOptions::new_tokens`].
+    /// tokens, raise [`AnswerOptions::new_tokens`]. An expected text that begins with a space, as
+    /// those of most tasks do, is in no answer if the tokenizer strips the space before a first
+    /// word, as that of LLaMA 2 does.
     ///
     /// # Errors
     /// If a prompt does not fit the model, if values stop being finite, or if no example is kept.

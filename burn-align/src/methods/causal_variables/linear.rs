@@ -1,10 +1,12 @@
 //! Linear predictions of logit differences, for indirect objects.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use super::{CausalVariableError, TaskExample, VariableTask};
+use super::{CausalVariableError, TaskExample, TaskValue, VariableTask};
 use crate::causal_models::Setting;
-use crate::methods::causal_variables::TaskValue;
+use crate::methods::directions::matrix::{Symmetric, dot};
 
 /// Predicts the difference of two names' logits, that of the indirect object less that of the
 /// subject, by `bias + token · s_token + position · s_position`, where a signal `s` is 1 if the
@@ -50,33 +52,40 @@ impl LinearParameters {
     /// [`NameCounterfactuals`](super::tasks::NameCounterfactuals).
     ///
     /// # Errors
-    /// If the measurements have fewer than three combinations of signals.
+    /// If a signal is not 1 or -1, or if the measurements have fewer than three combinations of
+    /// signals.
     pub fn fit(measurements: &[LogitMeasurement]) -> Result<Self, CausalVariableError> {
-        let mut combinations: Vec<[i64; 2]> = measurements.iter().map(|it| it.signals).collect();
-        combinations.sort_unstable();
-        combinations.dedup();
+        let signals = || measurements.iter().map(|it| it.signals);
+        if let Some(found) = signals()
+            .flatten()
+            .find(|signal| !matches!(*signal, -1 | 1))
+        {
+            return Err(CausalVariableError::Number {
+                what: "a signal",
+                expected: "1 or -1",
+                found: found.to_string(),
+            });
+        }
+        let combinations = signals().collect::<BTreeSet<_>>().len();
         let undetermined = || CausalVariableError::Undetermined {
-            found: combinations.len(),
+            found: combinations,
         };
-        if combinations.len() < 3 {
+        if combinations < 3 {
             return Err(undetermined());
         }
-        // Rows of `XᵀX | Xᵀy`, with `X = [1, token, position]`.
-        let mut rows = [[0.0; 4]; 3];
-        for LogitMeasurement {
-            signals: [token, position],
-            difference,
-        } in measurements
-        {
-            let x = [1.0, *token as f64, *position as f64];
-            for (row, left) in rows.iter_mut().zip(x) {
-                for (cell, right) in row.iter_mut().zip(x.into_iter().chain([*difference])) {
-                    *cell += left * right;
-                }
-            }
+        // `XᵀX β = Xᵀy`, where the columns of `X` are 1, token and position.
+        let ones = vec![1.0; measurements.len()];
+        let [token, position] =
+            [0, 1].map(|of| signals().map(|it| it[of] as f64).collect::<Vec<f64>>());
+        let differences: Vec<f64> = measurements.iter().map(|it| it.difference).collect();
+        let columns: [&[f64]; 3] = [&ones, &token, &position];
+        let products = columns.map(|column| dot(column, &differences));
+        let system = Symmetric::gram(&columns).cholesky();
+        let system = system.ok_or_else(undetermined)?;
+        match system.solve(products.to_vec())[..] {
+            [bias, token, position] => Ok(Self::new(bias, token, position)),
+            _ => Err(undetermined()),
         }
-        let [bias, token, position] = solve(rows).ok_or_else(undetermined)?;
-        Ok(Self::new(bias, token, position))
     }
 
     /// The share of the measurements' variance that is predicted.
@@ -105,16 +114,30 @@ impl LinearParameters {
         variables: &[&str],
         place: (&str, usize),
     ) -> Result<f64, CausalVariableError> {
-        let setting = task.interchange(example, variables)?;
-        let token = signal(task, &setting, ["token_signal", "output_token"], place)?;
-        let position = signal(
-            task,
-            &setting,
-            ["position_signal", "output_position"],
-            place,
-        )?;
-        Ok(self.difference([token, position]))
+        let signals = signals(task, example, variables, place)?;
+        Ok(self.difference(signals))
     }
+}
+
+/// The signals, `[token, position]`, of an example if these variables have the values of the
+/// counterfactual.
+///
+/// - place: the set and the index of the example, for the error
+pub(super) fn signals(
+    task: &VariableTask,
+    example: &TaskExample,
+    variables: &[&str],
+    place: (&str, usize),
+) -> Result<[i64; 2], CausalVariableError> {
+    let setting = task.interchange(example, variables)?;
+    let token = signal(task, &setting, ["token_signal", "output_token"], place)?;
+    let position = signal(
+        task,
+        &setting,
+        ["position_signal", "output_position"],
+        place,
+    )?;
+    Ok([token, position])
 }
 
 fn signal(
@@ -132,29 +155,4 @@ fn signal(
             found: setting[task.model.variable(of)?].to_string(),
         }),
     }
-}
-
-/// Gaussian elimination with the largest pivots; `None` if a pivot is 0.
-fn solve(mut rows: [[f64; 4]; 3]) -> Option<[f64; 3]> {
-    for column in 0..3 {
-        let largest = (column..3).max_by(|i, j| {
-            let [i, j] = [i, j].map(|row| rows[*row][column].abs());
-            i.total_cmp(&j)
-        })?;
-        rows.swap(column, largest);
-        let pivot = rows[column];
-        if pivot[column].abs() < 1e-9 {
-            return None;
-        }
-        for (index, row) in rows.iter_mut().enumerate() {
-            if index == column {
-                continue;
-            }
-            let factor = row[column] / pivot[column];
-            for (cell, pivot) in row.iter_mut().zip(pivot) {
-                *cell -= factor * pivot;
-            }
-        }
-    }
-    Some([0, 1, 2].map(|row| rows[row][3] / rows[row][row]))
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, backend::Backend};
-use burn_align_models::{AlignableTransformer, SpecialTokens, TokenBatch, Tokenizer};
+use burn_align_models::{AlignableTransformer, TokenBatch, Tokenizer};
 
 use super::answers::{Texts, continuations};
+use super::linear;
 use super::located::{Located, located};
 use super::{
     AnswerOptions, CausalVariableError, CounterfactualSet, LinearParameters, LogitMeasurement,
-    Submission, SubmissionUnit, TaskExample, TaskPosition, VariableTask,
+    NameTokens, Submission, SubmissionUnit, TaskPosition, VariableTask,
 };
 use crate::engine::{Edit, LogitPositions, Operand, Plan, WorldId, read_numbers};
 use crate::interventions::BuiltinIntervention;
@@ -24,31 +25,6 @@ pub enum Measure {
     /// predicts it. Lower is better. For the task
     /// [`indirect_objects`](super::tasks::indirect_objects).
     LogitDifference(LinearParameters, NameTokens),
-}
-
-/// Which token stands for a name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum NameTokens {
-    /// The first token of the name as the task has it. The track does this: it is the token that a
-    /// model would say if names in the data begin with their space.
-    #[default]
-    AsWritten,
-    /// The first token of the name after a space.
-    AfterSpace,
-}
-
-impl NameTokens {
-    fn token(self, name: &str, tokenizer: &Tokenizer) -> Result<u32, CausalVariableError> {
-        let text = match self {
-            Self::AsWritten => name.to_owned(),
-            Self::AfterSpace => format!(" {name}"),
-        };
-        let tokens = tokenizer.encode_with(&text, SpecialTokens::Never)?;
-        tokens.first().copied().ok_or(CausalVariableError::Prompt {
-            prompt: text,
-            expected: "a name with a token".to_owned(),
-        })
-    }
 }
 
 /// The scores of units that are swapped together, in one set.
@@ -97,7 +73,6 @@ pub fn score_variables<B: Backend, M: AlignableTransformer<B>>(
     measure: Measure,
     options: &AnswerOptions,
 ) -> Result<Vec<GroupScores>, CausalVariableError> {
-    options.check()?;
     let run = Run::new(model, tokenizer, task, submission, options)?;
     let mut scores = Vec::new();
     for set in &task.sets {
@@ -108,12 +83,7 @@ pub fn score_variables<B: Backend, M: AlignableTransformer<B>>(
             }
         });
     }
-    match scores.is_empty() {
-        true => Err(CausalVariableError::Nothing {
-            expected: "at least one set of counterfactuals",
-        }),
-        false => Ok(scores),
-    }
+    Ok(scores)
 }
 
 /// Logit differences of names where units are swapped, for [`LinearParameters::fit`]: one for each
@@ -130,21 +100,14 @@ pub fn measure_logit_differences<B: Backend, M: AlignableTransformer<B>>(
     names: NameTokens,
     options: &AnswerOptions,
 ) -> Result<Vec<LogitMeasurement>, CausalVariableError> {
-    options.check()?;
     let run = Run::new(model, tokenizer, task, submission, options)?;
     let variables = ["output_token", "output_position"];
-    // With these parameters, predictions are signals.
-    let [token, position] = [[1.0, 0.0], [0.0, 1.0]];
-    let [token, position] =
-        [token, position].map(|[token, position]| LinearParameters::new(0.0, token, position));
     let mut measurements = Vec::new();
     for set in &task.sets {
-        let mut signals = Vec::new();
-        for (index, example) in set.examples.iter().enumerate() {
-            let place = (set.name.as_str(), index);
-            let signal = |of: LinearParameters| of.predict(task, example, &variables, place);
-            signals.push([signal(token)? as i64, signal(position)? as i64]);
-        }
+        let examples = set.examples.iter().enumerate();
+        let signals = examples
+            .map(|(index, example)| linear::signals(task, example, &variables, (&set.name, index)));
+        let signals: Vec<[i64; 2]> = signals.collect::<Result<_, _>>()?;
         for differences in run.logit_differences(set, names)? {
             let pairs = signals.iter().zip(differences);
             measurements.extend(pairs.map(|(signals, difference)| LogitMeasurement {
@@ -179,6 +142,17 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
         submission: &'a Submission<B>,
         options: &'a AnswerOptions,
     ) -> Result<Self, CausalVariableError> {
+        options.check()?;
+        if task.sets.is_empty() {
+            return Err(CausalVariableError::Nothing {
+                expected: "at least one set of counterfactuals",
+            });
+        }
+        if task.sets.iter().any(|set| set.examples.is_empty()) {
+            return Err(CausalVariableError::Nothing {
+                expected: "at least one example in each set",
+            });
+        }
         let mut run = Self {
             model,
             tokenizer,
@@ -294,7 +268,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
             }
             let tokens = examples
                 .iter()
-                .map(|it| self.names(&set.examples[*it], names));
+                .map(|it| names.of(self.task, &set.examples[*it], self.tokenizer));
             let tokens: Vec<[u32; 2]> = tokens.collect::<Result<_, _>>()?;
             let (objects, subjects): (Vec<u32>, Vec<u32>) = tokens
                 .into_iter()
@@ -321,23 +295,6 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
             }
             Ok(differences)
         })
-    }
-
-    /// The tokens of the base's indirect object and subject.
-    fn names(
-        &self,
-        example: &TaskExample,
-        names: NameTokens,
-    ) -> Result<[u32; 2], CausalVariableError> {
-        let task = self.task;
-        let [a, b, c] = task.model.variables(["name_A", "name_B", "name_C"])?;
-        let setting = task.model.run(&example.base.inputs)?;
-        let (object, subject) = match setting[a] == setting[c] {
-            true => (b, a),
-            false => (a, b),
-        };
-        let token = |name| names.token(&setting[name].to_string(), self.tokenizer);
-        Ok([token(object)?, token(subject)?])
     }
 
     /// Numbers of each group for each example of a set, `[group][example]`, from a function of a

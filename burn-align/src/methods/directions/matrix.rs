@@ -4,7 +4,7 @@
 mod tests;
 
 /// The dot product, in eight sums that the compiler can compute together.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(in crate::methods) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let (a_parts, a_rest) = a.as_chunks::<8>();
     let (b_parts, b_rest) = b.as_chunks::<8>();
     let mut sums = [0.0; 8];
@@ -18,12 +18,12 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// The Euclidean norm.
-pub(super) fn norm(vector: &[f64]) -> f64 {
+pub(in crate::methods) fn norm(vector: &[f64]) -> f64 {
     dot(vector, vector).sqrt()
 }
 
 /// The sum of rows, each times its weight.
-pub(super) fn weighted_sum(rows: &[&[f64]], weights: &[f64]) -> Vec<f64> {
+pub(in crate::methods) fn weighted_sum(rows: &[&[f64]], weights: &[f64]) -> Vec<f64> {
     let mut sums = vec![0.0; rows.first().map_or(0, |row| row.len())];
     for (row, weight) in rows.iter().zip(weights) {
         for (sum, value) in sums.iter_mut().zip(*row) {
@@ -35,14 +35,14 @@ pub(super) fn weighted_sum(rows: &[&[f64]], weights: &[f64]) -> Vec<f64> {
 
 /// A symmetric matrix, `[size, size]`.
 #[derive(Clone, Debug)]
-pub(super) struct Symmetric {
+pub(in crate::methods) struct Symmetric {
     size: usize,
     values: Vec<f64>,
 }
 
 impl Symmetric {
     /// The dot products of all rows with each other: `X Xᵀ`.
-    pub(super) fn gram(rows: &[&[f64]]) -> Self {
+    pub(in crate::methods) fn gram(rows: &[&[f64]]) -> Self {
         let size = rows.len();
         let mut values = vec![0.0; size * size];
         for i in 0..size {
@@ -60,7 +60,7 @@ impl Symmetric {
     }
 
     /// The sum of the diagonal.
-    pub(super) fn trace(&self) -> f64 {
+    pub(in crate::methods) fn trace(&self) -> f64 {
         (0..self.size).map(|index| self.row(index)[index]).sum()
     }
 
@@ -76,13 +76,13 @@ impl Symmetric {
     }
 
     /// The product with a vector.
-    pub(super) fn times(&self, vector: &[f64]) -> Vec<f64> {
+    pub(in crate::methods) fn times(&self, vector: &[f64]) -> Vec<f64> {
         let rows = (0..self.size).map(|index| dot(self.row(index), vector));
         rows.collect()
     }
 
     /// `λI + s K s` for this matrix K and a diagonal matrix s.
-    pub(super) fn scaled_and_shifted(&self, scales: &[f64], shift: f64) -> Self {
+    pub(in crate::methods) fn scaled_and_shifted(&self, scales: &[f64], shift: f64) -> Self {
         let mut values = self.values.clone();
         for (i, row) in values.chunks_mut(self.size).enumerate() {
             for (value, scale) in row.iter_mut().zip(scales) {
@@ -101,7 +101,7 @@ impl Symmetric {
     ///
     /// Squaring a matrix squares the ratio of its eigenvalues, so that soon one term is left. Time
     /// grows with the cube of the size.
-    pub(super) fn first_eigenvector(self) -> Option<Vec<f64>> {
+    pub(in crate::methods) fn first_eigenvector(self) -> Option<Vec<f64>> {
         /// Ratios up to 1 - 3e-8 fall below 1e-12. Rounding errors grow as fast, to no more than
         /// 1e-7.
         const SQUARINGS: usize = 30;
@@ -125,7 +125,7 @@ impl Symmetric {
     }
 
     /// The Cholesky decomposition; `None` if the matrix is not positive definite.
-    pub(super) fn cholesky(mut self) -> Option<Cholesky> {
+    pub(in crate::methods) fn cholesky(mut self) -> Option<Cholesky> {
         let size = self.size;
         for i in 0..size {
             let (done, rest) = self.values.split_at_mut(i * size);
@@ -146,11 +146,11 @@ impl Symmetric {
 
 /// The lower triangle L of a decomposition `L Lᵀ`. What is above the diagonal has no meaning.
 #[derive(Clone, Debug)]
-pub(super) struct Cholesky(Symmetric);
+pub(in crate::methods) struct Cholesky(Symmetric);
 
 impl Cholesky {
     /// Solves `L Lᵀ x = y`.
-    pub(super) fn solve(&self, mut vector: Vec<f64>) -> Vec<f64> {
+    pub(in crate::methods) fn solve(&self, mut vector: Vec<f64>) -> Vec<f64> {
         for i in 0..vector.len() {
             let row = self.0.row(i);
             vector[i] = (vector[i] - dot(&row[..i], &vector[..i])) / row[i];

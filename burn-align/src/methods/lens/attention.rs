@@ -73,21 +73,7 @@ pub fn attention_patterns<B: Backend, M: AlignableTransformer<B>>(
     options: &RunOptions,
 ) -> Result<Vec<AttentionPattern>, LensError> {
     let input = input.into();
-    if heads.is_empty() {
-        return Err(LensError::Nothing { what: "head" });
-    }
-    let (layers, count) = (model.layout().layers().len(), model.dims().heads);
-    let wrong = heads
-        .iter()
-        .find(|(layer, head)| *layer >= layers || *head >= count);
-    if let Some((layer, head)) = wrong {
-        return Err(LensError::NoSuchHead {
-            layer: *layer,
-            head: *head,
-            layers,
-            heads: count,
-        });
-    }
+    check_heads::<B, M>(model, heads)?;
     let lengths = input.lengths();
     let mut plan = Plan::<B>::new();
     let input = plan.input(input);
@@ -119,4 +105,27 @@ pub fn attention_patterns<B: Backend, M: AlignableTransformer<B>>(
         });
     }
     Ok(found)
+}
+
+/// Checks that there are some heads, and that the model has them.
+pub(super) fn check_heads<B: Backend, M: AlignableTransformer<B>>(
+    model: &M,
+    heads: &[(usize, usize)],
+) -> Result<(), LensError> {
+    if heads.is_empty() {
+        return Err(LensError::Nothing { what: "head" });
+    }
+    let (layers, count) = (model.layout().layers().len(), model.dims().heads);
+    let wrong = heads
+        .iter()
+        .find(|(layer, head)| *layer >= layers || *head >= count);
+    if let Some((layer, head)) = wrong {
+        return Err(LensError::NoSuchHead {
+            layer: *layer,
+            head: *head,
+            layers,
+            heads: count,
+        });
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ use burn_align_models::{
 };
 
 use super::LensError;
+use super::attention::check_heads;
 use super::logit::units;
 use crate::engine::{
     LogitPositions, Plan, ReadId, Results, RunOptions, Units, WorldId, WorldInput, read_numbers,
@@ -284,21 +285,8 @@ pub fn head_sources<B: Backend, M: AlignableTransformer<B>>(
     let input = input.into();
     let streams = Streams::new(model, &input, positions, target)?;
     let by_head = streams.by_head.ok_or(LensError::NoHeads)?;
-    if heads.is_empty() {
-        return Err(LensError::Nothing { what: "head" });
-    }
-    let (layers, count) = (model.layout().layers().len(), model.dims().heads);
-    let wrong = heads
-        .iter()
-        .find(|(layer, head)| *layer >= layers || *head >= count);
-    if let Some((layer, head)) = wrong {
-        return Err(LensError::NoSuchHead {
-            layer: *layer,
-            head: *head,
-            layers,
-            heads: count,
-        });
-    }
+    check_heads::<B, M>(model, heads)?;
+    let count = model.dims().heads;
     let sublayers = streams.sublayers()?;
     let mut plan = streams.plan;
     let mut reads = Vec::new();

@@ -6,6 +6,7 @@
 use std::ops::Range;
 
 use super::parallel::{in_parts, joined};
+use crate::dictionaries::Largest;
 
 /// Some features of each row.
 #[derive(Debug, PartialEq)]
@@ -33,19 +34,10 @@ impl SparseRows {
     /// - hidden: `[row, feature]`
     pub(super) fn top_k(hidden: &[f32], features: usize, k: usize) -> Self {
         Self::new(hidden, features, |row, found| {
-            let mut sorted: Vec<f32> = row.iter().copied().filter(|it| is_on(*it, 0.0)).collect();
-            if sorted.len() <= k {
-                found.extend(chosen(row, |_, value| is_on(value, 0.0)));
-                return;
-            }
-            let (_, border, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
-            let border = *border;
-            let above = row.iter().filter(|value| **value > border).count();
-            let mut ties = k.saturating_sub(above);
+            let mut on: Vec<f32> = row.iter().copied().filter(|it| is_on(*it, 0.0)).collect();
+            let mut largest = Largest::new(&mut on, k);
             found.extend(chosen(row, |_, value| {
-                let is_tie = value == border && ties > 0;
-                ties -= usize::from(is_tie);
-                is_tie || is_on(value, border)
+                is_on(value, 0.0) && largest.takes(value)
             }));
         })
     }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use burn_align_models::files::WriteError;
 
 use crate::engine::PlanError;
+use crate::methods::causal_variables::UnknownUnit;
+use crate::saved::FileError;
 
 /// Why a submission could not be saved.
 #[derive(Debug, thiserror::Error)]
@@ -82,21 +84,16 @@ pub enum LoadSubmissionError {
         /// The folder.
         folder: PathBuf,
     },
-    /// A file or folder could not be read.
-    #[error("{}: cannot be read: {cause}", file.display())]
-    Io {
-        /// The file.
-        file: PathBuf,
-        /// The cause.
-        cause: io::Error,
-    },
+    /// A file or folder could not be read, or its tensors are others than expected.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A name that names no unit.
     #[error("{}: {cause}", file.display())]
     Unit {
         /// The file.
         file: PathBuf,
         /// What is wrong with the name.
-        cause: crate::methods::causal_variables::UnknownUnit,
+        cause: UnknownUnit,
     },
     /// A unit under two names.
     #[error("{}: expected each unit once, found {unit} under two names", folder.display())]
@@ -148,70 +145,6 @@ pub enum LoadSubmissionError {
         /// `max |WᵀW - I|`; infinite if a number is not finite.
         deviation: f64,
     },
-    /// A damaged file.
-    #[error("{}: not readable: {reason}", file.display())]
-    Unreadable {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A pickle that would run code.
-    #[error(
-        "{}: refused: expected a pickle with only tensors, found one that calls `{global}`, which \
-         could run arbitrary code; do not load it anywhere",
-        file.display()
-    )]
-    ForbiddenGlobal {
-        /// The file.
-        file: PathBuf,
-        /// What the pickle names.
-        global: String,
-    },
-    /// A tensor that is not there.
-    #[error("{}: expected a tensor `{tensor}`, found none", file.display())]
-    MissingTensor {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-    },
-    /// Tensors that a featurizer does not have.
-    #[error(
-        "{}: expected only its featurizer's tensors, also found {}",
-        file.display(),
-        tensors.join(", ")
-    )]
-    UnusedTensors {
-        /// The file.
-        file: PathBuf,
-        /// Their names.
-        tensors: Vec<String>,
-    },
-    /// A tensor of another shape.
-    #[error("{}: tensor `{tensor}`: expected shape {expected}, found {found:?}", file.display())]
-    WrongShape {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// The shape, with `_` for any size.
-        expected: String,
-        /// The shape in the file.
-        found: Vec<usize>,
-    },
-    /// A tensor of another type.
-    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", file.display())]
-    WrongDType {
-        /// The file.
-        file: PathBuf,
-        /// Its name.
-        tensor: String,
-        /// The supported types.
-        expected: &'static str,
-        /// The type in the file.
-        found: String,
-    },
     /// Numbers that cannot be read from the device.
     #[error("{}: {cause}", file.display())]
     Device {
@@ -221,5 +154,3 @@ pub enum LoadSubmissionError {
         cause: Box<PlanError>,
     },
 }
-
-crate::saved::from_tensor_error!(LoadSubmissionError);

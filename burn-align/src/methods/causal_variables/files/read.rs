@@ -18,7 +18,7 @@ use crate::interventions::{
     BuiltinIntervention, Composed, Identity, OrthonormalMap, Rotation, Swap,
 };
 use crate::methods::causal_variables::SubmissionUnit;
-use crate::saved::{Tensors, nested};
+use crate::saved::{FileError, Tensors, nested};
 
 /// Of products of columns, and of a matrix that is there twice; numbers rounded to f16 are within
 /// it.
@@ -50,7 +50,7 @@ pub(super) fn load<B: Backend>(
 
 /// The units of a folder, by what their files begin with.
 fn names(folder: &Path) -> Result<BTreeMap<String, SubmissionUnit>, LoadSubmissionError> {
-    let failed = |cause| LoadSubmissionError::Io {
+    let failed = |cause| FileError::Io {
         file: folder.to_owned(),
         cause,
     };
@@ -119,7 +119,7 @@ fn read_indices(folder: &Path, name: &str) -> Result<Option<Vec<usize>>, LoadSub
     let json = match fs::read(&file) {
         Ok(json) => json,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(cause) => return Err(LoadSubmissionError::Io { file, cause }),
+        Err(cause) => return Err(FileError::Io { file, cause }.into()),
     };
     serde_json::from_slice(&json).map_err(|error| LoadSubmissionError::Content {
         file,
@@ -213,17 +213,13 @@ impl Modules {
         let names = [state[0].as_str(), state[1].as_str(), MATRIX].map(str::to_owned);
         let mut is_finite = true;
         for name in &names {
-            let any = [None, None];
-            let [ours, theirs] = [&self.tensors, &inverse.tensors]
-                .map(|tensors| tensors.clone().take::<2>(name, any));
-            let (ours, theirs) = (ours?, theirs?);
-            is_finite &= self.tensors.is_finite(name);
-            if ours.shape != theirs.shape || ours.values != theirs.values {
+            if !self.tensors.has_same(&inverse.tensors, name) {
                 return Err(inverse.contradiction(
                     format!("`{name}` of {}", self.tensors.file.display()),
-                    "another one".to_owned(),
+                    "another one, or none".to_owned(),
                 ));
             }
+            is_finite &= self.tensors.is_finite(name);
             inverse.tensors.ignore(name);
         }
         let map = |[d, rank]: [usize; 2]| match d == rank {
@@ -238,19 +234,18 @@ impl Modules {
         let matrix = self
             .tensors
             .tensor::<B, 2>(MATRIX, [Some(d), Some(rank)], device)?;
-        let file = || self.tensors.file.clone();
         let deviation = match is_finite {
             true => rotation.deviation(),
             false => f64::INFINITY,
         };
         if deviation > TOLERANCE {
-            let file = file();
+            let file = self.tensors.file.clone();
             return Err(LoadSubmissionError::NotOrthonormal { file, deviation });
         }
         let off = (rotation.matrix() - matrix).abs().max();
         let off = read_numbers(off.detach());
         let off = off.map_err(|cause| LoadSubmissionError::Device {
-            file: file(),
+            file: self.tensors.file.clone(),
             cause: Box::new(cause),
         })?;
         if off.iter().any(|off| *off > TOLERANCE) {

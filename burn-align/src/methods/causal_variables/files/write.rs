@@ -1,5 +1,8 @@
 //! Writing the files of a submission.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -24,8 +27,7 @@ pub(super) fn save<B: Backend>(folder: &Path, units: &Units<B>) -> Result<(), Sa
     if units.is_empty() {
         return Err(SaveSubmissionError::Nothing);
     }
-    // Everything is read from the device before a file is written.
-    let mut written = Vec::new();
+    let mut files = Replacement::new(folder)?;
     for (unit, features) in units {
         if !is_name(unit.position()) {
             return Err(SaveSubmissionError::Name {
@@ -42,19 +44,14 @@ pub(super) fn save<B: Backend>(folder: &Path, units: &Units<B>) -> Result<(), Sa
         {
             return Err(SaveSubmissionError::Stale { file });
         }
-        written.push((unit, modules, indices));
-    }
-    let mut files = Replacement::new(folder)?;
-    for (unit, modules, indices) in written {
         if let Some(classes) = modules.classes() {
+            let bytes = torch_file(&modules.value(classes));
+            let bytes = bytes.map_err(|cause| SaveSubmissionError::Io {
+                file: folder.join(format!("{unit}{FEATURIZER}")),
+                cause,
+            })?;
             for end in [FEATURIZER, INVERSE] {
-                let name = format!("{unit}{end}");
-                let bytes = torch_file(&modules.value(classes));
-                let bytes = bytes.map_err(|cause| SaveSubmissionError::Io {
-                    file: folder.join(&name),
-                    cause,
-                })?;
-                files.write(&name, &bytes)?;
+                files.write(&format!("{unit}{end}"), &bytes)?;
             }
         }
         let indices = serde_json::Value::from(indices).to_string();

@@ -137,9 +137,9 @@ pub fn acdc_by_metric<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     loss: MetricLoss,
     options: &AcdcOptions,
 ) -> Result<Acdc, CircuitError> {
-    let masking = masking(model, patching, &metric.positions(), options)?;
     let batch = patching.batch();
     metric.check(batch, model.dims().vocab)?;
+    let masking = masking(model, patching, &metric.positions(), options)?;
     let examples: Vec<usize> = (0..batch).collect();
     let values = |logits: Tensor<B, 3>| {
         let [rows, _unit, _vocab] = logits.dims();

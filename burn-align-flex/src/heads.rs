@@ -1,0 +1,101 @@
+//! Heads: apart, side by side, and those of rows as those of tokens.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, backend::Backend};
+use burn_flex::FlexTensor;
+
+use crate::autodiff::{self, Saved};
+use crate::recognise::{generic, recognise_view};
+use crate::strided;
+
+/// Some of `all` heads, which lie side by side, under autodiff. Without autodiff they are a view
+/// anyway.
+///
+/// # Shapes
+/// - x: `[batch, pos, all * d_head]`
+/// - output: `[batch, head, pos, d_head]`
+///
+/// # Errors
+/// `x`, without autodiff, or if there is [no kernel](crate) for it.
+///
+/// # Panics
+/// If there are no such heads.
+pub fn head_part<B: Backend>(
+    x: Tensor<B, 3>,
+    all: usize,
+    part: Range<usize>,
+) -> Result<Tensor<B, 4>, Tensor<B, 3>> {
+    let [batch, pos, width] = x.dims();
+    assert!(width.is_multiple_of(all), "{all} heads of {width} features");
+    assert!(
+        part.start <= part.end && part.end <= all,
+        "heads {part:?} of {all}"
+    );
+    let d_head = width / all;
+    let view = |x: FlexTensor| {
+        let split = x.reshape([batch, pos, all, d_head].into());
+        split.narrow(2, part.start, part.len()).transpose(1, 2)
+    };
+    autodiff::apply(x, view, |_, _| Saved::HeadPart(all, part.start))
+}
+
+/// Puts heads side by side.
+///
+/// # Shapes
+/// - x: `[batch, head, pos, d_head]`
+/// - output: `[batch, pos, head * d_head]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 3>, Tensor<B, 4>> {
+    let [batch, head, pos, d_head] = x.dims();
+    let merge = |x: FlexTensor| {
+        strided::contiguous(x.transpose(1, 2)).reshape([batch, pos, head * d_head].into())
+    };
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(merge(x))),
+        Err(x) => autodiff::apply(x, merge, |_, _| Saved::Merged(head)),
+    }
+}
+
+/// The rows of tokens in one row, a view.
+///
+/// # Shapes
+/// - x: `[1, head, row * len, d_head]`
+/// - output: `[row, head, len, d_head]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+///
+/// # Panics
+/// If `x` has several rows, or its tokens are not as many rows.
+pub fn rows_of<B: Backend>(x: Tensor<B, 4>, rows: usize) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [one, _head, tokens, _d_head] = x.dims();
+    assert_eq!(one, 1, "a single row of tokens");
+    assert!(
+        rows > 0 && tokens.is_multiple_of(rows),
+        "{rows} rows of {tokens} tokens"
+    );
+    let view = |x: FlexTensor| strided::rows_of(x, rows);
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(view(x))),
+        Err(x) => autodiff::apply(x, view, |_, _| Saved::Rows),
+    }
+}
+
+/// The inverse of [`rows_of`], a copy.
+///
+/// # Shapes
+/// - x: `[row, head, len, d_head]`
+/// - output: `[1, head, row * len, d_head]`
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
+    let [rows, _head, _len, _d_head] = x.dims();
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(strided::tokens_of(x))),
+        Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
+    }
+}
