@@ -11,10 +11,12 @@
 #   --retry    run again what failed or took too long
 #   --list     list the steps and exit
 #
-# Each step is boxed in time. results.jsonl has a line for each: step, backend, exit status, seconds,
-# and the file of its output; steps that have one are skipped, so a run that was cut off goes on. What
-# the benchmark measured is in STEP.BACKEND.jsonl. Tables of both come at the end. Exit status: 0, or 1
-# if a step failed. Needs bash and coreutils; PyTorch is compared with if it is there.
+# Each step is boxed in time. What checks runs at once, as most of that time goes to compilers of
+# kernels; what is timed runs alone, and finds kernels that were compiled and tuned before.
+# results.jsonl has a line for each step: its name, backend, exit status, seconds, and the file of its
+# output; steps that have one are skipped, so a run that was cut off goes on. What the benchmark
+# measured is in STEP.BACKEND.jsonl. Tables of both come at the end. Exit status: 0, or 1 if a step
+# failed. Needs bash and coreutils; PyTorch is compared with if it is there.
 set -uo pipefail
 
 usage=$(sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0")
@@ -47,23 +49,36 @@ mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 2
 lines=$results/results.jsonl
 touch "$lines"
 
-# Kept between steps: results of self-checks and of autotuning.
+# Kept between steps: results of self-checks, and what CubeCL compiles and tunes, in the folder that a
+# step runs in.
 export XDG_CACHE_HOME=$results/cache
+mkdir -p "$results/timed" "$results/checked"
+printf '[%s]\ncache = "local"\n' autotune compilation > "$results/cubecl.toml"
 
 # The environment ---------------------------------------------------------------------------------
 
-# What Python packages bring, where there is no CUDA toolkit and no Vulkan driver in a usual place.
+# Whether the loader finds a library.
+is_found() {
+  ldconfig -p 2>/dev/null | grep -qF "$1"
+}
+
+# What is not in a usual place: the headers and NVRTC of a CUDA toolkit or of Python packages, the
+# NVIDIA driver of a container, Vulkan drivers.
 find_drivers() {
-  local header root libraries icd
-  if [[ ! ${CUDA_PATH:-} && ! -e /usr/local/cuda && ! -e /opt/cuda ]]; then
+  local header root folders=() icd
+  for root in "${CUDA_PATH:-}" /usr/local/cuda /opt/cuda; do
+    [[ $root && -e $root/include/cuda_fp16.h ]] && export CUDA_PATH=$root && break
+  done
+  if [[ ! ${CUDA_PATH:-} ]]; then
     root=$(python3 -c 'import nvidia; print(list(nvidia.__path__)[0])' 2>/dev/null)
     header=$(find "${root:-/nonexistent}" -path '*include/cuda_fp16.h' 2>/dev/null | head -1)
-    if [[ $header ]]; then
-      export CUDA_PATH=${header%/include/*}
-      libraries=$(find "$root" -name lib -type d | paste -sd:)
-      export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-    fi
+    [[ $header ]] && export CUDA_PATH=${header%/include/*}
   fi
+  is_found libnvrtc.so || folders+=("${CUDA_PATH:-}/lib64" "${CUDA_PATH:-}/lib")
+  is_found libcuda.so || folders+=(/usr/local/nvidia/lib64 /usr/local/nvidia/lib)
+  for root in "${folders[@]}"; do
+    [[ -d $root ]] && export LD_LIBRARY_PATH=$root${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  done
   for icd in /usr/local/nvidia/share/vulkan/icd.d /usr/share/vulkan/icd.d /etc/vulkan/icd.d; do
     if [[ ! ${VK_DRIVER_FILES:-} && -e $icd/nvidia_icd.json ]]; then
       export VK_DRIVER_FILES=$icd/nvidia_icd.json
@@ -105,9 +120,48 @@ is_done() {
   grep -q "^{\"step\":\"$1\",\"backend\":\"$2\",\"rc\":$ok" "$lines"
 }
 
+# attempt NAME BACKEND SECONDS FOLDER COMMAND…: runs a command in its box, in a folder of the results,
+# and writes a line about it.
+attempt() {
+  local name=$1 backend=$2 box=$3 place=$results/$4 begin seconds rc
+  shift 4
+  mkdir -p "$place"
+  begin=$EPOCHREALTIME
+  timeout --kill-after=5 "$box" env -C "$place" "$@" > "$results/$name.$backend.log" 2>&1 < /dev/null
+  rc=$?
+  seconds=$(awk -v a="$begin" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
+  printf '{"step":"%s","backend":"%s","rc":%d,"seconds":%s,"output":"%s"}\n' \
+    "$name" "$backend" "$rc" "$seconds" "$name.$backend.log" > "$results/$name.$backend.line"
+}
+
+# record NAME BACKEND: the line of a step joins the others, in place of that of an earlier try.
+record() {
+  local line=$results/$1.$2.line
+  grep -v "^{\"step\":\"$1\",\"backend\":\"$2\"," "$lines" > "$lines.part"
+  cat "$line" >> "$lines.part" && mv "$lines.part" "$lines"
+  grep -q '"rc":0,' "$line" || tail -3 "$results/$1.$2.log" | sed 's/^/    /'
+  rm "$line"
+}
+
+# Steps that run at the same time; each has its own folder, since their caches are not made for
+# several programs.
+together= waiting=()
+
+at_once() {
+  together=yes
+  "$@"
+  together=
+  wait
+  local step
+  for step in "${waiting[@]}"; do
+    record ${step}
+  done
+  waiting=()
+}
+
 # step NAME BACKEND SECONDS COMMAND…: runs a command in its box, and writes down how it went.
 step() {
-  local name=$1 backend=$2 box=$3 begin seconds rc output=$1.$2.log
+  local name=$1 backend=$2 box=$3
   shift 3
   if [[ $list ]]; then
     echo "$name $backend (at most $box s): ${*/#$bin\//}"
@@ -120,16 +174,13 @@ step() {
   fi
   (($(left) < box)) && box=$(left)
   echo "::: $name $backend, at most $box s"
-  begin=$EPOCHREALTIME
-  timeout --kill-after=5 "$box" "$@" > "$results/$output" 2>&1 < /dev/null
-  rc=$?
-  seconds=$(awk -v a="$begin" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }')
-  # An earlier try does not count any more.
-  grep -v "^{\"step\":\"$name\",\"backend\":\"$backend\"," "$lines" > "$lines.part"
-  mv "$lines.part" "$lines"
-  printf '{"step":"%s","backend":"%s","rc":%d,"seconds":%s,"output":"%s"}\n' \
-    "$name" "$backend" "$rc" "$seconds" "$output" >> "$lines"
-  ((rc == 0)) || tail -3 "$results/$output" | sed 's/^/    /'
+  if [[ $together ]]; then
+    waiting+=("$name $backend")
+    attempt "$name" "$backend" "$box" "checked/$name.$backend" "$@" &
+  else
+    attempt "$name" "$backend" "$box" timed "$@"
+    record "$name" "$backend"
+  fi
 }
 
 # workloads STEP BACKEND SECONDS ARGUMENT…: a step of the benchmark, with its own file of JSON lines.
@@ -143,7 +194,7 @@ workloads() {
 
 # self_check NAME BACKEND DTYPES
 self_check() {
-  step "self-check-$1" "$2" 90 "$bin/backends" --backend "$2" --dtype "$3" --self-check
+  step "self-check-$1" "$2" 120 "$bin/backends" --backend "$2" --dtype "$3" --self-check
 }
 
 # suite NAME BACKEND SECONDS FILTER…: tests on a backend.
@@ -151,8 +202,7 @@ suite() {
   local name=$1 backend=$2 box=$3
   shift 3
   [[ -x $bin/suite && $fixtures || $list ]] || return
-  step "$name" "$backend" "$box" env -C "${fixtures:-.}" PROPTEST_CASES=15 "$bin/suite" \
-    --test-threads 4 "$@"
+  step "$name" "$backend" "$box" env PROPTEST_CASES=15 "$bin/suite" --test-threads 4 "$@"
 }
 
 # The tests of what every plan needs, and the others.
@@ -181,14 +231,15 @@ correctness() {
   local backend
   for backend in "${backends[@]}"; do
     self_check f32 "$backend" f32
-  done
-  for backend in "${backends[@]}"; do
     self_check half "$backend" bf16,f16
     if [[ $fixtures || $list ]]; then
-      step parity "$backend" 90 "$bin/backends" --backend "$backend" --parity
+      step parity "$backend" 120 "$bin/backends" --backend "$backend" --parity
+    fi
+    suite_core "$backend" 120
+    if [[ -x $bin/backends-plain || $list ]]; then
+      step self-check-plain "$backend" 120 "$bin/backends-plain" --backend "$backend" --self-check
     fi
   done
-  suite_core "$first" 90
 }
 
 # GPT-2 small, or two layers of it.
@@ -200,21 +251,25 @@ gpt2() {
   workloads "gpt2-$2" "$1" "$box" --dtype "$2" "${options[@]}" "${families[@]}"
 }
 
-# LLaMA 2 7B in bf16, a process for each workload so that peaks of memory are not mixed; or a small
-# model.
+# LLaMA 2 7B in bf16, a process for each workload so that peaks of memory are not mixed, and texts by
+# LLaMA 3 8B; or a small model.
 llama() {
-  local options=(--model llama2-7b --dtype bf16 --pos 80 --seconds 1)
+  local seven=(--model llama2-7b --dtype bf16 --pos 80 --seconds 1)
+  local eight=(--model llama3-8b --dtype bf16 --repeats 3)
   local batch=(--batch 32 --layer 15) rank=128
   if [[ $small ]]; then
-    options=(--model smollm2-135m --layers 2 --dtype f32 --pos 4 --seconds 0.05)
+    seven=(--model smollm2-135m --layers 2 --dtype f32 --pos 4 --seconds 0.05)
+    eight=(--model smollm2-135m --layers 2 --dtype f32 --repeats 1)
     batch=(--batch 2 --layer 1) rank=16
   fi
-  workloads llama-forward "$1" 60 "${options[@]}" "${batch[@]}" forward
-  workloads llama-sweep "$1" 60 "${options[@]}" sweep_block_output
-  workloads llama-lowrank "$1" 60 "${options[@]}" "${batch[@]}" --rank $rank das_lowrank
-  workloads llama-batch "$1" 40 "${options[@]}" "${batch[@]}" batch
-  workloads llama-boundless "$1" 60 "${options[@]}" "${batch[@]}" das_boundless
-  workloads llama-fused "$1" 40 "${options[@]}" "${batch[@]}" --fused forward
+  workloads llama-product "$1" 60 "${seven[@]}" --batch 32 product
+  workloads llama-forward "$1" 60 "${seven[@]}" "${batch[@]}" forward
+  workloads llama-lowrank "$1" 60 "${seven[@]}" "${batch[@]}" --rank $rank das_lowrank
+  workloads llama-generate "$1" 60 "${eight[@]}" generate_1x31 generate_16x31
+  workloads llama-sweep "$1" 60 "${seven[@]}" --repeats 2 sweep_block_output
+  workloads llama-batch "$1" 40 "${seven[@]}" "${batch[@]}" batch
+  workloads llama-boundless "$1" 60 "${seven[@]}" "${batch[@]}" das_boundless
+  workloads llama-fused "$1" 40 "${seven[@]}" "${batch[@]}" --fused forward
 }
 
 # The same workloads in PyTorch and pyvene, on the same GPU.
@@ -225,15 +280,17 @@ peers() {
     [[ $list ]] || return
   fi
   local compare=(python3 "$scripts/compare.py" --program "$bin/workloads" --device cuda --dtype bf16
-    --rounds 1 --seconds 0.5)
-  step peers-gpt2 cuda 90 "${compare[@]}" forward single sweep_block_output das_lowrank
-  step peers-llama cuda 120 "${compare[@]}" --model llama2-7b --batch 32 --pos 80 --layer 15 \
-    --rank 128 forward das_lowrank
+    --rounds 1)
+  local seven=(--model llama2-7b --pos 80)
+  step peers-llama cuda 120 "${compare[@]}" "${seven[@]}" --batch 32 --layer 15 --rank 128 \
+    --memory --seconds 0.5 forward das_lowrank
+  step peers-sweep cuda 120 "${compare[@]}" "${seven[@]}" --cells 40 --repeats 2 sweep_block_output
+  step peers-gpt2 cuda 90 "${compare[@]}" --seconds 0.3 forward single sweep_block_output das_lowrank
 }
 
 all() {
   local backend
-  correctness
+  at_once correctness
   if [[ $small ]]; then
     gpt2 60 "$first" f32
   else
@@ -246,15 +303,9 @@ all() {
   peers
   suite_rest "$first" 120
   for backend in "${backends[@]:1}"; do
-    suite_core "$backend" 90
     gpt2 60 "$backend" f32
     example capital_of_spain "$backend" f32
   done
-  if [[ -x $bin/backends-plain || $list ]]; then
-    for backend in "${backends[@]}"; do
-      step self-check-plain "$backend" 90 "$bin/backends-plain" --backend "$backend" --self-check
-    done
-  fi
 }
 
 # Results -----------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ class Failure(Exception):
 
 
 def lines_of(command: list[str], threads: int) -> Iterator[dict]:
-    """The lines of JSON of a command, run in the repository; its output is progress, not result.
+    """The lines of JSON of a command; its output is progress, not result.
 
     Fails only after the last line, so that none is lost.
     """
@@ -87,7 +87,7 @@ def lines_of(command: list[str], threads: int) -> Iterator[dict]:
         file = Path(directory, "lines.json")
         command = [*command, "--json", str(file)]
         try:
-            result = subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr)
+            result = subprocess.run(command, env=environment, stdout=sys.stderr)
         except OSError as error:
             raise Failure(f"`{command[0]}` could not be run: {error}") from error
         lines = file.read_text().splitlines() if file.exists() else []
@@ -233,10 +233,14 @@ def output_of(*command: str) -> str:
 
 def setting(args: argparse.Namespace, packages: dict[str, str], found: Found) -> str:
     """The machine, the versions and the settings."""
-    workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
-    burn = workspace["dependencies"]["burn"]["version"].lstrip("=")
     revision = output_of("git", "describe", "--always", "--dirty")
-    ours = f"burn-align {workspace['package']['version']} ({revision}) {args.burn_args}".rstrip()
+    try:
+        workspace = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]
+        burn = workspace["dependencies"]["burn"]["version"].lstrip("=")
+        number = workspace["package"]["version"]
+    except OSError:  # without the repository, as in the pack of `benches/gpu`
+        burn = number = "unknown"
+    ours = f"burn-align {number} ({revision}) {args.burn_args}".rstrip()
     built = " ".join(output_of("rustc", "--version").split()[:2])
     chosen = {option: getattr(args, option) for option in SHAPE[1:]}
     shape = [f"{option} {value}" for option, value in chosen.items() if value is not None]

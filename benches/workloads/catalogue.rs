@@ -11,6 +11,7 @@ use crate::circuits::{self, Circuits};
 use crate::features::{self, Features};
 use crate::generation::Generation;
 use crate::planning::{self, Planning};
+use crate::products::{self, Product};
 use crate::{das_grid, long};
 
 /// Something to time.
@@ -63,6 +64,8 @@ pub(crate) enum Task {
     Generate(Generation),
     /// A sweep on a model of its own, planned and not run.
     Planning(Planning),
+    /// Products of one matrix.
+    Product(Product),
     /// A checkpoint, read from a folder.
     Load,
 }
@@ -127,6 +130,7 @@ pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
         task: Task::Load,
     });
     all.extend(planning::workloads());
+    all.extend(products::workloads(dims, choices));
     all.extend(long::sweeps(dims, choices));
     all.push(long::das(choices, layer));
     all.push(das_grid::workload(dims, choices));

@@ -5,16 +5,17 @@ use burn_align_models::{Component, ModelDims};
 
 use crate::catalogue::{Choices, Inputs, Task, Workload, grid, middle};
 use crate::generation::Generation;
-use crate::{circuits, das_grid};
+use crate::{circuits, das_grid, products};
 
 /// Their families.
-const FAMILIES: [&str; 6] = [
+const FAMILIES: [&str; 7] = [
     "sweep_long",
     "das_long",
     das_grid::FAMILY,
     "generate",
     "generate_chat",
     circuits::EXACT,
+    products::FAMILY,
 ];
 
 impl Workload {

@@ -13,7 +13,8 @@
 //! in PyTorch. `--batch`, `--pos` and `--layers` change the shapes, and the names with them. Work
 //! that takes minutes runs only if it is named: long sweeps (`sweep_long`), a search on longer
 //! prompts (`das_long`), texts (`generate`, `generate_chat`), and, computed once and without a
-//! warm-up, a grid of searches (`das_grid`) and the exact effects of all edges (`circuits_exact`).
+//! warm-up, a grid of searches (`das_grid`) and the exact effects of all edges (`circuits_exact`);
+//! so do products of one matrix (`product`).
 //!
 //! The device is synchronised before and after every repeat. There are at least 5 repeats, after
 //! two warm-ups. `das_…`, but for `das_grid`, are seconds per optimizer step, once everything that
@@ -21,9 +22,9 @@
 //! it is in the operating system's memory.
 //!
 //! Files: `catalogue.rs`, `long.rs` (what there is) → `run.rs`, `generation.rs`, `circuits.rs`,
-//! `planning.rs`, `das_grid.rs`, `features.rs` (how it is computed) → `timing.rs`, `memory.rs`,
-//! `usage.rs`, `work.rs` (what it takes, and must take); `columns.rs` (backends and dtypes),
-//! `model.rs` (models), `report.rs`.
+//! `planning.rs`, `products.rs`, `das_grid.rs`, `features.rs` (how it is computed) → `timing.rs`,
+//! `memory.rs`, `usage.rs`, `work.rs` (what it takes, and must take); `columns.rs` (backends and
+//! dtypes), `model.rs` (models), `report.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ mod long;
 mod memory;
 mod model;
 mod planning;
+mod products;
 mod report;
 mod run;
 mod timing;

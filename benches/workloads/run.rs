@@ -60,6 +60,7 @@ impl<B: Backend> Bench<'_, B> {
             Task::Features(inputs, kind) => self.features(*inputs, *kind),
             Task::Generate(generation) => self.generate(generation),
             Task::Planning(planning) => self.planning(*planning),
+            Task::Product(product) => self.product(*product),
             Task::Load => self.load(),
         }
     }
