@@ -15,10 +15,10 @@
 //! dtypes: operations and small models against plain loops in f64. This fails if a result is wrong,
 //! and names the operation, its sizes, and the public report that may explain it.
 //!
-//! `--parity` also runs the small checkpoints of the test suite on each backend that works, in each of
-//! its dtypes, and prints the largest differences from what `transformers` computes in f32, next to
-//! those that the tests allow. This fails if one is larger. It takes seconds on the CPU, minutes on
-//! a software GPU.
+//! `--parity` also runs the small checkpoints of the test suite on each backend that works, in each
+//! of its dtypes, and prints the largest differences from what `transformers` computes in f32, next
+//! to those that the tests allow. This fails if one is larger. It takes seconds on the CPU, minutes
+//! on a software GPU.
 
 use std::process::ExitCode;
 use std::time::Instant;

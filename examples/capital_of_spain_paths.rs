@@ -117,7 +117,8 @@ fn patch<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let name = tokenizer.token_marks(&[answer]).concat();
     let name = name.trim();
     out!(
-        "P({name}): base {of_base:.6}, source {of_source:.6} ({} patches in one pass, {took:.0} ms)",
+        "P({name}): base {of_base:.6}, source {of_source:.6} ({} patches in one pass, \
+         {took:.0} ms)",
         streams.len() - 2
     )?;
     let titles = [

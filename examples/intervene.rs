@@ -63,8 +63,9 @@
 //! that is less; `step_logits`, `[batch, n, vocab]`, if requested; `original_generated` and
 //! `original_step_logits` if `output_original_output` is true; and `step_collected.k`,
 //! `[batch, n-1, d_site]` (`{"step": k}`: `[batch, 1, d_site]`), for each representation collected
-//! at steps, if a step was computed. f32 tensors have zeros after the end of an example. `logits` and
-//! `collected.k` are those of the prompt, in which nothing acts with `"steps"` and `{"step": k}`.
+//! at steps, if a step was computed. f32 tensors have zeros after the end of an example. `logits`
+//! and `collected.k` are those of the prompt, in which nothing acts with `"steps"` and
+//! `{"step": k}`.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -7,7 +7,8 @@
 //!
 //! ```sh
 //! cargo run --release --example ioi                        # GPT-2 small from the hub
-//! cargo run --release --example ioi -- --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts 8 --plot ioi.svg
+//! cargo run --release --example ioi -- --model SmolLM2-135M-Instruct.Q4_1.gguf --prompts 8 \
+//!     --plot ioi.svg
 //! ```
 //!
 //! Needs GPT-2's weights (500 MB). Prints the heads with the largest effects next to the paper's

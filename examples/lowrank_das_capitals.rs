@@ -114,7 +114,8 @@ fn search<B: Backend>(args: &Args) -> Result<()> {
         let logits = found.logit_difference.map_or(f64::NAN, |it| it.mean);
         let divergence = found.kl_divergence.mean;
         out!(
-            "{name:>6} {:>9.4} [{low:>7.4}, {high:>7.4}] {logits:>9.3} {divergence:>7.3} {random:>9}",
+            "{name:>6} {:>9.4} [{low:>7.4}, {high:>7.4}] {logits:>9.3} {divergence:>7.3} \
+             {random:>9}",
             found.accuracy
         )
     };

@@ -47,7 +47,8 @@ pub enum BackendChoice {
     feature = "remote",
 )))]
 compile_error!(
-    "no backend: enable at least one of the features flex, ndarray, wgpu, vulkan, metal, cuda, rocm, remote"
+    "no backend: enable at least one of the features flex, ndarray, wgpu, vulkan, metal, cuda, \
+     rocm, remote"
 );
 
 /// Runs an expression with the backend type and the device of a [`BackendChoice`].
@@ -194,7 +195,8 @@ pub struct BackendArgs {
 
 impl BackendArgs {
     /// Checks that the backend works on this machine, and computes in the dtype what it should: a
-    /// GPU backend runs its [self-check](crate::self_check), once for each device, driver and build.
+    /// GPU backend runs its [self-check](crate::self_check), once for each device, driver and
+    /// build.
     ///
     /// # Errors
     /// If it does not, listing what it supports and what else is available, or what it computes

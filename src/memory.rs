@@ -78,8 +78,8 @@ pub(crate) fn max_tensor_bytes<B: Backend>(device: &B::Device) -> Option<u64> {
     None
 }
 
-/// - of_total: whether the largest page is a quarter of all memory, as CubeCL 0.10 has it for CUDA and
-///   ROCm; for wgpu it is a limit of buffers
+/// - of_total: whether the largest page is a quarter of all memory, as CubeCL 0.10 has it for CUDA
+///   and ROCm; for wgpu it is a limit of buffers
 #[cfg(any(feature = "wgpu", feature = "cuda", feature = "rocm"))]
 fn cube_memory<R: burn::cubecl::Runtime>(of_total: bool) -> Option<Device> {
     let client = R::client(&R::Device::default());

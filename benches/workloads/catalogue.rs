@@ -142,7 +142,7 @@ pub(crate) fn catalogue(dims: &ModelDims, choices: &Choices) -> Vec<Workload> {
 }
 
 /// The position in the middle, 15 of 32.
-pub(crate) fn middle(pos: usize) -> usize {
+fn middle(pos: usize) -> usize {
     (pos / 2).saturating_sub(1)
 }
 
@@ -204,11 +204,7 @@ fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
     let inputs = choices.inputs(1, 5);
     let Inputs { batch, pos } = inputs;
     // The name has the shape only if it is not the default, and cannot be told from the grid.
-    let of_batch = if batch == 1 {
-        String::new()
-    } else {
-        format!("_batch{batch}")
-    };
+    let of_batch = of_batch(batch);
     let of_inputs = if (batch, pos) == (1, 5) {
         String::new()
     } else {
@@ -230,13 +226,7 @@ fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
         },
     };
     [
-        sweep(
-            "sweep_block_output",
-            format!("sweep_block_output_{layers}x{pos}{of_batch}"),
-            format!("block_output swapped in at each of {layers} layers × {pos} positions"),
-            grid(layers, pos, &[Component::BlockOutput]),
-            false,
-        ),
+        block_sweep("sweep_block_output", inputs, layers),
         sweep(
             "sweep_attn_mlp",
             format!("sweep_attn_mlp_{}x{pos}{of_batch}", 2 * layers),
@@ -270,6 +260,29 @@ fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
             true,
         ),
     ]
+}
+
+/// Block outputs swapped in at every layer and position.
+pub(crate) fn block_sweep(family: &'static str, inputs: Inputs, layers: usize) -> Workload {
+    let Inputs { batch, pos } = inputs;
+    Workload {
+        family,
+        name: format!("sweep_block_output_{layers}x{pos}{}", of_batch(batch)),
+        what: format!("block_output swapped in at each of {layers} layers × {pos} positions"),
+        task: Task::Sweep {
+            inputs,
+            cells: grid(layers, pos, &[Component::BlockOutput]),
+            clean: false,
+        },
+    }
+}
+
+/// The number of examples in a name, if it is not the default.
+fn of_batch(batch: usize) -> String {
+    match batch {
+        1 => String::new(),
+        _ => format!("_batch{batch}"),
+    }
 }
 
 /// Every layer's components at every position.
@@ -331,10 +344,51 @@ fn paths(dims: &ModelDims, choices: &Choices) -> [Workload; 4] {
 
 fn das(choices: &Choices, layer: usize) -> [Workload; 3] {
     let inputs = choices.inputs(16, 32);
-    let position = middle(inputs.pos);
     let residual = AlignableRepresentationConfig::new(layer, Component::BlockOutput);
-    let rank = choices.rank;
-    let workload = |family, kind: String, what: &str, representation| Workload {
+    [
+        das_step(
+            "das_rotated",
+            "das_rotated",
+            "DAS with a rotation of the whole residual stream",
+            inputs,
+            residual
+                .clone()
+                .with_intervention(InterventionType::RotatedSpace),
+        ),
+        low_rank_step("das_lowrank", inputs, layer, choices.rank),
+        das_step(
+            "das_boundless",
+            "das_boundless",
+            "Boundless DAS",
+            inputs,
+            residual.with_intervention(InterventionType::BoundlessRotatedSpace),
+        ),
+    ]
+}
+
+/// An optimizer step with some directions of the residual stream.
+pub(crate) fn low_rank_step(
+    family: &'static str,
+    inputs: Inputs,
+    layer: usize,
+    rank: usize,
+) -> Workload {
+    let residual = AlignableRepresentationConfig::new(layer, Component::BlockOutput);
+    let kind = format!("das_lowrank{rank}");
+    let what = format!("DAS with {rank} directions");
+    das_step(family, &kind, &what, inputs, residual.with_low_rank(rank))
+}
+
+/// An optimizer step at the position in the middle.
+fn das_step(
+    family: &'static str,
+    kind: &str,
+    what: &str,
+    inputs: Inputs,
+    representation: AlignableRepresentationConfig,
+) -> Workload {
+    let (layer, position) = (representation.layer, middle(inputs.pos));
+    Workload {
         family,
         name: format!("{kind}_step_{inputs}"),
         what: format!("a step of {what}, layer {layer}, position {position}"),
@@ -343,27 +397,5 @@ fn das(choices: &Choices, layer: usize) -> [Workload; 3] {
             position,
             representation: Box::new(representation),
         },
-    };
-    [
-        workload(
-            "das_rotated",
-            "das_rotated".to_owned(),
-            "DAS with a rotation of the whole residual stream",
-            residual
-                .clone()
-                .with_intervention(InterventionType::RotatedSpace),
-        ),
-        workload(
-            "das_lowrank",
-            format!("das_lowrank{rank}"),
-            &format!("DAS with {rank} directions"),
-            residual.clone().with_low_rank(rank),
-        ),
-        workload(
-            "das_boundless",
-            "das_boundless".to_owned(),
-            "Boundless DAS",
-            residual.with_intervention(InterventionType::BoundlessRotatedSpace),
-        ),
-    ]
+    }
 }

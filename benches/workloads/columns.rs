@@ -56,7 +56,8 @@ pub(crate) fn choose(backends: &[BackendChoice], dtypes: &[DTypeChoice]) -> Resu
     }
     if columns.usable.is_empty() {
         bail!(
-            "no backend is left: {}\n`cargo run --release --example backends` tells which work here",
+            "no backend is left: {}\n`cargo run --release --example backends` tells which work \
+             here",
             columns.left_out.join("; ")
         );
     }

@@ -1,9 +1,8 @@
 //! Workloads that take minutes, or that not every backend has: they run if they are named.
 
-use burn_align::front::AlignableRepresentationConfig;
-use burn_align_models::{Component, ModelDims};
+use burn_align_models::ModelDims;
 
-use crate::catalogue::{Choices, Inputs, Task, Workload, grid, middle};
+use crate::catalogue::{Choices, Inputs, Task, Workload, block_sweep, low_rank_step};
 use crate::generation::Generation;
 use crate::{circuits, das_grid, products};
 
@@ -27,42 +26,12 @@ impl Workload {
 
 /// Sweeps over the positions of prompts as people write them.
 pub(crate) fn sweeps(dims: &ModelDims, choices: &Choices) -> [Workload; 3] {
-    let layers = dims.layers;
-    [6, 20, 80].map(|pos| {
-        let inputs = choices.inputs(1, pos);
-        let Inputs { batch, pos } = inputs;
-        let of_batch = match batch {
-            1 => String::new(),
-            _ => format!("_batch{batch}"),
-        };
-        Workload {
-            family: "sweep_long",
-            name: format!("sweep_block_output_{layers}x{pos}{of_batch}"),
-            what: format!("block_output swapped in at each of {layers} layers × {pos} positions"),
-            task: Task::Sweep {
-                inputs,
-                cells: grid(layers, pos, &[Component::BlockOutput]),
-                clean: false,
-            },
-        }
-    })
+    [6, 20, 80].map(|pos| block_sweep("sweep_long", choices.inputs(1, pos), dims.layers))
 }
 
 /// The low-rank step on longer prompts.
 pub(crate) fn das(choices: &Choices, layer: usize) -> Workload {
-    let inputs = choices.inputs(16, 64);
-    let (position, rank) = (middle(inputs.pos), choices.rank);
-    let residual = AlignableRepresentationConfig::new(layer, Component::BlockOutput);
-    Workload {
-        family: "das_long",
-        name: format!("das_lowrank{rank}_step_{inputs}"),
-        what: format!("a step of DAS with {rank} directions, layer {layer}, position {position}"),
-        task: Task::Das {
-            inputs,
-            position,
-            representation: Box::new(residual.with_low_rank(rank)),
-        },
-    }
+    low_rank_step("das_long", choices.inputs(16, 64), layer, choices.rank)
 }
 
 /// Greedy texts after short prompts, and one of the length of a chat.

@@ -223,8 +223,8 @@ pub fn attend<B: Backend>(
     Ok(wrapped(strided::by_head(mixed, sizes)))
 }
 
-/// [`attend`] of rows that continue others: to the bit, what the whole rows have at these positions.
-/// `None` where [`attend`] would return its arguments.
+/// [`attend`] of rows that continue others: to the bit, what the whole rows have at these
+/// positions. `None` where [`attend`] would return its arguments.
 ///
 /// # Shapes
 /// - queries, output: `[1, head, query, d_head]`, those of all rows

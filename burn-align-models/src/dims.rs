@@ -1,6 +1,6 @@
 //! The sizes of a model, from which the width of every site follows.
 
-use crate::site::Component;
+use crate::site::{Component, Site};
 
 /// The sizes of a model.
 ///
@@ -99,8 +99,16 @@ impl ModelDims {
         }
     }
 
-    /// The component of queries and that of keys in which heads are apart: after any norm, since one
-    /// may run over the features of all heads together.
+    /// The residual stream after the last layer, which the final norm reads.
+    pub fn last_stream(&self) -> Site {
+        match self.layers.checked_sub(1) {
+            Some(last) => Site::Block(last, Component::BlockOutput),
+            None => Site::Embedding,
+        }
+    }
+
+    /// The component of queries and that of keys in which heads are apart: after any norm, since
+    /// one may run over the features of all heads together.
     pub fn queries_and_keys_by_head(&self) -> [Component; 2] {
         match self.qk_norm {
             true => [Component::QueryNorm, Component::KeyNorm],
@@ -187,5 +195,17 @@ impl SiteDims {
             heads,
             width: SiteWidth::Features(width),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_stream_is_after_the_last_layer() {
+        let last = |layers| ModelDims::features(layers, 16, 2).last_stream();
+        assert_eq!(last(3), Site::Block(2, Component::BlockOutput));
+        assert_eq!(last(0), Site::Embedding);
     }
 }

@@ -1,7 +1,7 @@
 //! What a model is made of, as data: its sublayers in the order in which a pass runs them.
 //!
-//! Everything that depends on the order of a block is derived from this: the stages of the engine, the
-//! plain forward pass, explanations, memory estimates, and where a run can be resumed.
+//! Everything that depends on the order of a block is derived from this: the stages of the engine,
+//! the plain forward pass, explanations, memory estimates, and where a run can be resumed.
 
 use std::sync::Arc;
 
@@ -11,15 +11,18 @@ use crate::site::{Component, Site};
 
 /// The sizes of a model, what it reads, and the sublayers of each layer.
 ///
-/// A transformer's is [`ModelLayout::transformer`]. One for a network of three layers, each of which
-/// replaces the stream, position by position:
+/// A transformer's is [`ModelLayout::transformer`]. One for a network of three layers, each of
+/// which replaces the stream, position by position:
 ///
 /// ```
-/// use burn_align_models::{Component, InputKinds, LayerLayout, ModelDims, ModelLayout, Site, Sublayer};
+/// use burn_align_models::{
+///     Component, InputKinds, LayerLayout, ModelDims, ModelLayout, Site, Sublayer,
+/// };
 ///
 /// let hidden = Sublayer::by_position("hidden layer").followed_by(Component::BlockOutput);
 /// let layer = LayerLayout::new([hidden]);
-/// let layout = ModelLayout::new(ModelDims::features(3, 16, 2), InputKinds::features(4), vec![layer; 3]);
+/// let (dims, inputs) = (ModelDims::features(3, 16, 2), InputKinds::features(4));
+/// let layout = ModelLayout::new(dims, inputs, vec![layer; 3]);
 /// assert!(layout.site(Site::Block(2, Component::BlockOutput)).is_some());
 /// assert!(layout.site(Site::Block(2, Component::MlpOutput)).is_none());
 /// ```
@@ -39,8 +42,8 @@ pub struct LayerLayout {
     sublayers: Vec<Sublayer>,
 }
 
-/// A part of a layer that the engine runs as one: it reads the residual stream, and what it returns is
-/// added to the stream or replaces it.
+/// A part of a layer that the engine runs as one: it reads the residual stream, and what it returns
+/// is added to the stream or replaces it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sublayer {
     name: &'static str,
@@ -152,8 +155,8 @@ impl Sublayer {
         Self::new("mlp", SublayerKind::Mlp, Mixing::None).adds(Component::MlpOutput)
     }
 
-    /// The same, but what it returns is added to the stream, and is the activation of this component.
-    /// The engine taps it.
+    /// The same, but what it returns is added to the stream, and is the activation of this
+    /// component. The engine taps it.
     pub fn adds(mut self, component: Component) -> Self {
         self.output = SublayerOutput::Adds(component);
         self
@@ -277,8 +280,8 @@ impl LayerLayout {
         }
     }
 
-    /// The same, with the stream that enters it as the activation of this component. The engine taps
-    /// it.
+    /// The same, with the stream that enters it as the activation of this component. The engine
+    /// taps it.
     pub fn entered_by(mut self, component: Component) -> Self {
         self.entry = Some(component);
         self
@@ -300,8 +303,8 @@ impl LayerLayout {
         rest.any(|later| later.reads == Reads::LayerInput)
     }
 
-    /// The sublayer that a component belongs to, and where it is there; `None` if the layer has no such
-    /// component.
+    /// The sublayer that a component belongs to, and where it is there; `None` if the layer has no
+    /// such component.
     pub fn place(&self, component: Component) -> Option<(usize, Place)> {
         if self.entry == Some(component) {
             return Some((0, Place::Entry));
@@ -392,9 +395,11 @@ impl ModelLayout {
         }
     }
 
-    /// A decoder-only transformer, which reads token ids, or vectors as wide as its residual stream.
+    /// A decoder-only transformer, which reads token ids, or vectors as wide as its residual
+    /// stream.
     ///
-    /// - window: for each layer, how many positions a query sees, itself included, if fewer than all
+    /// - window: for each layer, how many positions a query sees, itself included, if fewer than
+    ///   all
     pub fn transformer(dims: ModelDims, window: impl Fn(usize) -> Option<usize>) -> Self {
         let layers: Vec<LayerLayout> = (0..dims.layers)
             .map(|layer| LayerLayout::transformer(&dims, window(layer)))
@@ -406,15 +411,16 @@ impl ModelLayout {
         Self::new(dims, inputs, layers)
     }
 
-    /// The same, for a model whose stream holds more than an activation, such as a recurrent network
-    /// that carries its inputs along: it has neither [`Site::Embedding`] nor [`Site::FinalNorm`].
+    /// The same, for a model whose stream holds more than an activation, such as a recurrent
+    /// network that carries its inputs along: it has neither [`Site::Embedding`] nor
+    /// [`Site::FinalNorm`].
     pub fn with_opaque_stream(mut self) -> Self {
         self.stream_is_activation = false;
         self
     }
 
-    /// The same, for a recurrent network whose layers are its time steps, so that layer `t` computes
-    /// position `t`.
+    /// The same, for a recurrent network whose layers are its time steps, so that layer `t`
+    /// computes position `t`.
     pub fn with_layers_as_steps(mut self) -> Self {
         self.layers_are_steps = true;
         self
@@ -467,8 +473,8 @@ impl ModelLayout {
         }
     }
 
-    /// What the model lacks, if it has no such site although it has the layer: for messages, after the
-    /// number of layers.
+    /// What the model lacks, if it has no such site although it has the layer: for messages, after
+    /// the number of layers.
     pub fn lacks(&self, site: Site) -> &'static str {
         let Site::Block(layer, component) = site else {
             return "";

@@ -76,16 +76,16 @@ impl fmt::Display for InputKinds {
 
 /// A model whose sublayers the engine drives one by one.
 ///
-/// The model does not run from end to end by itself. It says what it is made of ([`ModelLayout`]), and
-/// the engine owns the loop, so it can start from stored residuals, stop early, and change the batch
-/// between sublayers:
+/// The model does not run from end to end by itself. It says what it is made of ([`ModelLayout`]),
+/// and the engine owns the loop, so it can start from stored residuals, stop early, and change the
+/// batch between sublayers:
 ///
 /// ```text
 /// embed → sublayer(0, 0) → sublayer(0, 1) → … → final_norm → unembed
 /// ```
 ///
-/// The caller adds what a sublayer returns to the residual stream, or replaces the stream by it, and
-/// taps the stream. A sublayer taps what is within it, through its [`Cx`].
+/// The caller adds what a sublayer returns to the residual stream, or replaces the stream by it,
+/// and taps the stream. A sublayer taps what is within it, through its [`Cx`].
 pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// What the model is made of.
     fn layout(&self) -> &ModelLayout;
@@ -94,12 +94,13 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     fn device(&self) -> B::Device;
 
     /// The residual stream that enters the first layer, `[batch, pos, width]`. In a pass over
-    /// [suffixes](Pass::suffixes), the input is one row of tokens, `[1, token]`, at their positions.
+    /// [suffixes](Pass::suffixes), the input is one row of tokens, `[1, token]`, at their
+    /// positions.
     fn embed(&self, input: ModelInput<B>, pass: &Pass<B>) -> Tensor<B, 3>;
 
-    /// Runs one sublayer: what it adds to the residual stream, or the new stream, as the layout says.
-    /// Each of its [taps](crate::Sublayer::taps) must be passed to [`Cx::stream`] or [`Cx::heads`], in
-    /// this order.
+    /// Runs one sublayer: what it adds to the residual stream, or the new stream, as the layout
+    /// says. Each of its [taps](crate::Sublayer::taps) must be passed to [`Cx::stream`] or
+    /// [`Cx::heads`], in this order.
     ///
     /// # Shapes
     /// - x: what the sublayer [reads](Reads), `[batch, pos, width]`
@@ -126,14 +127,14 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     /// - output: `[batch, pos, vocab]`
     fn unembed(&self, x: Tensor<B, 3>) -> Tensor<B, 3>;
 
-    /// The attention heads one by one, if the model has heads that can be told apart. Default: it has
-    /// none.
+    /// The attention heads one by one, if the model has heads that can be told apart. Default: it
+    /// has none.
     fn by_head(&self) -> Option<&dyn ByHead<B>> {
         None
     }
 
-    /// How logits follow from the residual stream, if they do so by a norm and a matrix. Default: it
-    /// is not known.
+    /// How logits follow from the residual stream, if they do so by a norm and a matrix. Default:
+    /// it is not known.
     fn readout(&self) -> Option<&dyn Readout<B>> {
         None
     }
@@ -187,8 +188,8 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
     }
 
     /// Runs the sublayers of a layer from one on that comes after the layer's
-    /// [entry](crate::LayerLayout::entry). No sublayer from the second on may read the layer's input,
-    /// unless the first is this one.
+    /// [entry](crate::LayerLayout::entry). No sublayer from the second on may read the layer's
+    /// input, unless the first is this one.
     ///
     /// # Shapes
     /// - x, output: the residual stream, `[batch, pos, width]`

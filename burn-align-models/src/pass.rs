@@ -51,8 +51,8 @@ impl<B: Backend> Pass<B> {
         self
     }
 
-    /// The keys and values kept so far, in the order of layers: those of all tokens, in the shapes in
-    /// which attention got them.
+    /// The keys and values kept so far, in the order of layers: those of all tokens, in the shapes
+    /// in which attention got them.
     pub fn take_keys_values(&self) -> Vec<KeysValues<B>> {
         let kept = self.kept.as_ref().map(|kept| {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,8 +204,8 @@ impl<'a, B: Backend> Cx<'a, B> {
         self.tap.stream(site, x)
     }
 
-    /// Passes an activation with heads, `[batch, head, pos, width]`, to the tap, and gives the one to
-    /// continue with.
+    /// Passes an activation with heads, `[batch, head, pos, width]`, to the tap, and gives the one
+    /// to continue with.
     pub fn heads(&mut self, site: Site, x: Tensor<B, 4>) -> Tensor<B, 4> {
         self.tap.heads(site, x)
     }

@@ -25,8 +25,8 @@ pub enum Component {
     /// Values, `[batch, kv_head, pos, d_head]`.
     #[doc(alias = "hook_v")]
     ValueOutput,
-    /// Queries after their norm, in models that have one (Qwen3, Gemma 3, OLMo 2), `[batch, head, pos,
-    /// d_head]`.
+    /// Queries after their norm, in models that have one (Qwen3, Gemma 3, OLMo 2),
+    /// `[batch, head, pos, d_head]`.
     QueryNorm,
     /// Keys after their norm, `[batch, kv_head, pos, d_head]`.
     KeyNorm,
@@ -36,7 +36,8 @@ pub enum Component {
     /// Keys after the rotary embedding, `[batch, kv_head, pos, d_head]`.
     #[doc(alias = "hook_rot_k")]
     RotaryKey,
-    /// Scaled query-key products, after any soft cap and before the causal mask, `[batch, head, q_pos, k_pos]`.
+    /// Scaled query-key products, after any soft cap and before the causal mask,
+    /// `[batch, head, q_pos, k_pos]`.
     #[doc(alias = "hook_attn_scores")]
     AttentionScores,
     /// Attention probabilities after the softmax, `[batch, head, q_pos, k_pos]`.
@@ -50,12 +51,12 @@ pub enum Component {
     /// [`AttentionPostNorm`](Self::AttentionPostNorm) if the model has one.
     #[doc(alias = "attn_out")]
     AttentionOutput,
-    /// Output of the norm after the attention, which is added to the residual stream, in models that
-    /// have one (Gemma 2 and 3, OLMo 2), `[batch, pos, d_model]`. TransformerLens' `hook_attn_out` is
-    /// this activation in such models.
+    /// Output of the norm after the attention, which is added to the residual stream, in models
+    /// that have one (Gemma 2 and 3, OLMo 2), `[batch, pos, d_model]`. TransformerLens'
+    /// `hook_attn_out` is this activation in such models.
     AttentionPostNorm,
-    /// The residual stream between attention and MLP, `[batch, pos, d_model]`. There is none in models
-    /// whose MLP reads the block's input (GPT-NeoX, Phi).
+    /// The residual stream between attention and MLP, `[batch, pos, d_model]`. There is none in
+    /// models whose MLP reads the block's input (GPT-NeoX, Phi).
     #[doc(alias = "resid_mid")]
     ResidualMid,
     /// Input of the MLP, after the second norm, `[batch, pos, d_model]`.

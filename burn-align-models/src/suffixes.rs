@@ -56,9 +56,10 @@ pub enum Prefixes<B: Backend> {
         /// The tokens with the keys and values, `[rows * start]`, row by row.
         tokens: Tensor<B, 1, Int>,
     },
-    /// Kept from earlier passes, for each layer that is run: one part or more, in the order of their
-    /// positions. The rows of a part divide the suffixes, and each is continued by the same number
-    /// of them, which are adjacent. Positions further back than a layer's window may be left out.
+    /// Kept from earlier passes, for each layer that is run: one part or more, in the order of
+    /// their positions. The rows of a part divide the suffixes, and each is continued by the same
+    /// number of them, which are adjacent. Positions further back than a layer's window may be left
+    /// out.
     Kept(Vec<KeysValues<B>>),
 }
 

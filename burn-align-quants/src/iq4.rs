@@ -14,8 +14,8 @@ pub(super) fn nl(block: &[u8; 18], out: &mut [f32; 32]) {
     values(scale::<0, 18>(block), part::<2, 16, 18>(block), out);
 }
 
-/// Sub-blocks of 32 as in [`nl`], with scales of 6 bits, less 32: the lower four bits in 4 bytes, the
-/// upper two in a word.
+/// Sub-blocks of 32 as in [`nl`], with scales of 6 bits, less 32: the lower four bits in 4 bytes,
+/// the upper two in a word.
 #[inline(always)]
 pub(super) fn xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let d = scale::<0, 136>(block);

@@ -27,7 +27,10 @@ pub use matrix::{QuantizedMatrix, QuantizedMatrixError};
 
 /// Defines [`BlockFormat`] from a table of formats: name, number in GGUF files, function.
 macro_rules! formats {
-    ($($(#[$doc:meta])* $format:ident = $number:literal, $widen:path: $bytes:literal => $elements:literal;)+) => {
+    ($(
+        $(#[$doc:meta])*
+        $format:ident = $number:literal, $widen:path: $bytes:literal => $elements:literal;
+    )+) => {
         /// How the elements of a matrix are stored.
         ///
         /// The names and numbers are those of `enum ggml_type` in ggml's `ggml.h`.

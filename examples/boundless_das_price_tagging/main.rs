@@ -30,9 +30,9 @@
 //! | mid-point distance | 1 | both | .729 | 18.4 | .655 | .828 | .496 |
 //! | bracket identity | embedding | upper | .667 | 12.2 | .525 | .737 | .507 |
 //!
-//! Seeds 1 to 5 give the left boundary .971, .973, .953, .968 and .964 with 9.4 to 17.3 features, their
-//! random rotations .626, .633, .708, .563 and .780. Before layer 0 it is nowhere (.688 at most),
-//! and after layer 1 it is at the last token, no longer separate from the rest (.687).
+//! Seeds 1 to 5 give the left boundary .971, .973, .953, .968 and .964 with 9.4 to 17.3 features,
+//! their random rotations .626, .633, .708, .563 and .780. Before layer 0 it is nowhere (.688 at
+//! most), and after layer 1 it is at the last token, no longer separate from the rest (.687).
 //!
 //! Two things to note. The whole vector after layer 0 at the token of the lower boundary *is* the
 //! left boundary (.980): the search shows how few of its directions suffice. That depends on the

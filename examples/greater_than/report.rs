@@ -78,10 +78,7 @@ pub(super) fn answers(
 pub(super) fn nodes(scores: &EdgeScores) -> Result<()> {
     let graph = scores.graph();
     let logits = graph.reader(Reader::Logits).context("no logits")?;
-    let mut sums = vec![0.0; graph.writers().len()];
-    for (edge, score) in graph.edges().zip(scores.values()) {
-        sums[edge.writer] += score;
-    }
+    let sums = scores.node_scores();
     let mut order: Vec<usize> = (1..sums.len()).collect();
     order.sort_by(|a, b| sums[*b].abs().total_cmp(&sums[*a].abs()));
     let mut report = table(["node", "all its edges", "to the logits"]);

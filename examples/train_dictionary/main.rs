@@ -1,7 +1,7 @@
 //! Which features does a sparse autoencoder find in a layer, and what do they answer to?
 //!
-//! A TopK dictionary (Gao et al. 2024, arXiv 2406.04093) is trained on the residual stream after one
-//! layer, on a text that the model reads up to there. Held-out text then tells how well it
+//! A TopK dictionary (Gao et al. 2024, arXiv 2406.04093) is trained on the residual stream after
+//! one layer, on a text that the model reads up to there. Held-out text then tells how well it
 //! reconstructs, and how much of the model's loss is left with the reconstruction in the place of
 //! the activation. Features are read as they usually are, by the tokens on which they are most
 //! active: those that answer to capitals, and to languages or first names.
@@ -17,13 +17,13 @@
 //! Without `--model`, the model is SmolLM2 if it is in the folder that `BURN_ALIGN_REAL` names.
 //! Without `--text`, the bundled model reads the sentences that it was trained on, and others read
 //! this project's guide and README files, those sentences, and some about people. `--save` writes
-//! the dictionary for SAELens, and `--checkpoints` keeps the state of the run in a folder, from which
-//! the same command goes on.
+//! the dictionary for SAELens, and `--checkpoints` keeps the state of the run in a folder, from
+//! which the same command goes on.
 //!
-//! Prints progress by step, the quality on held-out text, and for each kind of word the features with
-//! the most such words among their top tokens, with these in their context. With the bundled model
-//! and defaults it checks that one feature answers to capitals and another one to languages: 15 of
-//! its 20 top tokens, at least.
+//! Prints progress by step, the quality on held-out text, and for each kind of word the features
+//! with the most such words among their top tokens, with these in their context. With the bundled
+//! model and defaults it checks that one feature answers to capitals and another one to languages:
+//! 15 of its 20 top tokens, at least.
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "../train_capitals/facts.rs"]

@@ -94,24 +94,41 @@ fn llama_2() -> Value {
 
 /// Bytes, split by a regular expression.
 fn llama_3() -> Value {
-    let split = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let split = concat!(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    );
     tokenizer(
         &[special(9, "<|begin_of_text|>")],
         json!({
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": false},
-                {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+                {
+                    "type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated",
+                    "invert": false,
+                },
+                {
+                    "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                    "use_regex": false,
+                },
             ]},
             "post_processor": {"type": "Sequence", "processors": [
-                {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
+                {
+                    "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false,
+                    "use_regex": true,
+                },
                 begin_with("<|begin_of_text|>", 9),
             ]},
-            "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            "decoder": {
+                "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
+                "use_regex": true,
+            },
             "model": {
                 "type": "BPE", "dropout": null, "unk_token": null,
                 "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
                 "byte_fallback": false, "ignore_merges": true,
-                "vocab": {"T": 0, "h": 1, "e": 2, "Ġ": 3, "Th": 4, "The": 5, "i": 6, "s": 7, "Ġi": 8},
+                "vocab": {
+                    "T": 0, "h": 1, "e": 2, "Ġ": 3, "Th": 4, "The": 5, "i": 6, "s": 7, "Ġi": 8,
+                },
                 "merges": ["T h", "Th e", "Ġ i"],
             },
         }),
@@ -161,7 +178,9 @@ fn word_piece() -> Value {
             "model": {
                 "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
                 "max_input_chars_per_word": 100,
-                "vocab": {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "the": 3, "sp": 4, "##ain": 5, "is": 6},
+                "vocab": {
+                    "[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "the": 3, "sp": 4, "##ain": 5, "is": 6,
+                },
             },
         }),
     )

@@ -253,10 +253,10 @@ fn what_cannot_be_mapped() {
 
     // The last place is wrong, which is detected before anything is trained.
     let error = attempt(&grid(), [0, 3, 4], [&right, &right]);
-    assert!(
-        matches!(&error, AlignmentMapError::Cell { row, column, .. } if row == "0" && column == "last"),
-        "{error:?}"
-    );
+    let AlignmentMapError::Cell { row, column, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((row.as_str(), column.as_str()), ("0", "last"));
     let mut deep = grid();
     deep.rows[1].1.representations[0].layer = 7;
     let error = attempt(&deep, [0; 3], [&right, &right]);
@@ -326,8 +326,8 @@ fn assert_close(cell: &Controlled, other: &Controlled) {
     }
 }
 
-/// Layers × ranks × positions, with an early stop: each cell is what training and evaluating it alone
-/// gives, whatever fits the memory.
+/// Layers × ranks × positions, with an early stop: each cell is what training and evaluating it
+/// alone gives, whatever fits the memory.
 fn ranks_share_what_is_computed_and_are_one_cell_at_a_time<B: Backend>(device: &B::Device) {
     const RANKS: [usize; 2] = [6, 2];
     let model = load::<Autodiff<B>>(device);
@@ -388,8 +388,8 @@ fn ranks_share_what_is_computed_and_are_one_cell_at_a_time<B: Backend>(device: &
     assert!(map.part(3..9).rows.is_empty());
 }
 
-/// What is prepared for all cells, and the validation data of the cell that is being trained, share the
-/// memory budget.
+/// What is prepared for all cells, and the validation data of the cell that is being trained, share
+/// the memory budget.
 #[test]
 fn one_budget_is_for_all_that_is_kept() {
     type B = Flex;

@@ -49,7 +49,8 @@ struct Row {
     prompt_edited: bool,
     /// Whether a direction is added at every later position.
     steered: bool,
-    /// Whether the second head's mixed values are taken from the row before, at every later position.
+    /// Whether the second head's mixed values are taken from the row before, at every later
+    /// position.
     follows: bool,
 }
 

@@ -1,4 +1,5 @@
-//! Generation under interventions, against `transformers`, hooks that run the whole text again, and plans.
+//! Generation under interventions, against `transformers`, hooks that run the whole text again, and
+//! plans.
 
 use std::fs;
 

@@ -299,8 +299,8 @@ fn requests_are_refused() {
     };
     let plain = r#"{"model": "", "base": {"input_ids": [[1, 5, 9]]}}"#;
     let error = answer(plain).expect("no answer");
-    let expected = "the base: values stop being finite at layer 1 mlp_activation (example 0, position 0: \
-                    NaN";
+    let expected = "the base: values stop being finite at layer 1 mlp_activation (example 0, \
+                    position 0: NaN";
     assert!(error.starts_with(expected), "{error}");
     assert!(
         error.contains("the weight `layers.1.mlp.up.weight`"),

@@ -448,7 +448,10 @@ proptest! {
     #[test]
     fn any_graph_can_be_drawn(
         labels in prop::collection::vec(any::<String>(), 1..40),
-        arrows in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..80),
+        arrows in prop::collection::vec(
+            (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+            0..80,
+        ),
     ) {
         let node = |(index, label): (usize, &String)| DiagramNode {
             id: index.to_string(),

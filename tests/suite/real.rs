@@ -22,8 +22,8 @@ fn real(file: &str) -> Option<PathBuf> {
     }
 }
 
-/// Like [`real`], for a file that `tests/real/fetch.sh` fetches only with `--all`: also `None` where
-/// the folder lacks it.
+/// Like [`real`], for a file that `tests/real/fetch.sh` fetches only with `--all`: also `None`
+/// where the folder lacks it.
 fn real_if_there(file: &str) -> Option<PathBuf> {
     let found = real(file)?;
     if found.exists() {

@@ -11,7 +11,8 @@ const LIBRARIES: [&str; 4] = [
     "burn-align/src",
 ];
 
-/// All source files of the libraries and the workbench open with a line that says what they are for.
+/// All source files of the libraries and the workbench open with a line that says what they are
+/// for.
 #[test]
 fn every_file_says_what_it_is_for() {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));

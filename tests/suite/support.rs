@@ -116,8 +116,8 @@ pub(crate) fn message(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-/// A tolerance for gradients, relative to the largest: Burn 0.21's NdArray takes reciprocals of 12 bits
-/// where it can compute several at once, and gradients of quotients are made of them.
+/// A tolerance for gradients, relative to the largest: Burn 0.21's NdArray takes reciprocals of 12
+/// bits where it can compute several at once, and gradients of quotients are made of them.
 pub(crate) fn of_gradients<B: Backend>(device: &B::Device, tolerance: f64) -> f64 {
     match B::name(device).as_str() {
         "ndarray" => tolerance.max(5e-3),

@@ -19,7 +19,12 @@ on_every_backend!(batches_are_padded_on_the_right, most_probable_tokens);
 fn words() -> Tokenizer {
     let json = json!({
         "version": "1.0",
-        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "truncation": {
+            "direction": "Right",
+            "max_length": 2,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
         "padding": {
             "strategy": {"Fixed": 7},
             "direction": "Left",

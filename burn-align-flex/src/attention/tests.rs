@@ -130,8 +130,8 @@ fn rows_attend_as_defined() {
 fn rows_that_continue_others_are_the_whole_rows() {
     let sizes = [6, 3, 16];
     let [heads, kv_heads, d_head] = sizes;
-    // One row of 8 positions, continued by two of 13, each of which is continued by three of 10, the
-    // last 4 of which ask.
+    // One row of 8 positions, continued by two of 13, each of which is continued by three of 10,
+    // the last 4 of which ask.
     let (rows, queries) = (6, 4);
     let counts = [(1, 8), (2, 13), (rows, 10)];
     let width = kv_heads * d_head;

@@ -2,8 +2,8 @@
 //!
 //! The same word of 16 rows of the weight is loaded at a time, so that a vector holds one element
 //! of each: widened there, it is multiplied by an element of `x`, and 16 sums grow together.
-//! Otherwise, few rows of `x` leave most of a vector empty. A sum runs over the features in order, as
-//! in the other kernels.
+//! Otherwise, few rows of `x` leave most of a vector empty. A sum runs over the features in order,
+//! as in the other kernels.
 
 #![expect(
     clippy::needless_range_loop,
@@ -29,8 +29,8 @@ const BLOCK: usize = 32;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 17;
 
-/// Whether this kernel has a weight's format, all rows of the weight begin and end with a block, and this
-/// many rows are faster here than in [`transposed`](super::transposed).
+/// Whether this kernel has a weight's format, all rows of the weight begin and end with a block,
+/// and this many rows are faster here than in [`transposed`](super::transposed).
 pub(super) fn multiplies(
     blocks: &Blocks<'_>,
     stride: usize,

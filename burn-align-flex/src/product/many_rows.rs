@@ -1,8 +1,8 @@
 //! Products of many rows with a weight.
 //!
-//! Blocked as in K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*, 2008:
-//! a tile of sums stays in registers, the rows that it is computed from in the first-level cache,
-//! and a part of the weight, packed so that it is read in order, in the second-level cache.
+//! Blocked as in K. Goto, R. van de Geijn, *Anatomy of High-Performance Matrix Multiplication*,
+//! 2008: a tile of sums stays in registers, the rows that it is computed from in the first-level
+//! cache, and a part of the weight, packed so that it is read in order, in the second-level cache.
 //!
 //! A sum begins with the bias and runs over the features in order. So a row's result equals that of
 //! [`few_rows`](super::few_rows) to the bit, whatever it is batched with and however many threads

@@ -8,8 +8,8 @@ use crate::nn::{Norm, ParamInit, SelfAttention};
 use crate::pass::Cx;
 use crate::site::{Component, Site};
 
-/// One block. Attention and MLP read the residual stream through a norm, and what they add to it may go
-/// through another one.
+/// One block. Attention and MLP read the residual stream through a norm, and what they add to it
+/// may go through another one.
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {
     /// Norm before the attention; also before the MLP, if they share one.

@@ -14,7 +14,9 @@ use crate::pass::{Cx, Pass};
 ///
 /// ```
 /// use burn::tensor::DType;
-/// use burn_align_models::{AlignableTransformer, Decoder, DecoderFamily, FromPretrained, LoadOptions};
+/// use burn_align_models::{
+///     AlignableTransformer, Decoder, DecoderFamily, FromPretrained, LoadOptions,
+/// };
 ///
 /// type B = burn::backend::Flex;
 ///
@@ -74,8 +76,8 @@ impl<B: Backend> Decoder<B> {
 
     /// The same model with or without the backend's fused attention, for layers whose attention
     /// scores and weights are not tapped, and that have neither a window nor a soft cap. Default:
-    /// without. On the CPU backends it is no faster (`cargo bench --bench workloads -- --fused`); on
-    /// GPUs it has not been measured.
+    /// without. On the CPU backends it is no faster (`cargo bench --bench workloads -- --fused`);
+    /// on GPUs it has not been measured.
     pub fn with_fused_attention(mut self, fused: bool) -> Self {
         for block in &mut self.layers {
             block.attention.set_fused(fused);
@@ -219,6 +221,7 @@ impl<B: Backend> Readout<B> for Decoder<B> {
         let biases = head.bias.as_ref();
         let biases = biases.map(|bias| bias.val().select(0, ids.clone()));
         let columns = match head.weight.quantized() {
+            _ if tokens.is_empty() => head.weight.outputs(0..0).remove(0),
             None if head.weight.is_split() => {
                 let columns = tokens.iter().flat_map(|token| {
                     let column = *token as usize;

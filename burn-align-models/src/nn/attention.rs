@@ -62,8 +62,9 @@ pub struct Attend {
     pub fused: bool,
 }
 
-/// Mixes the values: `softmax(scale · q kᵀ, masked) v`, tapped at scores and weights. Runs on whole rows
-/// and on [`Suffixes`]. Each key-value head is shared by `head / kv_head` adjacent query heads.
+/// Mixes the values: `softmax(scale · q kᵀ, masked) v`, tapped at scores and weights. Runs on whole
+/// rows and on [`Suffixes`]. Each key-value head is shared by `head / kv_head` adjacent query
+/// heads.
 ///
 /// # Shapes
 /// - q: `[batch, head, pos, d_head]`; only the tokens with a [query](Pass::queries)
@@ -89,8 +90,8 @@ pub fn attend<B: Backend>(
     }
 }
 
-/// [`attend`] by the kernel for the CPU, where there is one and nothing has gradients. Whole rows only
-/// where scores and weights are not tapped, and the backend's own kernel is not asked for.
+/// [`attend`] by the kernel for the CPU, where there is one and nothing has gradients. Whole rows
+/// only where scores and weights are not tapped, and the backend's own kernel is not asked for.
 #[cfg(feature = "flex")]
 fn attend_fast<B: Backend>(
     heads: [Tensor<B, 4>; 3],

@@ -32,7 +32,9 @@ impl<B: Backend> TokenEmbedding<B> {
     /// - output: `[batch, pos, d_model]`
     ///
     /// # Panics
-    /// If a token is not in the vocabulary.
+    /// If a token is not in the vocabulary and the backend checks indices, as those on CPUs do.
+    /// Nothing is read back from the device to check them here: token ids are checked on the host,
+    /// by [`TokenBatch::check`](crate::TokenBatch::check), before they become a tensor.
     pub fn forward(&self, tokens: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let Some(matrix) = self.weight.quantized() else {
             return looked_up(self.weight.parts(), tokens);
@@ -55,7 +57,7 @@ impl<B: Backend> TokenEmbedding<B> {
     /// - output: `[batch, pos, d_model]`
     ///
     /// # Panics
-    /// If a token is not in the vocabulary.
+    /// As [`forward`](Self::forward).
     pub fn embed(&self, input: ModelInput<B>) -> Tensor<B, 3> {
         match input {
             ModelInput::Tokens(tokens) => self.forward(tokens),
@@ -84,7 +86,8 @@ impl<B: Backend> TokenEmbedding<B> {
     }
 }
 
-/// The vectors of tokens, from a table in parts.
+/// The vectors of tokens, from a table in parts. What the backend does about a token that is not in
+/// the table, it does with one in parts as well.
 ///
 /// # Shapes
 /// - parts: `[part, d_model]` each
@@ -96,11 +99,19 @@ fn looked_up<B: Backend>(mut parts: Vec<Tensor<B, 2>>, tokens: Tensor<B, 2, Int>
     }
     let mut first: i64 = 0;
     let mut vectors: Option<Tensor<B, 3>> = None;
-    for part in parts {
+    let last_part = parts.len() - 1;
+    for (index, part) in parts.into_iter().enumerate() {
         let [count, _d_model] = part.dims();
         let last = count as i64 - 1;
-        // Tokens of other parts get some vector, which is replaced or not taken.
-        let own = embedding(part, (tokens.clone() - first).clamp(0, last));
+        let own = tokens.clone() - first;
+        // Tokens of other parts get some vector, which is replaced or not taken. Those before the
+        // first part and after the last one are in none, and stay out of range.
+        let own = match index {
+            0 => own.clamp_max(last),
+            _ if index == last_part => own.clamp_min(0),
+            _ => own.clamp(0, last),
+        };
+        let own = embedding(part, own);
         vectors = Some(match vectors {
             None => own,
             Some(before) => {

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{Bool, DType, Int, Tensor, backend::Backend};
 
-/// Which keys the queries of one pass must not attend to: those at later positions, and those further
-/// back than a window reaches.
+/// Which keys the queries of one pass must not attend to: those at later positions, and those
+/// further back than a window reaches.
 ///
 /// A mask has an entry for each pair of positions, and is not needed at all where attention has its
 /// own kernel. So it is made at first use, and then shared by all layers and all clones. So are the
@@ -96,8 +96,8 @@ impl<B: Backend> CausalMask<B> {
     }
 }
 
-/// Bytes of the masks that a pass over `pos` positions needs, whose layers have these windows: none if
-/// attention in `dtype` has its own kernel.
+/// Bytes of the masks that a pass over `pos` positions needs, whose layers have these windows: none
+/// if attention in `dtype` has its own kernel.
 pub fn mask_bytes<B: Backend>(
     pos: usize,
     windows: impl IntoIterator<Item = Option<usize>>,

@@ -57,7 +57,7 @@ impl<B: Backend> Projection<B> {
         product.reshape([batch, pos, d_output])
     }
 
-    /// Some of the outputs, side by side.
+    /// Some of the outputs, side by side; there may be none.
     ///
     /// # Shapes
     /// - x: `[batch, pos, d_input]`
@@ -65,6 +65,9 @@ impl<B: Backend> Projection<B> {
     pub fn forward_part(&self, outputs: Range<usize>, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, pos, d_input] = x.dims();
         let (first, count) = (outputs.start, outputs.len());
+        if count == 0 {
+            return Tensor::zeros([batch, pos, 0], (&x.device(), x.dtype()));
+        }
         let bias = self.bias.as_ref();
         let bias = bias.map(|bias| bias.val().narrow(0, first, count));
         let x = x.reshape([batch * pos, d_input]);
@@ -75,8 +78,8 @@ impl<B: Backend> Projection<B> {
         product.reshape([batch, pos, count])
     }
 
-    /// What some of the inputs contribute to the output, without the bias: a head's part of an output
-    /// projection.
+    /// What some of the inputs contribute to the output, without the bias: a head's part of an
+    /// output projection.
     ///
     /// # Shapes
     /// - x: `[batch, pos, inputs.len()]`

@@ -9,7 +9,8 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 /// How positions become angles.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotaryConfig {
-    /// Number of rotated features of a head, the first ones; must be even. In most models, all of them.
+    /// Number of rotated features of a head, the first ones; must be even. In most models, all of
+    /// them.
     pub d_head: usize,
     /// Base of the frequencies, `rope_theta`.
     pub theta: f64,
@@ -57,7 +58,8 @@ pub enum RotaryScaling {
 /// Parameters of LongRoPE (arXiv 2402.13753).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LongRope {
-    /// Divisors of the frequencies for sequences of at most `original` positions, `d_head / 2` of them.
+    /// Divisors of the frequencies for sequences of at most `original` positions, `d_head / 2` of
+    /// them.
     pub short: Vec<f64>,
     /// Divisors for longer sequences.
     pub long: Vec<f64>,

@@ -125,14 +125,17 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The same for some of the outputs.
+    /// The same for some of the outputs: one tensor of none, if the range is empty.
     pub(crate) fn outputs(&self, range: Range<usize>) -> Vec<Tensor<B, 2>> {
+        let axis = self.orientation.outputs();
         match &self.values {
-            Values::Split(split) => split.within(range),
-            _ => {
-                let axis = self.orientation.outputs();
-                vec![self.val().narrow(axis, range.start, range.len())]
+            _ if range.is_empty() => {
+                let mut dims = self.dims();
+                dims[axis] = 0;
+                vec![Tensor::zeros(dims, (&self.device(), self.dtype()))]
             }
+            Values::Split(split) => split.within(range),
+            _ => vec![self.val().narrow(axis, range.start, range.len())],
         }
     }
 

@@ -15,7 +15,8 @@ pub enum LoadError {
     /// The source is neither a folder nor a hub id.
     #[error(
         "no model at `{source_text}`: expected a folder with config.json and model.safetensors, \
-         a GGUF file, a bundled model such as `bundled:capitals` or `bundled:induction`, or a hub id such as `gpt2`"
+         a GGUF file, a bundled model such as `bundled:capitals` or `bundled:induction`, or a hub \
+         id such as `gpt2`"
     )]
     NoSuchModel {
         /// The source.
@@ -105,8 +106,8 @@ pub enum LoadError {
     /// The checkpoint has no tokenizer, but one is needed.
     #[error(
         "the checkpoint has no tokenizer (tokenizer.json, vocab.json with merges.txt, or \
-         tokenizer.model): give token ids instead of text, or add the files (for a model of the hub \
-         that was cached without them, set `LoadOptions::update`)"
+         tokenizer.model): give token ids instead of text, or add the files (for a model of the \
+         hub that was cached without them, set `LoadOptions::update`)"
     )]
     NoTokenizer,
     /// The weights cannot be used.

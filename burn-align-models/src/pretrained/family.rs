@@ -57,11 +57,11 @@ pub struct WeightLayout {
     /// Which matrices are stored transposed, `[d_output, d_input]`, as those of PyTorch's linear
     /// layers are, by the paths of their parameters. Not asked for other parameters than matrices.
     pub is_transposed: fn(&str) -> bool,
-    /// Which tensors are not parameters: masks and tables that old versions stored. Names come without
-    /// the prefix.
+    /// Which tensors are not parameters: masks and tables that old versions stored. Names come
+    /// without the prefix.
     pub is_ignored: fn(&str) -> bool,
-    /// The path of the embedding that the head is tied to, so that a stored copy is not needed; `None`
-    /// if the head is not tied.
+    /// The path of the embedding that the head is tied to, so that a stored copy is not needed;
+    /// `None` if the head is not tied.
     pub tied_head: Option<&'static str>,
 }
 
@@ -103,8 +103,8 @@ impl WeightLayout {
         }
     }
 
-    /// The path in the module of the parameter with this name in the checkpoint; `None` for a name that
-    /// is the path of a module with another name.
+    /// The path in the module of the parameter with this name in the checkpoint; `None` for a name
+    /// that is the path of a module with another name.
     pub(super) fn path(&self, name: &str) -> Option<String> {
         let name = self.stripped(name);
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));

@@ -1,9 +1,9 @@
 //! Models, their configuration and their tokenizer, from Hugging Face checkpoints.
 //!
 //! [`FromPretrained::from_pretrained`] reads a folder in the Hugging Face layout (`config.json`,
-//! `model.safetensors` or an index with shards, and the tokenizer's files), a model bundled with this
-//! crate (`bundled:capitals`, `bundled:induction`, `bundled:price-tagging`) or, with the feature
-//! `hub`, a model on the Hugging Face hub.
+//! `model.safetensors` or an index with shards, and the tokenizer's files), a model bundled with
+//! this crate (`bundled:capitals`, `bundled:induction`, `bundled:price-tagging`) or, with the
+//! feature `hub`, a model on the Hugging Face hub.
 //!
 //! Loading is strict in both directions. A tensor that is missing, unused or of the wrong shape is
 //! an error, and so is a configuration value that would change the computation in a way that is not

@@ -69,7 +69,8 @@ impl fmt::Display for LoadNote {
             }
             Self::NotInIndex { tensors } => write!(
                 f,
-                "tensors that the checkpoint's index does not map to their file were not loaded: {}",
+                "tensors that the checkpoint's index does not map to their file were not loaded: \
+                 {}",
                 listed(tensors)
             ),
             Self::Tokenizer { what } => write!(f, "tokenizer: {what}"),

@@ -148,8 +148,8 @@ impl GgufModel {
             .map_err(|cause| self.error(cause))
     }
 
-    /// The tokenizer's files; `None` if the file has no vocabulary. They are made anew each time, so
-    /// that a vocabulary's text is not in memory beside the tokenizer.
+    /// The tokenizer's files; `None` if the file has no vocabulary. They are made anew each time,
+    /// so that a vocabulary's text is not in memory beside the tokenizer.
     pub(super) fn tokenizer_files(&self) -> Result<Option<TokenizerFiles>, LoadError> {
         let texts = vocabulary(&self.gguf).map_err(|cause| self.error(cause))?;
         let Some(texts) = texts else {

@@ -1,8 +1,9 @@
-//! Rotary embeddings in `config.json`: the keys of every release of `transformers`, read in one place.
+//! Rotary embeddings in `config.json`: the keys of every release of `transformers`, read in one
+//! place.
 //!
-//! Releases before 5 write `rope_theta`, `rope_scaling` and `partial_rotary_factor` side by side; release
-//! 5 writes one object `rope_parameters`, or one for each kind of layer. The parameters are defined
-//! in `modeling_rope_utils.py` of `transformers`.
+//! Releases before 5 write `rope_theta`, `rope_scaling` and `partial_rotary_factor` side by side;
+//! release 5 writes one object `rope_parameters`, or one for each kind of layer. The parameters are
+//! defined in `modeling_rope_utils.py` of `transformers`.
 
 use serde_json::{Value, json};
 

@@ -36,7 +36,8 @@ const PLAIN_CLASS: &str = "PreTrainedTokenizerFast";
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let ids = tokenizer.encode("The capital of Spain is")?;
 /// assert_eq!(tokenizer.token_strings(&ids), ["The", "capital", "of", "Spain", "is"]);
@@ -77,7 +78,9 @@ impl Tokenizer {
     /// let tokenizer = r#"{
     ///   "added_tokens": [], "normalizer": null, "post_processor": null, "decoder": null,
     ///   "pre_tokenizer": {"type": "WhitespaceSplit"},
-    ///   "model": {"type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "<s>": 1, "a": 2}}
+    ///   "model": {
+    ///     "type": "WordLevel", "unk_token": "<unk>", "vocab": {"<unk>": 0, "<s>": 1, "a": 2}
+    ///   }
     /// }"#;
     /// let config = r#"{"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>"}"#;
     /// let files = TokenizerFiles::default().with_tokenizer(tokenizer).with_config(config);

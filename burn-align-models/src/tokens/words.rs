@@ -11,9 +11,11 @@ use super::{SpecialTokens, Tokenizer, TokensError};
 /// Characters of scripts that do not separate words by spaces, or not from attached particles
 /// (Korean).
 static UNSPACED: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    Regex::new(
-        r"^[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{scx=Hang}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmr}\p{scx=Mymr}\p{scx=Tibt}\p{scx=Java}\p{scx=Bali}\p{scx=Tale}\p{scx=Talu}\p{scx=Lana}\p{scx=Tavt}\p{scx=Yiii}\p{scx=Nshu}\p{scx=Tang}]$",
-    )
+    Regex::new(concat!(
+        r"^[\p{scx=Han}\p{scx=Hira}\p{scx=Kana}\p{scx=Bopo}\p{scx=Hang}\p{scx=Thai}\p{scx=Lao}",
+        r"\p{scx=Khmr}\p{scx=Mymr}\p{scx=Tibt}\p{scx=Java}\p{scx=Bali}\p{scx=Tale}\p{scx=Talu}",
+        r"\p{scx=Lana}\p{scx=Tavt}\p{scx=Yiii}\p{scx=Nshu}\p{scx=Tang}]$",
+    ))
     .ok()
 });
 
@@ -23,11 +25,11 @@ static MARK: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[\p{M}\u{2
 impl Tokenizer {
     /// The token positions of a word in a prompt, found by its text.
     ///
-    /// The word may be any part of the prompt. Positions are those of [`encode`](Self::encode), so a
-    /// beginning of sequence counts; all tokens that overlap the word belong to it, including those
-    /// with only part of one of its characters. In scripts with spaces between words, part of a
-    /// longer word does not count; in others, such as Chinese, Japanese, Korean and Thai, a word is
-    /// found inside running text.
+    /// The word may be any part of the prompt. Positions are those of [`encode`](Self::encode), so
+    /// a beginning of sequence counts; all tokens that overlap the word belong to it, including
+    /// those with only part of one of its characters. In scripts with spaces between words, part of
+    /// a longer word does not count; in others, such as Chinese, Japanese, Korean and Thai, a word
+    /// is found inside running text.
     ///
     /// ```
     /// use burn_align_models::{Decoder, FromPretrained, LoadOptions};

@@ -1,10 +1,11 @@
 //! Runs that can be continued: the keys and values of all their positions, kept.
 //!
-//! Rows of one length share a [`Cache`], in parts: what all rows have in common is there once. Each step
-//! adds a short part, and short parts are joined now and then, so a step copies little. For example, three
-//! worlds on a prompt of 5 positions, of which two are edited at position 3: layers before the edit have
-//! one part, `[1, kv_head, 5, d_head]`; later ones have what comes before position 3 once, and the rest three
-//! times, `[1, kv_head, 3, d_head]` and `[3, kv_head, 2, d_head]`.
+//! Rows of one length share a [`Cache`], in parts: what all rows have in common is there once. Each
+//! step adds a short part, and short parts are joined now and then, so a step copies little. For
+//! example, three worlds on a prompt of 5 positions, of which two are edited at position 3: layers
+//! before the edit have one part, `[1, kv_head, 5, d_head]`; later ones have what comes before
+//! position 3 once, and the rest three times, `[1, kv_head, 3, d_head]` and
+//! `[3, kv_head, 2, d_head]`.
 
 mod explain;
 mod keeping;
@@ -13,8 +14,8 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_align_models::{KeysValues, Mixing, ModelLayout};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_align_models::KeysValues;
 
 pub use self::explain::CacheExplanation;
 
@@ -22,6 +23,7 @@ pub(super) use self::keeping::keep;
 use self::keeping::{CacheClass, classes};
 use super::PlanError;
 use super::layout::int_tensor;
+use super::origin::Origin;
 use super::plan::WorldInput;
 use super::zip::{Role, TensorZip};
 
@@ -31,8 +33,8 @@ pub(super) struct Cache<B: Backend> {
     rows: usize,
     /// Number of positions.
     len: usize,
-    /// What the model computes in.
-    dtype: DType,
+    /// The model that has computed them.
+    origin: Origin,
     layers: Vec<CachedLayer<B>>,
 }
 
@@ -42,7 +44,8 @@ struct CachedLayer<B: Backend> {
     layer: usize,
     /// How many positions a query sees, itself included, if fewer than all.
     window: Option<usize>,
-    /// In the order of their positions; each with one row for each row of the cache, or one for all.
+    /// In the order of their positions; each with one row for each row of the cache, or one for
+    /// all.
     parts: Vec<[Tensor<B, 4>; 2]>,
 }
 
@@ -78,7 +81,7 @@ impl<B: Backend> CachedRow<B> {
             cache: Arc::new(Cache {
                 rows: 1,
                 len: pos,
-                dtype: self.cache.dtype,
+                origin: self.cache.origin.clone(),
                 layers: layers.collect::<Option<_>>()?,
             }),
             row: 0,
@@ -150,29 +153,9 @@ impl<B: Backend> Continued<B> {
 }
 
 impl<B: Backend> CachedRow<B> {
-    /// Whether it was kept by a model with this layout that computes in this dtype, as far as sizes
-    /// tell.
-    pub(super) fn fits(&self, layout: &ModelLayout, dtype: DType) -> bool {
-        let dims = layout.dims();
-        let layers = layout.layers().iter().enumerate();
-        let attends = layers.flat_map(|(layer, layout)| {
-            let windows = layout
-                .sublayers()
-                .iter()
-                .filter_map(|it| match it.mixing() {
-                    Mixing::Causal { window } => Some(window),
-                    Mixing::None | Mixing::Rows => None,
-                });
-            windows.map(move |window| (layer, window))
-        });
-        let found = self.cache.layers.iter();
-        let of_heads = |[keys, _]: &[Tensor<B, 4>; 2]| {
-            let [_, kv_heads, _, d_head] = keys.dims();
-            (kv_heads, d_head) == (dims.kv_heads, dims.d_head)
-        };
-        self.cache.dtype == dtype
-            && found.clone().map(|it| (it.layer, it.window)).eq(attends)
-            && found.clone().flat_map(|it| &it.parts).all(of_heads)
+    /// Whether it was kept by this model, as far as the engine can tell.
+    pub(super) fn is_of(&self, model: &Origin) -> bool {
+        self.cache.origin == *model
     }
 }
 
@@ -198,7 +181,7 @@ impl<B: Backend> Cache<B> {
         Ok(Cache {
             rows: self.rows,
             len: self.len,
-            dtype: self.dtype,
+            origin: self.origin.clone(),
             layers,
         })
     }

@@ -15,9 +15,9 @@ use super::schedule::{Pass, Schedule};
 /// Schedules of parts that run one after another, each within the budgets of `options`. An
 /// activation that an earlier part has computed is not recomputed.
 ///
-/// There are about as few parts as the budgets allow. They have about as many worlds each, rather than
-/// as many as fit and then a few: products of few rows are slow, and every part computes the trunks
-/// that its worlds continue.
+/// There are about as few parts as the budgets allow. They have about as many worlds each, rather
+/// than as many as fit and then a few: products of few rows are slow, and every part computes the
+/// trunks that its worlds continue.
 pub(super) fn chunks<'w, B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     whole: &'w Schedule,
@@ -83,8 +83,8 @@ impl<B: Backend, M: AlignableTransformer<B>> Cutter<'_, B, M> {
             }
         }
         let (most, largest) = self.largest(worlds)?;
-        // A first part of several may hold fewer worlds than the others, because their sources run in
-        // it, so it is not made smaller still.
+        // A first part of several may hold fewer worlds than the others, because their sources run
+        // in it, so it is not made smaller still.
         let count = match is_first && 2 * most < worlds.len() {
             true => most,
             false => share(most),

@@ -80,6 +80,23 @@ pub enum PlanError {
         /// Why.
         reason: &'static str,
     },
+    /// A frozen plan on another model than the one that it was frozen on, or on the same in another
+    /// dtype.
+    #[error(
+        "input {input}: the plan was frozen on a model with another {what}: expected {expected}, \
+         found {found}; run it on the model that it was frozen on, or freeze the whole plan on \
+         this one"
+    )]
+    FrozenMisfit {
+        /// Index of the input.
+        input: usize,
+        /// In what the models differ.
+        what: &'static str,
+        /// What the model has that the plan was frozen on.
+        expected: String,
+        /// What this model has.
+        found: String,
+    },
     /// A cached row that another model has computed, or the same model in another dtype.
     #[error(
         "input {input}: the row to continue was kept by another model or in another dtype, or this \
@@ -283,8 +300,8 @@ pub enum PlanError {
     },
     /// A device failure. GPUs report it when numbers are read.
     #[error(
-        "the device failed: {reason}; if its memory ran out, give RunOptions a memory_budget or lower \
-         max_rows, give fewer examples at a time, or load the model in bf16"
+        "the device failed: {reason}; if its memory ran out, give RunOptions a memory_budget or \
+         lower max_rows, give fewer examples at a time, or load the model in bf16"
     )]
     Device {
         /// What the backend said.

@@ -18,8 +18,8 @@ use super::hash::QuickMap;
 use super::layout::{Layout, int_tensor};
 use super::lockstep_tap::LockstepTap;
 use super::marks::Mark;
-use super::memory::dtype;
 use super::options::RunOptions;
+use super::origin::Origin;
 use super::plan::{OperandKey, Plan, Read, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Stage, Step};
@@ -87,14 +87,14 @@ impl<B: Backend> Plan<B> {
         Ok(results)
     }
 
-    /// Runs all worlds in lockstep, and keeps the keys and values of some, so that they can be continued
-    /// with more tokens. They are not part of the memory budget, and live as long as the rows. Each of these
-    /// worlds must have logits read. Gives the results, and for each of these
+    /// Runs all worlds in lockstep, and keeps the keys and values of some, so that they can be
+    /// continued with more tokens. They are not part of the memory budget, and live as long as the
+    /// rows. Each of these worlds must have logits read. Gives the results, and for each of these
     /// worlds a row for each example, in order.
     ///
     /// # Errors
-    /// As [`run_with`](Self::run_with), or if a sublayer of the model needs whole rows, its inputs are
-    /// vectors, or a world to be continued has no logits read.
+    /// As [`run_with`](Self::run_with), or if a sublayer of the model needs whole rows, its inputs
+    /// are vectors, or a world to be continued has no logits read.
     pub fn run_to_continue<M: AlignableTransformer<B>, I: Intervention<B>>(
         &self,
         model: &M,
@@ -355,7 +355,7 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                         .collect();
                     let kept = whole.take_keys_values();
                     if let Some(world) = here.first() {
-                        let kept = (&kept[..], dtype(model));
+                        let kept = (&kept[..], &Origin::of(model));
                         let rows = keep(plan, schedule, index, &here, kept);
                         self.rows.extend(rows.ok_or(PlanError::NotContinuable {
                             world: world.0,
@@ -412,15 +412,15 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
                 continue;
             };
             let start = current.layout.first_row(group);
-            let input = self.plan.input_of(*world);
-            let units = positions.units(input);
-            let unit_count = units.positions.count(input.pos());
-            let sizes = [input.pos(), 1];
+            let input = self.schedule.sizes.of(world.0);
+            let units = positions.units(&input.lengths);
+            let unit_count = units.positions.count(input.pos);
+            let sizes = [input.pos, 1];
             let place = |example: usize, _head: usize, position: usize| {
                 current.layout.token(start + example, position)
             };
-            cells.append(Cells::of_units(&units, input.batch(), sizes, place));
-            wanted.push((index, [input.batch(), unit_count]));
+            cells.append(Cells::of_units(&units, input.batch, sizes, place));
+            wanted.push((index, [input.batch, unit_count]));
         }
         // [cell, d_model]
         let x = gather(&x.reshape([rows, 1, pos, d_model]), &cells, &self.tables);

@@ -12,6 +12,7 @@ use burn::tensor::backend::Backend;
 use burn_align_models::{AlignableTransformer, Site};
 
 use super::marks::Marks;
+use super::origin::Origin;
 use super::past::{KeysValueSites, PastReads, keys_values};
 use super::plan::{
     Edit, InputId, Operand, Plan, Read, ReadId, Resumed, World, WorldId, WorldInput,
@@ -25,13 +26,14 @@ impl<B: Backend> Plan<B> {
     /// Runs everything before the first edit by a trained intervention, and returns the remaining
     /// plan: its worlds start at that edit, and what they use from untrained worlds is constant. It
     /// gives the same results for any values of the trained parameters, and ids of the plan's
-    /// worlds and reads stay valid.
+    /// worlds and reads stay valid. It runs on this model and copies of it; a model that is made up
+    /// differently or computes in another dtype is rejected, but not one with other weights.
     ///
     /// - `trained`: whether the intervention with this index will change
     ///
-    /// If no sublayer of the model [needs whole rows](burn_align_models::Mixing::Rows), positions that
-    /// are no longer changed or read are not recomputed either: their keys and values are cached
-    /// for all remaining layers.
+    /// If no sublayer of the model [needs whole rows](burn_align_models::Mixing::Rows), positions
+    /// that are no longer changed or read are not recomputed either: their keys and values are
+    /// cached for all remaining layers.
     ///
     /// The plan is returned unchanged if there is nothing to gain: if the first edit is at the
     /// embedding, if the model's stream is not an activation between its layers, or if the plan has
@@ -83,6 +85,7 @@ impl<B: Backend> Plan<B> {
         let (start, residual) = stages.residual_before(first?)?;
         Some(Freezer {
             plan: self,
+            origin: Origin::of(model),
             keys_values: keys_values(start, &stages, model.dims().kv_heads),
             stages,
             start,
@@ -117,6 +120,7 @@ impl<B: Backend> Plan<B> {
 
 pub(super) struct Freezer<'a, B: Backend> {
     pub(super) plan: &'a Plan<B>,
+    pub(super) origin: Origin,
     pub(super) keys_values: Option<KeysValueSites>,
     pub(super) stages: Stages,
     pub(super) start: Stage,
@@ -246,6 +250,7 @@ impl<B: Backend> Freezer<'_, B> {
         };
         for ((input, _edits, read), past) in kept.residuals.iter().zip(&kept.pasts) {
             rest.input(WorldInput::Resumed(Resumed {
+                origin: self.origin.clone(),
                 stage: self.start,
                 x: value(*read),
                 lengths: plan.inputs[input.0].lengths(),

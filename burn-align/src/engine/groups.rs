@@ -343,8 +343,8 @@ pub(super) struct InputSize {
     pub(super) pos: usize,
     /// Number of positions of each example.
     pub(super) lengths: Vec<usize>,
-    /// For each example: the first position that is computed, if keys and values of the earlier ones
-    /// are cached.
+    /// For each example: the first position that is computed, if keys and values of the earlier
+    /// ones are cached.
     pub(super) starts: Option<Vec<usize>>,
 }
 

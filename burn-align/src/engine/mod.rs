@@ -42,6 +42,7 @@ mod naive;
 mod needs;
 mod non_finite;
 mod options;
+mod origin;
 mod past;
 mod plan;
 mod reuse;

@@ -51,7 +51,7 @@ impl<B: Backend> Plan<B> {
                 Read::Activation { world, site, units } => naive.activation(*world, *site, units),
                 Read::Logits { world, positions } => {
                     let input = self.input_of(*world);
-                    let units = positions.units(input);
+                    let units = positions.units(&input.lengths());
                     let (logits, _) = naive.world(*world, None);
                     let [batch, pos, vocab] = logits.dims();
                     take(&logits.reshape([batch, 1, pos, vocab]), &units, input)

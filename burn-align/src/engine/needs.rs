@@ -130,8 +130,8 @@ impl Needs {
 
     /// The pass in which each world runs; `None` if it is not needed.
     ///
-    /// An operand from a site deeper than the edit's must come from an earlier pass. Fails at an edit
-    /// that would have to wait for itself.
+    /// An operand from a site deeper than the edit's must come from an earlier pass. Fails at an
+    /// edit that would have to wait for itself.
     pub(super) fn passes<B: Backend>(&self, plan: &Plan<B>) -> Result<Vec<Option<usize>>, Site> {
         let count = plan.worlds.len();
         let mut pass_of: Vec<Option<usize>> = self.iter().map(|need| need.map(|_| 0)).collect();

@@ -146,8 +146,8 @@ impl fmt::Display for NonFinite {
                 "the weight `{name}` is not finite itself; {}",
                 match self.dtype {
                     DType::F16 =>
-                        "if it is in the checkpoint, it is above 65504, where f16 ends: load the model \
-                         in bf16 or f32",
+                        "if it is in the checkpoint, it is above 65504, where f16 ends: load the \
+                         model in bf16 or f32",
                     _ => "the checkpoint is damaged, or the training that wrote it diverged",
                 }
             ),

@@ -152,7 +152,7 @@ impl<B: Backend> Freezer<'_, B> {
             used.push(match read {
                 Read::Activation { world, site, units } => (*world, *site, units.clone()),
                 Read::Logits { world, positions } => {
-                    let units = positions.units(plan.input_of(*world));
+                    let units = positions.units(&plan.input_of(*world).lengths());
                     (*world, Site::FinalNorm, units)
                 }
             });

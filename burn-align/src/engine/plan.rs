@@ -8,18 +8,19 @@ use burn_align_models::{Site, TokenBatch};
 
 use super::cache::Continued;
 use super::marks::{Mark, Marks, add};
+use super::origin::Origin;
 use super::past::Past;
 use super::stages::Stage;
 use super::{Indices, Units};
 
-/// A world of a [`Plan`]. Valid in the plan that gave it, and in what is made from that plan afterwards: a
-/// clone, some of its examples, the same on another backend, what freezing leaves.
+/// A world of a [`Plan`]. Valid in the plan that gave it, and in what is made from that plan
+/// afterwards: a clone, some of its examples, the same on another backend, what freezing leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WorldId(pub(super) usize, pub(super) Mark);
 
 impl WorldId {
-    /// The number of the world: worlds are counted from 0 in the order in which they are added. Errors
-    /// name worlds by it.
+    /// The number of the world: worlds are counted from 0 in the order in which they are added.
+    /// Errors name worlds by it.
     pub fn index(self) -> usize {
         self.0
     }
@@ -54,6 +55,8 @@ pub enum WorldInput<B: Backend> {
 /// A run that has already reached some layer.
 #[derive(Clone, Debug)]
 pub struct Resumed<B: Backend> {
+    /// The model that it has run on so far.
+    pub(super) origin: Origin,
     /// The first stage to run.
     pub(super) stage: Stage,
     /// The residual stream before it, `[batch, pos, d_model]`.
@@ -228,7 +231,7 @@ impl LogitPositions {
     /// Number of positions of each example.
     ///
     /// - pos: number of positions of the input
-    pub(super) fn count(&self, pos: usize) -> usize {
+    pub(crate) fn count(&self, pos: usize) -> usize {
         match self {
             Self::All => pos,
             Self::Last => 1,
@@ -238,13 +241,13 @@ impl LogitPositions {
 
     /// The positions as units.
     ///
-    /// - input: of the world whose logits are read
-    pub(super) fn units<B: Backend>(&self, input: &WorldInput<B>) -> Units {
+    /// - lengths: number of positions of each example; that one has none is found with the plan
+    pub(crate) fn units(&self, lengths: &[usize]) -> Units {
         Units::positions(match self {
             Self::All => Indices::All,
             Self::Last => {
-                let last = input.lengths().into_iter().map(|length| vec![length - 1]);
-                Indices::Each(last.collect())
+                let lengths = lengths.iter();
+                Indices::one_each(lengths.map(|length| length.saturating_sub(1)))
             }
             Self::Each(examples) => Indices::Each(examples.clone()),
         })
@@ -283,7 +286,8 @@ impl Read {
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
@@ -383,8 +387,8 @@ impl<B: Backend> Plan<B> {
         own
     }
 
-    /// The ids of the worlds that will be added next, so that a world can take from a later one. A plan
-    /// that uses such an id is refused until its world is there.
+    /// The ids of the worlds that will be added next, so that a world can take from a later one. A
+    /// plan that uses such an id is refused until its world is there.
     pub fn upcoming_worlds(&mut self, count: usize) -> Vec<WorldId> {
         let ids = self.marks.upcoming_worlds(count).into_iter();
         ids.map(|(index, mark)| WorldId(index, mark)).collect()

@@ -1,9 +1,9 @@
 //! Schedules that are used again.
 //!
-//! Training runs plans that differ only in their examples and in what its interventions have learned.
-//! Such plans are laid out alike, so all but the first take the schedule of an earlier one. What a
-//! schedule and its checks depend on is compared in full; token ids, and what interventions accept, are
-//! checked every time.
+//! Training runs plans that differ only in their examples and in what its interventions have
+//! learned. Such plans are laid out alike, so all but the first take the schedule of an earlier
+//! one. What a schedule and its checks depend on is compared in full; token ids, and what
+//! interventions accept, are checked every time.
 
 #[cfg(test)]
 mod tests;
@@ -19,12 +19,12 @@ use super::plan::{Edit, Operand, Plan, Read, World, WorldInput};
 use super::schedule::Schedule;
 use super::stages::Stage;
 
-/// Schedules of plans, kept by whoever runs plans so that plans of the same structure need not be laid
-/// out again. Clones share them.
+/// Schedules of plans, kept by whoever runs plans so that plans of the same structure need not be
+/// laid out again. Clones share them.
 ///
-/// Plans have the same structure if they agree in everything but the values of inputs and constants,
-/// which must have the same sizes. Small plans are kept, and few of them: laying out a large one takes
-/// little time beside its run, and its layouts take memory in each layer.
+/// Plans have the same structure if they agree in everything but the values of inputs and
+/// constants, which must have the same sizes. Small plans are kept, and few of them: laying out a
+/// large one takes little time beside its run, and its layouts take memory in each layer.
 #[derive(Clone, Default)]
 pub struct Schedules {
     /// The one used last comes last.
@@ -108,8 +108,8 @@ fn is_worth_keeping<B: Backend>(plan: &Plan<B>, sizes: &Sizes) -> bool {
         && !inputs.any(|input| matches!(input, WorldInput::Continued(_)))
 }
 
-/// The schedule of a plan, and everything that it and the plan's checks follow from, apart from token
-/// ids and interventions. The marks in ids play no part.
+/// The schedule of a plan, and everything that it and the plan's checks follow from, apart from
+/// token ids and interventions. The marks in ids play no part.
 pub(super) struct Known {
     layout: ModelLayout,
     start: Stage,

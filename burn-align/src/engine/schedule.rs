@@ -1,9 +1,9 @@
 //! Which worlds share rows in which stage.
 //!
 //! Worlds on the same input are equal until the first edit that sets them apart, so they can share
-//! a row until then. The schedule works that out from the plan alone; [`execute`](super::execute) only
-//! follows it. From stage to stage only what changes is worked out: the worlds that are edited there, and
-//! those that are no longer needed.
+//! a row until then. The schedule works that out from the plan alone; [`execute`](super::execute)
+//! only follows it. From stage to stage only what changes is worked out: the worlds that are edited
+//! there, and those that are no longer needed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use super::wanted::{Uses, Wanted};
 pub(super) struct StageGroups {
     pub(super) stage: Stage,
     pub(super) groups: Arc<Groups>,
-    /// The group of the previous stage whose rows each group's are copies of; `None` if the groups are
-    /// the same.
+    /// The group of the previous stage whose rows each group's are copies of; `None` if the groups
+    /// are the same.
     pub(super) parents: Option<Vec<usize>>,
     /// Where the positions of their rows are.
     pub(super) layout: Arc<Layout>,
@@ -58,8 +58,8 @@ pub(super) struct Pass {
     pub(super) stages: Vec<StageGroups>,
 }
 
-/// Everything that a plan or a part of it runs, in order. It names worlds by their indices and holds
-/// no tensors, so plans of one structure have the same.
+/// Everything that a plan or a part of it runs, in order. It names worlds by their indices and
+/// holds no tensors, so plans of one structure have the same.
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
     pub(super) passes: Vec<Pass>,
@@ -71,8 +71,8 @@ pub(super) struct Schedule {
     pub(super) sizes: Arc<Sizes>,
     /// The plan's reads, by index.
     pub(super) reads: Arc<ByStage<usize>>,
-    /// Edits that the whole plan makes and whose operands are activations of each stage: the index of
-    /// the world, and that of the edit.
+    /// Edits that the whole plan makes and whose operands are activations of each stage: the index
+    /// of the world, and that of the edit.
     pub(super) takers: Arc<ByStage<(usize, usize)>>,
     /// The stages in which attention scores or weights are read or changed.
     patterns: Arc<BTreeSet<Stage>>,

@@ -1,8 +1,8 @@
 //! The steps of a pass, between which the batch can change.
 //!
 //! The smaller the steps, the later a world must leave the others: one that is first edited at a
-//! layer's MLP output shares the layer's attention and MLP with the rest. All of it follows from the
-//! model's [`ModelLayout`].
+//! layer's MLP output shares the layer's attention and MLP with the rest. All of it follows from
+//! the model's [`ModelLayout`].
 
 use burn_align_models::{
     Mixing, ModelLayout, Place, Positions, Reads, Site, Sublayer, SublayerOutput,
@@ -23,8 +23,8 @@ pub(super) enum Stage {
 
 /// A step of a sublayer, in the order in which a pass reaches it.
 ///
-/// The engine itself handles what a sublayer adds to the stream, and the stream afterwards, so a world
-/// that is first edited there shares everything before it with the others.
+/// The engine itself handles what a sublayer adds to the stream, and the stream afterwards, so a
+/// world that is first edited there shares everything before it with the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Step {
     /// The model runs the sublayer. In the first one of a layer, starting at the layer's entry.

@@ -107,7 +107,6 @@ fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     }
     let stages = Stages::new(layout);
     let checker = Checker {
-        plan,
         layout,
         stages: &stages,
         sizes: &sizes,

@@ -4,10 +4,10 @@
 //! attention that an input goes through, only those positions are needed that are read, changed or
 //! used as a source.
 //!
-//! For example, two worlds on a prompt of 5 positions, of which one is edited at position 2 of the last
-//! layer's MLP output, and logits are read at position 4 of both. Up to the last layer's keys and values,
-//! everything is wanted. For that layer's queries, what it adds to the stream, and its MLP, positions 2
-//! to 4 are; for the final norm, position 4.
+//! For example, two worlds on a prompt of 5 positions, of which one is edited at position 2 of the
+//! last layer's MLP output, and logits are read at position 4 of both. Up to the last layer's keys
+//! and values, everything is wanted. For that layer's queries, what it adds to the stream, and its
+//! MLP, positions 2 to 4 are; for the final norm, position 4.
 
 use burn::tensor::backend::Backend;
 
@@ -36,8 +36,8 @@ enum Use<'p> {
     Logits(&'p LogitPositions),
 }
 
-/// For each example of each input: the first position that is needed; `None` if all positions of all
-/// inputs are.
+/// For each example of each input: the first position that is needed; `None` if all positions of
+/// all inputs are.
 pub(super) type Wanted = Option<Vec<usize>>;
 
 impl<'p> Uses<'p> {

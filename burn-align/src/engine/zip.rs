@@ -13,6 +13,7 @@ use burn_align_models::TokenBatch;
 
 use super::cache::Caches;
 use super::layout::{Layout, merge_suffixes};
+use super::origin::Difference;
 use super::past::{Past, PastLayer};
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, Resumed, World, WorldInput};
 use super::{Indices, PlanError, Units};
@@ -220,15 +221,28 @@ impl Examples<'_> {
         runs: &[&Resumed<B>],
         tensor: &mut TensorZip<'_, B, A>,
     ) -> Result<Resumed<A>, PlanError> {
-        let stage = runs[0].stage;
-        if let Some(other) = runs.iter().find(|run| run.stage != stage) {
+        let Resumed { origin, stage, .. } = runs[0];
+        if let Some(other) = runs.iter().find_map(|run| origin.difference(&run.origin)) {
+            let Difference {
+                what,
+                expected,
+                found,
+            } = other;
+            return Err(PlanError::Different {
+                what,
+                expected,
+                found,
+            });
+        }
+        if let Some(other) = runs.iter().find(|run| run.stage != *stage) {
             return Err(different("first stages", stage, other.stage));
         }
         let lengths = self.list(runs.iter().map(|run| &run.lengths[..]));
         let residuals: Vec<_> = runs.iter().map(|run| &run.x).collect();
         let pasts: Vec<_> = runs.iter().filter_map(|run| run.past.as_ref()).collect();
         Ok(Resumed {
-            stage,
+            origin: origin.clone(),
+            stage: *stage,
             x: tensor(Role::Residual { lengths: &lengths }, &residuals)?,
             lengths,
             // If some plans have none, all positions are computed, since the residuals are

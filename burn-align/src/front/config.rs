@@ -61,8 +61,8 @@ pub enum Mode {
 
 /// What an index refers to.
 ///
-/// The JSON of a representation has pyvene's names, `pos`, `h`, `h.pos` and `t`, with pyvene's meaning.
-/// That differs at attention weights: there, pyvene's `pos` counts heads and is read as
+/// The JSON of a representation has pyvene's names, `pos`, `h`, `h.pos` and `t`, with pyvene's
+/// meaning. That differs at attention weights: there, pyvene's `pos` counts heads and is read as
 /// [`Head`](Self::Head), and positions of queries are `q_pos`, which pyvene does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {

@@ -53,7 +53,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
     /// type B = burn::backend::Flex;
     ///
     /// let device = Default::default();
-    /// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+    /// let loaded =
+    ///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
     /// let tokenizer = loaded.tokenizer()?;
     /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
     /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;

@@ -27,7 +27,8 @@ use crate::interventions::{BuiltinIntervention, Intervention};
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let base = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let source = tokenizer.encode_batch(["The capital of Italy is"])?;
@@ -63,8 +64,9 @@ pub struct AlignableOutput<B: Backend> {
     pub original: Option<Tensor<B, 3>>,
     /// Logits of the base under the interventions, `[batch, pos, vocab]`.
     pub counterfactual: Tensor<B, 3>,
-    /// The activation of each representation that is collected, by the index of the representation in
-    /// the configuration, `[batch, unit, d_site]`. One whose locations leave it out is not there.
+    /// The activation of each representation that is collected, by the index of the representation
+    /// in the configuration, `[batch, unit, d_site]`. One whose locations leave it out is not
+    /// there.
     pub collected: BTreeMap<usize, Tensor<B, 3>>,
     /// The index on the axis `pos` of each example's last token.
     last: Vec<usize>,
@@ -257,10 +259,10 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> AlignableModel<
         })
     }
 
-    /// Says where the values of [`forward_inputs`](Self::forward_inputs) stop being finite, if they do:
-    /// in which run, layer and component, and what to do about it; see
-    /// [`Plan::find_non_finite`](crate::engine::Plan::find_non_finite). Runs everything again, so ask
-    /// when something that came out was not finite.
+    /// Says where the values of [`forward_inputs`](Self::forward_inputs) stop being finite, if they
+    /// do: in which run, layer and component, and what to do about it; see
+    /// [`Plan::find_non_finite`](crate::engine::Plan::find_non_finite). Runs everything again, so
+    /// ask when something that came out was not finite.
     ///
     /// # Errors
     /// As [`forward_inputs`](Self::forward_inputs).

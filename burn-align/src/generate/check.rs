@@ -11,7 +11,8 @@ use crate::engine::{Edit, Indices, LogitPositions, Plan, Units};
 use crate::interventions::Intervention;
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B, M, I> {
-    /// Checks everything that can be wrong before the prompts run, except for the prompts' own plan.
+    /// Checks everything that can be wrong before the prompts run, except for the prompts' own
+    /// plan.
     pub(super) fn check(&self, plan: &Plan<B>) -> Result<(), GenerateError> {
         let options = self.options;
         options

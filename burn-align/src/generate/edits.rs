@@ -14,8 +14,8 @@ pub struct GeneratedWorld<B: Backend> {
 }
 
 impl<B: Backend> GeneratedWorld<B> {
-    /// A world of the plan that runs the prompts. Its examples are the rows; the edits that the plan gives
-    /// it are made in the prompt.
+    /// A world of the plan that runs the prompts. Its examples are the rows; the edits that the
+    /// plan gives it are made in the prompt.
     pub fn new(world: WorldId) -> Self {
         Self {
             world,
@@ -30,9 +30,10 @@ impl<B: Backend> GeneratedWorld<B> {
         self
     }
 
-    /// The same with a stream of random numbers for each example. Rows with the same stream draw the same
-    /// numbers, so the texts of equal prompts are equal; default: stream 0 for all. Number them by what
-    /// they are, not by their place in a batch, and a row's text does not depend on its batch.
+    /// The same with a stream of random numbers for each example. Rows with the same stream draw
+    /// the same numbers, so the texts of equal prompts are equal; default: stream 0 for all. Number
+    /// them by what they are, not by their place in a batch, and a row's text does not depend on
+    /// its batch.
     pub fn with_streams(mut self, streams: impl IntoIterator<Item = u64>) -> Self {
         self.streams = streams.into_iter().collect();
         self

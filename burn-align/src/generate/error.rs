@@ -5,8 +5,8 @@ use burn_align_models::{Site, TokensError};
 use super::SamplingError;
 use crate::engine::PlanError;
 
-/// Why a text could not be generated. Detected before anything is computed, except for what sampling
-/// and the device report.
+/// Why a text could not be generated. Detected before anything is computed, except for what
+/// sampling and the device report.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
@@ -50,8 +50,8 @@ pub enum GenerateError {
     },
     /// More tokens than the model reads.
     #[error(
-        "row {row}: a prompt of {prompt} tokens and {new} new ones are more than the {max_positions} \
-         positions of the model; ask for fewer, or set `at_limit` to `cut`"
+        "row {row}: a prompt of {prompt} tokens and {new} new ones are more than the \
+         {max_positions} positions of the model; ask for fewer, or set `at_limit` to `cut`"
     )]
     TooLong {
         /// The row.
@@ -65,8 +65,8 @@ pub enum GenerateError {
     },
     /// An edit at a step that is never computed.
     #[error(
-        "world {world}: expected an edit at a step below {}, where a generated token is computed, found \
-         {found}",
+        "world {world}: expected an edit at a step below {}, where a generated token is computed, \
+         found {found}",
         steps
     )]
     NoSuchStep {
@@ -89,8 +89,8 @@ pub enum GenerateError {
     },
     /// Attention scores or weights of a step, which has them for its own positions only.
     #[error(
-        "{site}: attention scores and weights cannot be changed or collected at steps, whose keys are \
-         cached; do it in a plan of the whole text"
+        "{site}: attention scores and weights cannot be changed or collected at steps, whose keys \
+         are cached; do it in a plan of the whole text"
     )]
     Pattern {
         /// The site.
@@ -98,7 +98,8 @@ pub enum GenerateError {
     },
     /// An operand that is not of one position, or of another number of examples.
     #[error(
-        "world {world}: expected the operand of a step to be [{batch} or 1, 1, d_site], found {found:?}"
+        "world {world}: expected the operand of a step to be [{batch} or 1, 1, d_site], found \
+         {found:?}"
     )]
     Operand {
         /// Index of the world.
@@ -127,9 +128,9 @@ pub enum GenerateError {
     },
     /// Caches that do not fit the memory budget.
     #[error(
-        "memory_budget: expected at least {needed} bytes, {caches} of them for the caches of {rows} \
-         rows with all of their tokens, found {budget}; raise it in RunOptions, or generate fewer \
-         rows at a time or fewer tokens"
+        "memory_budget: expected at least {needed} bytes, {caches} of them for the caches of \
+         {rows} rows with all of their tokens, found {budget}; raise it in RunOptions, or generate \
+         fewer rows at a time or fewer tokens"
     )]
     CacheBudget {
         /// Bytes needed with one row at a time in a step.
@@ -143,8 +144,8 @@ pub enum GenerateError {
     },
     /// An operand of a world that is not generated from, or has another number of examples.
     #[error(
-        "world {world}: a step takes from world {found}, which must be generated from as well, with as \
-         many examples"
+        "world {world}: a step takes from world {found}, which must be generated from as well, \
+         with as many examples"
     )]
     OperandWorld {
         /// Index of the world.

@@ -47,7 +47,8 @@ pub struct GenerationExplanation {
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let prompt = loaded.tokenizer()?.encode_batch(["The capital of Spain is"])?;
 /// let mut plan = Plan::<B>::new();
 /// let input = plan.tokens(&prompt);

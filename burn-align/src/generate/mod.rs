@@ -1,10 +1,11 @@
 //! Text generation under interventions.
 //!
-//! A plan runs the prompts; then each row goes on from its cache, one token at a time, with edits of its
-//! own, and all rows go through the network together ([`generate`]). Generated token `k` (from 0) is at the
-//! position after the prompt's last one plus `k`; *step* `k` is the pass that computes this position, so an
-//! edit at step `k` can change token `k + 1` and everything after it, and one at the prompt's last position can
-//! change token 0. What an edit changes in keys and values stays changed.
+//! A plan runs the prompts; then each row goes on from its cache, one token at a time, with edits
+//! of its own, and all rows go through the network together ([`generate`]). Generated token `k`
+//! (from 0) is at the position after the prompt's last one plus `k`; *step* `k` is the pass that
+//! computes this position, so an edit at step `k` can change token `k + 1` and everything after it,
+//! and one at the prompt's last position can change token 0. What an edit changes in keys and
+//! values stays changed.
 //!
 //! | edits | where |
 //! | --- | --- |
@@ -12,7 +13,9 @@
 //! | at one step | [`StepEdit::at_step`] |
 //! | at every step | [`StepEdit::new`] |
 //! | at prompt and steps | both |
-//! | at the tokens of a chat role | [`Chat::positions_of_role`](burn_align_models::Chat::positions_of_role), as prompt positions |
+//! | at the tokens of a chat role | [`Chat::positions_of_role`], as prompt positions |
+//!
+//! [`Chat::positions_of_role`]: burn_align_models::Chat::positions_of_role
 //!
 //! A step's operand is nothing, a constant, what the prompts' plan computes somewhere, or what
 //! another row has at the same step ([`StepOperand`]).
@@ -28,15 +31,19 @@
 //! use burn_align::engine::{Edit, Operand, Plan, Units};
 //! use burn_align::generate::{GenerateOptions, GeneratedWorld, StepEdit, StepOperand, generate};
 //! use burn_align::interventions::AdditionIntervention;
-//! use burn_align::models::{AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Site};
+//! use burn_align::models::{
+//!     AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Site,
+//! };
 //! # type B = burn::backend::Flex;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let device = Default::default();
-//! let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+//! let loaded =
+//!     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 //! let tokenizer = loaded.tokenizer()?;
 //! let prompt = tokenizer.encode_batch(["The capital of Spain"])?;
-//! let direction = loaded.model.token_embedding().narrow(0, 5, 1).unsqueeze() * 0.1; // [1, 1, d_model]
+//! let direction = loaded.model.token_embedding().narrow(0, 5, 1); // [1, d_model]
+//! let direction = direction.unsqueeze() * 0.1; // [1, 1, d_model]
 //!
 //! // The same prompt twice: as it is, and with a direction added at the prompt and every step.
 //! let site = Site::Block(1, Component::BlockOutput);

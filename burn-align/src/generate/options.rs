@@ -24,8 +24,8 @@ pub struct GenerateOptions {
     pub keep_logits: bool,
     /// Whether to keep the logits at all positions of the prompts that are computed. Default: no.
     pub keep_prompt_logits: bool,
-    /// Activations to keep at the position of each generated token, except for the last, which is not
-    /// computed. Default: none.
+    /// Activations to keep at the position of each generated token, except for the last, which is
+    /// not computed. Default: none.
     pub collect: Vec<(Site, Indices)>,
     /// Whether each row gives back its cache, so that its text can be continued later. Default: no.
     pub keep_caches: bool,

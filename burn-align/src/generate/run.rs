@@ -50,8 +50,8 @@ impl<B: Backend> Row<B> {
     }
 }
 
-/// Generates from the prompts of a plan, under its edits and those of the steps. All rows go through the
-/// network together; each goes on from its cache, and leaves when it ends.
+/// Generates from the prompts of a plan, under its edits and those of the steps. All rows go
+/// through the network together; each goes on from its cache, and leaves when it ends.
 ///
 /// - plan: the prompts, as token ids or as rows to be continued. What it reads is computed as well
 /// - worlds: those to be continued

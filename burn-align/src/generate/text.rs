@@ -15,7 +15,8 @@ use burn_align_models::{Tokenizer, TokensError};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let ids = tokenizer.encode("The capital of Spain is")?;
 /// let (prompt, new) = ids.split_at(2);

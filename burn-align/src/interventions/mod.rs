@@ -9,17 +9,17 @@
 //! | what is changed: [`Featurizer`] | how: [`Operation`] | how much of it: [`Mask`] |
 //! | --- | --- | --- |
 //! | [`Identity`]: the site's own features | [`Swap`]: the source's | [`Unmasked`]: all |
-//! | [`Rotation`]: trained directions | [`Add`], [`Subtract`]: the source's | [`SigmoidMask`]: learned, for each feature |
-//! | [`Directions`]: fixed directions | [`Interpolate`]: part of the way to the source | [`Boundary`]: the first few, learned |
+//! | [`Rotation`]: trained ones | [`Add`], [`Subtract`]: the source's | [`SigmoidMask`]: learned |
+//! | [`Directions`]: fixed ones | [`Interpolate`]: part of the way | [`Boundary`]: the first few |
 //! | [`Pca`]: principal components | [`Fill`]: a number; zero projects out | |
 //! | [`Autoencoder`], [`JumpReluAutoencoder`] | [`Scale`], [`Clamp`] | |
-//! | [`DictionaryFeatures`]: published, error kept | [`ConstantSource`]: swap, add or subtract a vector | |
+//! | [`DictionaryFeatures`]: published, error kept | [`ConstantSource`]: a vector of its own | |
 //! | | [`AddNorm`], [`Noise`] | |
 //! | | [`Reft`]: the ReFT family | |
 //! | | [`Closure`]: your function | |
 //!
-//! An operation by itself is an intervention on the site's own features; [`Composed::of`] puts it on
-//! a featurizer. The names of pyvene and the literature are compositions:
+//! An operation by itself is an intervention on the site's own features; [`Composed::of`] puts it
+//! on a featurizer. The names of pyvene and the literature are compositions:
 //!
 //! | name | featurizer × operation × mask |
 //! | --- | --- |
@@ -33,7 +33,8 @@
 //! | [`SigmoidMaskRotatedSpaceIntervention`] | [`Rotation`] × [`Swap`] × [`SigmoidMask`] |
 //! | [`SigmoidMaskIntervention`] | [`Identity`] × [`Swap`] × [`SigmoidMask`] |
 //! | [`PcaIntervention`] | [`Pca`] × [`Swap`] |
-//! | [`AutoencoderIntervention`], [`JumpReluAutoencoderIntervention`] | [`Autoencoder`], [`JumpReluAutoencoder`] × [`Swap`] |
+//! | [`AutoencoderIntervention`] | [`Autoencoder`] × [`Swap`] |
+//! | [`JumpReluAutoencoderIntervention`] | [`JumpReluAutoencoder`] × [`Swap`] |
 //!
 //! Subspaces, the grouping of tokens into vectors, masks and saving are the composition's: parts
 //! know nothing of them.

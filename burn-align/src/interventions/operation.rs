@@ -55,8 +55,8 @@ pub trait Operation<B: Backend>: Module<B> + ModuleDisplay {
         None
     }
 
-    /// Whether each feature changes by itself, whatever the others are. If so, features that stay as
-    /// they are need not be computed. Default: no.
+    /// Whether each feature changes by itself, whatever the others are. If so, features that stay
+    /// as they are need not be computed. Default: no.
     fn is_local(&self) -> bool {
         false
     }

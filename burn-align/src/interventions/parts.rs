@@ -17,8 +17,8 @@ pub(crate) trait Part<B: Backend>: Sized {
     fn restore(from: &mut Reader<'_, B>) -> Result<Self, PartError>;
 }
 
-/// An enum of the parts of a kind, a row for each: its module, its type, and the name under which it
-/// is saved. The types are made public.
+/// An enum of the parts of a kind, a row for each: its module, its type, and the name under which
+/// it is saved. The types are made public.
 ///
 /// A macro `each!(part, it => …)` makes the same call on whichever part it is.
 macro_rules! table {

@@ -60,8 +60,8 @@ pub fn cross_entropies<B: Backend>(logits: Tensor<B, 2>, tokens: &[u32]) -> Tens
 
 /// The exponentials of logits less the highest one, and their sums, `[batch, 1]`.
 ///
-/// Sums are of sums of 256 at a time: one after the other in f32, the terms of a vocabulary of 50,000
-/// tokens are off by 1e-4 of the result.
+/// Sums are of sums of 256 at a time: one after the other in f32, the terms of a vocabulary of
+/// 50,000 tokens are off by 1e-4 of the result.
 fn exponentials<B: Backend>(logits: Tensor<B, 2>) -> (Tensor<B, 2>, Tensor<B, 2>) {
     const TOGETHER: usize = 256;
     let logits = logits.cast(DType::F32);

@@ -105,8 +105,8 @@ pub enum PathError {
     },
     /// A model that does not say what each of its heads adds to the residual stream.
     #[error(
-        "the model does not say what each head adds to the residual stream: use Mlps::Recomputed or \
-         patch_paths, or implement ByHead and return it from AlignableTransformer::by_head"
+        "the model does not say what each head adds to the residual stream: use Mlps::Recomputed \
+         or patch_paths, or implement ByHead and return it from AlignableTransformer::by_head"
     )]
     NoHeadOutput,
     /// The plan cannot be run.

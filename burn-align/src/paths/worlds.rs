@@ -86,7 +86,7 @@ impl Worlds {
         stream: &Stream,
     ) -> Result<WorldId, PathError> {
         stream.check(&self.dims, self.inputs.len())?;
-        let last = Site::Block(self.dims.layers - 1, Component::BlockOutput);
+        let last = self.dims.last_stream();
         Ok(self.reader(plan, stream, last))
     }
 
@@ -174,8 +174,8 @@ impl Worlds {
         edits
     }
 
-    /// A run with all changed heads of a layer that the reader of a stream sees: the sum of the heads
-    /// goes through a norm, so what they add to the stream is not the sum of what each adds.
+    /// A run with all changed heads of a layer that the reader of a stream sees: the sum of the
+    /// heads goes through a norm, so what they add to the stream is not the sum of what each adds.
     fn changed_heads<B: Backend>(
         &mut self,
         plan: &mut Plan<B>,

@@ -76,8 +76,8 @@ pub(crate) fn state_dict(bytes: &[u8]) -> Result<BTreeMap<String, Stored>, Pickl
     numbers(&mut archive, &folder, tensors, bytes.len())
 }
 
-/// The tensors and the other values of nested dictionaries, by their path: the keys that lead there,
-/// joined by `/`.
+/// The tensors and the other values of nested dictionaries, by their path: the keys that lead
+/// there, joined by `/`.
 pub(crate) fn nested(bytes: &[u8]) -> Result<Nested, PickleError> {
     let mut archive = open(Cursor::new(bytes))?;
     let (folder, pickle) = pickle(&mut archive)?;

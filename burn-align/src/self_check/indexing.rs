@@ -167,8 +167,8 @@ fn axes<B: Backend, P: Primitives<B>>(checks: &mut Checks<'_, B, P>) {
     }
 }
 
-/// Sums in f32, as in norms and metrics, of numbers above 0: others would cancel each other out, and
-/// leave the rounding.
+/// Sums in f32, as in norms and metrics, of numbers above 0: others would cancel each other out,
+/// and leave the rounding.
 fn sums<B: Backend, P: Primitives<B>>(
     checks: &mut Checks<'_, B, P>,
     shape: [usize; 3],

@@ -266,6 +266,15 @@ fn examples_that_the_model_gets_wrong_are_left_out<B: Backend>(device: &B::Devic
     for (longer, answer) in longer.iter().zip(&answers) {
         assert!(longer.starts_with(answer.as_str()), "{longer}");
     }
+    // Prompts of different lengths, some of whose answers end before the others; as transformers
+    // 4.57 answers them.
+    let prompts = ["Spain has", "Rome is the", "The capital of Italy"];
+    let options = options.with_new_tokens(4).with_batch_size(2);
+    let answers = answer_prompts(&model, &tokenizer, &prompts, &options).expect("answers");
+    assert_eq!(
+        answers,
+        ["its capital in Madrid", "capital of Italy", "is Rome"]
+    );
 }
 
 fn whole_heads_measure_the_linear_parameters<B: Backend>(device: &B::Device) {

@@ -46,6 +46,7 @@ fn a_node_has_the_sum_of_its_edges() {
         let own = readers.filter_map(|reader| scores.of(Edge { writer, reader }));
         let expected: f64 = own.sum();
         assert_eq!(grid.values[row][column], expected, "{row}, {column}");
+        assert_eq!(scores.node_scores()[writer], expected, "{row}, {column}");
     }
 }
 

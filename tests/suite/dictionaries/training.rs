@@ -1,5 +1,6 @@
-//! Training dictionaries: against SAELens and PyTorch (`tests/fixtures/make_dictionary_training.py`),
-//! on planted features, and on a model's activations.
+//! Training dictionaries: against SAELens and PyTorch
+//! (`tests/fixtures/make_dictionary_training.py`), on planted features, and on a model's
+//! activations.
 
 #[cfg(feature = "flex")]
 mod planted;

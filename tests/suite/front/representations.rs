@@ -170,9 +170,9 @@ fn more_units_than_an_intervention_takes() {
     let error = parallel([output().with_low_rank(2)], &inputs);
     assert_says(
         &error,
-        "layer 0 block_output: intervention 0: expected 1 unit of 16 features in all, as one vector \
-         (to treat any number of units one by one, group tokens as TokenGrouping::Each, which is \
-         keep_last_dim), found 2 units of 16 features",
+        "layer 0 block_output: intervention 0: expected 1 unit of 16 features in all, as one \
+         vector (to treat any number of units one by one, group tokens as TokenGrouping::Each, \
+         which is keep_last_dim), found 2 units of 16 features",
     );
     let pair = output().with_low_rank(2).with_max_number_of_units(3);
     assert!(message(&parallel([pair], &inputs)).contains("expected 3 units of 48 features in all"));

@@ -410,7 +410,8 @@ fn keys_without_effect() {
         (
             "llama_rope_yarn",
             json!({"rope_scaling": {
-                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "finetuned": true,
+                "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8,
+                "finetuned": true,
             }}),
             &[],
         ),

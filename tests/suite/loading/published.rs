@@ -1,5 +1,6 @@
-//! Configurations in the form of published models, of every family and age: keys and values as remembered of their
-//! `config.json`, not copies of the files. Each is read, with the named notes, or rejected for the named reason.
+//! Configurations in the form of published models, of every family and age: keys and values as
+//! remembered of their `config.json`, not copies of the files. Each is read, with the named notes,
+//! or rejected for the named reason.
 
 use burn_align_models::pretrained::{CheckpointError, LoadError, LoadNote};
 use serde_json::{Value, json};
@@ -30,10 +31,10 @@ fn gpt2() -> Value {
     json!({
         "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
         "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
-        "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": null,
-        "summary_first_dropout": 0.1, "summary_proj_to_labels": true, "summary_type": "cls_index",
-        "summary_use_proj": true, "vocab_size": 50257,
+        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
+        "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+        "summary_activation": null, "summary_first_dropout": 0.1, "summary_proj_to_labels": true,
+        "summary_type": "cls_index", "summary_use_proj": true, "vocab_size": 50257,
         "task_specific_params": {"text-generation": {"do_sample": true, "max_length": 50}},
     })
 }
@@ -41,8 +42,8 @@ fn gpt2() -> Value {
 /// LLaMA 7B in the Hugging Face layout, of 2023.
 fn llama() -> Value {
     json!({
-        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-        "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+        "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+        "pad_token_id": 0, "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
         "initializer_range": 0.02, "max_position_embeddings": 2048, "max_sequence_length": 2048,
         "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 32,
         "rms_norm_eps": 1e-06, "torch_dtype": "float16", "transformers_version": "4.28.0.dev0",
@@ -123,7 +124,8 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 gpt2(),
                 json!({
-                    "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "n_layer": 6,
+                    "_num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+                    "n_layer": 6,
                 }),
             ),
             Read(&[]),
@@ -144,8 +146,9 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 gpt2(),
                 json!({
-                    "gradient_checkpointing": false, "n_inner": null, "reorder_and_upcast_attn": true,
-                    "scale_attn_by_inverse_layer_idx": true, "scale_attn_weights": true, "use_cache": false,
+                    "gradient_checkpointing": false, "n_inner": null,
+                    "reorder_and_upcast_attn": true, "scale_attn_by_inverse_layer_idx": true,
+                    "scale_attn_weights": true, "use_cache": false,
                 }),
             ),
             Read(&[]),
@@ -155,9 +158,10 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 gpt2(),
                 json!({
-                    "activation_function": "gelu", "n_inner": 3072, "n_layer": 10, "n_positions": 2048,
-                    "reorder_and_upcast_attn": false, "scale_attn_by_inverse_layer_idx": false,
-                    "scale_attn_weights": true, "use_cache": true,
+                    "activation_function": "gelu", "n_inner": 3072, "n_layer": 10,
+                    "n_positions": 2048, "reorder_and_upcast_attn": false,
+                    "scale_attn_by_inverse_layer_idx": false, "scale_attn_weights": true,
+                    "use_cache": true,
                 }),
             ),
             Read(&[]),
@@ -180,8 +184,9 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 llama(),
                 json!({
-                    "_name_or_path": "vicuna-7b-v1.5", "max_length": 4096, "max_position_embeddings": 4096,
-                    "max_sequence_length": null, "num_key_value_heads": 32, "rope_scaling": null,
+                    "_name_or_path": "vicuna-7b-v1.5", "max_length": 4096,
+                    "max_position_embeddings": 4096, "max_sequence_length": null,
+                    "num_key_value_heads": 32, "rope_scaling": null,
                 }),
             ),
             Read(&[]),
@@ -200,8 +205,8 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 llama(),
                 json!({
-                    "max_position_embeddings": 16384, "max_sequence_length": null, "rope_theta": 1000000,
-                    "vocab_size": 32016,
+                    "max_position_embeddings": 16384, "max_sequence_length": null,
+                    "rope_theta": 1000000, "vocab_size": 32016,
                 }),
             ),
             Read(&[]),
@@ -224,12 +229,14 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
                 llama(),
                 json!({
                     "attention_bias": false, "attention_dropout": 0.0, "hidden_size": 576,
-                    "intermediate_size": 1536, "is_llama_config": true, "max_position_embeddings": 8192,
-                    "max_sequence_length": null, "mlp_bias": false, "num_attention_heads": 9,
-                    "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
-                    "rope_interleaved": false, "rope_scaling": null, "rope_theta": 100000,
-                    "tie_word_embeddings": true, "vocab_size": 49152,
-                    "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"}},
+                    "intermediate_size": 1536, "is_llama_config": true,
+                    "max_position_embeddings": 8192, "max_sequence_length": null, "mlp_bias": false,
+                    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+                    "pretraining_tp": 1, "rope_interleaved": false, "rope_scaling": null,
+                    "rope_theta": 100000, "tie_word_embeddings": true, "vocab_size": 49152,
+                    "transformers.js_config": {
+                        "kv_cache_dtype": {"q4f16": "float16", "fp16": "float16"},
+                    },
                 }),
             ),
             Read(&[]),
@@ -240,7 +247,8 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
                 llama(),
                 json!({
                     "auto_map": {"AutoModelForCausalLM": "modeling_llama_yarn.LlamaForCausalLM"},
-                    "max_position_embeddings": 131072, "max_sequence_length": null, "pretraining_tp": 1,
+                    "max_position_embeddings": 131072, "max_sequence_length": null,
+                    "pretraining_tp": 1,
                     "rope_scaling": {
                         "factor": 32.0, "finetuned": true, "original_max_position_embeddings": 4096,
                         "type": "yarn",
@@ -254,10 +262,11 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 llama(),
                 json!({
-                    "hidden_size": 2048, "intermediate_size": 5504, "max_position_embeddings": 16384,
-                    "max_sequence_length": null, "num_attention_heads": 16, "num_hidden_layers": 24,
-                    "num_key_value_heads": 16, "rope_scaling": {"factor": 4.0, "type": "linear"},
-                    "rope_theta": 100000, "vocab_size": 32256,
+                    "hidden_size": 2048, "intermediate_size": 5504,
+                    "max_position_embeddings": 16384, "max_sequence_length": null,
+                    "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 16,
+                    "rope_scaling": {"factor": 4.0, "type": "linear"}, "rope_theta": 100000,
+                    "vocab_size": 32256,
                 }),
             ),
             Read(&[]),
@@ -267,8 +276,9 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 llama(),
                 json!({
-                    "max_position_embeddings": 4096, "max_sequence_length": null, "num_key_value_heads": 4,
-                    "pretraining_tp": 1, "rope_theta": 5000000.0, "vocab_size": 64000,
+                    "max_position_embeddings": 4096, "max_sequence_length": null,
+                    "num_key_value_heads": 4, "pretraining_tp": 1, "rope_theta": 5000000.0,
+                    "vocab_size": 64000,
                 }),
             ),
             Read(&[]),
@@ -321,7 +331,9 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
                 json!({
                     "hidden_size": 3584, "intermediate_size": 18944, "max_window_layers": 28,
                     "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4,
-                    "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"},
+                    "rope_scaling": {
+                        "factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn",
+                    },
                     "tie_word_embeddings": false, "vocab_size": 152064,
                 }),
             ),
@@ -332,9 +344,10 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 qwen2(),
                 json!({
-                    "hidden_size": 1536, "intermediate_size": 8960, "max_position_embeddings": 131072,
-                    "max_window_layers": 21, "num_attention_heads": 12, "num_hidden_layers": 28,
-                    "rope_theta": 10000, "sliding_window": 4096, "tie_word_embeddings": false,
+                    "hidden_size": 1536, "intermediate_size": 8960,
+                    "max_position_embeddings": 131072, "max_window_layers": 21,
+                    "num_attention_heads": 12, "num_hidden_layers": 28, "rope_theta": 10000,
+                    "sliding_window": 4096, "tie_word_embeddings": false,
                 }),
             ),
             Read(&[]),
@@ -355,8 +368,8 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 llama3(),
                 json!({
-                    "dtype": "bfloat16", "rope_scaling": null, "rope_theta": null, "torch_dtype": null,
-                    "pad_token_id": null, "transformers_version": "5.24.0",
+                    "dtype": "bfloat16", "rope_scaling": null, "rope_theta": null,
+                    "torch_dtype": null, "pad_token_id": null, "transformers_version": "5.24.0",
                     "rope_parameters": {
                         "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
                         "original_max_position_embeddings": 8192, "rope_theta": 500000.0,
@@ -371,8 +384,11 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
             with(
                 llama3(),
                 json!({
-                    "layer_types": vec!["full_attention"; 16], "rope_scaling": null, "rope_theta": null,
-                    "rope_parameters": {"full_attention": {"rope_theta": 500000.0, "rope_type": "default"}},
+                    "layer_types": vec!["full_attention"; 16], "rope_scaling": null,
+                    "rope_theta": null,
+                    "rope_parameters": {
+                        "full_attention": {"rope_theta": 500000.0, "rope_type": "default"},
+                    },
                 }),
             ),
             Read(&[]),
@@ -388,11 +404,12 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
         (
             "gemma-2-2b",
             json!({
-                "architectures": ["Gemma2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-                "attn_logit_softcapping": 50.0, "bos_token_id": 2, "cache_implementation": "hybrid",
-                "eos_token_id": 1, "final_logit_softcapping": 30.0, "head_dim": 256,
-                "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
-                "hidden_size": 2304, "initializer_range": 0.02, "intermediate_size": 9216,
+                "architectures": ["Gemma2ForCausalLM"], "attention_bias": false,
+                "attention_dropout": 0.0, "attn_logit_softcapping": 50.0, "bos_token_id": 2,
+                "cache_implementation": "hybrid", "eos_token_id": 1,
+                "final_logit_softcapping": 30.0, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+                "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 2304,
+                "initializer_range": 0.02, "intermediate_size": 9216,
                 "max_position_embeddings": 8192, "model_type": "gemma2", "num_attention_heads": 8,
                 "num_hidden_layers": 26, "num_key_value_heads": 4, "pad_token_id": 0,
                 "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
@@ -404,11 +421,13 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
         (
             "gemma-3-1b-pt",
             json!({
-                "architectures": ["Gemma3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-                "attn_logit_softcapping": null, "bos_token_id": 2, "cache_implementation": "hybrid",
-                "eos_token_id": 1, "final_logit_softcapping": null, "head_dim": 256,
-                "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "initializer_range": 0.02,
-                "intermediate_size": 6912, "max_position_embeddings": 32768, "model_type": "gemma3_text",
+                "architectures": ["Gemma3ForCausalLM"], "attention_bias": false,
+                "attention_dropout": 0.0, "attn_logit_softcapping": null, "bos_token_id": 2,
+                "cache_implementation": "hybrid", "eos_token_id": 1,
+                "final_logit_softcapping": null, "head_dim": 256,
+                "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152,
+                "initializer_range": 0.02, "intermediate_size": 6912,
+                "max_position_embeddings": 32768, "model_type": "gemma3_text",
                 "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 1,
                 "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6,
                 "rope_local_base_freq": 10000, "rope_scaling": null, "rope_theta": 1000000,
@@ -439,15 +458,15 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
                     "global", "local", "global", "local", "global", "local",
                     "global", "local", "global", "local", "global", "local",
                 ],
-                "attention_types": [[["global", "local"], 6]], "bos_token_id": 50256, "embed_dropout": 0,
-                "eos_token_id": 50256, "gradient_checkpointing": false, "hidden_size": 768,
-                "initializer_range": 0.02, "intermediate_size": null, "layer_norm_epsilon": 1e-5,
-                "max_position_embeddings": 2048, "model_type": "gpt_neo", "num_heads": 12,
-                "num_layers": 12, "resid_dropout": 0, "summary_activation": null,
-                "summary_first_dropout": 0.1, "summary_proj_to_labels": true,
-                "summary_type": "cls_index", "summary_use_proj": true,
-                "transformers_version": "4.9.0.dev0", "use_cache": true, "vocab_size": 50257,
-                "window_size": 256,
+                "attention_types": [[["global", "local"], 6]], "bos_token_id": 50256,
+                "embed_dropout": 0, "eos_token_id": 50256, "gradient_checkpointing": false,
+                "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": null,
+                "layer_norm_epsilon": 1e-5, "max_position_embeddings": 2048,
+                "model_type": "gpt_neo", "num_heads": 12, "num_layers": 12, "resid_dropout": 0,
+                "summary_activation": null, "summary_first_dropout": 0.1,
+                "summary_proj_to_labels": true, "summary_type": "cls_index",
+                "summary_use_proj": true, "transformers_version": "4.9.0.dev0", "use_cache": true,
+                "vocab_size": 50257, "window_size": 256,
             }),
             Read(&[]),
         ),
@@ -460,8 +479,8 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
                 "initializer_range": 0.02, "intermediate_size": 10240, "layer_norm_eps": 1e-5,
                 "max_position_embeddings": 2048, "model_type": "phi", "num_attention_heads": 32,
                 "num_hidden_layers": 32, "num_key_value_heads": 32, "partial_rotary_factor": 0.4,
-                "qk_layernorm": false, "resid_pdrop": 0.1, "rope_scaling": null, "rope_theta": 10000.0,
-                "tie_word_embeddings": false, "torch_dtype": "float16",
+                "qk_layernorm": false, "resid_pdrop": 0.1, "rope_scaling": null,
+                "rope_theta": 10000.0, "tie_word_embeddings": false, "torch_dtype": "float16",
                 "transformers_version": "4.37.0", "use_cache": true, "vocab_size": 51200,
             }),
             Read(&[]),
@@ -469,25 +488,27 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
         (
             "Phi-3-mini-4k-instruct",
             json!({
-                "architectures": ["Phi3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+                "architectures": ["Phi3ForCausalLM"], "attention_bias": false,
+                "attention_dropout": 0.0,
                 "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
                 "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
-                "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096,
-                "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32,
-                "num_key_value_heads": 32, "original_max_position_embeddings": 4096,
-                "pad_token_id": 32000, "resid_pdrop": 0.0, "rms_norm_eps": 1e-5, "rope_scaling": null,
-                "rope_theta": 10000.0, "sliding_window": 2047, "tie_word_embeddings": false,
-                "torch_dtype": "bfloat16", "transformers_version": "4.40.2", "use_cache": true,
-                "vocab_size": 32064,
+                "initializer_range": 0.02, "intermediate_size": 8192,
+                "max_position_embeddings": 4096, "model_type": "phi3", "num_attention_heads": 32,
+                "num_hidden_layers": 32, "num_key_value_heads": 32,
+                "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+                "rms_norm_eps": 1e-5, "rope_scaling": null, "rope_theta": 10000.0,
+                "sliding_window": 2047, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+                "transformers_version": "4.40.2", "use_cache": true, "vocab_size": 32064,
             }),
             Read(&[]),
         ),
         (
             "Qwen3-0.6B",
             json!({
-                "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-                "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu",
-                "hidden_size": 1024, "initializer_range": 0.02, "intermediate_size": 3072,
+                "architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
+                "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
+                "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+                "initializer_range": 0.02, "intermediate_size": 3072,
                 "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
                 "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8,
                 "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 1000000,
@@ -500,14 +521,14 @@ fn read() -> Vec<(&'static str, Value, Outcome)> {
         (
             "OLMo-2-0425-1B",
             json!({
-                "architectures": ["Olmo2ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
-                "eos_token_id": 100257, "hidden_act": "silu", "hidden_size": 2048,
-                "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 4096,
-                "model_type": "olmo2", "num_attention_heads": 16, "num_hidden_layers": 16,
-                "num_key_value_heads": 16, "pad_token_id": 100277, "rms_norm_eps": 1e-6,
-                "rope_scaling": null, "rope_theta": 500000, "tie_word_embeddings": false,
-                "torch_dtype": "float32", "transformers_version": "4.47.0", "use_cache": false,
-                "vocab_size": 100352,
+                "architectures": ["Olmo2ForCausalLM"], "attention_bias": false,
+                "attention_dropout": 0.0, "eos_token_id": 100257, "hidden_act": "silu",
+                "hidden_size": 2048, "initializer_range": 0.02, "intermediate_size": 8192,
+                "max_position_embeddings": 4096, "model_type": "olmo2", "num_attention_heads": 16,
+                "num_hidden_layers": 16, "num_key_value_heads": 16, "pad_token_id": 100277,
+                "rms_norm_eps": 1e-6, "rope_scaling": null, "rope_theta": 500000,
+                "tie_word_embeddings": false, "torch_dtype": "float32",
+                "transformers_version": "4.47.0", "use_cache": false, "vocab_size": 100352,
             }),
             Read(&[]),
         ),
@@ -532,49 +553,126 @@ fn refused() -> Vec<(&'static str, Value, Outcome)> {
     all.extend([
         (
             "Llama-2-7B-GPTQ",
-            with(llama(), json!({"quantization_config": {"bits": 4, "quant_method": "gptq", "group_size": 128}})),
+            with(
+                llama(),
+                json!({
+                    "quantization_config": {"bits": 4, "quant_method": "gptq", "group_size": 128},
+                }),
+            ),
             Refused(&["quantization_config"]),
         ),
         (
             "Llama-3.2-1B-Instruct-bnb-4bit",
-            with(llama3(), json!({"quantization_config": {"load_in_4bit": true, "quant_method": "bitsandbytes"}})),
+            with(
+                llama3(),
+                json!({
+                    "quantization_config": {"load_in_4bit": true, "quant_method": "bitsandbytes"},
+                }),
+            ),
             Refused(&["quantization_config"]),
         ),
-        ("multimodal rotary embeddings", with(qwen2(), json!({"use_mrope": true})), Refused(&["use_mrope"])),
+        (
+            "multimodal rotary embeddings",
+            with(qwen2(), json!({"use_mrope": true})),
+            Refused(&["use_mrope"]),
+        ),
         (
             "Qwen2.5-Omni's scaling",
-            with(qwen2(), json!({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}})),
+            with(
+                qwen2(),
+                json!({
+                    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+                }),
+            ),
             Refused(&["rope_scaling.rope_type", "mrope"]),
         ),
-        ("half of each head rotated", with(llama3(), json!({"partial_rotary_factor": 0.5})), Refused(&["partial_rotary_factor"])),
+        (
+            "half of each head rotated",
+            with(llama3(), json!({"partial_rotary_factor": 0.5})),
+            Refused(&["partial_rotary_factor"]),
+        ),
         (
             "the same in transformers 5",
-            with(llama3(), json!({
-                "rope_scaling": null,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5},
-            })),
+            with(
+                llama3(),
+                json!({
+                    "rope_scaling": null,
+                    "rope_parameters": {
+                        "rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5,
+                    },
+                }),
+            ),
             Refused(&["rope_parameters.partial_rotary_factor"]),
         ),
-        ("pairs side by side", with(llama3(), json!({"rope_interleaved": true})), Refused(&["rope_interleaved"])),
-        ("norms of queries and keys", with(llama3(), json!({"use_qk_norm": true})), Refused(&["use_qk_norm"])),
-        ("a cap on logits", with(llama3(), json!({"final_logit_softcapping": 30.0})), Refused(&["final_logit_softcapping"])),
-        ("Granite's multipliers", with(llama3(), json!({"embedding_multiplier": 12.0})), Refused(&["embedding_multiplier"])),
-        ("experts", with(llama3(), json!({"num_local_experts": 8})), Refused(&["num_local_experts"])),
-        ("layers of two kinds", with(llama3(), json!({"layer_types": ["full_attention", "sliding_attention"]})), Refused(&["layer_types", "sliding_attention"])),
+        (
+            "pairs side by side",
+            with(llama3(), json!({"rope_interleaved": true})),
+            Refused(&["rope_interleaved"]),
+        ),
+        (
+            "norms of queries and keys",
+            with(llama3(), json!({"use_qk_norm": true})),
+            Refused(&["use_qk_norm"]),
+        ),
+        (
+            "a cap on logits",
+            with(llama3(), json!({"final_logit_softcapping": 30.0})),
+            Refused(&["final_logit_softcapping"]),
+        ),
+        (
+            "Granite's multipliers",
+            with(llama3(), json!({"embedding_multiplier": 12.0})),
+            Refused(&["embedding_multiplier"]),
+        ),
+        (
+            "experts",
+            with(llama3(), json!({"num_local_experts": 8})),
+            Refused(&["num_local_experts"]),
+        ),
+        (
+            "layers of two kinds",
+            with(
+                llama3(),
+                json!({
+                    "layer_types": ["full_attention", "sliding_attention"],
+                }),
+            ),
+            Refused(&["layer_types", "sliding_attention"]),
+        ),
         (
             "two rotary embeddings",
-            with(qwen2(), json!({
-                "rope_theta": null,
-                "rope_parameters": {
-                    "full_attention": {"rope_type": "default", "rope_theta": 1e6},
-                    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-                },
-            })),
+            with(
+                qwen2(),
+                json!({
+                    "rope_theta": null,
+                    "rope_parameters": {
+                        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+                        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+                    },
+                }),
+            ),
             Refused(&["rope_parameters.sliding_attention"]),
         ),
-        ("a key nobody has seen, about attention", with(llama3(), json!({"attn_sharpening": 1.5})), Refused(&["`attn_sharpening` = 1.5"])),
-        ("one inside of rope_scaling", with(llama(), json!({"rope_scaling": {"type": "linear", "factor": 2.0, "warp": 3}})), Refused(&["rope_scaling.warp"])),
-        ("GPT-2 that reads another model", with(gpt2(), json!({"add_cross_attention": true})), Refused(&["add_cross_attention"])),
+        (
+            "a key nobody has seen, about attention",
+            with(llama3(), json!({"attn_sharpening": 1.5})),
+            Refused(&["`attn_sharpening` = 1.5"]),
+        ),
+        (
+            "one inside of rope_scaling",
+            with(
+                llama(),
+                json!({
+                    "rope_scaling": {"type": "linear", "factor": 2.0, "warp": 3},
+                }),
+            ),
+            Refused(&["rope_scaling.warp"]),
+        ),
+        (
+            "GPT-2 that reads another model",
+            with(gpt2(), json!({"add_cross_attention": true})),
+            Refused(&["add_cross_attention"]),
+        ),
     ]);
     all
 }

@@ -94,7 +94,11 @@ fn headers_that_are_no_json() {
 #[test]
 fn tensors_that_are_not_where_the_header_says() {
     let scratch = Scratch::copy("gpt2_plain");
-    let tensor = |dtype: &str, shape: Value, offsets: Value| json!({"t": {"dtype": dtype, "shape": shape, "data_offsets": offsets}});
+    let tensor = |dtype: &str, shape: Value, offsets: Value| {
+        json!({
+            "t": {"dtype": dtype, "shape": shape, "data_offsets": offsets},
+        })
+    };
     for header in [
         tensor("F32", json!([2]), json!([0, 12])),
         tensor("F32", json!([4]), json!([0, 16])),
@@ -261,7 +265,10 @@ fn a_configuration_of_other_sizes() {
         ),
         (
             "llama_plain",
-            json!({"hidden_size": MAX, "head_dim": MAX, "num_attention_heads": MAX, "num_key_value_heads": MAX, "vocab_size": MAX}),
+            json!({
+                "hidden_size": MAX, "head_dim": MAX, "num_attention_heads": MAX,
+                "num_key_value_heads": MAX, "vocab_size": MAX,
+            }),
             "model.embed_tokens.weight",
         ),
     ] {

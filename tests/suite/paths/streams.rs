@@ -56,7 +56,8 @@ fn what_nodes_add_is_the_residual_stream<B: Backend>(device: &B::Device) {
     }
 }
 
-/// The embedding and everything that attention and MLPs have added to it are what a block passes on.
+/// The embedding and everything that attention and MLPs have added to it are what a block passes
+/// on.
 fn what_layers_add_is_what_blocks_pass_on<B: Backend>(device: &B::Device) {
     for name in FAMILIES {
         let model = load::<B>(name, device);
@@ -147,8 +148,8 @@ fn received(input: ReceiverInput, told: &Stream, dims: &ModelDims) -> Stream {
     }
 }
 
-/// The sum of the heads goes through a norm, so what one head changes depends on the others, and two
-/// heads of a layer change something else than both by themselves.
+/// The sum of the heads goes through a norm, so what one head changes depends on the others, and
+/// two heads of a layer change something else than both by themselves.
 fn heads_before_a_norm_change_what_it_gives<B: Backend>(device: &B::Device) {
     for name in ["gemma2_plain", "olmo2_plain"] {
         let model = load::<B>(name, device);

@@ -1,17 +1,20 @@
 //! Inputs: those that a model cannot read, and rows that do not fit the budget.
 
 use burn::backend::Flex;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_align::engine::{
     Edit, Indices, LogitPositions, Plan, PlanError, RunOptions, Units, WorldInput,
 };
-use burn_align_models::{InputKinds, TokensError};
+use burn_align_models::{
+    Component, Decoder, FromPretrained, InputKinds, LoadOptions, Site, TokensError,
+};
 
 use super::{
-    OUTPUT, QUERY, SWAP, assert_says, base, each, edited, interventions, refused, refused_by, swap,
+    OUTPUT, QUERY, SWAP, ZERO, assert_says, base, each, edited, interventions, refused, refused_by,
+    swap, zero,
 };
 use crate::counted::Counted;
-use crate::support::{load, tokens};
+use crate::support::{checkpoints, load, tokens};
 
 #[test]
 fn input_that_the_model_cannot_read() {
@@ -106,7 +109,8 @@ fn vectors_of_another_width() {
     );
     assert_says(
         &error,
-        "input 0: the model reads token ids, or vectors of 16 features; found vectors of 15 features",
+        "input 0: the model reads token ids, or vectors of 16 features; found vectors of 15 \
+         features",
     );
 }
 
@@ -123,6 +127,76 @@ fn tokens_beside_vectors() {
         "expected all inputs to be token ids, all to be vectors, or all to be resumed runs; found \
          several kinds",
     );
+}
+
+/// A frozen plan goes on from the residual stream of the model that it was frozen on.
+#[test]
+fn a_frozen_plan_on_another_model() {
+    let model = load::<Flex>("gpt2_plain", &Default::default());
+    let other = load::<Flex>("llama_gqa", &Default::default());
+    let mut plan = Plan::new();
+    let late = Site::Block(1, Component::MlpOutput);
+    edited(&mut plan, zero(late, Units::position(2)));
+    let options = RunOptions::default();
+    let frozen = [&model, &other].map(|model| {
+        let frozen = plan.freeze(model, &interventions(), |it| it == ZERO, &options);
+        frozen.expect("it can be frozen")
+    });
+    let counted = Counted::new(other.clone());
+    let error = frozen[0].run(&counted, &interventions());
+    let error = error.expect_err("refused");
+    let naive = frozen[0].run_naively(&counted, &interventions());
+    assert_eq!(naive.expect_err("refused"), error);
+    let explained = frozen[0].explain(&counted).map(drop);
+    assert_eq!(explained.expect_err("refused"), error);
+    assert_eq!(counted.stages(), 0);
+    assert_says(
+        &error,
+        "input 0: the plan was frozen on a model with another number of key-value heads: expected \
+         4, found 2; run it on the model that it was frozen on, or freeze the whole plan on this \
+         one",
+    );
+
+    // Of the same sizes, with blocks that are made up differently.
+    let error = frozen[0].run(&Counted::new(model.clone()), &interventions());
+    let error = error.expect_err("refused");
+    let is_of_layout = matches!(
+        error,
+        PlanError::FrozenMisfit {
+            input: 0,
+            what: "layout of its layers",
+            ..
+        }
+    );
+    assert!(is_of_layout, "{error}");
+
+    // The same model in another dtype.
+    let rounded = LoadOptions::default().with_dtype(DType::BF16);
+    let folder = checkpoints()["gpt2_plain"].clone();
+    let rounded = Decoder::<Flex>::from_pretrained(folder.as_path(), &rounded, &Default::default());
+    let rounded = rounded.expect("the fixture loads").model;
+    let error = frozen[0].run(&rounded, &interventions());
+    let expected = PlanError::FrozenMisfit {
+        input: 0,
+        what: "dtype",
+        expected: "F32".to_owned(),
+        found: "BF16".to_owned(),
+    };
+    assert_eq!(error.expect_err("refused"), expected);
+
+    // Some of the examples run where all of them do.
+    let part = frozen[0].examples(&[1]).expect("it has two");
+    part.run(&model.clone(), &interventions()).expect("right");
+    let error = part.run(&other, &interventions()).expect_err("refused");
+    assert!(matches!(error, PlanError::FrozenMisfit { .. }), "{error}");
+
+    // Parts of one plan that were frozen on different models.
+    let expected = PlanError::Different {
+        what: "number of key-value heads",
+        expected: "4".to_owned(),
+        found: "2".to_owned(),
+    };
+    assert_eq!(Plan::join(&frozen).expect_err("refused"), expected);
 }
 
 #[test]

@@ -221,7 +221,8 @@ fn the_fact_moves_to_the_last_token_in_layer_23() {
         };
         let found = swapped(&grid);
         assert_grid("blocks", &found, &expected.blocks);
-        // What is the same in both prompts changes nothing, before the country and in the embedding.
+        // What is the same in both prompts changes nothing, before the country and in the
+        // embedding.
         for at in [0, 1, 2, 4] {
             let embedding = found.values[0][at];
             assert_close("embedding", embedding, expected.unchanged, PROBABILITIES);
@@ -314,8 +315,8 @@ fn path_patching_is_that_of_hooks() {
     });
 }
 
-/// `generate` of transformers 4.57 goes on like this, from the dequantised weights. llama.cpp, which
-/// rounds activations to 8 bits, says something else after the first sentence.
+/// `generate` of transformers 4.57 goes on like this, from the dequantised weights. llama.cpp,
+/// which rounds activations to 8 bits, says something else after the first sentence.
 #[test]
 fn it_says_what_transformers_says() {
     with_smollm2(|it| {

@@ -1,5 +1,5 @@
-//! Chats: text and ids of `apply_chat_template` (`tests/fixtures/make_chats.py`), and where messages
-//! are among the tokens.
+//! Chats: text and ids of `apply_chat_template` (`tests/fixtures/make_chats.py`), and where
+//! messages are among the tokens.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -279,7 +279,10 @@ fn what_auto_tokenizer_cannot_read_is_noted() {
     // It requires a tokenizer.model.
     let read = |json: &str| Tokenizer::from_files(config(json)).expect("a tokenizer");
     let prefix = read(
-        r#"{"tokenizer_class": "LlamaTokenizer", "add_prefix_space": true, "bos_token": "<|endoftext|>"}"#,
+        r#"{
+            "tokenizer_class": "LlamaTokenizer", "add_prefix_space": true,
+            "bos_token": "<|endoftext|>"
+        }"#,
     );
     assert!(
         prefix.notes()[0].contains("add_prefix_space"),

@@ -56,8 +56,9 @@ pub(crate) struct Mapping {
     pub(crate) write: fn(&DecoderConfig) -> Value,
     /// Prefix of the names of all tensors but the head's; a checkpoint may lack it.
     pub(crate) prefix: &'static str,
-    /// Modules of [`Decoder`](super::Decoder) by their paths, with `*` for the layer, and their names
-    /// in checkpoints, without the prefix; lists that some families share. The head is `lm_head`.
+    /// Modules of [`Decoder`](super::Decoder) by their paths, with `*` for the layer, and their
+    /// names in checkpoints, without the prefix; lists that some families share. The head is
+    /// `lm_head`.
     pub(crate) names: &'static [&'static [(&'static str, &'static str)]],
     /// Whether the matrices of blocks are stored `[d_input, d_output]`, as in GPT-2's `Conv1D`.
     pub(crate) input_first: bool,

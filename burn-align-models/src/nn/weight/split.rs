@@ -69,7 +69,7 @@ impl<B: Backend> Split<B> {
     }
 
     /// Rows or columns, whichever the parts are made of, in as many tensors as they are spread
-    /// over.
+    /// over: none, if the range is empty.
     pub(super) fn within(&self, range: Range<usize>) -> Vec<Tensor<B, 2>> {
         let mut first = 0;
         let parts = self.parts.iter().filter_map(|part| {

@@ -105,8 +105,9 @@ fn convert(
         class: class.name.to_owned(),
         reason: reason.to_owned(),
     };
-    const REMEDY: &str = "save the folder with `AutoTokenizer.from_pretrained(…).save_pretrained(…)` \
-                          of `transformers`, which writes tokenizer.json";
+    const REMEDY: &str = "save the folder with \
+                          `AutoTokenizer.from_pretrained(…).save_pretrained(…)` of \
+                          `transformers`, which writes tokenizer.json";
     match class.source {
         Source::Gpt2 | Source::Qwen2 => match (&files.vocab, &files.merges) {
             (Some(vocab), Some(merges)) => bpe::convert(class.source, vocab, merges, settings),

@@ -36,10 +36,10 @@ pub(super) fn load<B: Backend>(
         jump_relu(&mut weights, "threshold", parts.features(), device)?;
     weights.finish()?;
     if place.is_embedding {
-        // Trained on embeddings as stored; the model multiplies them by √d. `b_dec` would scale with
-        // them too, but SAELens (6.54) leaves it as it is, and this is the dictionary that others
-        // compute with. It only moves a constant between the reconstruction and its error: features
-        // and the effects of changing them are the same.
+        // Trained on embeddings as stored; the model multiplies them by √d. `b_dec` would scale
+        // with them too, but SAELens (6.54) leaves it as it is, and this is the dictionary that
+        // others compute with. It only moves a constant between the reconstruction and its error:
+        // features and the effects of changing them are the same.
         let [d_in, _feature] = parts.encoder.shape;
         let scale = (d_in as f32).sqrt();
         parts.encoder = parts.encoder.times(1.0 / scale);

@@ -5,12 +5,13 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_align_models::KeysValues;
 
 use super::{Cache, CachedLayer, CachedRow, Chosen};
 use crate::engine::groups::{GroupOf, Groups};
 use crate::engine::layout::{Layout, int_tensor};
+use crate::engine::origin::Origin;
 use crate::engine::plan::{Plan, WorldId, WorldInput};
 use crate::engine::schedule::Schedule;
 
@@ -88,13 +89,14 @@ pub(super) fn classes<'p, B: Backend>(
 /// Rows of worlds, as `(world, example)`, with what they continue; `None` if a layer that attends
 /// has not kept its keys and values.
 ///
-/// - dtype: what the model computes in
+/// - kept: what the model's layers have kept
+/// - origin: the model
 pub(in crate::engine) fn keep<B: Backend>(
     plan: &Plan<B>,
     schedule: &Schedule,
     pass: usize,
     worlds: &[WorldId],
-    (kept, dtype): (&[KeysValues<B>], DType),
+    (kept, origin): (&[KeysValues<B>], &Origin),
 ) -> Option<Vec<(WorldId, usize, CachedRow<B>)>> {
     let computed = computed(schedule, pass, kept)?;
     let mut tokens_known = Known::new();
@@ -143,7 +145,7 @@ pub(in crate::engine) fn keep<B: Backend>(
         let cache = Arc::new(Cache {
             rows: rows.len(),
             len,
-            dtype,
+            origin: origin.clone(),
             layers,
         });
         for (row, (world, example)) in rows.into_iter().enumerate() {

@@ -1,4 +1,5 @@
-//! How many rows have which length and begin at which position, and which of them are computed alike.
+//! How many rows have which length and begin at which position, and which of them are computed
+//! alike.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

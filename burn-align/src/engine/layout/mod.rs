@@ -18,8 +18,8 @@ use super::Indices;
 use super::groups::{Groups, Sizes};
 use super::wanted::Wanted;
 
-/// Where the positions of a stage's rows are. Rows are counted in 32 bits: a schedule has one of these
-/// for nearly every layer.
+/// Where the positions of a stage's rows are. Rows are counted in 32 bits: a schedule has one of
+/// these for nearly every layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     /// Number of positions of the longest row of the pass.
@@ -28,7 +28,8 @@ pub(super) struct Layout {
     first_rows: Vec<u32>,
     rows: Vec<Row>,
     /// For each row, the input and the example whose keys and values before the row's start are
-    /// cached from an earlier pass. Nothing else is known of these positions. Empty if there are none.
+    /// cached from an earlier pass. Nothing else is known of these positions. Empty if there are
+    /// none.
     kept: Vec<Option<(usize, usize)>>,
     /// Suffixes that begin and end alike; `None` if all rows are computed as wholes.
     classes: Option<Vec<Class>>,
@@ -378,8 +379,8 @@ impl Layout {
         here.first_token + position - start
     }
 
-    /// The first position after `positions.start`, up to its end, at which not all of these rows are the same
-    /// row.
+    /// The first position after `positions.start`, up to its end, at which not all of these rows
+    /// are the same row.
     pub(super) fn shared(&self, rows: &[usize], positions: Range<usize>) -> usize {
         let differs = |position: &usize| {
             let mut rows = rows.iter().map(|row| self.token(*row, *position));

@@ -10,7 +10,7 @@ use burn_align_models::{
 
 use super::check_world;
 use crate::engine::cache::Continued;
-use crate::engine::memory::dtype;
+use crate::engine::origin::{Difference, Origin};
 use crate::engine::plan::{Plan, Read, WorldId};
 use crate::engine::stages::Stages;
 use crate::engine::{PlanError, WorldInput};
@@ -61,7 +61,9 @@ pub(super) fn check_inputs<B: Backend, M: AlignableTransformer<B>>(
     let is_continued = |input: &WorldInput<B>| matches!(input, WorldInput::Continued(_));
     let any_continued = plan.inputs.iter().any(is_continued);
     let needs_rows = any_continued && !Stages::new(layout).run_suffixes();
-    let dtype = any_continued.then(|| dtype(model));
+    let goes_on =
+        |input: &WorldInput<B>| matches!(input, WorldInput::Resumed(_) | WorldInput::Continued(_));
+    let origin = plan.inputs.iter().any(goes_on).then(|| Origin::of(model));
     // Rows share caches.
     let mut fitting: HashSet<usize> = HashSet::new();
     for (index, input) in plan.inputs.iter().enumerate() {
@@ -92,14 +94,28 @@ pub(super) fn check_inputs<B: Backend, M: AlignableTransformer<B>>(
                 batch.check(dims)
             }
             WorldInput::Features(features) => check_features_input(features.dims(), dims),
-            WorldInput::Resumed(_) => {
+            WorldInput::Resumed(run) => {
                 resumed += 1;
+                let difference = |model| run.origin.difference(model);
+                if let Some(difference) = origin.as_ref().and_then(difference) {
+                    let Difference {
+                        what,
+                        expected,
+                        found,
+                    } = difference;
+                    return Err(PlanError::FrozenMisfit {
+                        input: index,
+                        what,
+                        expected,
+                        found,
+                    });
+                }
                 Ok(())
             }
             WorldInput::Continued(row) => {
                 continued += 1;
                 let is_new = fitting.insert(Arc::as_ptr(&row.past.cache) as usize);
-                let fits = || dtype.is_some_and(|dtype| row.past.fits(layout, dtype));
+                let fits = || origin.as_ref().is_some_and(|model| row.past.is_of(model));
                 if needs_rows || (is_new && !fits()) {
                     return Err(PlanError::CacheMisfit { input: index });
                 }

@@ -2,17 +2,15 @@
 
 use std::fmt;
 
-use burn::tensor::backend::Backend;
 use burn_align_models::{ModelLayout, Site, SiteDims, SiteWidth};
 
 use crate::engine::groups::Sizes;
-use crate::engine::plan::{Edit, LogitPositions, Plan, WorldId};
+use crate::engine::plan::{Edit, LogitPositions, WorldId};
 use crate::engine::stages::{Stage, Stages};
 use crate::engine::{Indices, PlanError, Units};
 
 /// Checks parts of activations against the sizes of a plan and a model.
-pub(super) struct Checker<'a, B: Backend> {
-    pub(super) plan: &'a Plan<B>,
+pub(super) struct Checker<'a> {
     pub(super) layout: &'a ModelLayout,
     pub(super) stages: &'a Stages,
     pub(super) sizes: &'a Sizes,
@@ -20,7 +18,7 @@ pub(super) struct Checker<'a, B: Backend> {
     pub(super) start: Stage,
 }
 
-impl<B: Backend> Checker<'_, B> {
+impl Checker<'_> {
     /// What an intervention gets of these units: `[batch, unit, d_site]`.
     pub(super) fn shape(
         &self,
@@ -120,11 +118,12 @@ impl<B: Backend> Checker<'_, B> {
         world: WorldId,
         positions: &LogitPositions,
     ) -> Result<(), PlanError> {
+        let input = self.sizes.of(world.0);
         // Every example has a last token, which is computed unless keys and values are cached.
-        if *positions == LogitPositions::Last && self.sizes.of(world.0).starts.is_none() {
+        if *positions == LogitPositions::Last && input.starts.is_none() {
             return Ok(());
         }
-        let units = positions.units(self.plan.input_of(world));
+        let units = positions.units(&input.lengths);
         self.positions(world, &units.positions, &"logits")?;
         Ok(())
     }

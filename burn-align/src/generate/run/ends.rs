@@ -18,8 +18,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
             return Ok(Some(Finish::StopToken(token)));
         }
         if let Some((tokenizer, texts)) = &self.options.stop_texts {
-            // A text has no more tokens than bytes, and one that has just been completed has the last
-            // token.
+            // A text has no more tokens than bytes, and one that has just been completed has the
+            // last token.
             let longest = texts.iter().map(String::len).max().unwrap_or(0);
             let start = row.history.len() - new.len().min(longest);
             let text = added(tokenizer, row.history.split_at(start));
@@ -36,8 +36,8 @@ impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B
         Ok(is_full.then_some(Finish::ModelEnd))
     }
 
-    /// The rows that go on: those that have not ended, and those that they take from. A row that takes
-    /// from one whose text fills the model ends with it.
+    /// The rows that go on: those that have not ended, and those that they take from. A row that
+    /// takes from one whose text fills the model ends with it.
     pub(super) fn going(&self, rows: &mut [Row<B>]) -> BTreeSet<usize> {
         let most = self.model.dims().max_positions.unwrap_or(usize::MAX);
         let sources = |row: &Row<B>| {

@@ -11,8 +11,8 @@ use crate::generate::{GenerateError, SamplingError};
 use crate::interventions::Intervention;
 
 impl<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>> Generator<'_, B, M, I> {
-    /// The error of a token that could not be chosen. If a step computed logits that are not finite,
-    /// it says where that begins; in the prompts,
+    /// The error of a token that could not be chosen. If a step computed logits that are not
+    /// finite, it says where that begins; in the prompts,
     /// [`Plan::find_non_finite`](crate::engine::Plan::find_non_finite) does.
     ///
     /// - step: the number of tokens that rows had

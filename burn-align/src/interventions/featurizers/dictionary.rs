@@ -11,9 +11,9 @@ use crate::dictionaries::{
 use crate::interventions::parts::{Part, PartError, Reader, Writer};
 use crate::saved::SaveInterventionsError;
 
-/// The features of a [`Dictionary`] that is an autoencoder. What it does not reconstruct, its error,
-/// stays in the activation: `x + (f′ - f) W_dec`, so that nothing changes if no feature does. It is
-/// not trained; gradients flow through it.
+/// The features of a [`Dictionary`] that is an autoencoder. What it does not reconstruct, its
+/// error, stays in the activation: `x + (f′ - f) W_dec`, so that nothing changes if no feature
+/// does. It is not trained; gradients flow through it.
 ///
 /// # When it misleads
 /// See [`dictionaries`](crate::dictionaries#when-it-misleads).

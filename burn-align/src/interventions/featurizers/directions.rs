@@ -15,7 +15,7 @@ use crate::saved::SaveInterventionsError;
 ///
 /// | operation | `h` becomes |
 /// | --- | --- |
-/// | [`ConstantSource`](crate::interventions::ConstantSource) (add) of `[c]` | `h + c v`: additive |
+/// | [`ConstantSource`](crate::interventions::ConstantSource): add `[c]` | `h + c v`: additive |
 /// | [`AddNorm`](crate::interventions::AddNorm) | `h + c ‖h‖ v`: norm-scaled |
 /// | [`Fill::ZERO`](crate::interventions::Fill::ZERO) | `(I - v vᵀ) h`: projected out |
 /// | [`Scale`](crate::interventions::Scale) | `(I - v vᵀ) h + c v vᵀ h` |

@@ -7,8 +7,8 @@ use super::Mask;
 use crate::interventions::parts::{Part, PartError, Reader, Writer};
 use crate::saved::SaveInterventionsError;
 
-/// The share `σ(mᵢ / T)` of feature `i` is changed (differential binary masking; Davies et al. 2023,
-/// arXiv 2307.03637).
+/// The share `σ(mᵢ / T)` of feature `i` is changed (differential binary masking; Davies et al.
+/// 2023, arXiv 2307.03637).
 #[derive(Module, Debug)]
 #[doc(alias = "DBM")]
 pub struct SigmoidMask<B: Backend> {

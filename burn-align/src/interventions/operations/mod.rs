@@ -1,7 +1,7 @@
 //! What is done to features, one operation a file.
 //!
-//! To add an operation: a file, its `mod` line, and a row of the table. It is then an intervention by
-//! itself, goes with every featurizer and mask, and is saved.
+//! To add an operation: a file, its `mod` line, and a row of the table. It is then an intervention
+//! by itself, goes with every featurizer and mask, and is saved.
 
 mod arithmetic;
 mod clamp;

@@ -6,8 +6,8 @@ use burn::tensor::backend::Backend;
 use super::{Change, Features, Operation};
 use crate::interventions::parts::saved_as_numbers;
 
-/// The interchange intervention: the source's features replace the base's (Geiger et al. 2021, arXiv
-/// 2106.02997).
+/// The interchange intervention: the source's features replace the base's (Geiger et al. 2021,
+/// arXiv 2106.02997).
 #[derive(Module, Clone, Debug, Default)]
 #[doc(alias = "interchange intervention")]
 #[doc(alias = "activation patching")]

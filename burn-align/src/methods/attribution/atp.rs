@@ -7,7 +7,7 @@ use burn_align_models::{AlignableTransformer, Component, Site, SublayerOutput};
 use super::check::check_tracked;
 use super::gradients::{CUT, Part, check_metrics, numbers_of, size_of};
 use super::memory::{row_bytes, rows_at_once};
-use super::parts::{logit_count, parts, plan_of};
+use super::parts::{logit_count, parts, tracked_plan_of};
 use super::probes::sizes;
 use super::qk::{QkFix, side};
 use super::{AttributionError, Metric, NodeEffects, Patching};
@@ -101,7 +101,8 @@ impl AtpOptions {
 /// type A = Autodiff<Flex>;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<A>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<A>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let clean = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let corrupt = tokenizer.encode_batch(["The capital of Italy is"])?;
@@ -165,12 +166,7 @@ where
     let kept = numbers_of::<A, M>(model, &weights, pos)? * (cuts.len() + 2);
     let read = numbers_of::<A, M>(model, &all, pos)? + kept;
     let rows = rows_at_once(row_bytes(model, pos, logits, read), &options.run)?;
-    let mut found = NodeEffects {
-        direction: patching.direction(),
-        base: Vec::new(),
-        source: Vec::new(),
-        effects: vec![Vec::new(); nodes.len()],
-    };
+    let mut found = NodeEffects::unmeasured(patching.direction(), nodes.len());
     for examples in parts(patching.batch(), rows) {
         let part = Part {
             model,
@@ -179,8 +175,8 @@ where
             size: size_of(patching.base(), &examples),
             options: &options.run,
         };
-        let (plan, [source]) = plan_of([patching.source()], &examples)?;
-        let (sources, value) = part.run(&mut plan.from_inner::<A>(), source, &whole)?;
+        let (mut plan, [source]) = tracked_plan_of::<A, 1>([patching.source()], &examples)?;
+        let (sources, value) = part.run(&mut plan, source, &whole)?;
         found.source.extend(read_numbers(value)?);
 
         let mut sums = vec![vec![0.0; examples.len()]; nodes.len()];
@@ -188,9 +184,8 @@ where
         let mut base_weights: Vec<Tensor<A::InnerBackend, 3>> = Vec::new();
         let mut weight_gradients = Vec::new();
         for (pass, cut) in cuts.iter().enumerate() {
-            let (plan, [base]) = plan_of([patching.base()], &examples)?;
+            let (plan, [base]) = tracked_plan_of::<A, 1>([patching.base()], &examples)?;
             let after = cut.clone().unwrap_or_default();
-            let plan = plan.from_inner::<A>();
             let mut run = part.differentiate(plan, base, &all, Vec::new(), after)?;
             // Activations do not depend on what the gradient goes through.
             if pass == 0 {

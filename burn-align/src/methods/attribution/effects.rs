@@ -24,6 +24,16 @@ pub struct NodeEffects {
 }
 
 impl NodeEffects {
+    /// Of nodes of which no example has been measured.
+    pub(super) fn unmeasured(direction: PatchDirection, nodes: usize) -> Self {
+        Self {
+            direction,
+            base: Vec::new(),
+            source: Vec::new(),
+            effects: vec![Vec::new(); nodes],
+        }
+    }
+
     /// The mean effect of each node over examples.
     pub fn means(&self) -> Vec<f64> {
         let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;

@@ -34,12 +34,15 @@ pub fn patch_nodes<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     options: &RunOptions,
 ) -> Result<NodeEffects, AttributionError> {
     check_patching(model, patching, nodes, metric)?;
-    let worlds = nodes.iter().map(|(site, units)| {
-        move |_plan: &mut Plan<B>, source: WorldId| {
-            vec![Edit::from_world(source, *site, units.clone(), REPLACE)]
-        }
-    });
+    let worlds = nodes
+        .iter()
+        .map(|node| move |_plan: &mut Plan<B>, source: WorldId| vec![patched(node, source)]);
     measure(model, patching, worlds.collect(), metric, options)
+}
+
+/// The edit by which a node takes the source's activation.
+pub(super) fn patched((site, units): &(Site, Units), source: WorldId) -> Edit {
+    Edit::from_world(source, *site, units.clone(), REPLACE)
 }
 
 /// Measures the metric of the base, of the source, and of the base under the edits that each of
@@ -62,12 +65,7 @@ where
     let units = logit_count(&metric.positions(), patching.base().pos());
     let of_world = batch * units * model.dims().vocab;
     let at_once = (LOGITS_AT_ONCE / of_world.max(1)).max(1);
-    let mut found = NodeEffects {
-        direction: patching.direction(),
-        base: Vec::new(),
-        source: Vec::new(),
-        effects: Vec::new(),
-    };
+    let mut found = NodeEffects::unmeasured(patching.direction(), 0);
     for chunk in worlds.chunks(at_once) {
         let mut plan = Plan::<B>::new();
         let base_input = plan.input(patching.base().clone());

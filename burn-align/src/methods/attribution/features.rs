@@ -10,7 +10,7 @@ use super::effects::ranked;
 use super::exact::measure;
 use super::gradients::{ADD, Part, check_metrics, interventions, numbers_of, size_of};
 use super::memory::{row_bytes, rows_at_once};
-use super::parts::{logit_count, parts, plan_of, sites_of};
+use super::parts::{logit_count, parts, sites_of, tracked_plan_of};
 use super::probes::sizes;
 use super::{AttributionError, Metric, NodeEffects, Patching};
 use crate::dictionaries::{Dictionary, DictionaryKind, FeatureSelection};
@@ -108,12 +108,11 @@ where
             options,
         };
         let own = sites_of(&sites, &examples);
-        let (plan, [source]) = plan_of([patching.source()], &examples)?;
-        let (sources, value) = part.run(&mut plan.from_inner::<A>(), source, &own)?;
+        let (mut plan, [source]) = tracked_plan_of::<A, 1>([patching.source()], &examples)?;
+        let (sources, value) = part.run(&mut plan, source, &own)?;
         found.source.extend(read_numbers(value)?);
-        let (plan, [base]) = plan_of([patching.base()], &examples)?;
-        let mut run =
-            part.differentiate(plan.from_inner::<A>(), base, &own, Vec::new(), Vec::new())?;
+        let (plan, [base]) = tracked_plan_of::<A, 1>([patching.base()], &examples)?;
+        let mut run = part.differentiate(plan, base, &own, Vec::new(), Vec::new())?;
         found.base.extend(read_numbers(run.metric)?);
 
         // The gradient is that of what is written.

@@ -6,7 +6,7 @@ use burn_align_models::{AlignableTransformer, Site};
 
 use super::check::check_input;
 use super::memory::{row_bytes, rows_at_once, unlimited};
-use super::parts::{logit_count, parts, plan_of, positions_of, sites_of};
+use super::parts::{logit_count, parts, positions_of, read_all, sites_of, tracked_plan_of};
 use super::probes::sizes;
 use super::{AttributionError, Metric, Patching, Probes};
 use crate::engine::{
@@ -85,7 +85,7 @@ where
     let mut found: Vec<[Vec<Tensor<A::InnerBackend, 3>>; 2]> = Vec::new();
     found.resize_with(sites.len(), Default::default);
     for examples in parts(input.batch(), rows) {
-        let (plan, [id]) = plan_of([&input], &examples)?;
+        let (plan, [id]) = tracked_plan_of::<A, 1>([&input], &examples)?;
         let own = sites_of(sites, &examples);
         let size = size_of(&input, &examples);
         let all = input.lengths();
@@ -97,7 +97,7 @@ where
             size,
             options,
         };
-        let run = part.differentiate(plan.from_inner::<A>(), id, &own, Vec::new(), Vec::new())?;
+        let run = part.differentiate(plan, id, &own, Vec::new(), Vec::new())?;
         values.extend(read_numbers(run.metric)?);
         let both = run.activations.into_iter().zip(run.gradients);
         for (index, (activation, gradient)) in both.enumerate() {
@@ -180,10 +180,8 @@ impl<M, T: Metric> Part<'_, M, T> {
         let (probes, zeros) = Probes::new(&mut plan, self.model, self.size, sites, ADD)?;
         let edits = before.into_iter().chain(zeros).chain(after);
         let world = plan.world(input, edits);
-        let reads = sites.iter().chain(others);
-        let reads: Vec<_> = reads
-            .map(|(site, units)| plan.read(world, *site, units.clone()))
-            .collect();
+        let mut reads = read_all(&mut plan, world, sites);
+        reads.extend(read_all(&mut plan, world, others));
         let logits = plan.read_logits(world, positions_of(self.metric.positions(), self.examples));
         let results = plan.run_with(self.model, &interventions::<A>(), &unlimited(self.options))?;
         let values = self.metric.values(results.get(logits), self.examples); // [batch]
@@ -209,10 +207,7 @@ impl<M, T: Metric> Part<'_, M, T> {
         M: AlignableTransformer<B>,
     {
         let world = plan.world(input, []);
-        let reads = sites.iter();
-        let reads: Vec<_> = reads
-            .map(|(site, units)| plan.read(world, *site, units.clone()))
-            .collect();
+        let reads = read_all(plan, world, sites);
         let logits = plan.read_logits(world, positions_of(self.metric.positions(), self.examples));
         let results = plan.run_with(self.model, &interventions::<B>(), &unlimited(self.options))?;
         let values = self.metric.values(results.get(logits), self.examples);

@@ -10,7 +10,7 @@ use super::atp::{SiteList, difference};
 use super::check::check_tracked;
 use super::gradients::{ADD, Part, REPLACE, check_metrics, interventions, numbers_of, size_of};
 use super::memory::{row_bytes, rows_at_once, unlimited};
-use super::parts::{logit_count, parts, plan_of, positions_of, sites_of};
+use super::parts::{logit_count, parts, positions_of, sites_of, tracked_plan_of};
 use super::{AttributionError, Metric, NodeEffects, Patching, Probes};
 use crate::engine::{Edit, InputId, Operand, Plan, RunOptions, Units, read_numbers};
 
@@ -152,12 +152,7 @@ where
         (None, None) => ROWS,
         _ => rows,
     };
-    let mut found = NodeEffects {
-        direction: patching.direction(),
-        base: Vec::new(),
-        source: Vec::new(),
-        effects: vec![Vec::new(); nodes.len()],
-    };
+    let mut found = NodeEffects::unmeasured(patching.direction(), nodes.len());
     for examples in parts(patching.batch(), rows) {
         let integration = Integration {
             part: Part {
@@ -217,8 +212,8 @@ where
     fn ends(&self, sites: &[(Site, Units)]) -> Result<Ends<A>, AttributionError> {
         let (mut activations, mut metric) = (Vec::new(), Vec::new());
         for input in [self.patching.base(), self.patching.source()] {
-            let (plan, [id]) = plan_of([input], self.part.examples)?;
-            let (found, values) = self.part.run(&mut plan.from_inner::<A>(), id, sites)?;
+            let (mut plan, [id]) = tracked_plan_of::<A, 1>([input], self.part.examples)?;
+            let (found, values) = self.part.run(&mut plan, id, sites)?;
             activations.push(found.into_iter().map(Tensor::inner));
             metric.push(read_numbers(values)?);
         }
@@ -236,8 +231,9 @@ where
 
     /// A plan of the base, on the backend with gradients.
     fn plan(&self) -> Result<(Plan<A>, InputId), AttributionError> {
-        let (plan, [base]) = plan_of([self.patching.base()], self.part.examples)?;
-        Ok((plan.from_inner::<A>(), base))
+        let base = [self.patching.base()];
+        let (plan, [base]) = tracked_plan_of::<A, 1>(base, self.part.examples)?;
+        Ok((plan, base))
     }
 
     fn along_embedding(&self) -> Result<Effects, AttributionError> {
@@ -357,8 +353,12 @@ where
     }
 }
 
-/// A point between base and source.
-fn point<B: Backend>(base: &Tensor<B, 3>, change: &Tensor<B, 3>, share: f64) -> Tensor<B, 3> {
+/// A point on the way from the base to the source.
+pub(in crate::methods) fn point<B: Backend>(
+    base: &Tensor<B, 3>,
+    change: &Tensor<B, 3>,
+    share: f64,
+) -> Tensor<B, 3> {
     base.clone().cast(change.dtype()) + change.clone() * share
 }
 

@@ -2,11 +2,11 @@
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::nn::soft_cap;
-use burn_align_models::{AlignableTransformer, Component, Site};
+use burn_align_models::{AlignableTransformer, Site};
 
 use super::Metric;
 use super::parts::positions_of;
-use crate::engine::{Indices, LogitPositions, Plan, ReadId, Units, WorldId};
+use crate::engine::{Plan, ReadId, WorldId};
 
 /// A metric, and what it reads of a run.
 pub(in crate::methods) struct Measured<'a, B: Backend, M, T> {
@@ -31,8 +31,7 @@ struct Few<B: Backend, T> {
 impl<'a, B: Backend, M: AlignableTransformer<B>, T: Metric> Measured<'a, B, M, T> {
     /// - metric: that fits the model
     pub(in crate::methods) fn new(model: &'a M, metric: &'a T) -> Self {
-        let layers = model.layout().layers().len();
-        let last = Site::Block(layers.saturating_sub(1), Component::BlockOutput);
+        let last = model.dims().last_stream();
         let readout = model.readout().filter(|_| model.site(last).is_some());
         let few = readout.zip(metric.narrowed());
         let few = few.map(|(readout, (tokens, metric))| {
@@ -71,15 +70,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>, T: Metric> Measured<'a, B, M, T
         let Some(few) = &self.few else {
             return plan.read_logits(world, positions);
         };
-        let units = Units::positions(match positions {
-            LogitPositions::All => Indices::All,
-            LogitPositions::Last => {
-                let lengths = lengths.iter();
-                Indices::one_each(lengths.map(|length| length.saturating_sub(1)))
-            }
-            LogitPositions::Each(each) => Indices::Each(each),
-        });
-        plan.read(world, few.last, units)
+        plan.read(world, few.last, positions.units(lengths))
     }
 
     /// The metric of some examples in each of some worlds, one world after the other.

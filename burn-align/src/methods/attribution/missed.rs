@@ -6,8 +6,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::check::check_patching;
-use super::exact::measure;
-use super::gradients::REPLACE;
+use super::exact::{measure, patched};
 use super::statistics::{mean_and_variance, student_t_upper};
 use super::{AttributionError, Metric, Patching};
 use crate::engine::{Edit, Plan, RunOptions, Units, WorldId};
@@ -148,13 +147,14 @@ pub fn bound_missed<B: Backend, M: AlignableTransformer<B>, T: Metric>(
         });
     }
     let rest = (0..nodes.len()).filter(|node| !verified.contains(node));
-    let rest: Vec<usize> = rest.collect();
+    let mut found = MissedBound {
+        nodes: rest.collect(),
+        estimates: Vec::new(),
+        bounds: Vec::new(),
+    };
+    let rest = &found.nodes;
     if rest.is_empty() {
-        return Ok(MissedBound {
-            nodes: rest,
-            estimates: Vec::new(),
-            bounds: Vec::new(),
-        });
+        return Ok(found);
     }
     let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
     // [sample][node of the rest]
@@ -163,36 +163,27 @@ pub fn bound_missed<B: Backend, M: AlignableTransformer<B>, T: Metric>(
         drawn.collect::<Vec<bool>>()
     });
     let subsets: Vec<Vec<bool>> = subsets.collect();
-    let rest = &rest;
     let worlds = subsets.iter().map(|subset| {
         move |_plan: &mut Plan<B>, source: WorldId| {
             let chosen = rest.iter().zip(subset).filter(|(_, is_in)| **is_in);
-            let edits = chosen.map(|(node, _)| {
-                let (site, units) = &nodes[*node];
-                Edit::from_world(source, *site, units.clone(), REPLACE)
-            });
+            let edits = chosen.map(|(node, _)| patched(&nodes[*node], source));
             edits.collect::<Vec<Edit>>()
         }
     });
-    let found = measure(model, patching, worlds.collect(), metric, &options.run)?;
-    let effects = found.means();
+    let measured = measure(model, patching, worlds.collect(), metric, &options.run)?;
+    let effects = measured.means();
     let tail = (1.0 - options.confidence) / (2.0 * rest.len() as f64);
-    let (mut estimates, mut bounds) = (Vec::new(), Vec::new());
-    for index in 0..rest.len() {
+    for index in 0..found.nodes.len() {
         let side = |wanted: bool| -> Vec<f64> {
             let samples = subsets.iter().zip(&effects);
             let samples = samples.filter(|(subset, _)| subset[index] == wanted);
             samples.map(|(_, effect)| *effect).collect()
         };
         let (estimate, bound) = bound(&side(true), &side(false), tail);
-        estimates.push(estimate);
-        bounds.push(bound);
+        found.estimates.push(estimate);
+        found.bounds.push(bound);
     }
-    Ok(MissedBound {
-        nodes: rest.clone(),
-        estimates,
-        bounds,
-    })
+    Ok(found)
 }
 
 /// The difference of two means, and an upper bound on its magnitude (Welch 1947).

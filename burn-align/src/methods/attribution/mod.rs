@@ -46,9 +46,10 @@ mod statistics;
 
 pub(super) use check::{check_patching, check_tracked};
 pub(super) use gradients::{ADD, Part, REPLACE, check_metrics, interventions, numbers_of, size_of};
+pub(super) use integrated::point;
 pub(super) use measured::Measured;
 pub(super) use memory::{row_bytes, rows_at_once, unlimited};
-pub(super) use parts::{logit_count, parts, plan_of, positions_of};
+pub(super) use parts::{logit_count, parts, plan_of, positions_of, read_all, tracked_plan_of};
 
 pub use agreement::{Agreement, Miss, compare};
 pub use atp::{AtpOptions, attribution_patching};

@@ -1,9 +1,11 @@
 //! Some of the examples at a time.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::Site;
 
-use crate::engine::{Indices, InputId, LogitPositions, Plan, PlanError, Units, WorldInput};
+use crate::engine::{
+    Indices, InputId, LogitPositions, Plan, PlanError, ReadId, Units, WorldId, WorldInput,
+};
 
 /// The indices of `batch` examples, at most `size` at a time.
 pub(in crate::methods) fn parts(batch: usize, size: usize) -> Vec<Vec<usize>> {
@@ -21,6 +23,26 @@ pub(in crate::methods) fn plan_of<B: Backend, const N: usize>(
     let mut plan = Plan::new();
     let inputs = inputs.map(|input| plan.input(input.clone()));
     Ok((plan.examples(examples)?, inputs))
+}
+
+/// The same on the backend with gradients.
+pub(in crate::methods) fn tracked_plan_of<A: AutodiffBackend, const N: usize>(
+    inputs: [&WorldInput<A::InnerBackend>; N],
+    examples: &[usize],
+) -> Result<(Plan<A>, [InputId; N]), PlanError> {
+    let (plan, inputs) = plan_of(inputs, examples)?;
+    Ok((plan.from_inner::<A>(), inputs))
+}
+
+/// Reads a world at some sites.
+pub(in crate::methods) fn read_all<B: Backend>(
+    plan: &mut Plan<B>,
+    world: WorldId,
+    sites: &[(Site, Units)],
+) -> Vec<ReadId> {
+    let sites = sites.iter();
+    let reads = sites.map(|(site, units)| plan.read(world, *site, units.clone()));
+    reads.collect()
 }
 
 /// The same units in a plan with some of the examples.
@@ -62,9 +84,5 @@ fn chosen(each: &[Vec<usize>], examples: &[usize]) -> Vec<Vec<usize>> {
 
 /// The number of positions whose logits are read.
 pub(in crate::methods) fn logit_count(positions: &LogitPositions, pos: usize) -> usize {
-    match positions {
-        LogitPositions::All => pos,
-        LogitPositions::Last => 1,
-        LogitPositions::Each(each) => each.first().map_or(0, Vec::len),
-    }
+    positions.count(pos)
 }

@@ -24,7 +24,8 @@ use crate::engine::{Edit, Operand, Plan, PlanError, Units};
 /// type A = Autodiff<Flex>;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<A>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<A>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokens = loaded.tokenizer()?.encode_batch(["The capital of Spain is"])?;
 ///
 /// let mut plan = Plan::<A>::new();

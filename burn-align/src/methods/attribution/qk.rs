@@ -8,7 +8,7 @@ use burn_align_models::{AlignableTransformer, Component, ModelDims, Site};
 
 use super::atp::difference;
 use super::gradients::{Part, REPLACE, interventions};
-use super::parts::{plan_of, units_of};
+use super::parts::{tracked_plan_of, units_of};
 use super::{AttributionError, Metric, Patching};
 use crate::engine::{Edit, Units, read_numbers};
 
@@ -102,8 +102,7 @@ impl<'a> QkFix<'a> {
             let groups = self.groups(nodes, dims, part.examples, pos);
             for groups in groups.chunks(at_once) {
                 let inputs = [patching.base(), patching.source()];
-                let (plan, [to, from]) = plan_of(inputs, part.examples)?;
-                let mut plan = plan.from_inner::<A>();
+                let (mut plan, [to, from]) = tracked_plan_of::<A, 2>(inputs, part.examples)?;
                 let source = plan.world(from, []);
                 let reads = groups.iter().map(|group| {
                     let edits = group.nodes.iter().map(|node| {

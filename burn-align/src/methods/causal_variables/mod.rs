@@ -9,10 +9,13 @@
 //! | --- | --- |
 //! | a task of the track, or one of your own | [`tasks`], [`VariableTask::new`] |
 //! | the examples that the model answers rightly | [`VariableTask::filter`] |
-//! | features at a unit: trained on a set, a dictionary's, whole vectors | [`VariableTask::interchange_data`] and [`train`](crate::training::train), [`Submission`] |
+//! | features that are trained on a set | [`VariableTask::interchange_data`] and [`train`] |
+//! | features at a unit: those, a dictionary's, whole vectors | [`Submission`] |
 //! | scores of units in sets | [`score_variables`] |
-//! | what the leaderboard has: best position of a layer, mean over layers, best layer | [`VariableResults::summary`] |
+//! | best position of each layer, mean over layers, best layer | [`VariableResults::summary`] |
 //! | files for the leaderboard | [`VariableCell`], [`Submission::save`] |
+//!
+//! [`train`]: crate::training::train
 //!
 //! For indirect objects, heads are scored by the squared error of a logit difference that
 //! [`LinearParameters`] predict; [`measure_logit_differences`] and [`LinearParameters::fit`] find

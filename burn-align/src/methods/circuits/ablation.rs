@@ -7,7 +7,7 @@ use burn_align_models::AlignableTransformer;
 use super::runs::{Outputs, Wiring};
 use super::{CircuitError, EdgeAblation};
 use crate::engine::{InputId, Plan, PlanError, RunOptions, WorldInput};
-use crate::methods::attribution::{interventions, parts, size_of, unlimited};
+use crate::methods::attribution::{interventions, parts, read_all, size_of, unlimited};
 
 /// What outputs are replaced by, if it does not depend on the source.
 pub(super) enum Replacement<B: Backend> {
@@ -80,10 +80,7 @@ fn means<B: Backend, I: Backend, M: AlignableTransformer<B>>(
     for examples in parts(base.batch(), rows) {
         let (mut plan, input) = plan(&examples)?;
         let world = plan.world(input, []);
-        let sites = Outputs::<B>::sites(dims).into_iter();
-        let reads: Vec<_> = sites
-            .map(|(site, units)| plan.read(world, site, units))
-            .collect();
+        let reads = read_all(&mut plan, world, &Outputs::<B>::sites(dims));
         let results = plan.run_with(wiring.model, &interventions::<B>(), &unlimited(options))?;
         let read = reads.into_iter().map(|read| results.get(read));
         let mut outputs = Outputs::from_read(read.collect(), dims);

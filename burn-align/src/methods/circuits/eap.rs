@@ -56,7 +56,8 @@ use crate::methods::attribution::{Metric, Patching};
 /// type A = Autodiff<Flex>;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<A>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let options = LoadOptions::default();
+/// let loaded = Decoder::<A>::from_pretrained("bundled:capitals", &options, &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let clean = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let corrupt = tokenizer.encode_batch(["The capital of Italy is"])?;
@@ -72,17 +73,12 @@ use crate::methods::attribution::{Metric, Patching};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[doc(alias = "edge attribution patching")]
-pub fn eap<A, M, T>(
+pub fn eap<A: AutodiffBackend, M: AlignableTransformer<A>, T: Metric>(
     model: &M,
     patching: &Patching<A::InnerBackend>,
     metric: &T,
     options: &EdgeOptions,
-) -> Result<EdgeScores, CircuitError>
-where
-    A: AutodiffBackend,
-    M: AlignableTransformer<A>,
-    T: Metric,
-{
+) -> Result<EdgeScores, CircuitError> {
     score(model, patching, metric, Estimate::AtBase, options)
 }
 
@@ -100,17 +96,12 @@ where
 /// # Errors
 /// As [`eap`], or if there are no steps.
 #[doc(alias = "EAP-IG")]
-pub fn eap_ig_inputs<A, M, T>(
+pub fn eap_ig_inputs<A: AutodiffBackend, M: AlignableTransformer<A>, T: Metric>(
     model: &M,
     patching: &Patching<A::InnerBackend>,
     metric: &T,
     options: &EdgeOptions,
-) -> Result<EdgeScores, CircuitError>
-where
-    A: AutodiffBackend,
-    M: AlignableTransformer<A>,
-    T: Metric,
-{
+) -> Result<EdgeScores, CircuitError> {
     score(model, patching, metric, Estimate::AlongInputs, options)
 }
 
@@ -132,17 +123,12 @@ where
 /// # Errors
 /// As [`eap_ig_inputs`].
 #[doc(alias = "EAP-IG-activations")]
-pub fn eap_ig_activations<A, M, T>(
+pub fn eap_ig_activations<A: AutodiffBackend, M: AlignableTransformer<A>, T: Metric>(
     model: &M,
     patching: &Patching<A::InnerBackend>,
     metric: &T,
     options: &EdgeOptions,
-) -> Result<EdgeScores, CircuitError>
-where
-    A: AutodiffBackend,
-    M: AlignableTransformer<A>,
-    T: Metric,
-{
+) -> Result<EdgeScores, CircuitError> {
     score(model, patching, metric, Estimate::AlongActivations, options)
 }
 
@@ -151,16 +137,11 @@ where
 ///
 /// # Errors
 /// As [`eap`].
-pub fn clean_corrupted<A, M, T>(
+pub fn clean_corrupted<A: AutodiffBackend, M: AlignableTransformer<A>, T: Metric>(
     model: &M,
     patching: &Patching<A::InnerBackend>,
     metric: &T,
     options: &EdgeOptions,
-) -> Result<EdgeScores, CircuitError>
-where
-    A: AutodiffBackend,
-    M: AlignableTransformer<A>,
-    T: Metric,
-{
+) -> Result<EdgeScores, CircuitError> {
     score(model, patching, metric, Estimate::AtBothEnds, options)
 }

@@ -9,8 +9,9 @@ use burn_align_models::AlignableTransformer;
 
 use super::ablation::Replacement;
 use super::changes::{PostNorm, Written};
+use super::gradients::check_finite;
 use super::memory::Shares;
-use super::runs::{Outputs, Streams, Wiring, first_differences};
+use super::runs::{Read, Wiring, first_differences};
 use super::{
     CircuitError, Edge, EdgeAblation, EdgeGraph, EdgeMethod, EdgeOptions, EdgeProvenance,
     EdgeScores, Reader,
@@ -18,7 +19,7 @@ use super::{
 use crate::engine::{InputId, Plan, PlanError, WorldInput, read_numbers};
 use crate::methods::attribution::{
     Measured, Metric, Patching, check_patching, interventions, logit_count, numbers_of, parts,
-    plan_of, size_of, unlimited,
+    plan_of, read_all, size_of, unlimited,
 };
 use single_edges::{Reading, SingleEdges, Wanted};
 
@@ -74,7 +75,7 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     let wiring = Wiring::of(model)?;
     let wanted = by_reading(&graph, edges)?;
     let dims = model.dims();
-    let sites = [Outputs::<B>::sites(dims), Streams::<B>::sites(dims)].concat();
+    let sites = Read::<B>::sites(dims);
     check_patching(model, patching, &sites, metric)?;
     let run = &options.run;
     let measured = Measured::<B, M, T>::new(model, metric);
@@ -94,28 +95,21 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     for examples in parts(batch, shares.rows) {
         let [_rows, pos] = size_of(base, &examples);
         let own: Vec<usize> = examples.iter().map(|example| lengths[*example]).collect();
-        let outputs_of = |input: &WorldInput<B>| {
+        let run_on = |input: &WorldInput<B>| {
             let (mut plan, [id]) = plan_of([input], &examples)?;
             let world = plan.world(id, []);
-            let reads = sites.iter();
-            let reads: Vec<_> = reads
-                .map(|(site, units)| plan.read(world, *site, units.clone()))
-                .collect();
+            let reads = read_all(&mut plan, world, &sites);
             let last = measured.read(&mut plan, world, &examples, &own);
             let results = plan.run_with(model, &interventions::<B>(), &unlimited(run))?;
             let values = measured.of_reads(vec![results.get(last)], &examples);
             let values = read_numbers(values.detach())?;
             plan.check_finite(&values, model, &interventions::<B>(), run)?;
-            let read = reads.into_iter().map(|read| results.get(read).detach());
-            let mut outputs: Vec<_> = read.collect();
-            let streams = outputs.split_off(Outputs::<B>::sites(dims).len());
-            let streams = Streams::from_read(streams, dims);
-            Ok::<_, CircuitError>((Outputs::from_read(outputs, dims), streams, values))
+            Ok::<_, CircuitError>((Read::of(&results, reads, dims), values))
         };
-        let (outputs, streams, unpatched) = outputs_of(base)?;
+        let (Read { outputs, streams }, unpatched) = run_on(base)?;
         let other = match replacement.of(&wiring, &outputs, run) {
             Some(other) => other,
-            None => outputs_of(patching.source())?.0,
+            None => run_on(patching.source())?.0.outputs,
         };
         let first = match options.ablation {
             EdgeAblation::Counterfactual => first_difference(patching, &examples),
@@ -140,13 +134,10 @@ pub fn patch_edges<B: Backend, M: AlignableTransformer<B>, T: Metric>(
             patched.add(&mut values, *reading, wanted)?;
         }
     }
-    for (value, edge) in values.iter_mut().zip(edges) {
+    for value in &mut values {
         *value /= batch as f64;
-        if !value.is_finite() {
-            let edge = graph.name(*edge);
-            return Err(CircuitError::NotFinite { edge });
-        }
     }
+    check_finite(&graph, edges.iter().copied(), &values)?;
     Ok(values)
 }
 

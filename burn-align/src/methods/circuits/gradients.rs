@@ -10,11 +10,11 @@ use super::memory::Shares;
 use super::readers::{Point, Scoring};
 use super::runs::{Outputs, Streams, Wiring};
 use super::sums::{Sums, Widened};
-use super::{CircuitError, EdgeGraph, EdgeMethod, EdgeOptions, EdgeProvenance, EdgeScores};
+use super::{CircuitError, Edge, EdgeGraph, EdgeMethod, EdgeOptions, EdgeProvenance, EdgeScores};
 use crate::engine::{Edit, InputId, Operand, Plan, PlanError, Units, WorldInput, read_numbers};
 use crate::methods::attribution::{
     Metric, Part, Patching, REPLACE, Steps, check_metrics, check_tracked, logit_count, numbers_of,
-    parts, plan_of, size_of,
+    parts, point, size_of, tracked_plan_of,
 };
 
 /// Where gradients are taken.
@@ -111,7 +111,7 @@ where
     }
     let ends = [&metrics[0][..], &metrics[1]];
     check_metrics::<A, M, T>(model, patching, metric, ends, run)?;
-    check_finite(&graph, &values)?;
+    check_finite(&graph, graph.edges(), &values)?;
     let provenance = EdgeProvenance {
         method,
         direction: Some(patching.direction()),
@@ -121,11 +121,15 @@ where
     EdgeScores::new(graph, values, provenance)
 }
 
-/// Fails at the first score that is not finite.
-pub(super) fn check_finite(graph: &EdgeGraph, values: &[f64]) -> Result<(), CircuitError> {
-    let index = values.iter().position(|value| !value.is_finite());
-    match index.and_then(|index| graph.edge(index)) {
-        Some(edge) => Err(CircuitError::NotFinite {
+/// Fails at the first of these edges whose score is not finite.
+pub(super) fn check_finite(
+    graph: &EdgeGraph,
+    edges: impl IntoIterator<Item = Edge>,
+    values: &[f64],
+) -> Result<(), CircuitError> {
+    let mut scores = edges.into_iter().zip(values);
+    match scores.find(|(_edge, value)| !value.is_finite()) {
+        Some((edge, _value)) => Err(CircuitError::NotFinite {
             edge: graph.name(edge),
         }),
         None => Ok(()),
@@ -365,15 +369,6 @@ fn plan_on<A: AutodiffBackend>(
     input: &WorldInput<A::InnerBackend>,
     examples: &[usize],
 ) -> Result<(Plan<A>, InputId), PlanError> {
-    let (plan, [id]) = plan_of([input], examples)?;
-    Ok((plan.from_inner::<A>(), id))
-}
-
-/// A point on the way from one activation to another.
-fn point<A: AutodiffBackend>(
-    from: &Tensor<A, 3>,
-    change: &Tensor<A, 3>,
-    share: f64,
-) -> Tensor<A, 3> {
-    from.clone().cast(change.dtype()) + change.clone() * share
+    let (plan, [id]) = tracked_plan_of::<A, 1>([input], examples)?;
+    Ok((plan, id))
 }

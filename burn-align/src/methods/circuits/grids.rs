@@ -5,17 +5,23 @@ use crate::methods::Grid;
 use crate::paths::Node;
 
 impl EdgeScores {
-    /// The score of each node: the sum over all edges that it writes to, with a row for each layer
-    /// and a column for each head and the MLP. Under [`eap`](super::eap) this is attribution
-    /// patching of the node. The embedding is in no layer, and left out.
+    /// The score of each node: the sum over all edges that it writes to, in the order of
+    /// [`EdgeGraph::writers`]. Under [`eap`](super::eap) this is attribution patching of the node.
     ///
     /// # When it misleads
     /// Edges of opposite signs cancel out.
-    pub fn node_grid(&self) -> Grid {
+    pub fn node_scores(&self) -> Vec<f64> {
         let mut sums = vec![0.0; self.graph().writers().len()];
         for (edge, score) in self.graph().edges().zip(self.values()) {
             sums[edge.writer] += score;
         }
+        sums
+    }
+
+    /// The [scores of the nodes](Self::node_scores), with a row for each layer and a column for
+    /// each head and the MLP. The embedding is in no layer, and left out.
+    pub fn node_grid(&self) -> Grid {
+        let sums = self.node_scores();
         grid(self.graph(), |writer| sums[writer])
     }
 

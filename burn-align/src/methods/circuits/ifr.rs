@@ -6,14 +6,14 @@ use burn_align_models::AlignableTransformer;
 use super::changes::{Written, narrowed};
 use super::gradients::check_finite;
 use super::memory::Shares;
-use super::runs::{Outputs, Streams, Wiring};
+use super::runs::{Outputs, Read, Streams, Wiring};
 use super::sums::Widened;
 use super::{
     CircuitError, Edge, EdgeGraph, EdgeMethod, EdgeOptions, EdgeProvenance, EdgeScores, Reader,
 };
 use crate::engine::{RunOptions, WorldInput, read_numbers};
 use crate::interventions::VanillaIntervention;
-use crate::methods::attribution::{numbers_of, parts, plan_of, size_of, unlimited};
+use crate::methods::attribution::{numbers_of, parts, plan_of, read_all, size_of, unlimited};
 
 /// Information flow routes (Ferrando & Voita 2024, arXiv 2403.00824): how much of what a reader
 /// reads comes from each writer, without any metric or gradient. At each position, the importance
@@ -53,7 +53,7 @@ pub fn information_flow_routes<B: Backend, M: AlignableTransformer<B>>(
     let wiring = Wiring::of(model)?;
     let dims = model.dims();
     let run = &options.run;
-    let sites = [Outputs::<B>::sites(dims), Streams::<B>::sites(dims)].concat();
+    let sites = Read::<B>::sites(dims);
     let (batch, pos) = (input.batch(), input.pos());
     // They are read once and widened, not kept for gradients.
     let read = numbers_of::<B, M>(model, &sites, pos)?;
@@ -63,14 +63,9 @@ pub fn information_flow_routes<B: Backend, M: AlignableTransformer<B>>(
     for examples in parts(batch, shares.rows) {
         let (mut plan, [id]) = plan_of([&input], &examples)?;
         let world = plan.world(id, []);
-        let reads: Vec<_> = sites
-            .iter()
-            .map(|(site, units)| plan.read(world, *site, units.clone()))
-            .collect();
+        let reads = read_all(&mut plan, world, &sites);
         let results = plan.run_with(model, &[VanillaIntervention; 0], &unlimited(run))?;
-        let read = reads.into_iter().map(|read| results.get(read).detach());
-        let mut outputs: Vec<_> = read.collect();
-        let streams = outputs.split_off(Outputs::<B>::sites(dims).len());
+        let Read { outputs, streams } = Read::of(&results, reads, dims);
         let size = size_of(&input, &examples);
         let own = examples.iter().map(|example| lengths[*example]);
         let flow = Flow {
@@ -79,15 +74,14 @@ pub fn information_flow_routes<B: Backend, M: AlignableTransformer<B>>(
             batch,
             positions: shares.positions,
         };
-        let outputs = without_positions(&wiring, Outputs::from_read(outputs, dims), size, run);
+        let outputs = without_positions(&wiring, outputs, size, run);
         let written = Written::parts(&wiring, &outputs);
-        let streams = Streams::from_read(streams, dims);
         let found = flow.add(&mut values, &written, &streams)?;
         if !found {
             plan.check_finite(&[f64::NAN], model, &[VanillaIntervention; 0], run)?;
         }
     }
-    check_finite(&graph, &values)?;
+    check_finite(&graph, graph.edges(), &values)?;
     let provenance = EdgeProvenance {
         method: EdgeMethod::InformationFlowRoutes,
         direction: None,

@@ -7,7 +7,7 @@ use burn_align_models::{
 };
 
 use super::CircuitError;
-use crate::engine::Units;
+use crate::engine::{ReadId, Results, Units};
 
 /// A model, and what it says about its heads and norms.
 pub(super) struct Wiring<'m, B: Backend, M> {
@@ -166,6 +166,30 @@ impl<B: Backend> Streams<B> {
             attention: read,
             mlps,
             last,
+        }
+    }
+}
+
+/// What is read of a run without gradients.
+#[derive(Clone, Debug)]
+pub(super) struct Read<B: Backend> {
+    pub(super) outputs: Outputs<B>,
+    pub(super) streams: Streams<B>,
+}
+
+impl<B: Backend> Read<B> {
+    pub(super) fn sites(dims: &ModelDims) -> Vec<(Site, Units)> {
+        [Outputs::<B>::sites(dims), Streams::<B>::sites(dims)].concat()
+    }
+
+    /// - reads: those at [`sites`](Self::sites)
+    pub(super) fn of(results: &Results<B>, reads: Vec<ReadId>, dims: &ModelDims) -> Self {
+        let read = reads.into_iter().map(|read| results.get(read).detach());
+        let mut outputs: Vec<_> = read.collect();
+        let streams = outputs.split_off(Outputs::<B>::sites(dims).len());
+        Self {
+            outputs: Outputs::from_read(outputs, dims),
+            streams: Streams::from_read(streams, dims),
         }
     }
 }

@@ -78,7 +78,8 @@ impl TopActivation {
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let text = [tokenizer.encode_batch(["The capital of Spain is", "The capital of Italy is"])?];
 ///

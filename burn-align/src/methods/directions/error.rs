@@ -103,8 +103,8 @@ pub enum DirectionError {
     Undetermined,
     /// A direction that activations do not determine.
     #[error(
-        "expected a method that builds a direction from activations, found ReFT-r1, which is trained \
-         on texts; use train_reft_r1"
+        "expected a method that builds a direction from activations, found ReFT-r1, which is \
+         trained on texts; use train_reft_r1"
     )]
     TrainedOnTexts,
     /// The fit of a probe came to a halt.

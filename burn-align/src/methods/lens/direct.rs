@@ -9,7 +9,6 @@ use burn_align_models::{
 
 use super::LensError;
 use super::attention::check_heads;
-use super::logit::units;
 use crate::engine::{
     LogitPositions, Plan, ReadId, Results, RunOptions, Units, WorldId, WorldInput, read_numbers,
 };
@@ -425,7 +424,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Streams<'a, B, M> {
         let last = layout.layers().last().and_then(|it| it.sublayers().last());
         let last = last.and_then(|sublayer| sublayer.exit());
         let last = last.ok_or(LensError::NotResidual { layer })?;
-        let units = units(input, positions);
+        let units = positions.units(&input.lengths());
         let mut plan = Plan::new();
         let input = plan.input(input.clone());
         let world = plan.world(input, []);

@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::{AlignableTransformer, Component, Site, SiteWidth};
 
 use super::LensError;
-use crate::engine::{Indices, LogitPositions, Plan, RunOptions, Units, WorldInput};
+use crate::engine::{LogitPositions, Plan, RunOptions, WorldInput};
 use crate::interventions::VanillaIntervention;
 
 /// The residual stream before the first layer and after each layer, in order: the usual sites of a
@@ -40,7 +40,8 @@ pub fn stream_sites<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Vec<Si
 /// type B = burn::backend::Flex;
 ///
 /// let device = Default::default();
-/// let loaded = Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
+/// let loaded =
+///     Decoder::<B>::from_pretrained("bundled:capitals", &LoadOptions::default(), &device)?;
 /// let tokenizer = loaded.tokenizer()?;
 /// let tokens = tokenizer.encode_batch(["The capital of Spain is"])?;
 /// let sites = stream_sites(&loaded.model);
@@ -114,7 +115,7 @@ pub(super) fn streams<B: Backend, M: AlignableTransformer<B>>(
             });
         }
     }
-    let units = units(input, positions);
+    let units = positions.units(&input.lengths());
     let mut plan = Plan::<B>::new();
     let input = plan.input(input.clone());
     let world = plan.world(input, []);
@@ -124,17 +125,4 @@ pub(super) fn streams<B: Backend, M: AlignableTransformer<B>>(
         .collect();
     let results = plan.run_with(model, &[VanillaIntervention; 0], options)?;
     Ok(reads.into_iter().map(|read| results.get(read)).collect())
-}
-
-/// Positions as units.
-pub(super) fn units<B: Backend>(input: &WorldInput<B>, positions: &LogitPositions) -> Units {
-    Units::positions(match positions {
-        LogitPositions::All => Indices::All,
-        LogitPositions::Last => {
-            // That a prompt has no positions is found with the plan.
-            let lengths = input.lengths().into_iter();
-            Indices::one_each(lengths.map(|length| length.saturating_sub(1)))
-        }
-        LogitPositions::Each(examples) => Indices::Each(examples.clone()),
-    })
 }

@@ -1,9 +1,9 @@
 //! Path patching with everything between sender and receiver frozen. The receiver's input then
 //! changes by exactly the change in the sender's output, so no run is needed for it.
 //!
-//! Where the sum of the heads goes through a norm (Gemma 2 and 3, OLMo 2), what heads add changes by
-//! `norm(Σ with their change) - norm(Σ)`: not by a sum over them. The norm is run once for the heads
-//! of a layer that send together.
+//! Where the sum of the heads goes through a norm (Gemma 2 and 3, OLMo 2), what heads add changes
+//! by `norm(Σ with their change) - norm(Σ)`: not by a sum over them. The norm is run once for the
+//! heads of a layer that send together.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -34,7 +34,7 @@ pub(super) fn run<B: Backend, M: AlignableTransformer<B>>(
         (0..patches.len()).partition(|patch| patches[*patch].is_direct());
     // Logits read the last position only.
     let positions = match others.is_empty() {
-        true => last_of(inputs[0]),
+        true => last_of(inputs[0]).positions,
         false => Indices::All,
     };
     let clean = Clean::run(model, inputs, patches, positions, options)?;
@@ -103,7 +103,7 @@ impl<'a, B: Backend> Clean<'a, B> {
         let ids = inputs.map(|tokens| plan.tokens(tokens));
         let worlds = ids.map(|input| plan.world(input, []));
         let logits = worlds.map(|world| plan.read_logits(world, LogitPositions::Last));
-        let last = plan.read(worlds[0], end(model), Units::positions(last_of(inputs[0])));
+        let last = plan.read(worlds[0], dims.last_stream(), last_of(inputs[0]));
         let senders = patches.iter().flat_map(|patch| &patch.senders);
         let sites: BTreeSet<Site> = senders
             .map(|sender| taken_from(sender.node, dims))
@@ -304,15 +304,9 @@ fn from_source(sender: &Sender, source: WorldId) -> Option<Edit> {
     Some(Edit::from_world(source, site, units, Worlds::SWAP))
 }
 
-/// The final residual stream.
-fn end<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Site {
-    Site::Block(model.dims().layers - 1, Component::BlockOutput)
-}
-
 /// The last token of each example.
-fn last_of(tokens: &TokenBatch) -> Indices {
-    let lengths = tokens.lengths().into_iter();
-    Indices::Each(lengths.map(|length| vec![length - 1]).collect())
+fn last_of(tokens: &TokenBatch) -> Units {
+    LogitPositions::Last.units(&tokens.lengths())
 }
 
 /// What senders add to the residual stream of the base, in groups of [`groups`].
@@ -367,8 +361,8 @@ fn direct_effects<B: Backend, M: AlignableTransformer<B>>(
     values
 }
 
-/// The patches to other receivers: their inputs are recorded, then patched. Also returns the plan of
-/// the patched runs.
+/// The patches to other receivers: their inputs are recorded, then patched. Also returns the plan
+/// of the patched runs.
 fn effects<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     clean: &Clean<'_, B>,
@@ -420,7 +414,7 @@ fn effects<B: Backend, M: AlignableTransformer<B>>(
                 Edit::new(site, clean.from(clean.first), Worlds::ADD, operand)
             };
             let Some((site, head)) = receiver.input.site(dims) else {
-                edits.push(add(end(model)));
+                edits.push(add(dims.last_stream()));
                 continue;
             };
             let stream = match (receiver.input, site) {

@@ -91,7 +91,7 @@ fn receiver_edits(patch: &PathPatch, [base, record]: [WorldId; 2], dims: &ModelD
                 vec![Edit::from_world(record, site, units, Worlds::SWAP)]
             }
             None => {
-                let site = Site::Block(dims.layers - 1, Component::BlockOutput);
+                let site = dims.last_stream();
                 let of = |world| Operand::Activation {
                     world,
                     site,

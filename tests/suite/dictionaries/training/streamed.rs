@@ -257,8 +257,8 @@ fn what_has_no_activations_is_an_error() {
                 Site::Block(0, Component::AttentionWeights),
                 &config(),
             ),
-            "site layer 0 attention_weight: expected an activation that is a vector, found attention \
-             scores or weights, which have a number for each key position",
+            "site layer 0 attention_weight: expected an activation that is a vector, found \
+             attention scores or weights, which have a number for each key position",
         ),
     ] {
         assert_eq!(message(&error), expected);
@@ -428,8 +428,8 @@ fn a_dictionary_that_does_not_fit_is_an_error() {
         ),
         (
             refused(&text, weights, &[1]),
-            "site layer 0 attention_weight: expected an activation that is a vector, found attention \
-             scores or weights, which have a number for each key position",
+            "site layer 0 attention_weight: expected an activation that is a vector, found \
+             attention scores or weights, which have a number for each key position",
         ),
     ] {
         assert_eq!(message(&error), expected);

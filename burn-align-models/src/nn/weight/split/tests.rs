@@ -1,5 +1,7 @@
 //! A weight in parts computes what the whole does.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use burn::backend::flex::FlexDevice;
 use burn::backend::{Autodiff, Flex};
 use burn::module::{AutodiffModule, Module};
@@ -47,6 +49,15 @@ fn parts_multiply_as_the_whole_does() {
             whole.forward_part(outputs, x.clone()),
         );
     }
+    for none in [0..0, 70..70, 200..200] {
+        for projection in [&split, &whole] {
+            let nothing = projection.forward_part(none.clone(), x.clone());
+            assert_eq!(nothing.dims(), [2, 3, 0]);
+            let outputs = projection.weight.outputs(none.clone());
+            let dims: Vec<[usize; 2]> = outputs.iter().map(|it| it.dims()).collect();
+            assert_eq!(dims, [[96, 0]]);
+        }
+    }
     let of_head = x.narrow(2, 32, 16);
     equal(
         split.contribution(32..48, of_head.clone()),
@@ -55,8 +66,8 @@ fn parts_multiply_as_the_whole_does() {
     equal(split.weight.val(), whole.weight.val());
 }
 
-#[test]
-fn parts_are_looked_up_as_the_whole_is() {
+/// A table of 300 tokens, and the same in five parts.
+fn tables() -> [TokenEmbedding<B>; 2] {
     let table = random([300, 32]);
     let values = table.to_data();
     let whole = TokenEmbedding::new(Param::from_tensor(table));
@@ -64,11 +75,29 @@ fn parts_are_looked_up_as_the_whole_is() {
     let set = split.weight.set_in_parts(&values, 64 * 32 * 4);
     set.expect("of the same shape");
     assert_eq!(split.weight.parts().len(), 5);
+    [whole, split]
+}
+
+#[test]
+fn parts_are_looked_up_as_the_whole_is() {
+    let [whole, split] = tables();
     let ids = [[0, 63, 64, 299], [128, 127, 191, 192]];
     let tokens = Tensor::<B, 2, Int>::from_ints(ids, &FlexDevice);
     equal(split.forward(tokens.clone()), whole.forward(tokens));
     let x = random([1, 5, 32]);
     equal(split.unembed(x.clone()), whole.unembed(x));
+}
+
+/// Flex checks indices.
+#[test]
+fn unknown_tokens_are_refused_in_parts_as_in_the_whole() {
+    for unknown in [-1, 300, 5000] {
+        let tokens = Tensor::<B, 2, Int>::from_ints([[0, unknown, 299]], &FlexDevice);
+        for table in tables() {
+            let found = catch_unwind(AssertUnwindSafe(|| table.forward(tokens.clone())));
+            assert!(found.is_err(), "token {unknown}");
+        }
+    }
 }
 
 #[test]
@@ -106,4 +135,7 @@ fn a_model_loads_in_parts() {
     // Directions of tokens.
     let [found, expected] = [&split, &whole].map(|model| model.unembedding(&[3, 1]).0);
     equal(found, expected);
+    for model in [&split, &whole] {
+        assert_eq!(model.unembedding(&[]).0.dims(), [0, 64]);
+    }
 }

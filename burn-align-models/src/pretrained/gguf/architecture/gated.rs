@@ -77,8 +77,8 @@ pub(super) fn d_head_of_width(reader: &Reader<'_>) -> Result<u64, GgufError> {
     Ok(d_head)
 }
 
-/// The Hugging Face name of a tensor, with the modules of a block named by `module`; `None` if it is
-/// unknown.
+/// The Hugging Face name of a tensor, with the modules of a block named by `module`; `None` if it
+/// is unknown.
 pub(super) fn name(
     name: &str,
     module: impl FnOnce(&str) -> Option<&'static str>,

@@ -1,5 +1,5 @@
-//! Which model a GGUF file holds: its metadata as a Hugging Face `config.json`, and the names of its
-//! tensors as those of a Hugging Face checkpoint.
+//! Which model a GGUF file holds: its metadata as a Hugging Face `config.json`, and the names of
+//! its tensors as those of a Hugging Face checkpoint.
 //!
 //! From there on, loading is the same as for any other checkpoint. Each family adds a file with two
 //! tables: how the metadata map to `config.json`, and how the tensors map to Hugging Face names.

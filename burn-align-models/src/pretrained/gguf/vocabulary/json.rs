@@ -76,7 +76,11 @@ pub(super) fn sentence_piece<'a>(
     prefix: bool,
     merges: Vec<Merge<'a>>,
 ) -> Parts<'a> {
-    let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
+    let replace = |from: &str, to: &str| {
+        json!({
+            "type": "Replace", "pattern": {"String": from}, "content": to,
+        })
+    };
     let prepend = prefix.then(|| json!({"type": "Prepend", "prepend": SPACE_MARK}));
     let normalizers = prepend.into_iter().chain([replace(" ", SPACE_MARK)]);
     let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});

@@ -43,9 +43,13 @@ impl<B: Backend> SubmittedFeatures<B> {
 /// | here | in the files |
 /// | --- | --- |
 /// | [`Identity`](crate::interventions::Identity) | `IdentityFeaturizerModule` |
-/// | [`Rotation`](crate::interventions::Rotation), [`Directions`](crate::interventions::Directions) | `SubspaceFeaturizerModule` with the state of its orthogonal parametrization; the latter is not trained |
-/// | a mask, [`with_changed`](Composed::with_changed) | the indices of the features that are swapped by more than half |
+/// | [`Rotation`] | `SubspaceFeaturizerModule` with the state of its orthogonal parametrization |
+/// | [`Directions`] | the same, but it is not trained |
+/// | a mask, [`with_changed`](Composed::with_changed) | the features swapped by more than half |
 /// | [`DictionaryFeatures`] | indices alone, as the track's library saves them |
+///
+/// [`Rotation`]: crate::interventions::Rotation
+/// [`Directions`]: crate::interventions::Directions
 ///
 /// The operation must be [`Swap`]. Principal components are those of the track as `Directions`:
 /// ours lose what is outside of them. Anything else is refused.

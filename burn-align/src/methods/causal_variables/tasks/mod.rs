@@ -8,9 +8,11 @@
 //! | task | variables | sets of counterfactuals |
 //! | --- | --- | --- |
 //! | [`two_digit_addition`] | `ones_carry` | `random`, `ones_carry` |
-//! | [`four_answer_mcqa`] | `answer_pointer`, `answer` | `answerPosition`, `randomLetter`, `answerPosition_randomLetter` |
+//! | [`four_answer_mcqa`] | `answer_pointer`, `answer` | `answerPosition`, `randomLetter` |
+//! | | | `answerPosition_randomLetter` |
 //! | [`arc_easy`] | `answer_pointer`, `answer` | the same, from records |
-//! | [`indirect_objects`] | `output_token`, `output_position` | `s1_io_flip`, `s2_io_flip`, `s1_ioi_flip_s2_ioi_flip` |
+//! | [`indirect_objects`] | `output_token`, `output_position` | `s1_io_flip`, `s2_io_flip` |
+//! | | | `s1_ioi_flip_s2_ioi_flip` |
 //! | [`city_attributes`] (RAVEL) | `Continent`, `Country`, `Language` | from records |
 
 mod addition;

@@ -77,7 +77,8 @@ impl<B: Backend> Outputs<B> {
             return self.joined_and_weighted(stream, weights);
         }
         let sum = stream.expand([circuits, rows, values]);
-        added(sum, &self.parts, &weights)
+        let changes = products(&self.parts, 0..columns - 1, &weights, 1);
+        changes.fold(sum, |sum, more| sum + more)
     }
 
     /// The same for all slots. Those that are not joined yet are.
@@ -100,29 +101,24 @@ impl<B: Backend> Outputs<B> {
             }
         };
         let sum = own.matmul(recent.clone().swap_dims(0, 1));
-        let sum = added(sum, &self.parts, &weights);
+        let changes = products(&self.parts, 0..before, &weights, 1);
+        let sum = changes.fold(sum, |sum, more| sum + more);
         self.parts.push(recent.narrow(0, 1, count));
         self.joined = self.parts.len();
         sum
     }
 
-    /// Sums of the changes in some slots.
+    /// Sums of the changes in some slots; `None` for no slots.
     ///
     /// # Shapes
     /// - weights: `[circuit, row, slot]`
     /// - output: `[circuit, row, value]`
-    pub(super) fn weighted_part(&self, slots: Range<usize>, weights: Tensor<B, 3>) -> Tensor<B, 3> {
-        let mut parts = Vec::new();
-        let mut first = 0;
-        for part in &self.parts {
-            let [count, _circuit, _value] = part.dims();
-            let (start, end) = (slots.start.max(first), slots.end.min(first + count));
-            if start < end {
-                parts.push(part.clone().narrow(0, start - first, end - start));
-            }
-            first += count;
-        }
-        weights.matmul(Tensor::cat(parts, 0).swap_dims(0, 1))
+    pub(super) fn weighted_part(
+        &self,
+        slots: Range<usize>,
+        weights: &Tensor<B, 3>,
+    ) -> Option<Tensor<B, 3>> {
+        products(&self.parts, slots, weights, 0).reduce(|sum, more| sum + more)
     }
 }
 
@@ -131,29 +127,37 @@ fn slots<B: Backend>(parts: &[Tensor<B, 3>]) -> usize {
     parts.iter().map(|part| part.dims()[0]).sum()
 }
 
-/// A sum, and the weighted changes in the slots of these parts, as far as there are weights.
+/// The weighted changes in some slots, summed over the slots of each part. Parts are not copied.
+///
+/// - column: of the weights of the first of these slots
 ///
 /// # Shapes
-/// - sum, output: `[circuit, row, value]`
-/// - parts: `[slot, circuit, value]` each
-/// - weights: `[circuit, row, 1 + slot]`
-fn added<B: Backend>(
-    mut sum: Tensor<B, 3>,
+/// - parts: `[slot, circuit, value]` each, all slots in order
+/// - weights: `[circuit, row, column]`
+/// - output: `[circuit, row, value]` each
+fn products<B: Backend>(
     parts: &[Tensor<B, 3>],
+    slots: Range<usize>,
     weights: &Tensor<B, 3>,
-) -> Tensor<B, 3> {
-    let [_circuits, _rows, columns] = weights.dims();
-    let mut first = 1;
-    for part in parts {
-        let [slots, _circuit, _value] = part.dims();
-        if first + slots > columns {
-            break;
+    column: usize,
+) -> impl Iterator<Item = Tensor<B, 3>> {
+    let mut next = 0;
+    parts.iter().filter_map(move |part| {
+        let [count, _circuit, _value] = part.dims();
+        let first = next;
+        next += count;
+        let (start, end) = (slots.start.max(first), slots.end.min(next));
+        if start >= end {
+            return None;
         }
-        let own = weights.clone().narrow(2, first, slots);
-        sum = sum + own.matmul(part.clone().swap_dims(0, 1));
-        first += slots;
-    }
-    sum
+        let changes = match end - start == count {
+            true => part.clone(),
+            false => part.clone().narrow(0, start - first, end - start),
+        };
+        let own = weights.clone();
+        let own = own.narrow(2, column + start - slots.start, end - start);
+        Some(own.matmul(changes.swap_dims(0, 1)))
+    })
 }
 
 #[cfg(test)]
@@ -215,7 +219,9 @@ mod tests {
                 let slots = 1..written.len() - 1;
                 let weights = whole([CIRCUITS, rows, slots.len()], 3);
                 let own = Tensor::cat(written[slots.clone()].to_vec(), 0).swap_dims(0, 1);
-                let found = outputs.weighted_part(slots, weights.clone());
+                let found = outputs.weighted_part(slots, &weights);
+                let found = found.expect("slots are written");
+                assert!(outputs.weighted_part(0..0, &weights).is_none());
                 assert_eq!(numbers(found), numbers(weights.matmul(own)));
             }
         }

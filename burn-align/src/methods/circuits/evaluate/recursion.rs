@@ -267,7 +267,9 @@ where
         let mut x = self.outputs.weighted(stream, weights.clone() * direct);
         for (layer, slots) in spans {
             let own = weights.clone().narrow(2, slots.start + 1, slots.len());
-            let change = self.outputs.weighted_part(slots, own); // [circuit, row, value]
+            let Some(change) = self.outputs.weighted_part(slots, &own) else {
+                continue;
+            };
             let Normed { before, after } = self.normed(layer, change)?;
             x = x + (after - before);
         }

@@ -2,12 +2,12 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use burn_align_models::AlignableTransformer;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::super::{CircuitAblation, CircuitError};
-use super::objective::{Adam, Objective, check_count, check_positive, sigmoid};
-use super::{LearnedEdges, LearningStep};
+use super::LearnedEdges;
+use super::objective::{Descent, Gate, Gates, Objective, check_positive, sigmoid};
 use crate::engine::RunOptions;
 use crate::methods::attribution::Patching;
 
@@ -114,10 +114,17 @@ impl EdgePruningOptions {
         self
     }
 
-    fn check(&self) -> Result<(), CircuitError> {
-        check_count("steps", self.steps)?;
-        check_count("samples", self.samples)?;
-        check_positive("learning_rate", self.learning_rate)?;
+    /// What is learned by, if all settings are in range.
+    fn checked(&self) -> Result<Descent, CircuitError> {
+        let descent = Descent {
+            // Open, but not so far that the gradient vanishes.
+            start: 2.0,
+            steps: self.steps,
+            samples: self.samples,
+            learning_rate: self.learning_rate,
+            seed: self.seed,
+        };
+        descent.check()?;
         check_positive("penalty", self.penalty)?;
         check_positive("multiplier_rate", self.multiplier_rate)?;
         if !(self.sparsity >= 0.0 && self.sparsity < 1.0) {
@@ -127,7 +134,7 @@ impl EdgePruningOptions {
                 found: self.sparsity.to_string(),
             });
         }
-        Ok(())
+        Ok(descent)
     }
 }
 
@@ -158,68 +165,46 @@ where
     A: AutodiffBackend,
     M: AlignableTransformer<A>,
 {
-    options.check()?;
+    let descent = options.checked()?;
     let objective = Objective::<A, M>::new(model, batches, options.ablation, &options.run)?;
-    let edges = objective.graph().edge_count();
-    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut adam = Adam::new(options.learning_rate, edges);
-    // Open, but not so far that the gradient vanishes.
-    let mut logits = vec![2.0; edges];
-    let mut multiplier = 0.0;
-    let mut history = Vec::with_capacity(options.steps);
-    for step in 0..options.steps {
-        let noise: Vec<Vec<f64>> = (0..options.samples)
-            .map(|_| (0..edges).map(|_| logistic(&mut rng)).collect())
-            .collect();
-        let gates: Vec<Vec<Gate>> = noise
-            .iter()
-            .map(|noise| {
-                noise
-                    .iter()
-                    .zip(&logits)
-                    .map(|(u, a)| gate(*u, *a))
-                    .collect()
-            })
-            .collect();
-        let weights: Vec<Vec<f32>> = gates
-            .iter()
-            .map(|gates| gates.iter().map(|gate| gate.value as f32).collect())
-            .collect();
-        let (divergence, by_weight) = objective.gradient(step, &weights)?;
-
-        let open: Vec<f64> = logits
-            .iter()
-            .map(|logit| probability_open(*logit))
-            .collect();
-        let share = open.iter().sum::<f64>() / edges as f64;
-        history.push(LearningStep {
-            divergence,
-            edges: share,
-        });
-        let rise = ((step + 1) as f64 / options.warmup.max(1) as f64).min(1.0);
-        let missed = options.sparsity * rise - (1.0 - share);
-        let by_share = multiplier + 2.0 * options.penalty * missed;
-        let gradient = (0..edges).map(|edge| {
-            let samples = by_weight.iter().zip(&gates);
-            let fit: f64 = samples
-                .map(|(by, gates)| by[edge] * gates[edge].slope)
-                .sum();
-            // The share of open gates grows by this much.
-            let opens = open[edge] * (1.0 - open[edge]) / edges as f64;
-            fit / options.samples as f64 + by_share * opens
-        });
-        let gradient: Vec<f64> = gradient.collect();
-        adam.step(&mut logits, &gradient);
-        multiplier += options.multiplier_rate * missed;
-    }
-    let weights = logits.iter().map(|logit| gate(0.0, *logit).value);
-    objective.learned(weights.collect(), history)
+    let mut gates = HardConcrete {
+        options,
+        edges: objective.graph().edge_count(),
+        multiplier: 0.0,
+    };
+    objective.learn(&descent, &mut gates)
 }
 
-/// A sampled gate, and its derivative by its parameter.
-struct Gate {
-    value: f64,
-    slope: f64,
+/// Hard concrete gates, and what holds them to the target.
+struct HardConcrete<'a> {
+    options: &'a EdgePruningOptions,
+    /// Number of edges.
+    edges: usize,
+    /// Of what misses the target.
+    multiplier: f64,
+}
+
+impl Gates for HardConcrete<'_> {
+    fn sample(&self, parameter: f64, rng: &mut ChaCha8Rng) -> Gate {
+        gate(logistic(rng), parameter)
+    }
+
+    fn probability_open(&self, parameter: f64) -> f64 {
+        probability_open(parameter)
+    }
+
+    fn cost(&mut self, step: usize, share: f64) -> f64 {
+        let options = self.options;
+        let rise = ((step + 1) as f64 / options.warmup.max(1) as f64).min(1.0);
+        let missed = options.sparsity * rise - (1.0 - share);
+        let by_share = self.multiplier + 2.0 * options.penalty * missed;
+        self.multiplier += options.multiplier_rate * missed;
+        by_share / self.edges as f64
+    }
+
+    fn weight(&self, parameter: f64) -> f64 {
+        gate(0.0, parameter).value
+    }
 }
 
 /// A gate for this noise: a number of the logistic distribution.
@@ -248,6 +233,8 @@ fn logistic(rng: &mut ChaCha8Rng) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use rand::SeedableRng;
+
     use super::*;
 
     #[test]

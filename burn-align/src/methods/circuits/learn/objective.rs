@@ -3,6 +3,8 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor, TensorData, activation};
 use burn_align_models::AlignableTransformer;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use super::super::{
     CircuitAblation, CircuitError, EdgeGraph, EdgeMasking, EdgeMethod, EdgeProvenance, EdgeScores,
@@ -87,7 +89,7 @@ impl<A: AutodiffBackend, M: AlignableTransformer<A>> Objective<A, M> {
     /// of the sum over samples.
     ///
     /// - weights: `[sample][edge]`
-    pub(super) fn gradient(
+    fn gradient(
         &self,
         step: usize,
         weights: &[Vec<f32>],
@@ -113,13 +115,96 @@ impl<A: AutodiffBackend, M: AlignableTransformer<A>> Objective<A, M> {
         Ok((divergence, gradient))
     }
 
-    pub(super) fn learned(
+    /// Learns the parameters of random weights by Adam, from the gradient of the mean divergence
+    /// over samples and of what edges in the circuit cost.
+    pub(super) fn learn(
         &self,
-        weights: Vec<f64>,
-        history: Vec<LearningStep>,
+        descent: &Descent,
+        gates: &mut impl Gates,
     ) -> Result<LearnedEdges, CircuitError> {
+        let edges = self.graph().edge_count();
+        let mut rng = ChaCha8Rng::seed_from_u64(descent.seed);
+        let mut adam = Adam::new(descent.learning_rate, edges);
+        let mut parameters = vec![descent.start; edges];
+        let mut history = Vec::with_capacity(descent.steps);
+        for step in 0..descent.steps {
+            let samples: Vec<Vec<Gate>> = (0..descent.samples)
+                .map(|_| {
+                    let drawn = parameters.iter();
+                    drawn.map(|it| gates.sample(*it, &mut rng)).collect()
+                })
+                .collect();
+            let weights: Vec<Vec<f32>> = samples
+                .iter()
+                .map(|sample| sample.iter().map(|gate| gate.value as f32).collect())
+                .collect();
+            let (divergence, by_weight) = self.gradient(step, &weights)?;
+            let open = parameters.iter().map(|it| gates.probability_open(*it));
+            let open: Vec<f64> = open.collect();
+            let share = open.iter().sum::<f64>() / edges as f64;
+            history.push(LearningStep {
+                divergence,
+                edges: share,
+            });
+            let cost = gates.cost(step, share);
+            let gradient = open.iter().enumerate().map(|(edge, open)| {
+                let samples = by_weight.iter().zip(&samples);
+                let fit: f64 = samples
+                    .map(|(by, gates)| by[edge] * gates[edge].slope)
+                    .sum();
+                fit / descent.samples as f64 + cost * open * (1.0 - open)
+            });
+            let gradient: Vec<f64> = gradient.collect();
+            adam.step(&mut parameters, &gradient);
+        }
+        let weights = parameters.iter().map(|it| gates.weight(*it)).collect();
         let scores = EdgeScores::new(self.graph().clone(), weights, self.provenance)?;
         Ok(LearnedEdges { scores, history })
+    }
+}
+
+/// A sampled weight of an edge, and the factor that turns the derivative by it into one by the
+/// edge's parameter.
+pub(super) struct Gate {
+    pub(super) value: f64,
+    pub(super) slope: f64,
+}
+
+/// Random weights of edges, each with a parameter. The probability that an edge is in the circuit
+/// is a sigmoid of it, shifted or not.
+pub(super) trait Gates {
+    /// Draws a weight.
+    fn sample(&self, parameter: f64, rng: &mut ChaCha8Rng) -> Gate;
+
+    /// The probability that an edge is in the circuit.
+    fn probability_open(&self, parameter: f64) -> f64;
+
+    /// What the loss grows by at a step with the expected number of edges in the circuit.
+    ///
+    /// - share: the expected share of edges in the circuit
+    fn cost(&mut self, step: usize, share: f64) -> f64;
+
+    /// The weight without noise.
+    fn weight(&self, parameter: f64) -> f64;
+}
+
+/// How parameters are learned.
+pub(super) struct Descent {
+    /// Where all of them begin.
+    pub(super) start: f64,
+    pub(super) steps: usize,
+    /// Samples of all edges in each step.
+    pub(super) samples: usize,
+    pub(super) learning_rate: f64,
+    /// Of the samples.
+    pub(super) seed: u64,
+}
+
+impl Descent {
+    pub(super) fn check(&self) -> Result<(), CircuitError> {
+        check_count("steps", self.steps)?;
+        check_count("samples", self.samples)?;
+        check_positive("learning_rate", self.learning_rate)
     }
 }
 
@@ -135,7 +220,7 @@ fn tracked<A: AutodiffBackend>(
 }
 
 /// Adam (Kingma and Ba 2014, arXiv 1412.6980, algorithm 1) with its usual decay rates.
-pub(super) struct Adam {
+struct Adam {
     rate: f64,
     step: i32,
     /// Decaying means of the gradient and of its square.
@@ -146,7 +231,7 @@ impl Adam {
     const DECAY: [f64; 2] = [0.9, 0.999];
     const EPSILON: f64 = 1e-8;
 
-    pub(super) fn new(rate: f64, parameters: usize) -> Self {
+    fn new(rate: f64, parameters: usize) -> Self {
         Self {
             rate,
             step: 0,
@@ -154,7 +239,7 @@ impl Adam {
         }
     }
 
-    pub(super) fn step(&mut self, parameters: &mut [f64], gradient: &[f64]) {
+    fn step(&mut self, parameters: &mut [f64], gradient: &[f64]) {
         self.step += 1;
         let [first, second] = Self::DECAY;
         let unbiased = Self::DECAY.map(|decay| 1.0 - decay.powi(self.step));

@@ -2,12 +2,12 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use burn_align_models::AlignableTransformer;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use super::super::{CircuitAblation, CircuitError};
-use super::objective::{Adam, Objective, check_count, check_positive, sigmoid};
-use super::{LearnedEdges, LearningStep};
+use super::LearnedEdges;
+use super::objective::{Descent, Gate, Gates, Objective, check_positive, sigmoid};
 use crate::engine::RunOptions;
 use crate::methods::attribution::Patching;
 
@@ -88,11 +88,19 @@ impl UniformSamplingOptions {
         self
     }
 
-    fn check(&self) -> Result<(), CircuitError> {
-        check_count("steps", self.steps)?;
-        check_count("samples", self.samples)?;
-        check_positive("learning_rate", self.learning_rate)?;
-        check_positive("cost", self.cost)
+    /// What is learned by, if all settings are in range.
+    fn checked(&self) -> Result<Descent, CircuitError> {
+        let descent = Descent {
+            // Edges begin more in than out.
+            start: 1.0,
+            steps: self.steps,
+            samples: self.samples,
+            learning_rate: self.learning_rate,
+            seed: self.seed,
+        };
+        descent.check()?;
+        check_positive("cost", self.cost)?;
+        Ok(descent)
     }
 }
 
@@ -123,49 +131,44 @@ where
     A: AutodiffBackend,
     M: AlignableTransformer<A>,
 {
-    options.check()?;
+    let descent = options.checked()?;
     let objective = Objective::<A, M>::new(model, batches, options.ablation, &options.run)?;
-    let edges = objective.graph().edge_count();
-    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut adam = Adam::new(options.learning_rate, edges);
-    // Edges begin more in than out.
-    let mut logits = vec![1.0; edges];
-    let mut history = Vec::with_capacity(options.steps);
-    for step in 0..options.steps {
-        let probabilities: Vec<f64> = logits.iter().map(|logit| sigmoid(*logit)).collect();
-        let samples: Vec<Vec<(f64, bool)>> = (0..options.samples)
-            .map(|_| {
-                let drawn = probabilities.iter();
-                drawn.map(|theta| sampled(*theta, &mut rng)).collect()
-            })
-            .collect();
-        let weights: Vec<Vec<f32>> = samples
-            .iter()
-            .map(|sample| sample.iter().map(|(weight, _)| *weight as f32).collect())
-            .collect();
-        let (divergence, by_weight) = objective.gradient(step, &weights)?;
-        history.push(LearningStep {
-            divergence,
-            edges: probabilities.iter().sum::<f64>() / edges as f64,
-        });
-        let gradient = probabilities.iter().enumerate().map(|(edge, theta)| {
-            let samples = by_weight.iter().zip(&samples);
-            let uniform = samples.filter(|(_, sample)| sample[edge].1);
-            let fit: f64 = uniform.map(|(by, _)| by[edge]).sum();
-            fit / options.samples as f64 + options.cost * theta * (1.0 - theta)
-        });
-        let gradient: Vec<f64> = gradient.collect();
-        adam.step(&mut logits, &gradient);
-    }
-    let weights = logits.iter().map(|logit| sigmoid(*logit));
-    objective.learned(weights.collect(), history)
+    let mut gates = Uniform { cost: options.cost };
+    objective.learn(&descent, &mut gates)
 }
 
-/// The weight of an edge, and whether it is a uniform one.
-fn sampled(theta: f64, rng: &mut ChaCha8Rng) -> (f64, bool) {
-    if rng.random::<f64>() < theta * (1.0 - theta) {
-        return (rng.random::<f64>(), true);
+/// Edges that are in, out, or of a uniform weight.
+struct Uniform {
+    /// What an edge costs.
+    cost: f64,
+}
+
+impl Gates for Uniform {
+    fn sample(&self, parameter: f64, rng: &mut ChaCha8Rng) -> Gate {
+        let theta = sigmoid(parameter);
+        if rng.random::<f64>() < theta * (1.0 - theta) {
+            // How often it is drawn is the derivative of the probability.
+            return Gate {
+                value: rng.random::<f64>(),
+                slope: 1.0,
+            };
+        }
+        let is_in = rng.random::<f64>() < theta;
+        Gate {
+            value: f64::from(u8::from(is_in)),
+            slope: 0.0,
+        }
     }
-    let is_in = rng.random::<f64>() < theta;
-    (f64::from(u8::from(is_in)), false)
+
+    fn probability_open(&self, parameter: f64) -> f64 {
+        sigmoid(parameter)
+    }
+
+    fn cost(&mut self, _step: usize, _share: f64) -> f64 {
+        self.cost
+    }
+
+    fn weight(&self, parameter: f64) -> f64 {
+        sigmoid(parameter)
+    }
 }
