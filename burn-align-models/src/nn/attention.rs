@@ -13,6 +13,7 @@ use crate::tap::NoTap;
 
 #[cfg(feature = "flex")]
 use super::flex::{AttendingRows, KeysBefore};
+use super::unfused;
 
 /// `[batch, pos, head * d_head]` → `[batch, head, pos, d_head]`.
 pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
@@ -31,9 +32,11 @@ pub fn head_part<B: Backend>(x: Tensor<B, 3>, all: usize, part: Range<usize>) ->
         Err(x) => x,
     };
     let [batch, pos, width] = x.dims();
-    x.reshape([batch, pos, all, width / all])
-        .swap_dims(1, 2)
-        .narrow(1, part.start, part.len())
+    let heads = x.reshape([batch, pos, all, width / all]).swap_dims(1, 2);
+    match part == (0..all) {
+        true => heads,
+        false => heads.narrow(1, part.start, part.len()),
+    }
 }
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.
@@ -372,7 +375,11 @@ fn by_group<B: Backend>(x: Tensor<B, 4>, y: Tensor<B, 4>) -> Tensor<B, 4> {
     let [batch, head, q_pos, inner] = x.dims();
     let [_batch, kv_head, _inner, width] = y.dims();
     if kv_head == head {
-        return x.matmul(y);
+        let product = x.matmul(y);
+        return match q_pos {
+            1 => unfused(product),
+            _ => product,
+        };
     }
     // The heads of a group are adjacent, and so are their rows.
     x.reshape([batch, kv_head, head / kv_head * q_pos, inner])

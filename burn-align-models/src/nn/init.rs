@@ -4,6 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::nn::Embedding;
 use burn::tensor::{DType, Distribution, Shape, Tensor, backend::Backend};
 
+use super::weight::in_order;
 use super::{Norm, NormKind, Projection, TokenEmbedding};
 
 /// Makes the parameters of one model: random ones, or placeholders for those of a checkpoint.
@@ -54,13 +55,23 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         shape: [usize; D],
         scale: f64,
     ) -> Param<Tensor<B, D>> {
+        let draw = self.drawing(shape, scale);
+        self.param(shape, draw)
+    }
+
+    /// Draws the elements of the next parameter.
+    fn drawing<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        scale: f64,
+    ) -> impl Fn(&B::Device) -> Tensor<B, D> + Send + Sync + 'static + use<B, D> {
         let (dtype, seed) = (self.dtype, self.seed);
         self.seed += 1;
         let distribution = Distribution::Normal(0.0, self.std * scale);
-        self.param(shape, move |device| {
+        move |device| {
             B::seed(device, seed);
             Tensor::random(Shape::new(shape), distribution, (device, dtype))
-        })
+        }
     }
 
     /// A vector for each row, `[row, d_model]`.
@@ -94,9 +105,14 @@ impl<'a, B: Backend> ParamInit<'a, B> {
         scale: f64,
     ) -> Projection<B> {
         Projection::new(
-            self.scaled_normal([d_input, d_output], scale),
+            self.scaled_matrix([d_input, d_output], scale),
             bias.then(|| self.constant([d_output], 0.0)),
         )
+    }
+
+    fn scaled_matrix(&mut self, shape: [usize; 2], scale: f64) -> Param<Tensor<B, 2>> {
+        let draw = self.drawing(shape, scale);
+        self.param(shape, move |device| in_order(draw(device)))
     }
 
     fn param<const D: usize>(

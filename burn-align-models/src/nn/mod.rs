@@ -15,6 +15,7 @@ mod projection;
 mod residual;
 mod rotary;
 mod self_attention;
+mod unfused;
 mod weight;
 
 pub use activation::{Activation, UnknownActivation};
@@ -28,4 +29,5 @@ pub use projection::{Projection, unembed};
 pub use residual::add_to_stream;
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};
 pub use self_attention::{QkNorm, QkvLayout, SelfAttention, SelfAttentionConfig};
+pub use unfused::unfused;
 pub use weight::{Weight, WeightShapeError, keeps_quantized};

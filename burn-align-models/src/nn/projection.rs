@@ -7,8 +7,8 @@ use burn::nn::Linear;
 use burn::tensor::module::linear as portable;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::TokenEmbedding;
 use super::weight::{Orientation, Weight};
+use super::{TokenEmbedding, unfused};
 use crate::quants::QuantizedMatrix;
 
 /// `x W + b`: every product of activations with a model weight in this crate, dense or quantised.
@@ -133,7 +133,11 @@ pub(super) fn affine<B: Backend>(
         Ok(product) => return product,
         Err(x) => x,
     };
-    portable(x, weight, bias)
+    let [rows, _d_input] = x.dims();
+    match bias {
+        Some(bias) if rows == 1 => unfused(x.matmul(weight)) + bias.unsqueeze(),
+        bias => portable(x, weight, bias),
+    }
 }
 
 /// `x W + b`, with the columns of `W` in parts.

@@ -3,6 +3,7 @@
 //! Formulas as in `modeling_rope_utils.py` of Hugging Face `transformers`.
 
 use std::f64::consts::PI;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
@@ -124,10 +125,7 @@ impl RotaryConfig {
             let data = TensorData::new(values, [1, 1, pos, frequencies.len()]);
             Tensor::from_data(data, (device, DType::F32))
         };
-        Rotary {
-            cos: table(f32::cos),
-            sin: table(f32::sin),
-        }
+        Rotary::new(table(f32::cos), table(f32::sin))
     }
 
     /// Radians per position of each pair of features, `d_head / 2` of them.
@@ -219,15 +217,46 @@ pub struct Rotary<B: Backend> {
     cos: Tensor<B, 4>,
     /// `[1, 1, pos, d_head / 2]`
     sin: Tensor<B, 4>,
+    whole: Arc<Mutex<Option<WholeTables<B>>>>,
+}
+
+/// Cosines and sines of all features of a head, `[1, 1, pos, d_head]`: made when they are first
+/// used, for all layers.
+#[derive(Clone, Debug)]
+struct WholeTables<B: Backend> {
+    cos: Tensor<B, 4>,
+    /// Negative in the first half.
+    sin: Tensor<B, 4>,
 }
 
 impl<B: Backend> Rotary<B> {
+    fn new(cos: Tensor<B, 4>, sin: Tensor<B, 4>) -> Self {
+        Self {
+            cos,
+            sin,
+            whole: Arc::default(),
+        }
+    }
+
+    fn map(&self, change: impl Fn(Tensor<B, 4>) -> Tensor<B, 4>) -> Self {
+        Self::new(change(self.cos.clone()), change(self.sin.clone()))
+    }
+
+    fn whole(&self) -> WholeTables<B> {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let (cos, sin) = (self.cos.clone(), self.sin.clone());
+            WholeTables {
+                cos: Tensor::cat(vec![cos.clone(), cos], 3),
+                sin: Tensor::cat(vec![-sin.clone(), sin], 3),
+            }
+        };
+        whole.get_or_insert_with(make).clone()
+    }
+
     /// The same tables in another dtype.
     pub fn cast(self, dtype: DType) -> Self {
-        Self {
-            cos: self.cos.cast(dtype),
-            sin: self.sin.cast(dtype),
-        }
+        self.map(|table| table.cast(dtype))
     }
 
     /// Number of positions.
@@ -237,21 +266,15 @@ impl<B: Backend> Rotary<B> {
 
     /// The tables of the first positions.
     pub(crate) fn first(&self, pos: usize) -> Self {
-        if self.pos() == pos {
-            return self.clone();
-        }
-        Self {
-            cos: self.cos.clone().narrow(2, 0, pos),
-            sin: self.sin.clone().narrow(2, 0, pos),
+        match self.pos() == pos {
+            true => self.clone(),
+            false => self.map(|table| table.narrow(2, 0, pos)),
         }
     }
 
     /// The tables of tokens at these positions, `[token]`.
     pub(crate) fn at(&self, positions: &Tensor<B, 1, Int>) -> Self {
-        Self {
-            cos: self.cos.clone().select(2, positions.clone()),
-            sin: self.sin.clone().select(2, positions.clone()),
-        }
+        self.map(|table| table.select(2, positions.clone()))
     }
 
     /// Rotates the pairs `(x[i], x[i + rotated / 2])` of the first `rotated` features by their
@@ -272,15 +295,13 @@ impl<B: Backend> Rotary<B> {
             Ok(rotated) => return rotated,
             Err(x) => x,
         };
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.narrow(3, half, half);
-        let (cos, sin) = (&self.cos, &self.sin);
-        Tensor::cat(
-            vec![
-                first.clone() * cos.clone() - second.clone() * sin.clone(),
-                second * cos.clone() + first * sin.clone(),
-            ],
-            3,
-        )
+        // Heads come from projections, in which those of a token lie side by side: as views of
+        // that, halves change places in one kernel, and the rest is a chain that can be fused.
+        let [batch, head, pos, _d_head] = x.dims();
+        let by_token = x.clone().swap_dims(1, 2);
+        let halves = by_token.reshape([batch, pos, head, 2, half]);
+        let turned = halves.flip([3]).reshape([batch, pos, head, d_head]);
+        let WholeTables { cos, sin } = self.whole();
+        x * cos + turned.swap_dims(1, 2) * sin
     }
 }

@@ -1,5 +1,6 @@
 //! The weight of a projection or an embedding: a tensor, several, or the blocks of a GGUF file.
 
+mod order;
 mod split;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -13,6 +14,7 @@ use burn::module::{
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Shape, Tensor, TensorData};
 
+pub(super) use self::order::in_order;
 use self::split::Split;
 use crate::quants::QuantizedMatrix;
 
@@ -113,6 +115,17 @@ impl<B: Backend> Weight<B> {
             Values::Dense(param) => param.val(),
             Values::Quantized(quantized) => self.dense(quantized).val(),
             Values::Split(split) => split.whole().val(),
+        }
+    }
+
+    /// Brings the values into the order in memory in which products read them fastest.
+    pub(crate) fn lay_out(&mut self) {
+        if self.orientation == Orientation::Transposed {
+            self.values = match &self.values {
+                Values::Dense(param) => Values::Dense(param.clone().map(in_order)),
+                Values::Split(split) => Values::Split(split.map(in_order)),
+                Values::Quantized(quantized) => Values::Quantized(quantized.clone()),
+            };
         }
     }
 

@@ -75,7 +75,7 @@ pub(super) fn load<B: Backend, M: Family<B>>(
     // not be dropped twice.
     let mut model = ManuallyDrop::new(model);
     let result = model.apply(snapshots.collect(), None, None, false);
-    let model = ManuallyDrop::into_inner(model);
+    let mut model = ManuallyDrop::into_inner(model);
     if let Some(error) = reader.error.borrow_mut().take() {
         return Err(error);
     }
@@ -83,6 +83,9 @@ pub(super) fn load<B: Backend, M: Family<B>>(
         result.errors.is_empty() && result.missing.is_empty() && result.unused.is_empty(),
         "names and shapes were checked before: {result}"
     );
+    for (_path, weight) in model.weights_mut() {
+        weight.lay_out();
+    }
     Ok((model, notes))
 }
 

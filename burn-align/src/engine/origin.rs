@@ -1,5 +1,7 @@
 //! The model that a run has begun on, so that it does not go on in another.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, backend::Backend};
 use burn_align_models::{AlignableTransformer, ModelLayout};
 
@@ -10,7 +12,7 @@ use super::memory::dtype;
 /// other weights.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Origin {
-    layout: ModelLayout,
+    layout: Arc<ModelLayout>,
     dtype: DType,
 }
 
@@ -24,7 +26,7 @@ pub(super) struct Difference {
 impl Origin {
     pub(super) fn of<B: Backend, M: AlignableTransformer<B>>(model: &M) -> Self {
         Self {
-            layout: model.layout().clone(),
+            layout: Arc::new(model.layout().clone()),
             dtype: dtype(model),
         }
     }

@@ -5,6 +5,7 @@ use std::fmt;
 
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::nn::unfused;
 
 use super::Orthonormal;
 
@@ -117,7 +118,14 @@ impl<B: Backend> Basis<B> {
     pub(super) fn read(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         match self {
             Self::Axes => x,
-            Self::Columns(matrix) => x.matmul(matrix.clone()),
+            Self::Columns(matrix) => {
+                let [_d, features] = matrix.dims();
+                let product = x.matmul(matrix.clone());
+                match features {
+                    1 => unfused(product),
+                    _ => product,
+                }
+            }
         }
     }
 

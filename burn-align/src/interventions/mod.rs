@@ -66,6 +66,7 @@ mod operation;
 mod operations;
 mod orthonormal;
 pub(crate) mod parts;
+mod product;
 pub(crate) mod random;
 #[cfg(test)]
 mod tests;

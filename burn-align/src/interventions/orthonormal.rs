@@ -9,6 +9,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
+use super::product::product;
 use super::random::Seeded;
 
 /// How a matrix keeps its columns orthonormal in training.
@@ -164,7 +165,7 @@ impl<B: Backend> Orthonormal<B> {
             OrthonormalMap::Householder => householder(x),
         };
         match &self.base {
-            Some(base) => base.val().detach().matmul(turned),
+            Some(base) => product(base.val().detach(), turned),
             None => turned,
         }
     }
@@ -181,9 +182,9 @@ impl<B: Backend> Orthonormal<B> {
             let after = after.detach();
             let before = before.clone().detach();
             let step = after - before.clone();
-            let inner = before.clone().transpose().matmul(step.clone());
+            let inner = product(before.clone().transpose(), step.clone());
             let normal = (inner.clone() + inner.transpose()) * 0.5;
-            let tangent = step - before.clone().matmul(normal);
+            let tangent = step - product(before.clone(), normal);
             polar(before + tangent).detach().set_require_grad(trained)
         });
         Self { parameter, ..self }
@@ -192,7 +193,7 @@ impl<B: Backend> Orthonormal<B> {
     /// `max |WᵀW - I|`.
     pub fn deviation(&self) -> f64 {
         let matrix = self.matrix().detach();
-        let gram = matrix.clone().transpose().matmul(matrix);
+        let gram = product(matrix.clone().transpose(), matrix);
         let [rank, _rank] = gram.dims();
         let one = identity(rank, &gram.device());
         let [deviation] = deviations([&gram], &one);
@@ -236,8 +237,9 @@ fn polar<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     const ENOUGH: f64 = 1e-6;
     let [_d, rank] = matrix.dims();
     let one = identity(rank, &matrix.device());
-    let gram = |y: &Tensor<B, 2>| y.clone().transpose().matmul(y.clone());
-    let step = |y: Tensor<B, 2>, square: Tensor<B, 2>| y.matmul((one.clone() * 3.0 - square) * 0.5);
+    let gram = |y: &Tensor<B, 2>| product(y.clone().transpose(), y.clone());
+    let step =
+        |y: Tensor<B, 2>, square: Tensor<B, 2>| product(y, (one.clone() * 3.0 - square) * 0.5);
     // Rounding is all that is left.
     let is_rounding = |now: f64, last: f64| now >= last && now < 1e-4;
     // In training, the matrix is nearly orthonormal. The first step is made before it is known how
@@ -290,8 +292,8 @@ fn complete<B: Backend>(columns: Tensor<B, 2>) -> Tensor<B, 2> {
     let device = columns.device();
     let random = Seeded::<B>::new(0, &device).normal([d, d - rank]);
     let orthogonal = |x: Tensor<B, 2>| {
-        let inside = columns.clone().transpose().matmul(x.clone());
-        x - columns.clone().matmul(inside)
+        let inside = product(columns.clone().transpose(), x.clone());
+        x - product(columns.clone(), inside)
     };
     // Twice: rounding leaves a part of the columns in the first result.
     let rest = polar(orthogonal(polar(orthogonal(random))));
@@ -317,18 +319,18 @@ fn exponential<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
         0
     };
     let a = a * 0.5_f64.powi(halvings as i32);
-    let a2 = a.clone().matmul(a.clone());
-    let a3 = a2.clone().matmul(a.clone());
-    let a4 = a2.clone().matmul(a2.clone());
+    let a2 = product(a.clone(), a.clone());
+    let a3 = product(a2.clone(), a.clone());
+    let a4 = product(a2.clone(), a2.clone());
     let low = one.clone() + a.clone() + a2.clone() * 0.5 + a3.clone() * (1.0 / 6.0);
     let high = one * (1.0 / 24.0)
         + a * (1.0 / 120.0)
         + a2 * (1.0 / 720.0)
         + a3 * (1.0 / 5040.0)
         + a4.clone() * (1.0 / 40320.0);
-    let mut power = low + a4.matmul(high);
+    let mut power = low + product(a4, high);
     for _ in 0..halvings {
-        power = power.clone().matmul(power);
+        power = product(power.clone(), power);
     }
     power
 }
@@ -339,7 +341,7 @@ fn cayley<B: Backend>(a: Tensor<B, 2>) -> Tensor<B, 2> {
     let one: Tensor<B, 2> = identity(d, &a.device());
     let half = a * 0.5;
     let matrix = one.clone() - half.clone();
-    inverse(matrix).matmul(one + half)
+    product(inverse(matrix), one + half)
 }
 
 /// The inverse, by Newton's iteration `Y ← Y (2 I - M Y)`. Only its last step is differentiated.
@@ -355,13 +357,13 @@ fn inverse<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     };
     let mut y = fixed.clone().transpose() * (largest(0) * largest(1)).recip();
     let step = |matrix: Tensor<B, 2>, y: Tensor<B, 2>| {
-        let product = matrix.matmul(y.clone());
-        y.matmul(one.clone() * 2.0 - product)
+        let inner = product(matrix, y.clone());
+        product(y, one.clone() * 2.0 - inner)
     };
     let mut last = f64::INFINITY;
     for _ in 0..80 {
-        let product = fixed.clone().matmul(y.clone());
-        let [now] = deviations([&product], &one);
+        let near_one = product(fixed.clone(), y.clone());
+        let [now] = deviations([&near_one], &one);
         if now < 1e-6 || (now >= last && now < 1e-3) {
             break;
         }
@@ -381,12 +383,12 @@ fn householder<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
     let signs = signs.clone().sign() * signs.abs().floor();
     let vectors = x.tril(-1) + unit.clone();
     let squares = vectors.clone().powi_scalar(2).sum_dim(0); // [1, rank], 1 + Σ a²
-    let mut product = unit;
+    let mut turned = unit;
     for column in (0..rank).rev() {
         let v = vectors.clone().narrow(1, column, 1); // [d, 1]
         let tau = squares.clone().narrow(1, column, 1).recip() * 2.0; // [1, 1]
-        let inner = v.clone().transpose().matmul(product.clone()); // [1, rank]
-        product = product - v.matmul(inner * tau);
+        let inner = product(v.clone().transpose(), turned.clone()); // [1, rank]
+        turned = turned - product(v, inner * tau);
     }
-    product * signs
+    turned * signs
 }

@@ -25,8 +25,23 @@ const SCORES: [([usize; 2], Option<usize>); 7] = [
 /// `[pos, d_head]` of attention.
 const ROWS: [[usize; 2]; 4] = [[5, 64], [24, 32], [72, 64], [130, 80]];
 
-/// Positions before the new one, in attention to kept keys and values.
-const PASTS: [usize; 6] = [1, 8, 63, 64, 500, 1030];
+/// `[past, d_head]`: positions before the new one, in attention to kept keys and values. With the
+/// new one, some are multiples of what a kernel reads at once.
+const CACHED: [[usize; 2]; 13] = [
+    [1, 64],
+    [8, 32],
+    [15, 64],
+    [63, 32],
+    [63, 64],
+    [63, 128],
+    [64, 64],
+    [79, 64],
+    [127, 128],
+    [500, 64],
+    [1030, 32],
+    [1030, 64],
+    [1503, 128],
+];
 
 pub(super) fn check<B: Backend, P: Primitives<B>>(checks: &mut Checks<'_, B, P>) {
     for (sizes, window) in SCORES {
@@ -35,10 +50,8 @@ pub(super) fn check<B: Backend, P: Primitives<B>>(checks: &mut Checks<'_, B, P>)
     for sizes in ROWS {
         whole_rows(checks, sizes);
     }
-    for past in PASTS {
-        for d_head in [32, 64] {
-            one_position(checks, past, d_head);
-        }
+    for [past, d_head] in CACHED {
+        one_position(checks, past, d_head);
     }
 }
 

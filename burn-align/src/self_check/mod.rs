@@ -55,7 +55,7 @@ use checks::Checks;
 
 /// Raised whenever checks are added or change, so that kept reports of older ones can be told
 /// apart.
-pub const REVISION: u32 = 1;
+pub const REVISION: u32 = 2;
 
 /// Checks what a backend computes for models in `dtype`: f32, bf16 or f16. What models compute in
 /// f32 whatever their dtype, such as norms and rotations, is checked in f32, so a model in 16 bits

@@ -30,8 +30,10 @@ const INNER: [usize; 23] = [
 const ROWS: [usize; 9] = [499, 500, 501, 512, 513, 700, 1025, 2049, 4096];
 
 /// `[rows, inner, columns]` of products with a transposed matrix: logits from a tied embedding.
-const TRANSPOSED: [[usize; 3]; 5] = [
+const TRANSPOSED: [[usize; 3]; 7] = [
     [1, 96, 1031],
+    [1, 256, 512],
+    [1, 768, 96],
     [7, 64, 1031],
     [5, 768, 520],
     [520, 64, 65],
@@ -66,6 +68,7 @@ pub(super) fn check<B: Backend, P: Primitives<B>>(checks: &mut Checks<'_, B, P>)
     }
     for sizes in TRANSPOSED {
         transposed(checks, sizes);
+        biased(checks, sizes);
     }
     for sizes in HEADS {
         heads(checks, sizes);
@@ -98,6 +101,29 @@ fn transposed<B: Backend, P: Primitives<B>>(
     checks.check(Operation::TransposedProduct, &[&x, &y], &expected, |cx| {
         let y = cx.tensor::<2>(&y).transpose();
         cx.primitives.product(cx.tensor(&x), y)
+    });
+}
+
+/// The same with a bias, which a backend may add in the kernel of the product.
+fn biased<B: Backend, P: Primitives<B>>(
+    checks: &mut Checks<'_, B, P>,
+    [rows, inner, columns]: [usize; 3],
+) {
+    let x = checks.draw(&[rows, inner]);
+    let y = checks.draw(&[columns, inner]);
+    let bias = checks.draw(&[columns]);
+    let columns_last = reference::transposed(&y.values, [columns, inner]);
+    let product = reference::product(&x.values, &columns_last, [rows, inner, columns]);
+    let biases = bias.values.iter().cycle();
+    let expected: Vec<f64> = product
+        .iter()
+        .zip(biases)
+        .map(|(x, bias)| x + bias)
+        .collect();
+    let operands = [&x, &y, &bias];
+    checks.check(Operation::TransposedProduct, &operands, &expected, |cx| {
+        let y = cx.tensor::<2>(&y).transpose();
+        cx.primitives.product(cx.tensor(&x), y) + cx.tensor::<1>(&bias).unsqueeze()
     });
 }
 
