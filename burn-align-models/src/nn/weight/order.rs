@@ -12,9 +12,12 @@ pub(in crate::nn) fn in_order<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> 
         return matrix;
     }
     let [d_input, d_output] = matrix.dims();
+    let is_trained = matrix.is_require_grad();
+    let matrix = matrix.set_require_grad(false);
     // A permuted tensor is copied when it loses an axis.
     let by_output = matrix.transpose().reshape([d_input * d_output]);
-    by_output.reshape([d_output, d_input]).transpose()
+    let matrix = by_output.reshape([d_output, d_input]).transpose();
+    matrix.set_require_grad(is_trained)
 }
 
 /// Whether the backend is one of those on CubeCL.
