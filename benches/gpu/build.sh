@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Builds what run.sh needs, and packs it for a machine without cargo and network.
+# Builds what run.sh needs, and packs it for a machine without cargo and network: a pack for each
+# program, all to be unpacked in one place; run.sh uses those that are there.
 #
 #   benches/gpu/build.sh [--features cuda,vulkan] [--out DIR] [--limit MIB] [--plain] [--fixtures]
 #                        [--without NAME,…]
 #
 #   --features  backends, all in one build [cuda,vulkan]
-#   --out       folder for the programs; the pack is DIR.tar.xz [target/gpu]
+#   --out       folder for the programs; the packs are DIR.NAME.tar.xz [target/gpu]
 #   --limit     largest pack, in MiB [60]
 #   --plain     also `backends` without fusion and autotuning, as `backends-plain`; builds Burn again
 #   --fixtures  also tests/fixtures, for a machine without this checkout
@@ -88,11 +89,21 @@ if [[ $fixtures ]]; then
   mkdir -p "$out/tests" && cp -r tests/fixtures "$out/tests/" && rm -f "$out"/tests/fixtures/*.py
 fi
 
-pack=$out.tar.xz
-tar -C "$(dirname "$out")" -cf - "$(basename "$out")" | xz -T0 -9 > "$pack"
-bytes=$(wc -c < "$pack")
-(cd "$out" && du -a --apparent-size -k bin | sort -rn | head -12)
-echo "$pack: $((bytes >> 20)) MiB"
-if ((bytes > limit << 20)); then
-  complain "more than $limit MiB; leave something out: --without suite, or one backend" 1
-fi
+# pack NAME FILE…: packs files of the folder, and tells how large the pack is.
+pack() {
+  local file=$out.$1.tar.xz files=("${@:2}")
+  tar -C "$(dirname "$out")" -cf - "${files[@]/#/$(basename "$out")/}" | xz -T0 -6 > "$file"
+  bytes=$(wc -c < "$file")
+  echo "$file: $((bytes >> 20)) MiB"
+  ((bytes <= limit << 20)) || complain "more than $limit MiB: one backend makes it smaller" 1
+}
+
+rm -f "$out".*.tar.xz
+scripts=(ROOT run.sh peers)
+[[ $fixtures ]] && scripts+=(tests)
+for program in "$out"/bin/*; do
+  name=$(basename "$program") files=("bin/$(basename "$program")")
+  # Nothing runs without it.
+  [[ $name == backends ]] && files+=("${scripts[@]}")
+  pack "$name" "${files[@]}"
+done
