@@ -19,7 +19,7 @@ pub(super) fn bf16(block: &[u8; 2], out: &mut [f32; 1]) {
 /// A half-precision number, given by its bits, in f32: without branches and without checking the
 /// CPU's features, so that a loop over it becomes vectors.
 #[inline(always)]
-pub fn widen_f16(half: u16) -> f32 {
+pub(super) fn widen_f16(half: u16) -> f32 {
     /// The difference between the exponent biases: 127 - 15.
     const REBASE: f32 = f32::from_bits((127 + 112) << 23);
     /// The exponent of infinities and NaNs.

@@ -9,21 +9,23 @@
 //!
 //! [`dequantize`] converts whole blocks. A [`QuantizedMatrix`] stays in blocks, in memory or in a
 //! mapped file, and gives parts of itself without a copy. Kernels that multiply by blocks call
-//! [`widen_part`] and [`widen_f16`], which are inlined into a function that is compiled for the
-//! vectors of the CPU.
+//! [`Blocks::widen`] or, for rows that lie side by side, a [`PanelFormat`], whose functions are
+//! inlined into a function that is compiled for the vectors of the CPU.
 
 mod floats;
 mod iq4;
 mod k;
 mod legacy;
 mod matrix;
+mod panels;
 #[cfg(test)]
 mod tests;
 
 use std::{fmt, hint};
 
-pub use floats::widen_f16;
-pub use matrix::{QuantizedMatrix, QuantizedMatrixError};
+use floats::widen_f16;
+pub use matrix::{Blocks, Panels, QuantizedMatrix, QuantizedMatrixError};
+pub use panels::{LANES, Lanes, OnPanels, PanelFormat};
 
 /// Defines [`BlockFormat`] from a table of formats: name, number in GGUF files, function.
 macro_rules! formats {
@@ -167,7 +169,7 @@ pub fn dequantize(format: BlockFormat, blocks: &[u8], out: &mut [f32]) {
 /// # Panics
 /// If the row ends before the last of these elements.
 #[inline(always)]
-pub fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]) {
+fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]) {
     let (elements, bytes) = (format.block_elements(), format.block_bytes());
     let (mut at, mut rest) = (first, out);
     while !rest.is_empty() {
@@ -193,6 +195,8 @@ pub fn widen_part(format: BlockFormat, row: &[u8], first: usize, out: &mut [f32]
 
 /// Maximum number of elements in a block.
 const LONGEST: usize = 256;
+/// Maximum number of bytes of a block.
+const LONGEST_BYTES: usize = 210;
 
 /// Calls `widen` for each block.
 #[inline(always)]

@@ -5,7 +5,10 @@ use std::path::Path;
 use burn::tensor::f16;
 use serde_json::Value;
 
-use super::{BlockFormat, QuantizedMatrix, QuantizedMatrixError, dequantize, floats};
+use super::{
+    BlockFormat, LANES, Lanes, OnPanels, PanelFormat, QuantizedMatrix, QuantizedMatrixError,
+    dequantize, floats,
+};
 
 /// The fixture written by `tests/fixtures/make_quants.py`: the bytes of a tensor by its name.
 struct Fixture {
@@ -96,10 +99,16 @@ fn any_matrix(format: BlockFormat, [rows, cols]: [usize; 2]) -> QuantizedMatrix 
 
 #[test]
 fn parts_of_a_matrix_are_parts_of_its_values() {
-    for format in BlockFormat::ALL {
+    let formats = BlockFormat::ALL.iter();
+    for (format, in_panels) in formats.flat_map(|it| [(it, false), (it, true)]) {
         let [rows, cols] = [7, 3 * format.block_elements().max(32)];
         let matrix = any_matrix(*format, [rows, cols]);
         let all = matrix.dequantize();
+        let matrix = match in_panels {
+            true => matrix.in_panels(),
+            false => matrix,
+        };
+        assert_eq!(matrix.dequantize(), all, "{format}");
         assert!(all.iter().any(|it| *it != 0.0) && all.iter().all(|it| it.is_finite()));
         let expected = |rows: &[usize], cols: std::ops::Range<usize>| -> Vec<f32> {
             let rows = rows.iter().map(|row| &all[row * matrix.dims()[1]..]);
@@ -139,4 +148,60 @@ fn bytes_that_are_no_such_matrix_are_refused() {
             "{error}"
         );
     }
+}
+
+/// Widens the first blocks of a panel through its format.
+struct Widened<'a>(&'a [u8]);
+
+impl OnPanels for Widened<'_> {
+    type Output = Vec<Lanes<f32>>;
+
+    fn with<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize>(
+        self,
+    ) -> Self::Output {
+        let panel = self.0.first_chunk().expect("a panel");
+        let mut all = Vec::new();
+        for group in 0..F::ELEMENTS / F::GROUP {
+            let (scales, words) = (F::scales(panel, group), F::words(panel, group));
+            let places = 0..F::GROUP;
+            all.extend(places.map(|k| F::elements(F::integers(&words, group, k), &scales)));
+        }
+        all
+    }
+}
+
+#[test]
+fn panels_hold_the_elements_of_sixteen_rows() {
+    let mut formats = 0;
+    for format in BlockFormat::ALL {
+        let elements = format.block_elements();
+        let [rows, cols] = [2 * LANES + 3, 2 * elements];
+        let matrix = any_matrix(*format, [rows, cols]);
+        let all = matrix.dequantize();
+        let in_panels = matrix.in_panels();
+        if in_panels.elements().panels().is_none() {
+            assert!(format.on_panels(Widened(&[])).is_none());
+            continue;
+        }
+        formats += 1;
+        for (first, col) in [(0, 0), (0, elements + 3), (LANES, elements), (2 * LANES, 9)] {
+            let part = in_panels.rows(first..rows).cols(col..cols);
+            let panels = part.elements().panels().expect("a panel begins here");
+            assert_eq!(panels.skip, col % elements);
+            let col = col - panels.skip;
+            let found = format.on_panels(Widened(panels.bytes)).expect("as above");
+            assert_eq!(found.len(), elements);
+            for (k, found) in found.iter().enumerate() {
+                for lane in 0..LANES.min(rows - first) {
+                    let expected = all[(first + lane) * cols + col + k];
+                    let place = format!("{format}, row {}, column {}", first + lane, col + k);
+                    assert_eq!(found[lane].to_bits(), expected.to_bits(), "{place}");
+                }
+            }
+        }
+        for first in [1, LANES - 1] {
+            assert!(in_panels.rows(first..rows).elements().panels().is_none());
+        }
+    }
+    assert_eq!(formats, 8);
 }

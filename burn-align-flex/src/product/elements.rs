@@ -1,7 +1,7 @@
 //! Matrices in their own dtype or in blocks, whose products are computed in f32.
 
 use burn::tensor::{DType, bf16, f16};
-use burn_align_quants::{BlockFormat, widen_part};
+use burn_align_quants::Blocks;
 use burn_flex::FlexTensor;
 use pulp::{NullaryFnOnce, Simd};
 
@@ -12,15 +12,6 @@ pub(super) enum Elements<'a> {
     F16(&'a [f16]),
     BF16(&'a [bf16]),
     Blocks(Blocks<'a>),
-}
-
-/// Rows of whole blocks, one after another.
-#[derive(Clone, Copy)]
-pub(super) struct Blocks<'a> {
-    pub(super) format: BlockFormat,
-    pub(super) bytes: &'a [u8],
-    /// The first element, which need not begin a block.
-    pub(super) first: usize,
 }
 
 impl<'a> Elements<'a> {
@@ -48,10 +39,7 @@ impl<'a> Elements<'a> {
             Self::F32(elements) => Self::F32(&elements[first..]),
             Self::F16(elements) => Self::F16(&elements[first..]),
             Self::BF16(elements) => Self::BF16(&elements[first..]),
-            Self::Blocks(blocks) => Self::Blocks(Blocks {
-                first: blocks.first + first,
-                ..blocks
-            }),
+            Self::Blocks(blocks) => Self::Blocks(blocks.from(first)),
         }
     }
 
@@ -91,11 +79,6 @@ impl NullaryFnOnce for Widen<'_, '_> {
 
     #[inline(always)]
     fn call(self) {
-        let Blocks {
-            format,
-            bytes,
-            first,
-        } = self.blocks;
-        widen_part(format, bytes, first, self.room);
+        self.blocks.widen(self.room);
     }
 }

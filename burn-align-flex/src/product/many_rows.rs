@@ -12,6 +12,7 @@ use std::array;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
+use burn_align_quants::{LANES, OnPanels, PanelFormat, Panels};
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -103,9 +104,6 @@ pub(super) fn affine(
     [rows, d_input, d_output]: [usize; 3],
 ) -> Vec<f32> {
     let mut product = vec![0.0; rows * d_output];
-    if product.is_empty() {
-        return product;
-    }
     let parts = rows.div_ceil(rows_at_a_time(d_input));
     for part in 0..parts {
         let part = part * rows / parts..(part + 1) * rows / parts;
@@ -148,7 +146,7 @@ fn affine_part(
         count: rows.div_ceil(tile.rows),
     };
     pack_rows(x, d_input, blocks, packed.elements_mut(), threads > 1);
-    let columns = columns_of_a_task(d_output, tile.width, threads);
+    let columns = columns_of_a_task(d_output, tile.width.max(LANES), threads);
     // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(d_output.div_ceil(columns), || Vec::with_capacity(rows));
@@ -180,7 +178,7 @@ fn affine_part(
     }
 }
 
-/// The same number of tasks for each thread, in whole tiles.
+/// The same number of tasks for each thread, in whole tiles and whole panels.
 fn columns_of_a_task(d_output: usize, width: usize, threads: usize) -> usize {
     let tasks = threads * d_output.div_ceil(threads * MOST_COLUMNS);
     d_output.div_ceil(width).div_ceil(tasks) * width
@@ -293,8 +291,7 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let columns = self.sums[0].len();
         let width = VECTORS * S::F32_LANES;
-        // At least once, for the bias, even if there is nothing to multiply.
-        for first in (0..self.d_input.max(1)).step_by(DEPTH) {
+        for first in (0..self.d_input).step_by(DEPTH) {
             let depth = DEPTH.min(self.d_input - first);
             simd.vectorize(Pack {
                 simd,
@@ -344,8 +341,20 @@ impl<S: Simd> NullaryFnOnce for Pack<'_, S> {
 
     #[inline(always)]
     fn call(self) {
-        match self.weight.strides {
-            [_, 1] => self.rows(),
+        match (self.weight.strides, self.weight.elements) {
+            (strides, Elements::Blocks(weight)) if let Some(panels) = panels(weight) => {
+                let features_in_rows = strides[1] == 1;
+                let format = panels.format;
+                let pack = PackPanels {
+                    pack: self,
+                    panels,
+                    features_in_rows,
+                };
+                format
+                    .on_panels(pack)
+                    .expect("this format lies side by side");
+            }
+            ([_, 1], _) => self.rows(),
             _ => self.columns(),
         }
     }
@@ -420,6 +429,104 @@ impl<S: Simd> Pack<'_, S> {
             }
         }
     }
+}
+
+/// [`Pack`] of a weight in blocks whose rows lie side by side.
+struct PackPanels<'a, S> {
+    pack: Pack<'a, S>,
+    panels: Panels<'a>,
+    /// Whether the rows that lie side by side are features, otherwise columns.
+    features_in_rows: bool,
+}
+
+impl<S: Simd> OnPanels for PackPanels<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize>(mut self) {
+        let (rows, along) = match self.features_in_rows {
+            true => (self.pack.depth, self.pack.columns),
+            false => (self.pack.columns, self.pack.depth),
+        };
+        let skip = self.panels.skip;
+        let count = (skip + along).div_ceil(F::ELEMENTS);
+        for first in (0..rows).step_by(LANES) {
+            let blocks = &self.panels.bytes[first / LANES * self.panels.stride..];
+            let blocks = &blocks.as_chunks::<BYTES>().0[..count];
+            for (number, block) in blocks.iter().enumerate() {
+                for group in 0..F::ELEMENTS / F::GROUP {
+                    let at = number * F::ELEMENTS + group * F::GROUP;
+                    if at + F::GROUP <= skip || at >= skip + along {
+                        continue;
+                    }
+                    let scales = F::scales(block, group);
+                    let words = F::words(block, group);
+                    for part in (0..F::GROUP).step_by(SQUARE) {
+                        let mut elements = [[0.0; LANES]; SQUARE];
+                        for k in 0..SQUARE {
+                            let integers = F::integers(&words, group, part + k);
+                            elements[k] = F::elements(integers, &scales);
+                        }
+                        let at = at + part;
+                        if (skip..skip + along).contains(&at) {
+                            match self.features_in_rows {
+                                true => self.put_features(&elements, first, at - skip),
+                                false => self.put_columns(&elements, at - skip, first),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S: Simd> PackPanels<'_, S> {
+    /// Lanes are columns, from the first one on.
+    #[inline(always)]
+    fn put_columns(&mut self, elements: &[[f32; LANES]; SQUARE], feature: usize, first: usize) {
+        let width = VECTORS * S::F32_LANES;
+        // This many columns lie together.
+        let part = LANES.min(width);
+        let depth = self.pack.depth;
+        for k in 0..SQUARE.min(depth - feature) {
+            for lane in (0..LANES.min(self.pack.columns - first)).step_by(part) {
+                let column = first + lane;
+                let panel = &mut self.pack.packed[column / width * width * depth..];
+                panel[(feature + k) * width + column % width..][..part]
+                    .copy_from_slice(&elements[k][lane..][..part]);
+            }
+        }
+    }
+
+    /// Lanes are features, from the first one on.
+    #[inline(always)]
+    fn put_features(&mut self, elements: &[[f32; LANES]; SQUARE], first: usize, column: usize) {
+        let width = VECTORS * S::F32_LANES;
+        let part = SQUARE.min(width);
+        let depth = self.pack.depth;
+        let mut turned = [[0.0; SQUARE]; LANES];
+        for lane in 0..LANES {
+            for k in 0..SQUARE {
+                turned[lane][k] = elements[k][lane];
+            }
+        }
+        for lane in 0..LANES.min(depth - first) {
+            for k in (0..SQUARE.min(self.pack.columns - column)).step_by(part) {
+                let column = column + k;
+                let panel = &mut self.pack.packed[column / width * width * depth..];
+                panel[(first + lane) * width + column % width..][..part]
+                    .copy_from_slice(&turned[lane][k..][..part]);
+            }
+        }
+    }
+}
+
+/// The panels of a weight, if they can be laid out in squares.
+#[inline(always)]
+pub(super) fn panels(weight: burn_align_quants::Blocks<'_>) -> Option<Panels<'_>> {
+    let panels = weight.panels()?;
+    panels.skip.is_multiple_of(SQUARE).then_some(panels)
 }
 
 /// The initial values of a tile.

@@ -1,15 +1,15 @@
 //! Matrix products with weights, which take most of the time of a forward pass.
 //!
 //! With few rows, products are limited by memory: [`few_rows`] and, for transposed weights,
-//! [`transposed`] read the weight once, in its own layout; [`blocks`] does so for common formats of
-//! GGUF files. With many rows, they are limited by arithmetic: [`many_rows`] copies the weight part
+//! [`transposed`] read the weight once, in its own layout; [`panels`] does so for a weight of a GGUF
+//! file whose rows lie side by side. With many rows, they are limited by arithmetic: [`many_rows`] copies the weight part
 //! by part into the order in which it is needed. All of them add the features in order to the bias,
 //! so a row's result is the same to the bit whatever it is batched with.
 
-mod blocks;
 mod elements;
 mod few_rows;
 mod many_rows;
+mod panels;
 mod quantized;
 #[cfg(test)]
 mod tests;
@@ -76,14 +76,18 @@ fn affine_of(
     let x = by_rows_or_columns(&widened(x));
     let product = match (weight.elements, weight.strides) {
         _ if rows == 0 || d_output == 0 => Vec::new(),
+        _ if d_input == 0 => bias.map_or_else(|| vec![0.0; rows * d_output], |it| it.repeat(rows)),
         (Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
             few_rows::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
-        (Elements::Blocks(weight), [1, stride]) if blocks::multiplies(&weight, stride, dims) => {
-            blocks::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
+        (Elements::Blocks(weight), [1, _])
+            if rows <= panels::MOST_ROWS
+                && let Some(panels) = panels::of(weight, d_input) =>
+        {
+            panels::affine(arch, contiguous(x).storage(), panels, bias, dims)
         }
         (elements @ (Elements::F32(_) | Elements::Blocks(_)), [1, stride])
-            if rows <= transposed::MOST_ROWS =>
+            if rows <= transposed::MOST_ROWS && !lies_in_panels(elements) =>
         {
             transposed::affine(arch, contiguous(x).storage(), elements, stride, bias, dims)
         }
@@ -101,6 +105,11 @@ fn affine_of(
         DType::BF16 => TensorData::new(product.into_iter().map(bf16::from_f32).collect(), shape),
         _ => TensorData::new(product, shape),
     })
+}
+
+/// Whether these elements lie in panels that [`many_rows`] reads fast.
+fn lies_in_panels(elements: Elements) -> bool {
+    matches!(elements, Elements::Blocks(weight) if many_rows::panels(weight).is_some())
 }
 
 /// Whether matrices of this dtype can be multiplied.

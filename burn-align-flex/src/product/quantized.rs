@@ -11,7 +11,7 @@ use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 use pulp::Arch;
 
-use super::elements::{Blocks, Elements};
+use super::elements::Elements;
 use super::many_rows::Matrix;
 use super::{Tracked, affine_of, gradient_of_bias, in_order};
 
@@ -63,13 +63,7 @@ pub(super) fn gradient_of_x(arch: Arch, y: &FlexTensor, matrix: &QuantizedMatrix
 
 /// The elements, row by row, and the stride between rows.
 pub(super) fn elements(matrix: &QuantizedMatrix) -> (Elements<'_>, usize) {
-    let (first, stride) = matrix.layout();
-    let blocks = Blocks {
-        format: matrix.format(),
-        bytes: matrix.blocks(),
-        first,
-    };
-    (Elements::Blocks(blocks), stride)
+    (Elements::Blocks(matrix.elements()), matrix.stride())
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use burn_align_quants::BlockFormat;
 
-use super::quantized::{affine_quantized_by, elements, gradient_of_x};
+use super::quantized::{affine_quantized_by, gradient_of_x};
 use super::*;
 use crate::tests::any_matrix;
 
@@ -167,9 +167,18 @@ fn quantized_products_and_gradients_are_those_of_the_widened_weight() {
         for dims in QUANTIZED {
             let [rows, d_input, d_output] = dims;
             let matrix = any_matrix(*format, [d_output, d_input]);
+            let panels = matrix.in_panels();
             let bias = tensor([1, d_output]).reshape([d_output].into());
             for arch in architectures() {
-                for cols in [0..d_input, 64..128, 3..d_input - 30] {
+                for (matrix, cols) in [
+                    (&matrix, 0..d_input),
+                    (&matrix, 3..d_input - 30),
+                    (&panels, 0..d_input),
+                    (&panels, d_input - 256..d_input),
+                    (&panels, 64..128),
+                    (&panels, 3..d_input - 30),
+                    (&panels, 0..0),
+                ] {
                     let matrix = matrix.cols(cols.clone());
                     let values = TensorData::new(matrix.dequantize(), matrix.dims());
                     let dense = FlexTensor::from_data(values);
@@ -186,6 +195,25 @@ fn quantized_products_and_gradients_are_those_of_the_widened_weight() {
                     assert_same(&found, &affine_by(arch, &y, &dense, None), &context);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn rows_of_panels_are_a_part_of_the_matrix() {
+    let matrix = any_matrix(BlockFormat::Q4_1, [100, 64]).in_panels();
+    let dense = FlexTensor::from_data(TensorData::new(matrix.dequantize(), [100, 64]));
+    for rows in [16..48, 32..100, 90..100, 5..60] {
+        let weight = dense.narrow(0, rows.start, rows.len()).transpose(0, 1);
+        let part = matrix.rows(rows.clone());
+        for count in [1, 2, 4, 7, 20] {
+            let x = tensor([count, 64]);
+            let found = affine_quantized(&x, &part, None);
+            assert_same(
+                &found,
+                &affine(&x, &weight, None),
+                &format!("{rows:?} {count}"),
+            );
         }
     }
 }
@@ -251,17 +279,11 @@ fn timings() {
             ] {
                 let cols = d_input.next_multiple_of(format.block_elements());
                 let matrix = any_matrix(format, [d_output, cols]).cols(0..d_input);
-                let forward = shortest(|| drop(affine_quantized_by(arch, &x, &matrix, None)));
-                let backward = shortest(|| drop(gradient_of_x(arch, &y, &matrix)));
-                println!("       {format} {forward:.3} ms, back {backward:.3}");
-                let (elements, stride) = elements(&matrix);
-                let dims = [rows, d_input, d_output];
-                if let Elements::Blocks(blocks) = elements
-                    && blocks::multiplies(&blocks, stride, dims)
-                {
-                    let (x, by) = (x.storage(), transposed::affine);
-                    let widened = shortest(|| drop(by(arch, x, elements, stride, None, dims)));
-                    println!("       {format} by widened rows: {widened:.3} ms");
+                let panels = matrix.in_panels();
+                for (order, matrix) in [("rows", matrix), ("panels", panels)] {
+                    let forward = shortest(|| drop(affine_quantized_by(arch, &x, &matrix, None)));
+                    let backward = shortest(|| drop(gradient_of_x(arch, &y, &matrix)));
+                    println!("       {format} {order} {forward:.3} ms, back {backward:.3}");
                 }
             }
         }

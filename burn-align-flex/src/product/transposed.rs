@@ -59,14 +59,6 @@ pub(super) fn affine(
     [rows, width, vocab]: [usize; 3],
 ) -> Vec<f32> {
     let mut product = vec![0.0; rows * vocab];
-    if product.is_empty() || width == 0 {
-        if let Some(bias) = bias {
-            product
-                .chunks_mut(vocab.max(1))
-                .for_each(|row| row.copy_from_slice(bias));
-        }
-        return product;
-    }
     let packed = pack(arch, x, width);
     // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();

@@ -199,7 +199,11 @@ impl<B: Backend> Weight<B> {
         }
         let (id, device) = (self.id(), self.device());
         self.values = match dtype == DType::F32 && keeps_quantized::<B>() {
-            true => Values::Quantized(Quantized { id, device, matrix }),
+            true => Values::Quantized(Quantized {
+                id,
+                device,
+                matrix: matrix.in_panels(),
+            }),
             false => {
                 let tensor = self.orientation.tensor(&matrix, &device, dtype);
                 Values::Dense(Param::initialized(id, tensor))
