@@ -39,6 +39,11 @@ pub use models::{LoadArgs, ModelArgs};
 pub fn run<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
     backends::answer_probe();
     let args = A::parse();
+    // What the CPU computes is started by this thread: as one of the pool, it takes part instead of
+    // falling asleep until the others are done. Fails only where there is a pool already.
+    let _ = rayon::ThreadPoolBuilder::new()
+        .use_current_thread()
+        .build_global();
     match program(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -247,7 +247,7 @@ fn matrices<B: Backend>(model: &mut Decoder<B>) -> Vec<Matrix> {
         Matrix {
             path,
             elements: rows * cols,
-            block_bytes: weight.quantized().map(|matrix| matrix.blocks().len()),
+            block_bytes: weight.quantized().map(QuantizedMatrix::num_bytes),
         }
     });
     matrices.collect()

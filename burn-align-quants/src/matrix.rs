@@ -308,6 +308,11 @@ impl QuantizedMatrix {
         self.stored
     }
 
+    /// The number of bytes that the stored rows take.
+    pub fn num_bytes(&self) -> usize {
+        self.rows * self.row_bytes()
+    }
+
     fn row_bytes(&self) -> usize {
         self.stored / self.format.block_elements() * self.format.block_bytes()
     }

@@ -11,7 +11,7 @@
 
 #![expect(
     clippy::needless_range_loop,
-    reason = "plain loops over lanes become vectors"
+    reason = "plain loops over lanes become vectors; closures would not be compiled for the CPU's"
 )]
 
 use super::{BlockFormat, widen_f16};
@@ -40,8 +40,8 @@ pub trait PanelFormat<const BYTES: usize, const WORDS: usize> {
     /// The words that hold the integers of a group.
     fn words(panel: &[u8; BYTES], group: usize) -> [Lanes<u32>; WORDS];
 
-    /// The integers at place `k` of a group.
-    fn integers(words: &[Lanes<u32>; WORDS], group: usize, k: usize) -> Lanes<i32>;
+    /// The integers at place `k` of a group, a multiple of 4, and at the three after it.
+    fn integers(words: &[Lanes<u32>; WORDS], group: usize, k: usize) -> [Lanes<i32>; 4];
 
     /// The elements of integers.
     #[inline(always)]
@@ -156,11 +156,11 @@ impl Parts {
 fn halves<const AT: usize, const BYTES: usize>(panel: &[u8; BYTES]) -> Lanes<f32> {
     const { assert!((AT + 2) * LANES <= BYTES) };
     let bytes: &[u8; 2 * LANES] = panel[AT * LANES..].first_chunk().expect("checked");
-    let mut halves = [0; LANES];
+    let mut halves = [0.0; LANES];
     for lane in 0..LANES {
-        halves[lane] = u16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]);
+        halves[lane] = widen_f16(u16::from_le_bytes([bytes[2 * lane], bytes[2 * lane + 1]]));
     }
-    halves.map(widen_f16)
+    halves
 }
 
 /// The word that begins at `at` of each block.
@@ -195,6 +195,21 @@ fn bits(words: &Lanes<u32>, shift: usize, mask: u32) -> Lanes<i32> {
     integers
 }
 
+/// These bits of the four bytes of each word.
+// The only shift that is not constant is the first one.
+#[inline(always)]
+fn bytes(words: &Lanes<u32>, shift: usize, mask: u32) -> [Lanes<i32>; 4] {
+    let mut shifted = *words;
+    for lane in 0..LANES {
+        shifted[lane] >>= shift;
+    }
+    let mut integers = [[0; LANES]; 4];
+    for byte in 0..4 {
+        integers[byte] = bits(&shifted, 8 * byte, mask);
+    }
+    integers
+}
+
 /// Puts these bits above the lower `places` of an integer.
 #[inline(always)]
 fn above(integers: &mut Lanes<i32>, high: Lanes<i32>, places: usize) {
@@ -205,24 +220,32 @@ fn above(integers: &mut Lanes<i32>, high: Lanes<i32>, places: usize) {
 
 /// What all integers are too large by.
 #[inline(always)]
-fn less(integers: &mut Lanes<i32>, offset: i32) {
-    for integer in integers {
-        *integer -= offset;
+fn less(integers: &mut [Lanes<i32>; 4], offset: i32) {
+    for integers in integers {
+        for integer in integers {
+            *integer -= offset;
+        }
     }
 }
 
-/// The lower four bits of byte `k` of the words, or the upper four of byte `k - 16`.
+/// The lower four bits of byte `k` of the words and the next three, or the upper four of byte
+/// `k - 16` and the next three.
 #[inline(always)]
-fn four_bits(words: &[Lanes<u32>], k: usize) -> Lanes<i32> {
-    let byte = k % 16;
-    bits(&words[byte / 4], 8 * (byte % 4) + 4 * (k / 16), 15)
+fn four_bits(words: &[Lanes<u32>], k: usize) -> [Lanes<i32>; 4] {
+    bytes(&words[k % 16 / 4], 4 * (k / 16), 15)
 }
 
 /// As [`four_bits`] of the words but the first, in which bit `k` is the fifth.
 #[inline(always)]
-fn five_bits(words: &[Lanes<u32>; 5], k: usize) -> Lanes<i32> {
+fn five_bits(words: &[Lanes<u32>; 5], k: usize) -> [Lanes<i32>; 4] {
     let mut integers = four_bits(&words[1..], k);
-    above(&mut integers, bits(&words[0], k, 1), 4);
+    let mut high = words[0];
+    for lane in 0..LANES {
+        high[lane] >>= k;
+    }
+    for place in 0..4 {
+        above(&mut integers[place], bits(&high, place, 1), 4);
+    }
     integers
 }
 
@@ -245,7 +268,7 @@ impl PanelFormat<288, 4> for Q40 {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 4], _group: usize, k: usize) -> Lanes<i32> {
+    fn integers(words: &[Lanes<u32>; 4], _group: usize, k: usize) -> [Lanes<i32>; 4] {
         let mut integers = four_bits(words, k);
         less(&mut integers, 8);
         integers
@@ -271,7 +294,7 @@ impl PanelFormat<320, 4> for Q41 {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 4], _group: usize, k: usize) -> Lanes<i32> {
+    fn integers(words: &[Lanes<u32>; 4], _group: usize, k: usize) -> [Lanes<i32>; 4] {
         four_bits(words, k)
     }
 }
@@ -295,7 +318,7 @@ impl PanelFormat<352, 5> for Q50 {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 5], _group: usize, k: usize) -> Lanes<i32> {
+    fn integers(words: &[Lanes<u32>; 5], _group: usize, k: usize) -> [Lanes<i32>; 4] {
         let mut integers = five_bits(words, k);
         less(&mut integers, 16);
         integers
@@ -321,7 +344,7 @@ impl PanelFormat<384, 5> for Q51 {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 5], _group: usize, k: usize) -> Lanes<i32> {
+    fn integers(words: &[Lanes<u32>; 5], _group: usize, k: usize) -> [Lanes<i32>; 4] {
         five_bits(words, k)
     }
 }
@@ -345,10 +368,13 @@ impl PanelFormat<544, 8> for Q80 {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 8], _group: usize, k: usize) -> Lanes<i32> {
-        let mut integers = [0; LANES];
-        for lane in 0..LANES {
-            integers[lane] = (words[k / 4][lane] << (24 - 8 * (k % 4))) as i32 >> 24;
+    fn integers(words: &[Lanes<u32>; 8], _group: usize, k: usize) -> [Lanes<i32>; 4] {
+        let words = &words[k / 4];
+        let mut integers = [[0; LANES]; 4];
+        for byte in 0..4 {
+            for lane in 0..LANES {
+                integers[byte][lane] = (words[lane] << (24 - 8 * byte)) as i32 >> 24;
+            }
         }
         integers
     }
@@ -358,16 +384,14 @@ impl PanelFormat<544, 8> for Q80 {
 #[inline(always)]
 fn scales_and_minima(words: &[Lanes<u32>; 3], group: usize) -> [Lanes<i32>; 2] {
     let shift = 8 * (group % 4);
-    match group < 4 {
-        true => [0, 1].map(|word| bits(&words[word], shift, 63)),
-        false => {
-            let mut both = [0, 4].map(|half| bits(&words[2], shift + half, 15));
-            for word in 0..2 {
-                above(&mut both[word], bits(&words[word], shift + 6, 3), 4);
-            }
-            both
-        }
+    if group < 4 {
+        return [bits(&words[0], shift, 63), bits(&words[1], shift, 63)];
     }
+    let mut scales = bits(&words[2], shift, 15);
+    let mut minima = bits(&words[2], shift + 4, 15);
+    above(&mut scales, bits(&words[0], shift + 6, 3), 4);
+    above(&mut minima, bits(&words[1], shift + 6, 3), 4);
+    [scales, minima]
 }
 
 /// The scales and negated minima of a group of Q4_K and Q5_K, from the halves and words that both
@@ -403,8 +427,8 @@ impl PanelFormat<2304, 8> for Q4K {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 8], group: usize, k: usize) -> Lanes<i32> {
-        bits(&words[k / 4], 8 * (k % 4) + 4 * (group % 2), 15)
+    fn integers(words: &[Lanes<u32>; 8], group: usize, k: usize) -> [Lanes<i32>; 4] {
+        bytes(&words[k / 4], 4 * (group % 2), 15)
     }
 }
 
@@ -432,13 +456,12 @@ impl PanelFormat<2816, 16> for Q5K {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 16], group: usize, k: usize) -> Lanes<i32> {
-        let mut integers = bits(&words[k / 4], 8 * (k % 4) + 4 * (group % 2), 15);
-        above(
-            &mut integers,
-            bits(&words[8 + k / 4], 8 * (k % 4) + group, 1),
-            4,
-        );
+    fn integers(words: &[Lanes<u32>; 16], group: usize, k: usize) -> [Lanes<i32>; 4] {
+        let mut integers = bytes(&words[k / 4], 4 * (group % 2), 15);
+        let high = bytes(&words[8 + k / 4], group, 1);
+        for place in 0..4 {
+            above(&mut integers[place], high[place], 4);
+        }
         integers
     }
 }
@@ -483,11 +506,13 @@ impl PanelFormat<3360, 8> for Q6K {
     }
 
     #[inline(always)]
-    fn integers(words: &[Lanes<u32>; 8], group: usize, k: usize) -> Lanes<i32> {
+    fn integers(words: &[Lanes<u32>; 8], group: usize, k: usize) -> [Lanes<i32>; 4] {
         let (_half, group) = Self::place(group);
-        let mut integers = bits(&words[k / 4], 8 * (k % 4) + 4 * (group / 4), 15);
-        let high = bits(&words[4 + k / 4], 8 * (k % 4) + 2 * (group / 2), 3);
-        above(&mut integers, high, 4);
+        let mut integers = bytes(&words[k / 4], 4 * (group / 4), 15);
+        let high = bytes(&words[4 + k / 4], 2 * (group / 2), 3);
+        for place in 0..4 {
+            above(&mut integers[place], high[place], 4);
+        }
         less(&mut integers, 32);
         integers
     }

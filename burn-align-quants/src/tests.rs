@@ -163,8 +163,10 @@ impl OnPanels for Widened<'_> {
         let mut all = Vec::new();
         for group in 0..F::ELEMENTS / F::GROUP {
             let (scales, words) = (F::scales(panel, group), F::words(panel, group));
-            let places = 0..F::GROUP;
-            all.extend(places.map(|k| F::elements(F::integers(&words, group, k), &scales)));
+            for k in (0..F::GROUP).step_by(4) {
+                let integers = F::integers(&words, group, k);
+                all.extend(integers.map(|it| F::elements(it, &scales)));
+            }
         }
         all
     }

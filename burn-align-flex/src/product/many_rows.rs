@@ -463,9 +463,11 @@ impl<S: Simd> OnPanels for PackPanels<'_, S> {
                     let words = F::words(block, group);
                     for part in (0..F::GROUP).step_by(SQUARE) {
                         let mut elements = [[0.0; LANES]; SQUARE];
-                        for k in 0..SQUARE {
-                            let integers = F::integers(&words, group, part + k);
-                            elements[k] = F::elements(integers, &scales);
+                        for half in (0..SQUARE).step_by(4) {
+                            let integers = F::integers(&words, group, part + half);
+                            for k in 0..4 {
+                                elements[half + k] = F::elements(integers[k], &scales);
+                            }
                         }
                         let at = at + part;
                         if (skip..skip + along).contains(&at) {

@@ -194,13 +194,19 @@ fn multiply<
         words[p] = F::words(panels[p], group);
     }
     let mut own = *sums;
-    for k in 0..F::GROUP {
+    for first in (0..F::GROUP).step_by(4) {
+        let mut integers = [[[0; LANES]; 4]; P];
         for p in 0..P {
-            let elements = F::elements(F::integers(&words[p], group, k), &scales[p]);
-            for r in 0..R {
-                let x = x[r][k];
-                for lane in 0..LANES {
-                    own[r][p][lane] = x.mul_add(elements[lane], own[r][p][lane]);
+            integers[p] = F::integers(&words[p], group, first);
+        }
+        for k in 0..4 {
+            for p in 0..P {
+                let elements = F::elements(integers[p][k], &scales[p]);
+                for r in 0..R {
+                    let x = x[r][first + k];
+                    for lane in 0..LANES {
+                        own[r][p][lane] = x.mul_add(elements[lane], own[r][p][lane]);
+                    }
                 }
             }
         }
