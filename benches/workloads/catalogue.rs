@@ -30,6 +30,8 @@ pub(crate) struct Workload {
 pub(crate) enum Task {
     /// A clean run, its logits at the last position.
     Forward(Inputs),
+    /// The same with weights that stay quantised.
+    ForwardQuantised(Inputs),
     /// The model's own forward pass, logits at all positions.
     Plain(Inputs),
     /// The same, as a plan without edits.
@@ -154,7 +156,15 @@ fn forwards(choices: &Choices) -> Vec<Workload> {
         what: "a clean run, logits at the last position".to_owned(),
         task: Task::Forward(inputs),
     };
-    shapes.into_iter().map(workload).collect()
+    let quantised = |inputs| Workload {
+        family: "forward_quantised",
+        name: format!("forward_quantised_{inputs}"),
+        what: "the same with the weights in Q8_0, or as the file has them".to_owned(),
+        task: Task::ForwardQuantised(inputs),
+    };
+    let few = [(1, 5), (8, 64)].map(|(b, p)| choices.inputs(b, p));
+    let dense = shapes.into_iter().map(workload);
+    dense.chain(few.into_iter().map(quantised)).collect()
 }
 
 /// The cost of a plan that changes nothing.

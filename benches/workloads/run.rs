@@ -42,7 +42,7 @@ impl<B: Backend> Bench<'_, B> {
     pub(crate) fn run(&self, task: &Task) -> Result<Times> {
         match task {
             Task::Forward(_) | Task::EmptyPlan(_) | Task::Sweep { .. } => {
-                self.plan(&self.plan_of(task).expect("they are plans"))
+                self.plan(&self.model, &self.plan_of(task).expect("they are plans"))
             }
             Task::Plain(inputs) => self.plain(*inputs),
             Task::Paths {
@@ -57,6 +57,10 @@ impl<B: Backend> Bench<'_, B> {
                 representation,
             } => self.das(*inputs, *position, representation),
             Task::DasGrid(inputs) => self.das_grid(*inputs),
+            Task::ForwardQuantised(inputs) => {
+                let model = self.shape.quantised(&self.model, self.dtype, self.device)?;
+                self.plan(&model, &self.forward(*inputs, LogitPositions::Last))
+            }
             Task::Features(inputs, kind) => self.features(*inputs, *kind),
             Task::Generate(generation) => self.generate(generation),
             Task::Planning(planning) => self.planning(*planning),
@@ -101,10 +105,10 @@ impl<B: Backend> Bench<'_, B> {
         options
     }
 
-    fn plan(&self, plan: &Plan<B>) -> Result<Times> {
+    fn plan(&self, model: &Decoder<B>, plan: &Plan<B>) -> Result<Times> {
         let interventions = [BuiltinIntervention::<B>::from(VanillaIntervention)];
         let options = self.options(None);
-        let run = || Ok(plan.run_with(&self.model, &interventions, &options)?);
+        let run = || Ok(plan.run_with(model, &interventions, &options)?);
         time::<B, _>(run, self.repeats, self.device)
     }
 
