@@ -182,7 +182,11 @@ impl Checkpoint {
         })?;
         let file = match &stored.place {
             Place::File(file) => &self.files[*file],
-            Place::Gguf(weight) => return Ok(TensorData::new(weight.read(), stored.shape.clone())),
+            Place::Gguf(weight) => {
+                let numbers = weight.read();
+                weight.release();
+                return Ok(TensorData::new(numbers, stored.shape.clone()));
+            }
         };
         let bytes = file.read(name)?;
         Ok(TensorData {
@@ -197,6 +201,14 @@ impl Checkpoint {
         match &self.tensors[name].place {
             Place::File(_) => None,
             Place::Gguf(weight) => weight.matrix(),
+        }
+    }
+
+    /// Tells the system that the bytes of a mapped file that a matrix was made from are not needed
+    /// for now: it may have its own.
+    pub(super) fn release(&self, name: &str) {
+        if let Place::Gguf(weight) = &self.tensors[name].place {
+            weight.release();
         }
     }
 

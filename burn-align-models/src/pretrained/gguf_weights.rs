@@ -85,6 +85,11 @@ impl GgufWeight {
         })
     }
 
+    /// Tells the system that the file's bytes are not needed for now.
+    pub(super) fn release(&self) {
+        self.tensor.bytes.release();
+    }
+
     /// The name of its storage type.
     pub(super) fn type_name(&self) -> &str {
         self.tensor.ggml_type.name()

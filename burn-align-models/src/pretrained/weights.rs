@@ -109,6 +109,7 @@ fn keep_quantized<B: Backend, M: Family<B>>(
                 expected: error.expected.to_vec(),
                 found: error.found.to_vec(),
             })?;
+        checkpoint.release(name);
         names.remove(&path);
     }
     Ok(())

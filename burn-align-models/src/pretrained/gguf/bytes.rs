@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use mmap_io::{MemoryMappedFile, MmapIoError};
+use mmap_io::{MemoryMappedFile, MmapAdvice, MmapIoError};
 
 use super::GgufError;
 
@@ -16,8 +16,14 @@ use super::GgufError;
 /// As with all mapped files, truncating the file meanwhile kills the process that reads it.
 #[derive(Clone)]
 pub struct TensorBytes {
-    source: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    source: Arc<dyn Source>,
     range: Range<usize>,
+}
+
+/// What holds bytes.
+trait Source: AsRef<[u8]> + Send + Sync {
+    /// See [`TensorBytes::release`].
+    fn release(&self, _range: Range<usize>) {}
 }
 
 impl TensorBytes {
@@ -36,12 +42,18 @@ impl TensorBytes {
     }
 
     /// From something that owns bytes.
-    fn new(source: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+    fn new(source: impl Source + 'static) -> Self {
         let range = 0..source.as_ref().len();
         Self {
             source: Arc::new(source),
             range,
         }
+    }
+
+    /// Tells the system that this process is done with these bytes for now: where they are in a
+    /// mapped file, they stop taking memory of the process. They are read again when they are used.
+    pub(in crate::pretrained) fn release(&self) {
+        self.source.release(self.range.clone());
     }
 
     /// A part of these bytes, which must be in range.
@@ -57,7 +69,7 @@ impl TensorBytes {
 
 impl AsRef<[u8]> for TensorBytes {
     fn as_ref(&self) -> &[u8] {
-        let all: &[u8] = (*self.source).as_ref();
+        let all: &[u8] = self.source.as_ref().as_ref();
         &all[self.range.clone()]
     }
 }
@@ -85,3 +97,13 @@ impl AsRef<[u8]> for Mapped {
         self.0.as_slice_bytes(0, self.0.len()).unwrap_or_default()
     }
 }
+
+impl Source for Mapped {
+    fn release(&self, range: Range<usize>) {
+        let [start, length] = [range.start, range.len()].map(|bytes| bytes as u64);
+        // Only a hint: without it, the bytes take memory as long as the file is mapped.
+        let _ = self.0.advise(start, length, MmapAdvice::DontNeed);
+    }
+}
+
+impl Source for Vec<u8> {}
