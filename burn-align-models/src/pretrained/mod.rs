@@ -102,8 +102,8 @@ pub struct LoadOptions {
     pub require_grad: bool,
     /// Whether matrices of GGUF files stay quantised, if the backend can multiply by them
     /// ([`keeps_quantized`](crate::nn::keeps_quantized)) and the dtype is f32; otherwise they are
-    /// dequantised. They stay in the mapped file, and are frozen regardless of `require_grad`.
-    /// Default: no.
+    /// dequantised. They are frozen regardless of `require_grad`, and take as much memory as in the
+    /// file. Default: no.
     pub keep_quantised: bool,
     /// Bytes of the largest tensor that the device can hold, if larger matrices are to be kept in
     /// parts, which compute the same. Some GPUs bind no more than 128 MiB as one buffer, which the
