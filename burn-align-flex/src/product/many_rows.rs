@@ -466,7 +466,7 @@ impl<S: Simd> OnPanels for PackPanels<'_, S> {
                         for half in (0..SQUARE).step_by(4) {
                             let integers = F::integers(&words, group, part + half);
                             for k in 0..4 {
-                                elements[half + k] = F::elements(integers[k], &scales);
+                                elements[half + k] = F::elements(integers[k], k, &scales);
                             }
                         }
                         let at = at + part;

@@ -15,6 +15,8 @@ use rayon::prelude::*;
 
 /// Maximum number of rows.
 pub(super) const MOST_ROWS: usize = 8;
+/// Maximum number of columns per task, about.
+const MOST_COLUMNS: usize = 2048;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 17;
 
@@ -50,7 +52,7 @@ pub(super) fn affine(
         true => 1,
         false => rayon::current_num_threads(),
     };
-    let of_task = vocab.div_ceil(2 * threads).next_multiple_of(2 * LANES);
+    let of_task = columns_of_a_task(vocab, threads);
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(vocab.div_ceil(of_task), || Vec::with_capacity(rows));
     for row in product.chunks_mut(vocab) {
@@ -74,6 +76,13 @@ pub(super) fn affine(
         _ => parts.collect::<Vec<_>>().into_par_iter().for_each(task),
     }
     product
+}
+
+/// As many for each thread, in whole panels; of a large weight, in several tasks, so that a
+/// thread that is interrupted holds up the others less.
+fn columns_of_a_task(vocab: usize, threads: usize) -> usize {
+    let tasks = threads * vocab.div_ceil(threads * MOST_COLUMNS);
+    vocab.div_ceil(LANES).div_ceil(tasks) * LANES
 }
 
 /// All rows of `x` with some rows of the weight.
@@ -102,25 +111,20 @@ impl OnPanels for Task<'_> {
     #[inline(always)]
     fn with<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize>(mut self) {
         match self.sums.len() {
-            1 => self.run::<F, BYTES, WORDS, 1, 2>(),
-            2 => self.run::<F, BYTES, WORDS, 2, 2>(),
-            3..=5 => self.run::<F, BYTES, WORDS, 5, 1>(),
-            _ => self.run::<F, BYTES, WORDS, MOST_ROWS, 1>(),
+            1 => self.run::<F, BYTES, WORDS, 1>(),
+            2 => self.run::<F, BYTES, WORDS, 2>(),
+            3..=5 => self.run::<F, BYTES, WORDS, 5>(),
+            _ => self.run::<F, BYTES, WORDS, MOST_ROWS>(),
         }
     }
 }
 
 impl Task<'_> {
-    /// As if there were `R` rows of `x`, with `P` panels at a time.
-    // Plain loops: closures would not be compiled for the vectors of the CPU.
+    /// As if there were `R` rows of `x`.
+    // Plain loops: closures would not be compiled for the vectors of the CPU. Two panels at a time
+    // are faster only where the weight is in the cache.
     #[inline(always)]
-    fn run<
-        F: PanelFormat<BYTES, WORDS>,
-        const BYTES: usize,
-        const WORDS: usize,
-        const R: usize,
-        const P: usize,
-    >(
+    fn run<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize, const R: usize>(
         &mut self,
     ) {
         let rows = self.sums.len();
@@ -130,83 +134,55 @@ impl Task<'_> {
             // Past the end, the last row again.
             x[r] = &self.x[r.min(rows - 1) * self.width..][..self.width];
         }
-        for first in (0..columns).step_by(P * LANES) {
-            let mut panels: [&[[u8; BYTES]]; P] = [&[]; P];
-            let mut sums = [[[0.0; LANES]; P]; R];
-            for p in 0..P {
-                // Past the end, the first panel again.
-                let column = match first + p * LANES < columns {
-                    true => first + p * LANES,
-                    false => first,
-                };
-                let bytes = &self.panels.bytes[column / LANES * self.panels.stride..];
-                panels[p] = &bytes.as_chunks::<BYTES>().0[..self.width / F::ELEMENTS];
-                let count = LANES.min(columns - column);
-                for r in 0..rows.min(R) {
-                    sums[r][p][..count].copy_from_slice(&self.sums[r][column..][..count]);
-                }
+        for first in (0..columns).step_by(LANES) {
+            let panel = &self.panels.bytes[first / LANES * self.panels.stride..];
+            let panel = &panel.as_chunks::<BYTES>().0[..self.width / F::ELEMENTS];
+            let count = LANES.min(columns - first);
+            let mut sums = [[0.0; LANES]; R];
+            for r in 0..rows.min(R) {
+                sums[r][..count].copy_from_slice(&self.sums[r][first..][..count]);
             }
-            for block in 0..self.width / F::ELEMENTS {
+            for (number, block) in panel.iter().enumerate() {
                 for group in 0..F::ELEMENTS / F::GROUP {
-                    let at = block * F::ELEMENTS + group * F::GROUP;
+                    let at = number * F::ELEMENTS + group * F::GROUP;
                     let mut of_group = [x[0]; R];
                     for r in 0..R {
                         of_group[r] = &x[r][at..][..F::GROUP];
                     }
-                    let mut blocks = [&panels[0][block]; P];
-                    for p in 0..P {
-                        blocks[p] = &panels[p][block];
-                    }
-                    multiply::<F, BYTES, WORDS, R, P>(&blocks, group, &of_group, &mut sums);
+                    multiply::<F, BYTES, WORDS, R>(block, group, &of_group, &mut sums);
                 }
             }
-            for p in 0..P {
-                let column = first + p * LANES;
-                if column < columns {
-                    let count = LANES.min(columns - column);
-                    for r in 0..rows.min(R) {
-                        self.sums[r][column..][..count].copy_from_slice(&sums[r][p][..count]);
-                    }
-                }
+            for r in 0..rows.min(R) {
+                self.sums[r][first..][..count].copy_from_slice(&sums[r][..count]);
             }
         }
     }
 }
 
-/// Adds the products of a group of `P` panels with as many elements of each row of `x`.
+/// Adds the products of a group with as many elements of each row of `x`.
 #[inline(always)]
 fn multiply<
     F: PanelFormat<BYTES, WORDS>,
     const BYTES: usize,
     const WORDS: usize,
     const R: usize,
-    const P: usize,
 >(
-    panels: &[&[u8; BYTES]; P],
+    block: &[u8; BYTES],
     group: usize,
     x: &[&[f32]; R],
-    sums: &mut [[Lanes<f32>; P]; R],
+    sums: &mut [Lanes<f32>; R],
 ) {
-    let mut scales = [[[0.0; LANES]; 2]; P];
-    let mut words = [[[0; LANES]; WORDS]; P];
-    for p in 0..P {
-        scales[p] = F::scales(panels[p], group);
-        words[p] = F::words(panels[p], group);
-    }
+    let scales = F::scales(block, group);
+    let words = F::words(block, group);
     let mut own = *sums;
     for first in (0..F::GROUP).step_by(4) {
-        let mut integers = [[[0; LANES]; 4]; P];
-        for p in 0..P {
-            integers[p] = F::integers(&words[p], group, first);
-        }
+        let integers = F::integers(&words, group, first);
         for k in 0..4 {
-            for p in 0..P {
-                let elements = F::elements(integers[p][k], &scales[p]);
-                for r in 0..R {
-                    let x = x[r][first + k];
-                    for lane in 0..LANES {
-                        own[r][p][lane] = x.mul_add(elements[lane], own[r][p][lane]);
-                    }
+            let elements = F::elements(integers[k], k, &scales);
+            for r in 0..R {
+                let x = x[r][first + k];
+                for lane in 0..LANES {
+                    own[r][lane] = x.mul_add(elements[lane], own[r][lane]);
                 }
             }
         }
