@@ -35,7 +35,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    workbench::run(|args: Args| {
+    workbench::run_waiting(|args: Args| {
         args.devices.check(&args.backend)?;
         on_backend!(
             args.backend.backend,

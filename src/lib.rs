@@ -33,18 +33,26 @@ pub use devices::DeviceArgs;
 pub use memory::run_options;
 pub use models::{LoadArgs, ModelArgs};
 
-/// Runs a program: reads its arguments, and reports an error in one place.
+/// Runs a program that computes in this thread: reads its arguments, and reports an error in one
+/// place.
 ///
 /// Exit status: 0, or 1 after an error, or 2 after wrong arguments.
 pub fn run<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
+    run_waiting(|args| {
+        // As one of the pool's, this thread takes part in what it starts on the CPU, instead of
+        // falling asleep until the others are done. Fails only where there is a pool already.
+        let _ = rayon::ThreadPoolBuilder::new()
+            .use_current_thread()
+            .build_global();
+        program(args)
+    })
+}
+
+/// As [`run`], for a program whose other threads compute while this one waits: they would get no
+/// work done by it.
+pub fn run_waiting<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
     backends::answer_probe();
-    let args = A::parse();
-    // What the CPU computes is started by this thread: as one of the pool, it takes part instead of
-    // falling asleep until the others are done. Fails only where there is a pool already.
-    let _ = rayon::ThreadPoolBuilder::new()
-        .use_current_thread()
-        .build_global();
-    match program(args) {
+    match program(A::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain!("error: {error:#}");

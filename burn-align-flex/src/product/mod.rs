@@ -1,10 +1,11 @@
 //! Matrix products with weights, which take most of the time of a forward pass.
 //!
 //! With few rows, products are limited by memory: [`few_rows`] and, for transposed weights,
-//! [`transposed`] read the weight once, in its own layout; [`panels`] does so for a weight of a GGUF
-//! file whose rows lie side by side. With many rows, they are limited by arithmetic: [`many_rows`] copies the weight part
-//! by part into the order in which it is needed. All of them add the features in order to the bias,
-//! so a row's result is the same to the bit whatever it is batched with.
+//! [`transposed`] read the weight once, in its own layout; [`panels`] does so for a weight of a
+//! GGUF file whose rows lie side by side. With many rows, they are limited by arithmetic:
+//! [`many_rows`] copies the weight part by part into the order in which it is needed. All of them
+//! add the features in order to the bias, so a row's result is the same to the bit whatever it is
+//! batched with.
 
 mod elements;
 mod few_rows;
