@@ -201,12 +201,13 @@ impl QuantizedMatrix {
         let Some(parts) = self.format.parts().filter(|_| self.order == Order::Rows) else {
             return self.clone();
         };
+        let stored = &self.elements().bytes[self.first * self.row_bytes()..];
         let mut copy = vec![0; self.rows.next_multiple_of(LANES) * self.row_bytes()];
-        let mut room = vec![0; self.row_bytes()];
         for row in 0..self.rows {
-            self.copy_row(row, &mut room);
-            let panels = copy.chunks_mut(LANES * size).skip(row / LANES * per_row);
-            for (block, panel) in room.chunks(size).zip(panels) {
+            let blocks = stored[row * self.row_bytes()..].chunks_exact(size);
+            let panels = &mut copy[row / LANES * per_row * LANES * size..];
+            let panels = panels.chunks_exact_mut(LANES * size).take(per_row);
+            for (block, panel) in blocks.zip(panels) {
                 parts.put(block, row % LANES, panel);
             }
         }
@@ -221,12 +222,11 @@ impl QuantizedMatrix {
     /// Copies the blocks of a stored row.
     fn copy_row(&self, row: usize, copy: &mut [u8]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let size = self.format.block_bytes();
-        for (number, copy) in copy.chunks_mut(size).enumerate() {
-            let blocks = Blocks {
-                first: (self.first + row) * self.stored,
-                ..self.elements()
-            };
+        let blocks = Blocks {
+            first: (self.first + row) * self.stored,
+            ..self.elements()
+        };
+        for (number, copy) in copy.chunks_mut(self.format.block_bytes()).enumerate() {
             blocks.copy(number, copy);
         }
     }

@@ -33,9 +33,6 @@ pub trait PanelFormat<const BYTES: usize, const WORDS: usize> {
     const GROUP: usize;
     /// Whether a minimum is added to each element.
     const HAS_MINIMUM: bool;
-    /// Whether the integers are left in their bytes of a word, which saves shifting them: then the
-    /// integer at place `k` is `256^(k % 4)` times as large.
-    const IN_PLACE: bool = false;
 
     /// The scales of a group, and its minima.
     fn scales(panel: &[u8; BYTES], group: usize) -> [Lanes<f32>; 2];
@@ -46,24 +43,15 @@ pub trait PanelFormat<const BYTES: usize, const WORDS: usize> {
     /// The integers at place `k` of a group, a multiple of 4, and at the three after it.
     fn integers(words: &[Lanes<u32>; WORDS], group: usize, k: usize) -> [Lanes<i32>; 4];
 
-    /// The elements of integers that [`integers`](Self::integers) gave as number `place` of four.
+    /// The elements of integers.
     #[inline(always)]
-    fn elements(
-        integers: Lanes<i32>,
-        place: usize,
-        [scales, minima]: &[Lanes<f32>; 2],
-    ) -> Lanes<f32> {
-        let unit = match Self::IN_PLACE {
-            // Exact, like all products with a power of two, and the same for all groups of four.
-            true => 1.0 / (1_u32 << (8 * place)) as f32,
-            false => 1.0,
-        };
+    fn elements(integers: Lanes<i32>, [scales, minima]: &[Lanes<f32>; 2]) -> Lanes<f32> {
         let mut elements = [0.0; LANES];
         for lane in 0..LANES {
-            let (scale, integer) = (scales[lane] * unit, integers[lane] as f32);
+            let integer = integers[lane] as f32;
             elements[lane] = match Self::HAS_MINIMUM {
-                true => scale.mul_add(integer, minima[lane]),
-                false => scale * integer,
+                true => scales[lane].mul_add(integer, minima[lane]),
+                false => scales[lane] * integer,
             };
         }
         elements
@@ -91,7 +79,10 @@ pub(super) struct Parts {
 
 /// Defines which formats can lie side by side.
 macro_rules! panel_formats {
-    ($($format:ident = $type:ident<$bytes:literal, $words:literal>: [$first:literal, $all:literal, $last:literal];)+) => {
+    ($(
+        $format:ident = $type:ident<$bytes:literal, $words:literal>:
+            [$first:literal, $all:literal, $last:literal];
+    )+) => {
         impl BlockFormat {
             pub(super) fn parts(self) -> Option<Parts> {
                 match self {
@@ -222,22 +213,6 @@ fn bytes(words: &Lanes<u32>, shift: usize, mask: u32) -> [Lanes<i32>; 4] {
     integers
 }
 
-/// As [`bytes`], each left in its byte.
-#[inline(always)]
-fn bytes_in_place(words: &Lanes<u32>, shift: usize, mask: u32) -> [Lanes<i32>; 4] {
-    let mut shifted = *words;
-    for lane in 0..LANES {
-        shifted[lane] >>= shift;
-    }
-    let mut integers = [[0; LANES]; 4];
-    for byte in 0..4 {
-        for lane in 0..LANES {
-            integers[byte][lane] = (shifted[lane] & mask << (8 * byte)) as i32;
-        }
-    }
-    integers
-}
-
 /// Puts these bits above the lower `places` of an integer.
 #[inline(always)]
 fn above(integers: &mut Lanes<i32>, high: Lanes<i32>, places: usize) {
@@ -310,7 +285,6 @@ impl PanelFormat<320, 4> for Q41 {
     const ELEMENTS: usize = 32;
     const GROUP: usize = 32;
     const HAS_MINIMUM: bool = true;
-    const IN_PLACE: bool = true;
 
     #[inline(always)]
     fn scales(panel: &[u8; 320], _group: usize) -> [Lanes<f32>; 2] {
@@ -324,7 +298,7 @@ impl PanelFormat<320, 4> for Q41 {
 
     #[inline(always)]
     fn integers(words: &[Lanes<u32>; 4], _group: usize, k: usize) -> [Lanes<i32>; 4] {
-        bytes_in_place(&words[k % 16 / 4], 4 * (k / 16), 15)
+        four_bits(words, k)
     }
 }
 
@@ -444,7 +418,6 @@ impl PanelFormat<2304, 8> for Q4K {
     const ELEMENTS: usize = 256;
     const GROUP: usize = 32;
     const HAS_MINIMUM: bool = true;
-    const IN_PLACE: bool = true;
 
     #[inline(always)]
     fn scales(panel: &[u8; 2304], group: usize) -> [Lanes<f32>; 2] {
@@ -458,7 +431,7 @@ impl PanelFormat<2304, 8> for Q4K {
 
     #[inline(always)]
     fn integers(words: &[Lanes<u32>; 8], group: usize, k: usize) -> [Lanes<i32>; 4] {
-        bytes_in_place(&words[k / 4], 4 * (group % 2), 15)
+        bytes(&words[k / 4], 4 * (group % 2), 15)
     }
 }
 

@@ -164,8 +164,8 @@ impl OnPanels for Widened<'_> {
         for group in 0..F::ELEMENTS / F::GROUP {
             let (scales, words) = (F::scales(panel, group), F::words(panel, group));
             for k in (0..F::GROUP).step_by(4) {
-                let integers = F::integers(&words, group, k).into_iter().enumerate();
-                all.extend(integers.map(|(place, it)| F::elements(it, place, &scales)));
+                let integers = F::integers(&words, group, k);
+                all.extend(integers.map(|it| F::elements(it, &scales)));
             }
         }
         all

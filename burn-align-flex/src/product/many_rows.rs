@@ -12,7 +12,7 @@ use std::array;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
-use burn_align_quants::{LANES, OnPanels, PanelFormat, Panels};
+use burn_align_quants::{self as quants, LANES, OnPanels, PanelFormat, Panels};
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -466,7 +466,7 @@ impl<S: Simd> OnPanels for PackPanels<'_, S> {
                         for half in (0..SQUARE).step_by(4) {
                             let integers = F::integers(&words, group, part + half);
                             for k in 0..4 {
-                                elements[half + k] = F::elements(integers[k], k, &scales);
+                                elements[half + k] = F::elements(integers[k], &scales);
                             }
                         }
                         let at = at + part;
@@ -487,46 +487,44 @@ impl<S: Simd> PackPanels<'_, S> {
     /// Lanes are columns, from the first one on.
     #[inline(always)]
     fn put_columns(&mut self, elements: &[[f32; LANES]; SQUARE], feature: usize, first: usize) {
-        let width = VECTORS * S::F32_LANES;
-        // This many columns lie together.
-        let part = LANES.min(width);
-        let depth = self.pack.depth;
-        for k in 0..SQUARE.min(depth - feature) {
-            for lane in (0..LANES.min(self.pack.columns - first)).step_by(part) {
-                let column = first + lane;
-                let panel = &mut self.pack.packed[column / width * width * depth..];
-                panel[(feature + k) * width + column % width..][..part]
-                    .copy_from_slice(&elements[k][lane..][..part]);
-            }
+        for k in 0..SQUARE.min(self.pack.depth - feature) {
+            self.put(feature + k, first, &elements[k]);
         }
     }
 
     /// Lanes are features, from the first one on.
     #[inline(always)]
     fn put_features(&mut self, elements: &[[f32; LANES]; SQUARE], first: usize, column: usize) {
-        let width = VECTORS * S::F32_LANES;
-        let part = SQUARE.min(width);
-        let depth = self.pack.depth;
         let mut turned = [[0.0; SQUARE]; LANES];
         for lane in 0..LANES {
             for k in 0..SQUARE {
                 turned[lane][k] = elements[k][lane];
             }
         }
-        for lane in 0..LANES.min(depth - first) {
-            for k in (0..SQUARE.min(self.pack.columns - column)).step_by(part) {
-                let column = column + k;
-                let panel = &mut self.pack.packed[column / width * width * depth..];
-                panel[(first + lane) * width + column % width..][..part]
-                    .copy_from_slice(&turned[lane][k..][..part]);
-            }
+        for lane in 0..LANES.min(self.pack.depth - first) {
+            self.put(first + lane, column, &turned[lane]);
+        }
+    }
+
+    /// Elements of one feature in `N` columns, the first of which is a multiple of `N`. The last
+    /// tile has room for columns past the end.
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, feature: usize, first: usize, elements: &[f32; N]) {
+        let width = VECTORS * S::F32_LANES;
+        // This many columns lie together.
+        let part = N.min(width);
+        for at in (0..N.min(self.pack.columns - first)).step_by(part) {
+            let column = first + at;
+            let tile = &mut self.pack.packed[column / width * width * self.pack.depth..];
+            tile[feature * width + column % width..][..part]
+                .copy_from_slice(&elements[at..][..part]);
         }
     }
 }
 
 /// The panels of a weight, if they can be laid out in squares.
 #[inline(always)]
-pub(super) fn panels(weight: burn_align_quants::Blocks<'_>) -> Option<Panels<'_>> {
+pub(super) fn panels(weight: quants::Blocks<'_>) -> Option<Panels<'_>> {
     let panels = weight.panels()?;
     panels.skip.is_multiple_of(SQUARE).then_some(panels)
 }

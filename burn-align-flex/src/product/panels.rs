@@ -178,7 +178,7 @@ fn multiply<
     for first in (0..F::GROUP).step_by(4) {
         let integers = F::integers(&words, group, first);
         for k in 0..4 {
-            let elements = F::elements(integers[k], k, &scales);
+            let elements = F::elements(integers[k], &scales);
             for r in 0..R {
                 let x = x[r][first + k];
                 for lane in 0..LANES {
