@@ -487,8 +487,9 @@ impl<S: Simd> PackPanels<'_, S> {
     /// Lanes are columns, from the first one on.
     #[inline(always)]
     fn put_columns(&mut self, elements: &[[f32; LANES]; SQUARE], feature: usize, first: usize) {
-        for k in 0..SQUARE.min(self.pack.depth - feature) {
-            self.put(feature + k, first, &elements[k]);
+        let features = self.pack.depth - feature;
+        for (k, elements) in elements.iter().enumerate().take(features) {
+            self.put(feature + k, first, elements);
         }
     }
 
@@ -501,8 +502,9 @@ impl<S: Simd> PackPanels<'_, S> {
                 turned[lane][k] = elements[k][lane];
             }
         }
-        for lane in 0..LANES.min(self.pack.depth - first) {
-            self.put(first + lane, column, &turned[lane]);
+        let features = self.pack.depth - first;
+        for (lane, elements) in turned.iter().enumerate().take(features) {
+            self.put(first + lane, column, elements);
         }
     }
 
