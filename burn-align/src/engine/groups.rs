@@ -67,7 +67,12 @@ impl Groups {
 
     /// The index of one world of each group.
     pub(super) fn firsts(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.len()).map(|group| self.worlds[self.start(group)] as usize)
+        let mut start = 0;
+        self.ends.iter().map(move |end| {
+            let first = self.worlds[start];
+            start = *end as usize;
+            first as usize
+        })
     }
 
     /// The group of each world.

@@ -5,7 +5,7 @@ use burn_align_models::{Component, Mixing, Site};
 
 use super::Units;
 use super::freeze::{Freezer, Kept};
-use super::layout::{Layout, lower, merge_suffixes};
+use super::layout::{lower, merge_suffixes};
 use super::plan::{Operand, Plan, Read, ReadId, WorldId};
 use super::stages::{Stage, Stages};
 
@@ -175,10 +175,7 @@ impl<B: Backend> Freezer<'_, B> {
         }
         // Limit the number of distinct ones.
         for (starts, input) in starts.iter_mut().zip(inputs) {
-            let kinds = merge_suffixes(
-                starts.iter().map(|start| (input.pos(), *start)),
-                Layout::MOST_CLASSES,
-            );
+            let kinds = merge_suffixes(starts.iter().map(|start| (input.pos(), *start)));
             for start in starts {
                 let earlier = kinds
                     .iter()

@@ -12,7 +12,7 @@ use burn::tensor::backend::Backend;
 use burn_align_models::{Mixing, Site};
 
 use super::groups::{Changes, Groups, MadeEdit, Sizes};
-use super::layout::{Edited, Layout};
+use super::layout::{Beginnings, Edited, Layout};
 use super::needs::Needs;
 use super::plan::{Edit, Operand, Plan, Read, WorldInput};
 use super::stages::{ByStage, Stage, Stages, Step};
@@ -220,8 +220,7 @@ impl<B: Backend> Shared<'_, B> {
         let mut before = Arc::new(Groups::of_inputs(sizes, worlds));
         let mut edited = Edited::nowhere(sizes);
         let mut changes = Changes::new(plan.worlds.len());
-        // Of stages with the same groups, which have been edited at the same positions.
-        let mut known: Vec<(LayoutKind, Arc<Layout>, Option<Arc<Layout>>)> = Vec::new();
+        let mut known = Known::default();
         let start = plan.start();
         let mut all: Vec<StageGroups> = Vec::new();
         for stage in stages.all().filter(|stage| *stage >= start) {
@@ -245,17 +244,9 @@ impl<B: Backend> Shared<'_, B> {
 
             let kind = self.kind(stage, &before, first_end);
             if parents.is_some() || !changes.edits().is_empty() {
-                known.clear();
+                known = Known::default();
             }
-            let (layout, queries) = match known.iter().find(|(other, _, _)| *other == kind) {
-                Some((_, layout, queries)) => (layout.clone(), queries.clone()),
-                None => {
-                    let (layout, queries) = self.layout(&kind, &before, pos, &edited);
-                    let (layout, queries) = (Arc::new(layout), queries.map(Arc::new));
-                    known.push((kind, layout.clone(), queries.clone()));
-                    (layout, queries)
-                }
-            };
+            let (layout, queries) = known.layout(kind, sizes, &before, pos, &edited);
             all.push(StageGroups {
                 stage,
                 groups: before.clone(),
@@ -288,25 +279,6 @@ impl<B: Backend> Shared<'_, B> {
             Mixing::Causal { .. } => LayoutKind::Suffixes,
         }
     }
-
-    fn layout(
-        &self,
-        kind: &LayoutKind,
-        groups: &Groups,
-        pos: usize,
-        edited: &Edited,
-    ) -> (Layout, Option<Layout>) {
-        let sizes = &self.schedule.sizes;
-        match kind {
-            LayoutKind::Whole => (Layout::whole(sizes, groups, pos), None),
-            LayoutKind::Suffixes => (Layout::with_suffixes(sizes, groups, pos, edited), None),
-            LayoutKind::Queries(wanted) => Layout::with_queries(sizes, groups, pos, edited, wanted),
-            LayoutKind::ByPosition(wanted) => (
-                Layout::by_position(sizes, groups, pos, edited, wanted),
-                None,
-            ),
-        }
-    }
 }
 
 /// What the layout of a stage depends on, apart from its groups and where they have been edited.
@@ -320,6 +292,52 @@ enum LayoutKind {
     Queries(Wanted),
     /// Suffixes of rows, from where they are wanted.
     ByPosition(Wanted),
+}
+
+/// Layouts of stages with the same groups, which have been edited at the same positions.
+#[derive(Default)]
+struct Known {
+    /// Where their rows begin.
+    beginnings: Option<Beginnings>,
+    layouts: Vec<(LayoutKind, LayoutAndQueries)>,
+}
+
+/// A layout, and that of the querying positions.
+type LayoutAndQueries = (Arc<Layout>, Option<Arc<Layout>>);
+
+impl Known {
+    fn layout(
+        &mut self,
+        kind: LayoutKind,
+        sizes: &Sizes,
+        groups: &Groups,
+        pos: usize,
+        edited: &Edited,
+    ) -> LayoutAndQueries {
+        if let Some((_, known)) = self.layouts.iter().find(|(other, _)| *other == kind) {
+            return known.clone();
+        }
+        let new = || Beginnings::new(sizes, groups, pos, edited);
+        let begun = &mut self.beginnings;
+        let (layout, queries) = match &kind {
+            LayoutKind::Whole => (Layout::whole(sizes, groups, pos), None),
+            LayoutKind::Suffixes => {
+                let begun = begun.get_or_insert_with(new);
+                (begun.with_suffixes(sizes, groups), None)
+            }
+            LayoutKind::Queries(wanted) => {
+                let begun = begun.get_or_insert_with(new);
+                begun.with_queries(sizes, groups, wanted)
+            }
+            LayoutKind::ByPosition(wanted) => {
+                let begun = begun.get_or_insert_with(new);
+                (begun.by_position(sizes, groups, wanted), None)
+            }
+        };
+        let layouts = (Arc::new(layout), queries.map(Arc::new));
+        self.layouts.push((kind, layouts.clone()));
+        layouts
+    }
 }
 
 /// The stages in which attention scores or weights are read or changed.

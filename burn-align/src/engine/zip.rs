@@ -12,7 +12,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::TokenBatch;
 
 use super::cache::Caches;
-use super::layout::{Layout, merge_suffixes};
+use super::layout::merge_suffixes;
 use super::origin::Difference;
 use super::past::{Past, PastLayer};
 use super::plan::{Edit, LogitPositions, Operand, Plan, Read, Resumed, World, WorldInput};
@@ -262,7 +262,7 @@ impl Examples<'_> {
         let starts = self.list(pasts.iter().map(|past| &past.starts[..]));
         // Each plan has few distinct ones, but together they may have more. All end alike.
         let suffixes = starts.iter().map(|start| (0, *start));
-        let kinds = merge_suffixes(suffixes, Layout::MOST_CLASSES);
+        let kinds = merge_suffixes(suffixes);
         let earlier = |start: &usize| {
             let kinds = kinds.iter().map(|(_, kind)| *kind);
             let earlier = kinds.filter(|kind| kind <= start);

@@ -4,10 +4,15 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+/// Most classes of suffixes in a stage. Each class costs a few small operations per block and saves
+/// positions; with fewer classes, some suffixes begin earlier than necessary.
+pub(super) const MOST_CLASSES: usize = 8;
+
 /// A length and a first position of rows, with the number of these rows.
 pub(super) type Kind = ((usize, usize), usize);
 
 /// A number for each length and first position of rows.
+#[derive(Clone)]
 pub(super) struct Starts {
     /// Lengths in order, each with where the numbers of its first positions begin.
     lengths: Vec<(usize, usize)>,
@@ -79,17 +84,16 @@ impl Starts {
     }
 }
 
-/// Chooses starts for suffixes with these ends and starts, so that there are at most `most_classes`
-/// kinds of them and little more is computed. The result is sorted.
+/// Chooses starts for suffixes with these ends and starts, so that there are at most
+/// [`MOST_CLASSES`] kinds of them and little more is computed. The result is sorted.
 pub(in crate::engine) fn merge_suffixes(
     suffixes: impl Iterator<Item = (usize, usize)>,
-    most_classes: usize,
 ) -> Vec<(usize, usize)> {
     let mut counts: BTreeMap<(usize, usize), usize> = BTreeMap::new();
     for kind in suffixes {
         *counts.entry(kind).or_default() += 1;
     }
-    let merged = merge_kinds(counts.into_iter().collect(), most_classes);
+    let merged = merge_kinds(counts.into_iter().collect(), MOST_CLASSES);
     merged.into_iter().map(|(kind, _count)| kind).collect()
 }
 

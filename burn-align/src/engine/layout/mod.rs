@@ -5,6 +5,7 @@
 //! is the *trunk* and is computed as a whole. Of the others only the *suffix* from that position on
 //! is computed; what comes before it is taken from the trunk.
 
+mod beginnings;
 mod kinds;
 mod suffixes;
 
@@ -12,11 +13,9 @@ use std::ops::Range;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
+pub(super) use self::beginnings::{Beginnings, Edited, lower};
 pub(super) use self::kinds::merge_suffixes;
-use self::kinds::{Kind, Starts, merge_kinds};
-use super::Indices;
 use super::groups::{Groups, Sizes};
-use super::wanted::Wanted;
 
 /// Where the positions of a stage's rows are. Rows are counted in 32 bits: a schedule has one of
 /// these for nearly every layer.
@@ -61,58 +60,7 @@ struct Class {
     rows: Vec<u32>,
 }
 
-/// The first position at which each world has been edited so far, in each example; beyond the last
-/// position if it has not been.
-pub(super) struct Edited {
-    firsts: Vec<usize>,
-    /// Where each world's examples begin, and where the last one's end.
-    starts: Vec<usize>,
-}
-
-impl Edited {
-    /// Nothing has been edited yet.
-    pub(super) fn nowhere(sizes: &Sizes) -> Self {
-        let mut starts = Vec::with_capacity(sizes.of_world.len() + 1);
-        let mut end = 0;
-        starts.push(end);
-        for input in &sizes.of_world {
-            end += sizes.inputs[*input].batch;
-            starts.push(end);
-        }
-        Self {
-            firsts: vec![usize::MAX; end],
-            starts,
-        }
-    }
-
-    fn of(&self, world: usize) -> &[usize] {
-        &self.firsts[self.starts[world]..self.starts[world + 1]]
-    }
-
-    /// The world with this index is edited at these positions.
-    pub(super) fn edit(&mut self, world: usize, positions: &Indices) {
-        let firsts = self.starts[world]..self.starts[world + 1];
-        lower(&mut self.firsts[firsts], positions);
-    }
-}
-
-/// Lowers the first positions to positions that are edited or read.
-pub(super) fn lower(firsts: &mut [usize], positions: &Indices) {
-    for (example, first) in firsts.iter_mut().enumerate() {
-        let earliest = match positions {
-            Indices::All => Some(0),
-            Indices::Same(positions) => positions.iter().min().copied(),
-            Indices::Each(each) => each[example].iter().min().copied(),
-        };
-        *first = earliest.map_or(*first, |earliest| earliest.min(*first));
-    }
-}
-
 impl Layout {
-    /// Most classes of suffixes in a stage. Each class costs a few small operations per block and
-    /// saves positions; with fewer classes, some suffixes begin earlier than necessary.
-    pub(super) const MOST_CLASSES: usize = 8;
-
     /// All rows as wholes, padded to `pos` positions.
     pub(super) fn whole(sizes: &Sizes, groups: &Groups, pos: usize) -> Self {
         let mut first_rows = Vec::with_capacity(groups.len());
@@ -139,28 +87,6 @@ impl Layout {
         }
     }
 
-    /// Suffixes, if that saves a tenth of all positions.
-    pub(super) fn with_suffixes(
-        sizes: &Sizes,
-        groups: &Groups,
-        pos: usize,
-        edited: &Edited,
-    ) -> Self {
-        let whole = Self::whole(sizes, groups, pos);
-        let all = whole.tokens;
-        let layout = whole.suffixed(sizes, groups, edited);
-        match layout.is_kept() || 10 * layout.tokens <= 9 * all {
-            true => layout,
-            false => Self::whole(sizes, groups, pos),
-        }
-    }
-
-    fn suffixed(mut self, sizes: &Sizes, groups: &Groups, edited: &Edited) -> Self {
-        self.start_where_edited(sizes, groups, edited);
-        self.classify(sizes, Self::MOST_CLASSES);
-        self
-    }
-
     /// Whether keys and values of earlier positions come from an earlier pass.
     fn is_kept(&self) -> bool {
         !self.kept.is_empty()
@@ -169,178 +95,6 @@ impl Layout {
     /// Whether those of a row do.
     fn row_is_kept(&self, row: usize) -> bool {
         self.is_kept() && self.kept[row].is_some()
-    }
-
-    /// Like [`with_suffixes`](Self::with_suffixes), for an attention. If it saves a tenth of all
-    /// queries, also the layout of the querying positions: those whose output is needed.
-    pub(super) fn with_queries(
-        sizes: &Sizes,
-        groups: &Groups,
-        pos: usize,
-        edited: &Edited,
-        wanted: &Wanted,
-    ) -> (Self, Option<Self>) {
-        let plain = Self::with_suffixes(sizes, groups, pos, edited);
-        let Some(wanted) = wanted else {
-            return (plain, None);
-        };
-        let layout = match plain.is_whole() {
-            true => Self::whole(sizes, groups, pos).suffixed(sizes, groups, edited),
-            false => plain.clone(),
-        };
-        let mut queries = layout.clone();
-        queries.start_where_wanted(sizes, groups, wanted);
-        // The rows of a class begin together.
-        queries.tokens = 0;
-        for class in queries.classes.iter_mut().flatten() {
-            let rows = class.rows.iter();
-            let first = rows.map(|row| queries.rows[*row as usize].start).min();
-            class.start = first.map_or(class.start, |first| first as usize);
-            for row in &class.rows {
-                let row = &mut queries.rows[*row as usize];
-                row.start = class.start as u32;
-                row.first_token = queries.tokens;
-                queries.tokens += class.pos - class.start;
-            }
-        }
-        match queries.tokens > 0 && 10 * queries.tokens <= 9 * plain.tokens {
-            true => (layout, Some(queries)),
-            false => (plain, None),
-        }
-    }
-
-    /// Like [`with_suffixes`](Self::with_suffixes), for a stage that does not mix positions: only
-    /// the needed part of the suffixes.
-    pub(super) fn by_position(
-        sizes: &Sizes,
-        groups: &Groups,
-        pos: usize,
-        edited: &Edited,
-        wanted: &Wanted,
-    ) -> Self {
-        let mut layout = Self::whole(sizes, groups, pos);
-        let all = layout.tokens;
-        layout.start_where_edited(sizes, groups, edited);
-        let mut must_be = layout.is_kept();
-        if let Some(wanted) = wanted {
-            // What an earlier stage has left out cannot come back.
-            let mut inputs = groups.firsts().map(|world| sizes.of_world[world]);
-            must_be |= inputs.any(|input| {
-                let mut firsts = wanted[sizes.examples_of(input)].iter();
-                firsts.any(|first| *first > 0)
-            });
-            layout.start_where_wanted(sizes, groups, wanted);
-        }
-        layout.classify(sizes, usize::MAX);
-        match must_be || 10 * layout.tokens <= 9 * all {
-            true => layout,
-            false => Self::whole(sizes, groups, pos),
-        }
-    }
-
-    /// Starts each row no earlier than it is wanted.
-    fn start_where_wanted(&mut self, sizes: &Sizes, groups: &Groups, wanted: &[usize]) {
-        for (world, first_row) in groups.firsts().zip(&self.first_rows) {
-            let wanted = &wanted[sizes.examples_of(sizes.of_world[world])];
-            for (row, wanted) in self.rows[*first_row as usize..].iter_mut().zip(wanted) {
-                let wanted = (*wanted).min(row.pos as usize) as u32;
-                row.start = row.start.max(wanted);
-            }
-        }
-    }
-
-    /// Starts each row at the first position that no other row has.
-    fn start_where_edited(&mut self, sizes: &Sizes, groups: &Groups, edited: &Edited) {
-        // The trunk of each example of each input: the first edited position, and the row.
-        let mut trunks: Vec<Option<(usize, u32)>> = vec![None; sizes.examples()];
-        for (world, first_row) in groups.firsts().zip(&self.first_rows) {
-            let trunks = &mut trunks[sizes.examples_of(sizes.of_world[world])];
-            for ((edited, trunk), row) in edited.of(world).iter().zip(trunks).zip(*first_row..) {
-                if trunk.is_none_or(|(latest, _)| *edited > latest) {
-                    *trunk = Some((*edited, row));
-                }
-            }
-        }
-        let count = self.rows.len();
-        for (world, first_row) in groups.firsts().zip(&self.first_rows) {
-            let input = sizes.of_world[world];
-            let starts = sizes.inputs[input].starts.as_ref();
-            let trunks = &trunks[sizes.examples_of(input)];
-            for (example, edited) in edited.of(world).iter().enumerate() {
-                let index = *first_row as usize + example;
-                let row = &mut self.rows[index];
-                if let Some(starts) = starts {
-                    self.kept.resize(count, None);
-                    self.kept[index] = Some((input, example));
-                    row.start = starts[example] as u32;
-                } else if let Some((_, trunk)) = trunks[example]
-                    && trunk as usize != index
-                {
-                    row.trunk = trunk;
-                    row.start = (*edited).min(row.pos as usize) as u32;
-                }
-            }
-        }
-    }
-
-    /// Groups suffixes into classes, and assigns their tokens.
-    fn classify(&mut self, sizes: &Sizes, most_classes: usize) {
-        // How many rows of each length begin at each position, those that follow cached keys and
-        // values apart. A suffix may be empty.
-        let mut counts = [(); 2].map(|()| Starts::new(&sizes.row_lengths));
-        for (index, row) in self.rows.iter().enumerate() {
-            if row.start < row.pos {
-                let counts = &mut counts[usize::from(self.row_is_kept(index))];
-                *counts.at(row.pos as usize, row.start as usize) += 1;
-            }
-        }
-        // The starts of whole rows, and of rows that follow cached keys and values, cannot move.
-        let [own, kept] = counts.each_mut().map(Starts::kinds);
-        let (whole, suffixes): (Vec<Kind>, Vec<Kind>) =
-            own.into_iter().partition(|((_, start), _)| *start == 0);
-        let suffixes = merge_kinds(suffixes, most_classes).into_iter();
-        let whole = whole.into_iter().map(|(kind, count)| (kind, false, count));
-        let kept = kept.into_iter().map(|(kind, count)| (kind, true, count));
-        let mut fixed: Vec<((usize, usize), bool, usize)> = whole.chain(kept).collect();
-        fixed.sort_unstable();
-        let mut classes: Vec<Class> = suffixes
-            .map(|(kind, count)| (kind, false, count))
-            .chain(fixed)
-            .map(|((pos, start), kept, count)| Class {
-                start,
-                pos,
-                kept,
-                rows: Vec::with_capacity(count),
-            })
-            .collect();
-        // The class of the rows of each length that begin at a position: the last before it.
-        let mut class_of = counts;
-        class_of.iter_mut().for_each(Starts::clear);
-        for (class, number) in classes.iter().zip(1..) {
-            *class_of[usize::from(class.kept)].at(class.pos, class.start) = number;
-        }
-        class_of.iter_mut().for_each(Starts::fill_forward);
-        for index in 0..self.rows.len() {
-            let is_kept = self.row_is_kept(index);
-            let row = &mut self.rows[index];
-            if row.start == row.pos {
-                continue;
-            }
-            let class = class_of[usize::from(is_kept)].at(row.pos as usize, row.start as usize);
-            let class = &mut classes[*class as usize - 1];
-            row.start = class.start as u32;
-            class.rows.push(index as u32);
-        }
-        self.tokens = 0;
-        for class in &mut classes {
-            let key = |row: &u32| (self.rows[*row as usize].trunk, *row);
-            class.rows.sort_unstable_by_key(key);
-            for row in &class.rows {
-                self.rows[*row as usize].first_token = self.tokens;
-                self.tokens += class.pos - class.start;
-            }
-        }
-        self.classes = Some(classes);
     }
 
     /// Number of rows.
