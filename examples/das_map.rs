@@ -29,18 +29,20 @@ mod pairs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
+use burn_align::engine::WorldInput;
 use burn_align::front::{
-    AlignableConfig, AlignableModel, AlignableRepresentationConfig, RepresentationSite,
+    AlignableConfig, AlignableModel, AlignableRepresentationConfig, RepresentationSite, Source,
 };
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, alignment_map};
-use burn_align::training::{RateSchedule, TrainingConfig, TrainingEvent, losses};
+use burn_align::training::{InterchangeData, RateSchedule, TrainingConfig, TrainingEvent, losses};
 use burn_align_models::{AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions};
 use clap::Parser;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::heat_map_text;
 use workbench::{BackendArgs, on_backend, out, progress};
@@ -68,6 +70,9 @@ struct Args {
     /// Write all results into this file (JSON).
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Write the pairs into this file (JSON), for another library to train on.
+    #[arg(long, value_name = "FILE")]
+    write_pairs: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -84,6 +89,10 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     let data = pairs::split([args.pairs, 1000], loaded.tokenizer()?, &mut rng)?.map(|it| [it]);
     let [training, held_out] = &data;
+    if let Some(file) = &args.write_pairs {
+        let pairs = json!({"training": ids(&training[0])?, "held_out": ids(&held_out[0])?});
+        workbench::files::write(file, pairs.to_string())?;
+    }
 
     // 2. A rotation for each token, before the first layer and after every layer.
     let at = |site| {
@@ -145,6 +154,19 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
         workbench::files::write(file, serde_json::to_string_pretty(&found)?)?;
     }
     conclude(&found)
+}
+
+/// Token ids of bases and sources, and the labels.
+fn ids<B: Backend>(data: &InterchangeData<B>) -> Result<Value> {
+    let of = |input: &WorldInput<B>| match input {
+        WorldInput::Tokens(tokens) => Ok(tokens.ids().to_vec()),
+        _ => bail!("the prompts are no tokens"),
+    };
+    let Some(Source::Run(source)) = data.inputs.sources.first() else {
+        bail!("the pairs have no source");
+    };
+    let base = of(&data.inputs.base)?;
+    Ok(json!({"base": base, "source": of(source)?, "labels": data.labels}))
 }
 
 /// Checks what the map shows.

@@ -58,7 +58,7 @@ pub struct Panels<'a> {
     pub bytes: &'a [u8],
     /// Elements of that block before it.
     pub skip: usize,
-    /// Bytes from a panel's first block to that of the next.
+    /// Bytes from the panels of 16 rows to those of the next 16.
     pub stride: usize,
 }
 
@@ -201,6 +201,9 @@ impl QuantizedMatrix {
         let Some(parts) = self.format.parts().filter(|_| self.order == Order::Rows) else {
             return self.clone();
         };
+        if per_row == 0 {
+            return self.clone();
+        }
         let stored = &self.elements().bytes[self.first * self.row_bytes()..];
         let mut copy = vec![0; self.rows.next_multiple_of(LANES) * self.row_bytes()];
         for row in 0..self.rows {
@@ -308,7 +311,7 @@ impl QuantizedMatrix {
         self.stored
     }
 
-    /// The number of bytes that the stored rows take.
+    /// The number of bytes that the stored rows take, without what fills up the last panels.
     pub fn num_bytes(&self) -> usize {
         self.rows * self.row_bytes()
     }
@@ -319,7 +322,7 @@ impl QuantizedMatrix {
 }
 
 impl<'a> Blocks<'a> {
-    /// Without this many elements.
+    /// Skips this many elements.
     #[inline(always)]
     pub fn from(self, elements: usize) -> Self {
         Self {
@@ -332,13 +335,15 @@ impl<'a> Blocks<'a> {
     /// calling function, and compiled for its vectors.
     ///
     /// # Panics
-    /// If the row ends before the last of these elements.
+    /// If there are too few elements; in panels, if the row ends before the last of them.
     #[inline(always)]
     pub fn widen(self, out: &mut [f32]) {
         let (elements, size) = (self.format.block_elements(), self.format.block_bytes());
         match self.order {
             Order::Rows => widen_part(self.format, self.bytes, self.first, out),
             Order::Panels => {
+                let of_row = self.first.checked_rem(self.stored).unwrap_or_default();
+                assert!(out.len() <= self.stored - of_row, "the row ends before");
                 let (mut at, mut rest) = (self.first % elements, out);
                 let mut number = 0;
                 while !rest.is_empty() {
@@ -367,8 +372,8 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// The panels, from the first element on; `None` if the rows do not lie side by side, or its row
-    /// is not the first of a panel.
+    /// The panels, from the first element on; `None` if the rows do not lie side by side, or the
+    /// element's row is not the first of 16.
     #[inline(always)]
     pub fn panels(self) -> Option<Panels<'a>> {
         let (elements, size) = (self.format.block_elements(), self.format.block_bytes());

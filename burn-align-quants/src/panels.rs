@@ -3,15 +3,16 @@
 //!
 //! A panel holds the same block of 16 rows. It begins with the first half-precision numbers of
 //! all 16, then come their second ones if they have them, then their first words of 32 bits, and so
-//! on; where a block ends with half-precision numbers, a panel does, too. So a vector is loaded at
-//! once that holds one element of each row, and no row of the product depends on another.
+//! on; where a block ends with half-precision numbers, a panel does, too. So one load gives a vector
+//! with one element of each row, and the sums of different rows are independent.
 //!
 //! The values are those of the blocks, to the bit: an element is a product of integers and halves
 //! that f32 holds exactly, less or plus a minimum, so that it is rounded once.
 
 #![expect(
     clippy::needless_range_loop,
-    reason = "plain loops over lanes become vectors; closures would not be compiled for the CPU's"
+    reason = "plain loops over lanes become vectors; closures would not be compiled for the CPU's \
+              vectors"
 )]
 
 use super::{BlockFormat, widen_f16};
@@ -63,7 +64,7 @@ pub trait OnPanels {
     /// Its result.
     type Output;
 
-    /// With this format.
+    /// Runs it with the format `F`.
     fn with<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize>(
         self,
     ) -> Self::Output;
@@ -100,7 +101,13 @@ macro_rules! panel_formats {
             pub fn on_panels<C: OnPanels>(self, computation: C) -> Option<C::Output> {
                 match self {
                     $(Self::$format => {
-                        const { assert!($bytes == LANES * Self::$format.block_bytes()) };
+                        const {
+                            let bytes = Self::$format.block_bytes();
+                            assert!($bytes == LANES * bytes);
+                            assert!(2 * $first + 4 * $all + 2 * $last == bytes);
+                            let elements = <$type as PanelFormat<$bytes, $words>>::ELEMENTS;
+                            assert!(elements == Self::$format.block_elements());
+                        };
                         Some(computation.with::<$type, $bytes, $words>())
                     })+
                     _ => None,
@@ -188,7 +195,7 @@ fn words<const N: usize, const BYTES: usize>(panel: &[u8; BYTES], at: usize) -> 
     words
 }
 
-/// These bits of each word.
+/// The bits of each word that are in `mask` after shifting them right.
 #[inline(always)]
 fn bits(words: &Lanes<u32>, shift: usize, mask: u32) -> Lanes<i32> {
     let mut integers = [0; LANES];
@@ -198,7 +205,7 @@ fn bits(words: &Lanes<u32>, shift: usize, mask: u32) -> Lanes<i32> {
     integers
 }
 
-/// These bits of the four bytes of each word.
+/// The bits in `mask` of the four bytes of each word, after shifting the word right.
 // The only shift that is not constant is the first one.
 #[inline(always)]
 fn bytes(words: &Lanes<u32>, shift: usize, mask: u32) -> [Lanes<i32>; 4] {
@@ -213,6 +220,16 @@ fn bytes(words: &Lanes<u32>, shift: usize, mask: u32) -> [Lanes<i32>; 4] {
     integers
 }
 
+/// A byte of each word, with its sign.
+#[inline(always)]
+fn signed_byte(words: &Lanes<u32>, byte: usize) -> Lanes<i32> {
+    let mut integers = [0; LANES];
+    for lane in 0..LANES {
+        integers[lane] = (words[lane] << (24 - 8 * byte)) as i32 >> 24;
+    }
+    integers
+}
+
 /// Puts these bits above the lower `places` of an integer.
 #[inline(always)]
 fn above(integers: &mut Lanes<i32>, high: Lanes<i32>, places: usize) {
@@ -221,9 +238,9 @@ fn above(integers: &mut Lanes<i32>, high: Lanes<i32>, places: usize) {
     }
 }
 
-/// What all integers are too large by.
+/// Subtracts `offset` from all integers.
 #[inline(always)]
-fn less(integers: &mut [Lanes<i32>; 4], offset: i32) {
+fn subtract(integers: &mut [Lanes<i32>; 4], offset: i32) {
     for integers in integers {
         for integer in integers {
             *integer -= offset;
@@ -262,7 +279,7 @@ impl PanelFormat<288, 4> for Q40 {
 
     #[inline(always)]
     fn scales(panel: &[u8; 288], _group: usize) -> [Lanes<f32>; 2] {
-        [halves::<0, 288>(panel), [0.0; LANES]]
+        [halves::<0, _>(panel), [0.0; LANES]]
     }
 
     #[inline(always)]
@@ -273,7 +290,7 @@ impl PanelFormat<288, 4> for Q40 {
     #[inline(always)]
     fn integers(words: &[Lanes<u32>; 4], _group: usize, k: usize) -> [Lanes<i32>; 4] {
         let mut integers = four_bits(words, k);
-        less(&mut integers, 8);
+        subtract(&mut integers, 8);
         integers
     }
 }
@@ -288,7 +305,7 @@ impl PanelFormat<320, 4> for Q41 {
 
     #[inline(always)]
     fn scales(panel: &[u8; 320], _group: usize) -> [Lanes<f32>; 2] {
-        [halves::<0, 320>(panel), halves::<2, 320>(panel)]
+        [halves::<0, _>(panel), halves::<2, _>(panel)]
     }
 
     #[inline(always)]
@@ -312,7 +329,7 @@ impl PanelFormat<352, 5> for Q50 {
 
     #[inline(always)]
     fn scales(panel: &[u8; 352], _group: usize) -> [Lanes<f32>; 2] {
-        [halves::<0, 352>(panel), [0.0; LANES]]
+        [halves::<0, _>(panel), [0.0; LANES]]
     }
 
     #[inline(always)]
@@ -323,7 +340,7 @@ impl PanelFormat<352, 5> for Q50 {
     #[inline(always)]
     fn integers(words: &[Lanes<u32>; 5], _group: usize, k: usize) -> [Lanes<i32>; 4] {
         let mut integers = five_bits(words, k);
-        less(&mut integers, 16);
+        subtract(&mut integers, 16);
         integers
     }
 }
@@ -338,7 +355,7 @@ impl PanelFormat<384, 5> for Q51 {
 
     #[inline(always)]
     fn scales(panel: &[u8; 384], _group: usize) -> [Lanes<f32>; 2] {
-        [halves::<0, 384>(panel), halves::<2, 384>(panel)]
+        [halves::<0, _>(panel), halves::<2, _>(panel)]
     }
 
     #[inline(always)]
@@ -362,7 +379,7 @@ impl PanelFormat<544, 8> for Q80 {
 
     #[inline(always)]
     fn scales(panel: &[u8; 544], _group: usize) -> [Lanes<f32>; 2] {
-        [halves::<0, 544>(panel), [0.0; LANES]]
+        [halves::<0, _>(panel), [0.0; LANES]]
     }
 
     #[inline(always)]
@@ -372,12 +389,9 @@ impl PanelFormat<544, 8> for Q80 {
 
     #[inline(always)]
     fn integers(words: &[Lanes<u32>; 8], _group: usize, k: usize) -> [Lanes<i32>; 4] {
-        let words = &words[k / 4];
         let mut integers = [[0; LANES]; 4];
         for byte in 0..4 {
-            for lane in 0..LANES {
-                integers[byte][lane] = (words[lane] << (24 - 8 * byte)) as i32 >> 24;
-            }
+            integers[byte] = signed_byte(&words[k / 4], byte);
         }
         integers
     }
@@ -401,7 +415,7 @@ fn scales_and_minima(words: &[Lanes<u32>; 3], group: usize) -> [Lanes<i32>; 2] {
 /// begin with.
 #[inline(always)]
 fn scales_of_k<const BYTES: usize>(panel: &[u8; BYTES], group: usize) -> [Lanes<f32>; 2] {
-    let (d, d_min) = (halves::<0, BYTES>(panel), halves::<2, BYTES>(panel));
+    let (d, d_min) = (halves::<0, _>(panel), halves::<2, _>(panel));
     let [scales, minima] = scales_and_minima(&words(panel, 4), group);
     let mut of_group = [[0.0; LANES]; 2];
     for lane in 0..LANES {
@@ -487,12 +501,11 @@ impl PanelFormat<3360, 8> for Q6K {
 
     #[inline(always)]
     fn scales(panel: &[u8; 3360], group: usize) -> [Lanes<f32>; 2] {
-        let d = halves::<208, 3360>(panel);
-        let words = word(panel, 192 + group / 4 * 4);
+        let d = halves::<208, _>(panel);
+        let integers = signed_byte(&word(panel, 192 + group / 4 * 4), group % 4);
         let mut scales = [0.0; LANES];
         for lane in 0..LANES {
-            let scale = (words[lane] << (24 - 8 * (group % 4))) as i32 >> 24;
-            scales[lane] = d[lane] * scale as f32;
+            scales[lane] = d[lane] * integers[lane] as f32;
         }
         [scales, [0.0; LANES]]
     }
@@ -516,7 +529,7 @@ impl PanelFormat<3360, 8> for Q6K {
         for place in 0..4 {
             above(&mut integers[place], high[place], 4);
         }
-        less(&mut integers, 32);
+        subtract(&mut integers, 32);
         integers
     }
 }

@@ -5,11 +5,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use burn::module::AutodiffModule;
 use burn::tensor::backend::AutodiffBackend;
-use burn_align::methods::attribution::{LogitDifference, Patching};
+use burn_align::methods::attribution::{Agreement, LogitDifference, Patching};
 use burn_align::methods::circuits::{
-    Circuit, CircuitFile, CurveOptions, Edge, EdgeChoice, EdgeGraph, EdgeOptions, EdgeRanking,
-    EdgeScores, FaithfulnessCurve, Reader, eap, eap_ig_inputs, faithfulness_curves,
-    patch_all_edges,
+    Circuit, CircuitError, CircuitFile, CurveOptions, Edge, EdgeChoice, EdgeGraph, EdgeOptions,
+    EdgeProvenance, EdgeRanking, EdgeScores, FaithfulnessCurve, Reader, eap, eap_ig_inputs,
+    faithfulness_curves, patch_all_edges, patch_edges,
 };
 use burn_align::models::Decoder;
 use burn_align::paths::Node;
@@ -24,12 +24,33 @@ use super::Args;
 
 /// Heads that are printed.
 const HEADS: usize = 10;
+/// The name of the last method.
+const EXACT: &str = "exact";
+/// Edges that are printed.
+const MISSES: usize = 8;
 
 /// Scores of one method, and how long they took.
 struct Scored {
     name: &'static str,
     scores: EdgeScores,
     seconds: f64,
+}
+
+/// The edges that have been patched.
+enum Patched {
+    None,
+    Some(Vec<Edge>),
+    All,
+}
+
+impl Patched {
+    /// What the circuits are called that scores choose.
+    fn name(&self, method: &Scored) -> &'static str {
+        match (self, method.name) {
+            (Self::Some(_), EXACT) => "refined",
+            (_, name) => name,
+        }
+    }
 }
 
 /// Runs the experiment.
@@ -57,13 +78,25 @@ pub(super) fn compare<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Re
             eap_ig_inputs(tracked, &patching, &metric, &options)
         })?,
     ];
-    if !args.no_exact {
-        methods.push(timed("exact", || {
+    let patched = match (args.no_exact, args.exact_edges) {
+        (true, _) => Patched::None,
+        (false, None) => Patched::All,
+        (false, Some(count)) => Patched::Some(candidates(&methods[1].scores, count)),
+    };
+    let exact = match &patched {
+        Patched::None => None,
+        Patched::All => Some(timed(EXACT, || {
             patch_all_edges(&plain, &patching, &metric, &options)
-        })?);
-    }
+        })?),
+        Patched::Some(edges) => Some(timed(EXACT, || {
+            let exact = patch_edges(&plain, &patching, edges, &metric, &options)?;
+            with_exact(&methods[1].scores, edges, &exact)
+        })?),
+    };
+    methods.extend(exact);
     print_heads(&methods)?;
-    print_agreement(&methods)?;
+    print_agreement(&methods, &patched)?;
+    print_misses(&methods, &patched)?;
 
     // 3. Circuits of ten sizes, in both rankings.
     let rankings = [EdgeRanking::Signed, EdgeRanking::Absolute];
@@ -78,7 +111,7 @@ pub(super) fn compare<A: AutodiffBackend>(args: &Args, device: &A::Device) -> Re
             &metric,
             &options,
         )?;
-        curves.push((method.name, found));
+        curves.push((patched.name(method), found));
     }
     let named = curves.iter().flat_map(|(method, curves)| {
         let own = curves.iter();
@@ -179,28 +212,106 @@ fn print_heads(methods: &[Scored]) -> Result<()> {
     )
 }
 
-/// How the scores of all edges agree with those of the last method.
-fn print_agreement(methods: &[Scored]) -> Result<()> {
+/// The edges to patch: those of the largest magnitudes, and those from heads to the logits.
+fn candidates(scores: &EdgeScores, count: usize) -> Vec<Edge> {
+    let ranked = scores.ranked(EdgeRanking::Absolute).into_iter();
+    let mut edges: Vec<Edge> = ranked.take(count).map(|(edge, _)| edge).collect();
+    let others = to_logits(scores.graph()).into_iter().map(|(_, edge)| edge);
+    let others: Vec<Edge> = others.filter(|edge| !edges.contains(edge)).collect();
+    edges.extend(others);
+    edges
+}
+
+/// Scores of which some are replaced by exact ones.
+fn with_exact(
+    scores: &EdgeScores,
+    edges: &[Edge],
+    exact: &[f64],
+) -> Result<EdgeScores, CircuitError> {
+    let graph = scores.graph();
+    let mut values = scores.values().to_vec();
+    for (edge, exact) in edges.iter().zip(exact) {
+        if let Some(index) = graph.index(*edge) {
+            values[index] = *exact;
+        }
+    }
+    EdgeScores::new(graph.clone(), values, EdgeProvenance::GIVEN)
+}
+
+/// The scores of some edges.
+fn of(scores: &EdgeScores, edges: &[Edge]) -> Vec<f64> {
+    let values = edges.iter().filter_map(|edge| scores.of(*edge));
+    values.collect()
+}
+
+/// How the scores of the patched edges agree with the exact ones; of all edges, if none were
+/// patched, with those of the last method.
+fn print_agreement(methods: &[Scored], patched: &Patched) -> Result<()> {
     let Some(last) = methods.last() else {
         return Ok(());
     };
-    let count = last.scores.graph().edge_count();
+    let graph = last.scores.graph();
+    let (edges, chosen): (Vec<Edge>, &str) = match patched {
+        Patched::Some(edges) => (edges.clone(), " chosen by EAP-IG and patched one by one"),
+        Patched::None | Patched::All => (graph.edges().collect(), ""),
+    };
     let top = |scores: &EdgeScores| {
-        let edges = count / 100;
+        let edges = graph.edge_count() / 100;
         let by = EdgeRanking::Absolute;
         Circuit::choose(scores, EdgeChoice::TopN { edges, by })
     };
-    let against = format!("top 1 % shared with {}", last.name);
-    let mut report = table(["method", "seconds", &against]);
+    let effects = of(&last.scores, &edges);
+    let shared = format!("top 1 % shared with {}", last.name);
+    let columns = ["method", "seconds", "rank correlation", "of magnitudes"];
+    let is_partial = matches!(patched, Patched::Some(_));
+    let columns = columns.into_iter().chain((!is_partial).then_some(&*shared));
+    let mut report = table(columns);
     let reference = top(&last.scores)?;
     for method in methods {
-        let shared = top(&method.scores)?.jaccard(&reference)?;
-        report.add_row([
+        let agreement = Agreement::of(&of(&method.scores, &edges), &effects);
+        let number = |value: Option<f64>| value.map_or("—".to_owned(), |it| format!("{it:.2}"));
+        let mut cells = vec![
             method.name.to_owned(),
             format!("{:.1}", method.seconds),
-            format!("{shared:.2}"),
+            number(agreement.spearman),
+            number(agreement.spearman_of_magnitudes),
+        ];
+        if !is_partial {
+            let shared = top(&method.scores)?.jaccard(&reference)?;
+            cells.push(format!("{shared:.2}"));
+        }
+        report.add_row(cells);
+    }
+    align_numbers(&mut report);
+    out!(
+        "\nHow the scores of {} edges{chosen} agree with the last\n{report}",
+        edges.len()
+    )
+}
+
+/// The edges whose exact effects EAP-IG misses by most.
+fn print_misses(methods: &[Scored], patched: &Patched) -> Result<()> {
+    let [eap, integrated, exact] = methods else {
+        return Ok(());
+    };
+    let graph = exact.scores.graph();
+    let edges = match patched {
+        Patched::Some(edges) => edges.clone(),
+        Patched::None | Patched::All => graph.edges().collect(),
+    };
+    let effects = of(&exact.scores, &edges);
+    let agreement = Agreement::of(&of(&integrated.scores, &edges), &effects);
+    let mut report = table(["edge", eap.name, integrated.name, exact.name]);
+    for miss in agreement.misses.iter().take(MISSES) {
+        let edge = edges[miss.index];
+        let score = |method: &Scored| format!("{:+.4}", method.scores.of(edge).unwrap_or_default());
+        report.add_row([
+            graph.name(edge),
+            score(eap),
+            score(integrated),
+            score(exact),
         ]);
     }
     align_numbers(&mut report);
-    out!("\n{count} edges; Jaccard similarity of the 1 % with the largest magnitudes\n{report}")
+    out!("\nWhere EAP-IG misses most\n{report}")
 }

@@ -357,10 +357,10 @@ fn a_comparison_ranks_nodes<B: Backend>(device: &B::Device) {
             .is_some_and(|it| (0.3..=1.0).contains(&it))
     );
     let worst = agreement.misses[0];
-    assert_eq!(worst.exact, exact.means()[worst.node]);
-    assert_eq!(worst.approximate, found.means()[worst.node]);
+    assert_eq!(worst.exact, exact.means()[worst.index]);
+    assert_eq!(worst.approximate, found.means()[worst.index]);
     let ranked = exact.ranked();
-    assert_eq!(ranked[worst.exact_rank].0, worst.node);
+    assert_eq!(ranked[worst.exact_rank].0, worst.index);
     assert!(
         agreement
             .misses

@@ -8,17 +8,21 @@
 //! [`few_rows`](super::few_rows) to the bit, whatever it is batched with and however many threads
 //! there are.
 
+mod pack;
+
 use std::array;
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 
-use burn_align_quants::{self as quants, LANES, OnPanels, PanelFormat, Panels};
+use burn_align_quants::LANES;
 use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::elements::Elements;
 use crate::aligned::Aligned;
 use crate::tiles::{VECTORS, rows_of_tile, with_rows};
+use pack::Pack;
+pub(super) use pack::panels_in_squares;
 
 /// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
@@ -141,7 +145,7 @@ fn affine_part(
     // Taken out, because this thread may help with another product before this one is done.
     let mut packed = ROWS.take();
     packed.resize(rows * d_input);
-    let blocks = Blocks {
+    let blocks = RowBlocks {
         rows,
         count: rows.div_ceil(tile.rows),
     };
@@ -178,7 +182,7 @@ fn affine_part(
     }
 }
 
-/// The same number of tasks for each thread, in whole tiles and whole panels.
+/// The same number of tasks for each thread, in whole tiles and whole panels of the weight.
 fn columns_of_a_task(d_output: usize, width: usize, threads: usize) -> usize {
     let tasks = threads * d_output.div_ceil(threads * MOST_COLUMNS);
     d_output.div_ceil(width).div_ceil(tasks) * width
@@ -206,12 +210,12 @@ impl WithSimd for TileShape {
 
 /// All rows, in blocks of about equal size.
 #[derive(Clone, Copy)]
-struct Blocks {
+struct RowBlocks {
     rows: usize,
     count: usize,
 }
 
-impl Blocks {
+impl RowBlocks {
     fn of(&self, block: usize) -> Range<usize> {
         block * self.rows / self.count..(block + 1) * self.rows / self.count
     }
@@ -221,7 +225,7 @@ impl Blocks {
 fn pack_rows(
     x: Matrix<&[f32]>,
     d_input: usize,
-    blocks: Blocks,
+    blocks: RowBlocks,
     packed: &mut [f32],
     parallel: bool,
 ) {
@@ -275,7 +279,7 @@ fn pack_block<const R: usize>(x: Matrix<&[f32]>, d_input: usize, packed: &mut [f
 struct Task<'a> {
     /// In the layout of [`pack_rows`].
     x: &'a [f32],
-    blocks: Blocks,
+    blocks: RowBlocks,
     d_input: usize,
     /// Starts at the first of the columns.
     weight: Matrix<Elements<'a>>,
@@ -305,8 +309,8 @@ impl WithSimd for Task<'_> {
                 let x = &self.x[rows.start * self.d_input + first * rows.len()..];
                 let x = &x[..depth * rows.len()];
                 let sums = &mut self.sums[rows.clone()];
-                for (panel, column) in (0..columns).step_by(width).enumerate() {
-                    let weight = &self.packed[panel * width * depth..][..width * depth];
+                for (strip, column) in (0..columns).step_by(width).enumerate() {
+                    let weight = &self.packed[strip * width * depth..][..width * depth];
                     let start = match (first, self.bias) {
                         (0, None) => Start::Zero,
                         (0, Some(bias)) => Start::Bias(&bias[column..columns.min(column + width)]),
@@ -326,211 +330,6 @@ impl WithSimd for Task<'_> {
     }
 }
 
-/// Lays out some features of some columns as `[panel, feature, width of a tile]`. The unused
-/// columns of the last panel keep their contents: their sums are never read.
-struct Pack<'a, S> {
-    simd: S,
-    weight: Matrix<Elements<'a>>,
-    columns: usize,
-    depth: usize,
-    packed: &'a mut [f32],
-}
-
-impl<S: Simd> NullaryFnOnce for Pack<'_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        match (self.weight.strides, self.weight.elements) {
-            (strides, Elements::Blocks(weight)) if let Some(panels) = panels(weight) => {
-                let features_in_rows = strides[1] == 1;
-                let format = panels.format;
-                let pack = PackPanels {
-                    pack: self,
-                    panels,
-                    features_in_rows,
-                };
-                format
-                    .on_panels(pack)
-                    .expect("this format lies side by side");
-            }
-            ([_, 1], _) => self.rows(),
-            _ => self.columns(),
-        }
-    }
-}
-
-impl<S: Simd> Pack<'_, S> {
-    /// For a weight whose rows are contiguous: vector by vector.
-    #[inline(always)]
-    fn rows(self) {
-        let width = VECTORS * S::F32_LANES;
-        let whole = self.columns / width * width;
-        let mut room = [0.0; MOST_COLUMNS + MOST_WIDTH];
-        let room = &mut room[..self.columns];
-        for feature in 0..self.depth {
-            let row = self
-                .weight
-                .from(feature, 0)
-                .elements
-                .widened(self.simd, room);
-            let vectors = S::as_simd_f32s(row).0.as_chunks::<VECTORS>().0;
-            let to = S::as_mut_simd_f32s(&mut self.packed[feature * width..]).0;
-            for (panel, vectors) in vectors.iter().enumerate() {
-                to[panel * self.depth * VECTORS..][..VECTORS].copy_from_slice(vectors);
-            }
-            if whole < self.columns {
-                let to = &mut self.packed[whole * self.depth + feature * width..];
-                to[..self.columns - whole].copy_from_slice(&row[whole..]);
-            }
-        }
-    }
-
-    /// For a weight whose columns are contiguous: square by square.
-    #[inline(always)]
-    fn columns(self) {
-        let width = VECTORS * S::F32_LANES;
-        let squares = self.depth - self.depth % SQUARE;
-        let mut rooms = [[0.0; DEPTH]; SQUARE];
-        for first in (0..self.columns).step_by(width) {
-            let panel = &mut self.packed[first * self.depth..][..width * self.depth];
-            let here = width.min(self.columns - first);
-            let in_squares = here - here % SQUARE;
-            for column in (0..in_squares).step_by(SQUARE) {
-                let mut columns: [&[f32]; SQUARE] = [&[]; SQUARE];
-                for (index, (elements, room)) in columns.iter_mut().zip(&mut rooms).enumerate() {
-                    let weight = self.weight.from(0, first + column + index);
-                    *elements = weight.elements.widened(self.simd, &mut room[..self.depth]);
-                }
-                for feature in (0..squares).step_by(SQUARE) {
-                    let mut square = [[0.0; SQUARE]; SQUARE];
-                    for (row, column) in columns.iter().enumerate() {
-                        for (to, from) in square.iter_mut().zip(&column[feature..][..SQUARE]) {
-                            to[row] = *from;
-                        }
-                    }
-                    let panel = &mut panel[feature * width..];
-                    for (row, square) in square.iter().enumerate() {
-                        panel[row * width + column..][..SQUARE].copy_from_slice(square);
-                    }
-                }
-                for feature in squares..self.depth {
-                    for (index, elements) in columns.iter().enumerate() {
-                        panel[feature * width + column + index] = elements[feature];
-                    }
-                }
-            }
-            for column in in_squares..here {
-                let elements = self.weight.from(0, first + column).elements;
-                let elements = elements.widened(self.simd, &mut rooms[0][..self.depth]);
-                for (feature, x) in elements.iter().enumerate() {
-                    panel[feature * width + column] = *x;
-                }
-            }
-        }
-    }
-}
-
-/// [`Pack`] of a weight in blocks whose rows lie side by side.
-struct PackPanels<'a, S> {
-    pack: Pack<'a, S>,
-    panels: Panels<'a>,
-    /// Whether the rows that lie side by side are features, otherwise columns.
-    features_in_rows: bool,
-}
-
-impl<S: Simd> OnPanels for PackPanels<'_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize>(mut self) {
-        let (rows, along) = match self.features_in_rows {
-            true => (self.pack.depth, self.pack.columns),
-            false => (self.pack.columns, self.pack.depth),
-        };
-        let skip = self.panels.skip;
-        let count = (skip + along).div_ceil(F::ELEMENTS);
-        for first in (0..rows).step_by(LANES) {
-            let blocks = &self.panels.bytes[first / LANES * self.panels.stride..];
-            let blocks = &blocks.as_chunks::<BYTES>().0[..count];
-            for (number, block) in blocks.iter().enumerate() {
-                for group in 0..F::ELEMENTS / F::GROUP {
-                    let at = number * F::ELEMENTS + group * F::GROUP;
-                    if at + F::GROUP <= skip || at >= skip + along {
-                        continue;
-                    }
-                    let scales = F::scales(block, group);
-                    let words = F::words(block, group);
-                    for part in (0..F::GROUP).step_by(SQUARE) {
-                        let mut elements = [[0.0; LANES]; SQUARE];
-                        for half in (0..SQUARE).step_by(4) {
-                            let integers = F::integers(&words, group, part + half);
-                            for k in 0..4 {
-                                elements[half + k] = F::elements(integers[k], &scales);
-                            }
-                        }
-                        let at = at + part;
-                        if (skip..skip + along).contains(&at) {
-                            match self.features_in_rows {
-                                true => self.put_features(&elements, first, at - skip),
-                                false => self.put_columns(&elements, at - skip, first),
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl<S: Simd> PackPanels<'_, S> {
-    /// Lanes are columns, from the first one on.
-    #[inline(always)]
-    fn put_columns(&mut self, elements: &[[f32; LANES]; SQUARE], feature: usize, first: usize) {
-        let features = self.pack.depth - feature;
-        for (k, elements) in elements.iter().enumerate().take(features) {
-            self.put(feature + k, first, elements);
-        }
-    }
-
-    /// Lanes are features, from the first one on.
-    #[inline(always)]
-    fn put_features(&mut self, elements: &[[f32; LANES]; SQUARE], first: usize, column: usize) {
-        let mut turned = [[0.0; SQUARE]; LANES];
-        for lane in 0..LANES {
-            for k in 0..SQUARE {
-                turned[lane][k] = elements[k][lane];
-            }
-        }
-        let features = self.pack.depth - first;
-        for (lane, elements) in turned.iter().enumerate().take(features) {
-            self.put(first + lane, column, elements);
-        }
-    }
-
-    /// Elements of one feature in `N` columns, the first of which is a multiple of `N`. The last
-    /// tile has room for columns past the end.
-    #[inline(always)]
-    fn put<const N: usize>(&mut self, feature: usize, first: usize, elements: &[f32; N]) {
-        let width = VECTORS * S::F32_LANES;
-        // This many columns lie together.
-        let part = N.min(width);
-        for at in (0..N.min(self.pack.columns - first)).step_by(part) {
-            let column = first + at;
-            let tile = &mut self.pack.packed[column / width * width * self.pack.depth..];
-            tile[feature * width + column % width..][..part]
-                .copy_from_slice(&elements[at..][..part]);
-        }
-    }
-}
-
-/// The panels of a weight, if they can be laid out in squares.
-#[inline(always)]
-pub(super) fn panels(weight: quants::Blocks<'_>) -> Option<Panels<'_>> {
-    let panels = weight.panels()?;
-    panels.skip.is_multiple_of(SQUARE).then_some(panels)
-}
-
 /// The initial values of a tile.
 enum Start<'a> {
     /// The memory need not be read: fresh memory would be mapped twice.
@@ -539,7 +338,7 @@ enum Start<'a> {
     Sums,
 }
 
-/// Adds the products of `R` rows of `x` with a panel.
+/// Adds the products of `R` rows of `x` with a strip.
 struct Tile<'a, 'b, S, const R: usize> {
     simd: S,
     /// `[feature, R]`
@@ -547,7 +346,7 @@ struct Tile<'a, 'b, S, const R: usize> {
     /// `[feature, width of a tile]`
     weight: &'a [f32],
     sums: &'a mut [&'b mut [f32]],
-    /// The panel's first column.
+    /// The strip's first column.
     column: usize,
     start: Start<'a>,
 }

@@ -75,20 +75,21 @@ fn affine_of(
     let bias: Option<&[f32]> = bias.as_ref().map(FlexTensor::storage);
     let dtype = x.dtype();
     let x = by_rows_or_columns(&widened(x));
-    let product = match (weight.elements, weight.strides) {
+    let in_panels = match weight.elements {
+        Elements::Blocks(blocks) if weight.strides[0] == 1 && rows <= panels::MOST_ROWS => {
+            panels::of_whole_blocks(blocks, d_input)
+        }
+        _ => None,
+    };
+    let product = match (in_panels, weight.elements, weight.strides) {
         _ if rows == 0 || d_output == 0 => Vec::new(),
         _ if d_input == 0 => bias.map_or_else(|| vec![0.0; rows * d_output], |it| it.repeat(rows)),
-        (Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
+        (Some(panels), _, _) => panels::affine(arch, contiguous(x).storage(), panels, bias, dims),
+        (None, Elements::F32(weight), [stride, 1]) if rows <= few_rows::most_rows(d_output) => {
             few_rows::affine(arch, contiguous(x).storage(), weight, stride, bias, dims)
         }
-        (Elements::Blocks(weight), [1, _])
-            if rows <= panels::MOST_ROWS
-                && let Some(panels) = panels::of(weight, d_input) =>
-        {
-            panels::affine(arch, contiguous(x).storage(), panels, bias, dims)
-        }
-        (elements @ (Elements::F32(_) | Elements::Blocks(_)), [1, stride])
-            if rows <= transposed::MOST_ROWS && !lies_in_panels(elements) =>
+        (None, elements @ (Elements::F32(_) | Elements::Blocks(_)), [1, stride])
+            if rows <= transposed::MOST_ROWS && !lies_in_squares(elements) =>
         {
             transposed::affine(arch, contiguous(x).storage(), elements, stride, bias, dims)
         }
@@ -108,9 +109,10 @@ fn affine_of(
     })
 }
 
-/// Whether these elements lie in panels that [`many_rows`] reads fast.
-fn lies_in_panels(elements: Elements) -> bool {
-    matches!(elements, Elements::Blocks(weight) if many_rows::panels(weight).is_some())
+/// Whether [`many_rows`] reads these elements fast: of panels, [`transposed`] would read one row of
+/// the weight at a time, of whose blocks each has to be put together first.
+fn lies_in_squares(elements: Elements) -> bool {
+    matches!(elements, Elements::Blocks(weight) if many_rows::panels_in_squares(weight).is_some())
 }
 
 /// Whether matrices of this dtype can be multiplied.

@@ -1,8 +1,9 @@
 //! Products of a few rows with a weight in blocks whose rows lie side by side.
 //!
 //! A vector holds one element of each of 16 rows of the weight: it is widened in registers and
-//! multiplied by an element of `x`, and 16 sums grow together. Otherwise, few rows of `x` leave
-//! most of a vector empty. A sum runs over the features in order, as in the other kernels.
+//! multiplied by an element of `x`, and 16 sums grow together. With the rows one after another, few
+//! rows of `x` leave most of a vector empty. A sum runs over the features in order, as in the other
+//! kernels.
 
 #![expect(
     clippy::needless_range_loop,
@@ -15,13 +16,13 @@ use rayon::prelude::*;
 
 /// Maximum number of rows.
 pub(super) const MOST_ROWS: usize = 8;
-/// Maximum number of columns per task, about.
+/// Approximate maximum number of columns per task.
 const MOST_COLUMNS: usize = 2048;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 17;
 
 /// The panels of a weight whose rows of `width` elements are whole blocks.
-pub(super) fn of(weight: Blocks<'_>, width: usize) -> Option<Panels<'_>> {
+pub(super) fn of_whole_blocks(weight: Blocks<'_>, width: usize) -> Option<Panels<'_>> {
     let panels = weight.panels()?;
     let whole = width.is_multiple_of(panels.format.block_elements());
     (whole && panels.skip == 0).then_some(panels)
@@ -114,7 +115,8 @@ impl OnPanels for Task<'_> {
             1 => self.run::<F, BYTES, WORDS, 1>(),
             2 => self.run::<F, BYTES, WORDS, 2>(),
             3..=5 => self.run::<F, BYTES, WORDS, 5>(),
-            _ => self.run::<F, BYTES, WORDS, MOST_ROWS>(),
+            6..=MOST_ROWS => self.run::<F, BYTES, WORDS, MOST_ROWS>(),
+            rows => unreachable!("{rows} rows, more than {MOST_ROWS}"),
         }
     }
 }
@@ -135,21 +137,22 @@ impl Task<'_> {
             x[r] = &self.x[r.min(rows - 1) * self.width..][..self.width];
         }
         for first in (0..columns).step_by(LANES) {
-            let panel = &self.panels.bytes[first / LANES * self.panels.stride..];
-            let panel = &panel.as_chunks::<BYTES>().0[..self.width / F::ELEMENTS];
+            let panels = &self.panels.bytes[first / LANES * self.panels.stride..];
+            let panels = &panels.as_chunks::<BYTES>().0[..self.width / F::ELEMENTS];
             let count = LANES.min(columns - first);
             let mut sums = [[0.0; LANES]; R];
+            // At most `R`, as the compiler is told.
             for r in 0..rows.min(R) {
                 sums[r][..count].copy_from_slice(&self.sums[r][first..][..count]);
             }
-            for (number, block) in panel.iter().enumerate() {
+            for (number, panel) in panels.iter().enumerate() {
                 for group in 0..F::ELEMENTS / F::GROUP {
                     let at = number * F::ELEMENTS + group * F::GROUP;
                     let mut of_group = [x[0]; R];
                     for r in 0..R {
                         of_group[r] = &x[r][at..][..F::GROUP];
                     }
-                    multiply::<F, BYTES, WORDS, R>(block, group, &of_group, &mut sums);
+                    multiply::<F, BYTES, WORDS, R>(panel, group, &of_group, &mut sums);
                 }
             }
             for r in 0..rows.min(R) {
@@ -167,13 +170,13 @@ fn multiply<
     const WORDS: usize,
     const R: usize,
 >(
-    block: &[u8; BYTES],
+    panel: &[u8; BYTES],
     group: usize,
     x: &[&[f32]; R],
     sums: &mut [Lanes<f32>; R],
 ) {
-    let scales = F::scales(block, group);
-    let words = F::words(block, group);
+    let scales = F::scales(panel, group);
+    let words = F::words(panel, group);
     let mut own = *sums;
     for first in (0..F::GROUP).step_by(4) {
         let integers = F::integers(&words, group, first);

@@ -176,6 +176,8 @@ fn quantized_products_and_gradients_are_those_of_the_widened_weight() {
                     (&panels, 0..d_input),
                     (&panels, d_input - 256..d_input),
                     (&panels, 64..128),
+                    (&panels, 8..d_input - 3),
+                    (&panels, 40..d_input - 5),
                     (&panels, 3..d_input - 30),
                     (&panels, 0..0),
                 ] {
@@ -214,6 +216,13 @@ fn rows_of_panels_are_a_part_of_the_matrix() {
                 &affine(&x, &weight, None),
                 &format!("{rows:?} {count}"),
             );
+            let y = tensor([count, rows.len()]);
+            let dense = weight.clone().transpose(0, 1);
+            for arch in architectures() {
+                let found = gradient_of_x(arch, &y, &part);
+                let context = format!("gradient, {rows:?} {count} {arch:?}");
+                assert_same(&found, &affine_by(arch, &y, &dense, None), &context);
+            }
         }
     }
 }

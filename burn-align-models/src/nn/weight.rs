@@ -180,8 +180,9 @@ impl<B: Backend> Weight<B> {
 
     /// Replaces the values with a matrix from a GGUF file: a projection's `[d_output, d_input]`, an
     /// embedding's `[vocab, d_model]`. In a model in f32, on a backend that [can multiply by
-    /// it](keeps_quantized), it stays quantised; otherwise it becomes a tensor of the model's
-    /// dtype. Either way it has no gradient.
+    /// it](keeps_quantized), it stays quantised, as a copy [in
+    /// panels](QuantizedMatrix::in_panels) if its format can; otherwise it becomes a tensor of the
+    /// model's dtype. Either way it has no gradient.
     ///
     /// # Errors
     /// If its shape is different.

@@ -107,3 +107,42 @@ impl Source for Mapped {
 }
 
 impl Source for Vec<u8> {}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::TensorBytes;
+
+    /// KiB of a mapped file that are in memory, as the kernel counts them.
+    fn resident_kib(file: &Path) -> usize {
+        let file = file.to_str().expect("a name of letters");
+        let maps = fs::read_to_string("/proc/self/smaps").expect("Linux has it");
+        let own = maps.lines().skip_while(|line| !line.ends_with(file));
+        let resident = own.clone().find_map(|line| line.strip_prefix("Rss:"));
+        let resident = resident.expect("the file is mapped").trim();
+        let number = resident.strip_suffix(" kB").expect("in KiB");
+        number.parse().expect("a number")
+    }
+
+    #[test]
+    fn released_bytes_take_no_memory_until_they_are_read_again() {
+        let name = format!("burn-align-released-{}", std::process::id());
+        let file = std::env::temp_dir().join(name);
+        let written: Vec<u8> = (0..4_usize << 20)
+            .map(|index| (index % 251) as u8)
+            .collect();
+        fs::write(&file, &written).expect("there is room");
+        let mapped = TensorBytes::map(&file).expect("just written");
+        let half = mapped.slice(0..2 << 20).expect("in range");
+
+        assert_eq!(mapped.as_ref(), written);
+        assert_eq!(resident_kib(&file), 4 << 10);
+        half.release();
+        assert_eq!(resident_kib(&file), 2 << 10);
+        assert_eq!(half.as_ref(), &written[..2 << 20]);
+        assert_eq!(resident_kib(&file), 4 << 10);
+        fs::remove_file(&file).expect("still there");
+    }
+}
