@@ -48,8 +48,8 @@ pub fn run<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
     })
 }
 
-/// As [`run`], for a program whose other threads compute while this one waits: they would get no
-/// work done by it.
+/// As [`run`], for a program whose other threads compute while this one waits: as one of the pool's,
+/// it would be given work and never do it.
 pub fn run_waiting<A: Parser>(program: impl FnOnce(A) -> Result<()>) -> ExitCode {
     backends::answer_probe();
     match program(A::parse()) {

@@ -198,12 +198,10 @@ impl QuantizedMatrix {
     pub fn in_panels(&self) -> Self {
         let (elements, size) = (self.format.block_elements(), self.format.block_bytes());
         let per_row = self.stored / elements;
-        let Some(parts) = self.format.parts().filter(|_| self.order == Order::Rows) else {
+        let can = self.order == Order::Rows && per_row > 0;
+        let Some(parts) = self.format.parts().filter(|_| can) else {
             return self.clone();
         };
-        if per_row == 0 {
-            return self.clone();
-        }
         let stored = &self.elements().bytes[self.first * self.row_bytes()..];
         let mut copy = vec![0; self.rows.next_multiple_of(LANES) * self.row_bytes()];
         for row in 0..self.rows {

@@ -44,6 +44,14 @@ enum Patched {
 }
 
 impl Patched {
+    /// The edges whose scores are compared: those that were patched, or else all.
+    fn compared(&self, graph: &EdgeGraph) -> Vec<Edge> {
+        match self {
+            Self::Some(edges) => edges.clone(),
+            Self::None | Self::All => graph.edges().collect(),
+        }
+    }
+
     /// What the circuits are called that scores choose.
     fn name(&self, method: &Scored) -> &'static str {
         match (self, method.name) {
@@ -251,20 +259,20 @@ fn print_agreement(methods: &[Scored], patched: &Patched) -> Result<()> {
         return Ok(());
     };
     let graph = last.scores.graph();
-    let (edges, chosen): (Vec<Edge>, &str) = match patched {
-        Patched::Some(edges) => (edges.clone(), " chosen by EAP-IG and patched one by one"),
-        Patched::None | Patched::All => (graph.edges().collect(), ""),
-    };
+    let edges = patched.compared(graph);
     let top = |scores: &EdgeScores| {
         let edges = graph.edge_count() / 100;
         let by = EdgeRanking::Absolute;
         Circuit::choose(scores, EdgeChoice::TopN { edges, by })
     };
     let effects = of(&last.scores, &edges);
-    let shared = format!("top 1 % shared with {}", last.name);
+    let shared = "Jaccard of the top 1 %";
     let columns = ["method", "seconds", "rank correlation", "of magnitudes"];
-    let is_partial = matches!(patched, Patched::Some(_));
-    let columns = columns.into_iter().chain((!is_partial).then_some(&*shared));
+    let (is_partial, chosen) = match patched {
+        Patched::Some(_) => (true, " that were patched one by one"),
+        Patched::None | Patched::All => (false, ""),
+    };
+    let columns = columns.into_iter().chain((!is_partial).then_some(shared));
     let mut report = table(columns);
     let reference = top(&last.scores)?;
     for method in methods {
@@ -284,8 +292,9 @@ fn print_agreement(methods: &[Scored], patched: &Patched) -> Result<()> {
     }
     align_numbers(&mut report);
     out!(
-        "\nHow the scores of {} edges{chosen} agree with the last\n{report}",
-        edges.len()
+        "\nHow the scores of {} edges{chosen} agree with those by {}\n{report}",
+        edges.len(),
+        last.name
     )
 }
 
@@ -295,10 +304,7 @@ fn print_misses(methods: &[Scored], patched: &Patched) -> Result<()> {
         return Ok(());
     };
     let graph = exact.scores.graph();
-    let edges = match patched {
-        Patched::Some(edges) => edges.clone(),
-        Patched::None | Patched::All => graph.edges().collect(),
-    };
+    let edges = patched.compared(graph);
     let effects = of(&exact.scores, &edges);
     let agreement = Agreement::of(&of(&integrated.scores, &edges), &effects);
     let mut report = table(["edge", eap.name, integrated.name, exact.name]);

@@ -138,11 +138,11 @@ mod tests {
         let half = mapped.slice(0..2 << 20).expect("in range");
 
         assert_eq!(mapped.as_ref(), written);
-        assert_eq!(resident_kib(&file), 4 << 10);
+        assert!(resident_kib(&file) > 3 << 10);
         half.release();
-        assert_eq!(resident_kib(&file), 2 << 10);
+        assert!(resident_kib(&file) <= 2 << 10);
         assert_eq!(half.as_ref(), &written[..2 << 20]);
-        assert_eq!(resident_kib(&file), 4 << 10);
+        assert!(resident_kib(&file) > 2 << 10);
         fs::remove_file(&file).expect("still there");
     }
 }
