@@ -32,8 +32,8 @@ pub(crate) struct Kind {
 }
 
 /// A feature, and how many of its top tokens are of the kind.
-pub(crate) struct Answering {
-    found: FeatureTop,
+pub(crate) struct Answering<'a> {
+    found: &'a FeatureTop,
     pub(crate) hits: usize,
 }
 
@@ -58,17 +58,27 @@ pub(crate) fn kinds(is_bundled: bool) -> [Kind; 2] {
     [capitals, other]
 }
 
-/// All features, those with the most words of the kind among their top tokens first. Only features
-/// that are active on enough tokens count, and only words that are a token.
-pub(crate) fn answering<B: Backend, M: AlignableTransformer<B>>(
+/// The top tokens of all features that are active on enough tokens.
+pub(crate) fn tops<B: Backend, M: AlignableTransformer<B>>(
     model: &M,
     dictionary: &Dictionary<B>,
     text: &[TokenBatch],
     site: Site,
+    options: &DictionaryTextOptions,
+) -> Result<Vec<FeatureTop>> {
+    let all: Vec<usize> = (0..dictionary.features()).collect();
+    let mut found = top_activations(model, dictionary, text, site, &all, TOP, options)?;
+    found.retain(|feature| feature.active >= TOP);
+    Ok(found)
+}
+
+/// Features, those with the most words of the kind among their top tokens first. Only words that
+/// are a token count.
+pub(crate) fn answering<'a>(
+    tops: &'a [FeatureTop],
     tokenizer: &Tokenizer,
     kind: &Kind,
-    options: &DictionaryTextOptions,
-) -> Result<Vec<Answering>> {
+) -> Vec<Answering<'a>> {
     let spelled = kind
         .words
         .iter()
@@ -80,20 +90,16 @@ pub(crate) fn answering<B: Backend, M: AlignableTransformer<B>>(
         is_word.then_some(id)
     });
     let ids: BTreeSet<u32> = ids.collect();
-    let all: Vec<usize> = (0..dictionary.features()).collect();
-    let found = top_activations(model, dictionary, text, site, &all, TOP, options)?;
-    let found = found.into_iter().filter(|feature| feature.active >= TOP);
-    let mut found: Vec<Answering> = found
-        .map(|found| {
-            let hits = found.top.iter().filter(|top| ids.contains(&top.token));
-            Answering {
-                hits: hits.count(),
-                found,
-            }
-        })
-        .collect();
-    found.sort_by_key(|feature| std::cmp::Reverse(feature.hits));
-    Ok(found)
+    let features = tops.iter().map(|found| {
+        let hits = found.top.iter().filter(|top| ids.contains(&top.token));
+        Answering {
+            hits: hits.count(),
+            found,
+        }
+    });
+    let mut features: Vec<Answering> = features.collect();
+    features.sort_by_key(|feature| std::cmp::Reverse(feature.hits));
+    features
 }
 
 /// Prints features with their top tokens, in context.

@@ -49,7 +49,6 @@ use serde_json::json;
 use workbench::table::{align_numbers, table};
 use workbench::{BackendArgs, ModelArgs, on_backend, out, progress};
 
-use features::answering;
 use text::Text;
 
 const BUNDLED: &str = "bundled:capitals";
@@ -85,6 +84,12 @@ struct Args {
     /// Tokens that the model reads at a time.
     #[arg(long, default_value_t = 128)]
     context: usize,
+    /// Held-out batches of 16 whose losses are measured: four passes through all layers.
+    #[arg(long, default_value_t = 4)]
+    loss_batches: usize,
+    /// Tokens to read, in whole batches, for those on which features are most active.
+    #[arg(long, default_value_t = 204_800)]
+    read_tokens: usize,
     /// Features to show of each kind.
     #[arg(long, default_value_t = 2)]
     show: usize,
@@ -184,16 +189,20 @@ fn train<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     out!("{here} steps in {seconds:.0} s, {speed:.0} tokens per second")?;
 
     // 4. How good is it?
-    let options = DictionaryTextOptions::default().with_run(args.backend.run_options());
+    let options = DictionaryTextOptions::default()
+        .with_loss_batches(args.loss_batches)
+        .with_run(args.backend.run_options());
     let quality = evaluate_dictionary(model, &trained.dictionary, &held_out, site, &options)?;
     let losses = quality.losses;
     out!(
         "\non {} held-out tokens: {:.1} % of the variance explained by {:.1} active features\n\
-         loss {:.3} nats, with the reconstruction {:.3}, with the mean {:.3}, with zeros {:.3}\n\
+         of {} predictions: loss {:.3} nats, with the reconstruction {:.3}, with the mean {:.3}, \
+         with zeros {:.3}\n\
          recovered: {:.1} % (from the mean), {:.1} % (from zeros)",
         quality.tokens,
         100.0 * quality.explained_variance,
         quality.l0,
+        losses.predictions,
         losses.clean,
         losses.spliced,
         losses.mean,
@@ -213,19 +222,17 @@ fn train<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     }
 
     // 5. What do its features answer to?
-    let all = [&training[..], &held_out].concat();
+    let read = text::beginning([&training, &held_out], args.read_tokens);
+    let tops = features::tops(model, &trained.dictionary, &read, site, &options)?;
     let mut best = Vec::new();
     for kind in features::kinds(is_bundled) {
-        let found = answering(
-            model,
-            &trained.dictionary,
-            &all,
-            site,
-            tokenizer,
+        let found = features::answering(&tops, tokenizer, &kind);
+        features::show(
             &kind,
-            &options,
+            &found[..args.show.min(found.len())],
+            &read,
+            tokenizer,
         )?;
-        features::show(&kind, &found[..args.show.min(found.len())], &all, tokenizer)?;
         best.push(found.first().map_or(0, |feature| feature.hits));
     }
 

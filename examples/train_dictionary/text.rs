@@ -137,6 +137,18 @@ impl Text {
     }
 }
 
+/// Batches from the first on, until they have so many tokens.
+pub(crate) fn beginning(parts: [&[TokenBatch]; 2], tokens: usize) -> Vec<TokenBatch> {
+    let mut left = tokens;
+    let batches = parts.into_iter().flatten();
+    let some = batches.take_while(|batch| {
+        let goes_on = left > 0;
+        left = left.saturating_sub(batch.lengths().iter().sum());
+        goes_on
+    });
+    some.cloned().collect()
+}
+
 /// The texts in a folder and in those below it.
 fn find(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let at = || folder.display().to_string();

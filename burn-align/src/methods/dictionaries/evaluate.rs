@@ -72,7 +72,9 @@ impl SplicedLosses {
 /// model's loss is left when the reconstruction is in the place of the activation (the error is
 /// dropped here), next to zero and mean ablation.
 ///
-/// The text is passed twice: once up to the site, and once, with four worlds, to the end.
+/// The text is passed twice: once up to the site, and once, with four worlds, to the end. The
+/// second pass takes most of the time, and
+/// [`with_loss_batches`](DictionaryTextOptions::with_loss_batches) leaves it at some batches.
 ///
 /// # When it misleads
 /// The share of the loss that is recovered is high at sites whose ablation destroys the model, such
@@ -114,7 +116,8 @@ pub fn evaluate_dictionary<B: Backend, M: AlignableTransformer<B>>(
     let mean: Vec<f64> = sums.x.iter().map(|sum| sum / count).collect();
     let square: f64 = mean.iter().map(|mean| mean * mean).sum();
     let variance = sums.squares - count * square;
-    let losses = losses(model, dictionary, batches, site, &mean, options)?;
+    let some = &batches[..options.loss_batches.min(batches.len())];
+    let losses = losses(model, dictionary, some, site, &mean, options)?;
     Ok(DictionaryEvaluation {
         tokens: sums.tokens,
         error: sums.error / count,

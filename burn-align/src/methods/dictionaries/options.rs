@@ -19,6 +19,10 @@ pub struct DictionaryTextOptions {
     /// Number of tokens whose features are in memory at a time, 4 bytes for each; changes no
     /// result but rounding. Default: 1024.
     pub tokens_at_once: usize,
+    /// Number of batches, from the first on, whose losses
+    /// [`evaluate_dictionary`](super::evaluate_dictionary) measures: four passes through all
+    /// layers, with all logits, take much longer than what else it finds. Default: all of them.
+    pub loss_batches: usize,
     /// Budgets for the model's own passes.
     pub run: RunOptions,
 }
@@ -28,6 +32,7 @@ impl Default for DictionaryTextOptions {
         Self {
             skip_positions: 1,
             tokens_at_once: 1024,
+            loss_batches: usize::MAX,
             run: RunOptions::default(),
         }
     }
@@ -43,6 +48,12 @@ impl DictionaryTextOptions {
     /// Sets the number of tokens whose features are in memory at a time.
     pub fn with_tokens_at_once(mut self, tokens: usize) -> Self {
         self.tokens_at_once = tokens;
+        self
+    }
+
+    /// Sets the number of batches, from the first on, whose losses are measured.
+    pub fn with_loss_batches(mut self, batches: usize) -> Self {
+        self.loss_batches = batches;
         self
     }
 

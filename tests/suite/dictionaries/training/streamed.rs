@@ -339,6 +339,33 @@ fn a_perfect_dictionary_recovers_everything_and_an_empty_one_nothing() {
 }
 
 #[test]
+fn losses_are_measured_on_as_many_batches_as_asked_for() {
+    let (model, text, dictionary) = (model(), text(), exact(0.5));
+    let all = DictionaryTextOptions::default();
+    let evaluate = |text: &[TokenBatch], options: &DictionaryTextOptions| {
+        evaluate_dictionary(&model, &dictionary, text, SITE, options).expect("it fits")
+    };
+    let whole = evaluate(&text, &all);
+    let one = all.clone().with_loss_batches(1);
+    let (part, first) = (evaluate(&text, &one), evaluate(&text[..1], &all));
+    assert!(first.losses.predictions < whole.losses.predictions);
+    assert_eq!(part.tokens, whole.tokens);
+    assert_eq!(part.explained_variance, whole.explained_variance);
+    assert_eq!(part.losses.predictions, first.losses.predictions);
+    assert_eq!(part.losses.clean, first.losses.clean);
+    assert_eq!(part.losses.spliced, first.losses.spliced);
+    assert_eq!(part.losses.zero, first.losses.zero);
+    // The mean is that of all batches.
+    assert_ne!(part.losses.mean, first.losses.mean);
+
+    let none = evaluate_dictionary(&model, &dictionary, &text, SITE, &all.with_loss_batches(0));
+    assert!(
+        matches!(none, Err(DictionaryTextError::Nothing { .. })),
+        "{none:?}"
+    );
+}
+
+#[test]
 fn the_tokens_on_which_features_are_most_active() {
     const COUNT: usize = 4;
     let text = text();
