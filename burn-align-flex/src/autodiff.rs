@@ -13,7 +13,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::gated::Gated;
 use super::recognise::cast;
-use super::{kernels, product, strided};
+use super::{cross_entropy, kernels, product, strided};
 
 /// A tensor of the autodiff backend on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -38,6 +38,8 @@ pub(super) enum Saved {
     Merged(usize),
     /// The total number of heads, and the first head of the part.
     HeadPart(usize, usize),
+    /// The logits, and what else cross-entropies depend on.
+    CrossEntropies(cross_entropy::State),
     /// Tokens were turned into rows.
     Rows,
     /// This many rows were turned into tokens.
@@ -53,6 +55,7 @@ impl Saved {
                 let split = gradient.reshape([batch, pos, head, width / head].into());
                 return split.transpose(1, 2);
             }
+            Self::CrossEntropies(state) => return state.gradient(gradient),
             Self::HeadPart(all, first) => return strided::among_heads(&gradient, all, first),
             Self::Rows => return strided::tokens_of(gradient),
             Self::Tokens(rows) => return strided::rows_of(gradient, rows),

@@ -117,6 +117,49 @@ pub(super) fn softmax_gradient(gradient: &mut [f32], weights: &[f32], width: usi
     });
 }
 
+/// `ln Σ eˣ` of each row of `width` elements.
+pub(super) fn log_sums(x: &[f32], width: usize) -> Vec<f32> {
+    let of_row = |row: &[f32]| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let largest = fold(row, f32::NEG_INFINITY, f32::max, f32::max);
+                let sum = fold(row, 0.0, |sum, x| sum + exp(x - largest), |a, b| a + b);
+                sum.ln() + largest
+            },
+        )
+    };
+    let rows = x
+        .par_chunks(width.max(1))
+        .with_min_len((TASK / width.max(1)).max(1));
+    rows.map(of_row).collect()
+}
+
+/// `g (softmax(x) - 1[label])` of each row: from the gradient of its cross-entropy, which is its
+/// log-sum less the element of its label, to that of its elements.
+pub(super) fn cross_entropy_gradient(
+    gradient: &[f32],
+    x: &[f32],
+    log_sums: &[f32],
+    labels: &[u32],
+) -> Vec<f32> {
+    let width = x.len() / labels.len().max(1);
+    let mut of_x = vec![0.0; x.len()];
+    in_tasks(&mut of_x, width.max(1), |row, of_x| {
+        let (x, gradient, log_sum) = (&x[row * width..][..width], gradient[row], log_sums[row]);
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (of_x, x) in of_x.iter_mut().zip(x) {
+                    *of_x = gradient * exp(x - log_sum);
+                }
+            },
+        );
+        of_x[labels[row] as usize] -= gradient;
+    });
+    of_x
+}
+
 /// From the gradient of the result of [`root_mean_square`] to that of its argument: `(g - y mean(g
 /// y)) / r`, where `y = x / r`.
 pub(super) fn root_mean_square_gradient(

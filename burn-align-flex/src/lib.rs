@@ -32,6 +32,7 @@
 mod aligned;
 mod attention;
 mod autodiff;
+mod cross_entropy;
 mod elementwise;
 mod gated;
 mod heads;
@@ -54,6 +55,7 @@ use burn_flex::{Flex, FlexTensor};
 pub use attention::{AttendingRows, Attention, KeysBefore};
 use attention::{Part, Rows, Vectors};
 use autodiff::Saved;
+pub use cross_entropy::cross_entropies;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};

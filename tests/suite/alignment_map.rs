@@ -473,13 +473,12 @@ fn an_interrupted_map_is_resumed() {
     let saved = plain
         .clone()
         .with_checkpoints(Checkpoints::new(folder.path()).with_every(every));
-    // In the second cell, after its first step.
-    let of_a_cell = steps / 4;
-    let cut = Some(of_a_cell + 2);
+    // In the second layer, after the first step of its two cells.
+    let cut = Some(steps / 2 + 3);
     let cut_off = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&saved, cut)));
     assert!(cut_off.is_err());
     let (found, left, of_cells) = run(&saved, None).expect("valid");
-    assert_eq!(left, steps - of_a_cell - 1);
+    assert_eq!(left, steps / 2 - 2);
     assert_eq!((&found, &of_cells), (&whole, &cells));
     // A map that is done is read.
     let (again, left, of_cells) = run(&saved, None).expect("valid");

@@ -102,8 +102,9 @@ fn a_pass_reads_nothing_back_from_the_device() {
         ("burn-align/src/interventions/orthonormal.rs", 4),
         // Tokens whose vectors are in blocks, on a backend that is the host.
         ("burn-align-models/src/nn/embedding.rs", 1),
-        // Indices of tokens, on a backend that is the host.
+        // Indices of tokens and labels, on a backend that is the host.
         ("burn-align-flex/src/attention/classes.rs", 1),
+        ("burn-align/src/training/losses.rs", 1),
         // The largest features, which Burn 0.21 sorts on the host, and those that are active.
         ("burn-align/src/dictionaries/activation.rs", 1),
         ("burn-align/src/dictionaries/selection.rs", 1),

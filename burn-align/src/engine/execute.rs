@@ -429,24 +429,58 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             true => x,
             false => model.final_norm(x),
         };
-        let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
-        let [all, vocab] = logits.dims();
-        let mut start: usize = 0;
-        for (index, [batch, units]) in wanted {
-            let count = batch * units;
-            // Slicing a tensor of the right shape gives a view; slicing while reshaping would copy.
-            let divides = all.is_multiple_of(units) && start.is_multiple_of(units);
-            let logits = logits.clone();
-            self.values[index] = Some(match divides {
-                true => logits
-                    .reshape([all / units, units, vocab])
-                    .narrow(0, start / units, batch),
-                false => logits
-                    .narrow(0, start, count)
-                    .reshape([batch, units, vocab]),
-            });
-            start += count;
+        let mut first: usize = 0;
+        for part in self.parts_to_unembed(&wanted) {
+            let all = part.iter().map(|(_, [batch, units])| batch * units).sum();
+            let x = x.clone().narrow(1, first, all);
+            first += all;
+            let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
+            let [_all, vocab] = logits.dims();
+            let mut start: usize = 0;
+            for (index, [batch, units]) in part.iter().copied() {
+                let count = batch * units;
+                // Slicing a tensor of the right shape gives a view; slicing while reshaping would
+                // copy.
+                let divides = all.is_multiple_of(units) && start.is_multiple_of(units);
+                let logits = logits.clone();
+                self.values[index] = Some(match divides {
+                    true => {
+                        logits
+                            .reshape([all / units, units, vocab])
+                            .narrow(0, start / units, batch)
+                    }
+                    false => logits
+                        .narrow(0, start, count)
+                        .reshape([batch, units, vocab]),
+                });
+                start += count;
+            }
         }
+    }
+
+    /// The reads whose logits come from one product: all, except that with gradients there are no
+    /// more than make a product worth its weight. The gradient of a part of the logits is as large
+    /// as the whole, and nearly all of it zeros.
+    fn parts_to_unembed<'r>(
+        &self,
+        reads: &'r [(usize, [usize; 2])],
+    ) -> Vec<&'r [(usize, [usize; 2])]> {
+        const ENOUGH: usize = 16;
+        if !B::ad_enabled(&self.device) {
+            return vec![reads];
+        }
+        let (mut parts, mut start, mut cells) = (Vec::new(), 0, 0);
+        for (index, (_, [batch, units])) in reads.iter().enumerate() {
+            cells += batch * units;
+            if cells >= ENOUGH {
+                parts.push(&reads[start..=index]);
+                (start, cells) = (index + 1, 0);
+            }
+        }
+        if start < reads.len() {
+            parts.push(&reads[start..]);
+        }
+        parts
     }
 }
 

@@ -21,6 +21,7 @@
 //! [`Plan::run_naively`] runs every world by itself, from start to end. It is the definition of
 //! what a plan means.
 
+mod beside;
 mod cache;
 mod cells;
 mod chunks;

@@ -411,6 +411,19 @@ impl<B: Backend> Plan<B> {
         ReadId(index, mark)
     }
 
+    /// Number of positions that all worlds compute of an example, on average: at most, since what
+    /// they have in common is computed once.
+    pub(crate) fn computed_positions(&self) -> usize {
+        let open = self.worlds.iter().filter(|world| !world.frozen);
+        let of_world = open.map(|world| {
+            let input = &self.inputs[world.input.0];
+            let all: usize = input.lengths().iter().sum();
+            let cached: usize = input.starts().iter().flatten().sum();
+            (all - cached).div_ceil(input.batch().max(1))
+        });
+        of_world.sum()
+    }
+
     /// The tokens of an example of a world, cached ones included, as far as its input has them.
     pub(crate) fn tokens_of_example(&self, world: WorldId, example: usize) -> Vec<u32> {
         match self.input_of(world) {

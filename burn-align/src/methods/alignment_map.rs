@@ -53,7 +53,7 @@ impl<'a, B: Backend> AlignmentData<'a, B> {
 /// Progress of [`alignment_map`].
 #[derive(Debug)]
 pub enum AlignmentEvent<'a, B: Backend, M, I = BuiltinIntervention<B>> {
-    /// Training continues in a cell.
+    /// Training continues in a cell. Those that are trained in lockstep take turns.
     Training {
         /// Its row and column.
         place: [usize; 2],
@@ -98,15 +98,17 @@ pub enum AlignmentMapError {
 /// Trains separate interventions in every cell of a grid and evaluates each on held-out data, next
 /// to a random rotation of the same size, the whole vector, and no swap.
 ///
-/// Each cell equals a separate call of [`train`](crate::training::train) and
+/// Up to rounding, each cell equals a separate call of [`train`](crate::training::train) and
 /// [`evaluate_with_controls`](crate::training::evaluate_with_controls); the random rotation of the
 /// controls is seeded with `config.seed + 1`. What cells have in common is computed once: one pass
 /// of each base and source gives what all cells need of the layers before them, cells that differ
 /// in their rank alone share all of that, and the model without a swap is run once. If this and one
 /// cell's validation data do not fit `config.memory_budget`, cells are divided into groups that do.
+/// Cells of one layer are trained in lockstep, a few at a time: a step of all of them is one pass.
 ///
 /// With [checkpoints](TrainingConfig::checkpoints), an interrupted map resumes, and gives the same
-/// result as without the interruption. Each cell has a folder of its own in that folder, by the
+/// result as without the interruption (up to rounding, if it was cut off while some of the cells
+/// that are trained in lockstep had been written, and others had not). Each cell has a folder of its own in that folder, by the
 /// numbers of its row and column. Cells that are done are read, and their event comes again.
 ///
 /// Cells come in the order of the grid, except that those that differ in their rank alone follow
@@ -179,19 +181,21 @@ where
     let mut results = BTreeMap::new();
     for group in cells.groups()? {
         let prepared = cells.prepare(&group)?;
-        for place in group.places {
-            let (trained, history) = cells.train(place, &prepared, &loss, |event| {
+        for places in cells.in_lockstep(&group.places, &prepared) {
+            let all = cells.train(places, &prepared, &loss, |place, event| {
                 observe(AlignmentEvent::Training { place, event });
             })?;
-            let trained = trained.valid();
-            let cell = cells.evaluate(place, &prepared, &trained)?;
-            observe(AlignmentEvent::Cell {
-                place,
-                model: &trained,
-                history: &history,
-                found: &cell,
-            });
-            results.insert(place, cell);
+            for (place, (trained, history)) in places.iter().copied().zip(all) {
+                let trained = trained.valid();
+                let cell = cells.evaluate(place, &prepared, &trained)?;
+                observe(AlignmentEvent::Cell {
+                    place,
+                    model: &trained,
+                    history: &history,
+                    found: &cell,
+                });
+                results.insert(place, cell);
+            }
         }
     }
     let mut found = vec![Vec::new(); grid.rows.len()];

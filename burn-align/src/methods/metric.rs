@@ -4,6 +4,7 @@
 //! is linear in the final residual stream (after the norm).
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn_align_models::nn;
 
 /// The probability of a token for each example.
 ///
@@ -49,9 +50,12 @@ pub fn logit_differences<B: Backend>(
 /// - output: `[batch]`
 ///
 /// # Panics
-/// If there are not as many tokens as examples.
+/// If there are not as many tokens as examples, or a token is not in the vocabulary.
 pub fn cross_entropies<B: Backend>(logits: Tensor<B, 2>, tokens: &[u32]) -> Tensor<B, 1> {
-    let logits = logits.cast(DType::F32);
+    let logits = match nn::cross_entropies(logits.cast(DType::F32), || tokens.to_vec()) {
+        Ok(found) => return found,
+        Err(logits) => logits,
+    };
     let highest = logits.clone().max_dim(1).detach();
     let (_exponentials, sums) = exponentials(logits.clone());
     let log_sums = (sums.log() + highest).squeeze_dim(1); // [batch]

@@ -13,6 +13,7 @@ use burn_align_models::{AlignableTransformer, Tables};
 
 use super::TrainingError;
 use super::kept::Kept;
+use super::track::track;
 use crate::engine::{Plan, PlanError, ReadId, RunOptions, moved, read_numbers, replicate};
 use crate::interventions::Intervention;
 
@@ -164,33 +165,82 @@ where
         Ok((shares, order))
     }
 
-    /// The gradients of a batch, and its loss without the penalty.
+    /// For each of several runs, the gradients of the same batch, and its loss without the penalty.
     ///
-    /// - loss: computed from the logits of the examples, in their order
+    /// - runs: with their interventions; several run on one device, in one pass
+    /// - loss: computed from the logits of the examples, in their order, for the run with this index
     /// - total: what is minimised, computed from the loss
     pub(super) fn gradients(
+        runs: &[(&Self, &Vec<I>)],
+        batch: (usize, &[usize]),
+        loss: impl Fn(usize, Tensor<A, 3>, &[usize]) -> Tensor<A, 1>,
+        total: impl Fn(usize, Tensor<A, 1>) -> Tensor<A, 1>,
+    ) -> Result<Vec<(Vec<Split>, f64)>, TrainingError> {
+        if let [(own, interventions)] = runs
+            && own.copies.len() > 1
+        {
+            let loss = |logits: Tensor<A, 3>, order: &[usize]| loss(0, logits, order);
+            let found = own.gradients_of_devices(batch, interventions, loss, |it| total(0, it))?;
+            return Ok(vec![found]);
+        }
+        let (all, order) = Self::logits_together(runs, batch)?;
+        let values = all.into_iter().enumerate();
+        let values = values.map(|(run, logits)| loss(run, logits, &order));
+        let values: Vec<Tensor<A, 1>> = values.collect();
+        let totals = values.iter().cloned().enumerate();
+        let sum = totals
+            .map(|(run, value)| total(run, value))
+            .reduce(|sum, more| sum + more);
+        let Some(sum) = sum else {
+            return Ok(Vec::new());
+        };
+        let mut gradients = sum.backward();
+        let found = runs.iter().zip(values).map(|((_, interventions), value)| {
+            let split = split(&mut gradients, interventions);
+            Ok((vec![split], number(value)?))
+        });
+        found.collect()
+    }
+
+    /// The logits of a batch under the interventions of each run, and its examples in their order.
+    fn logits_together(
+        runs: &[(&Self, &Vec<I>)],
+        (dataset, examples): (usize, &[usize]),
+    ) -> Result<(Vec<Tensor<A, 3>>, Vec<usize>), TrainingError> {
+        let (mut plans, mut reads) = (Vec::new(), Vec::new());
+        let (mut interventions, mut order) = (Vec::new(), Vec::new());
+        for (run, own) in runs {
+            let kept = run.copies[0].kept[dataset].as_ref();
+            let kept = kept.expect("the only device has all examples of a batch");
+            order = examples.to_vec();
+            let plan = kept.batch(&mut order, &|plan| run.freeze(0, plan))?;
+            plans.push((plan, own.len()));
+            reads.push(kept.logits);
+            interventions.extend(own.iter().cloned());
+        }
+        let Some(Replica { model, run, .. }) = runs.first().map(|(run, _)| &run.copies[0]) else {
+            return Ok((Vec::new(), order));
+        };
+        let plans = plans.iter().map(|(plan, count)| (plan, *count));
+        let beside = Plan::beside(plans);
+        let plan = beside.plan.clone().from_inner::<A>();
+        let results = plan.run_with(model, &interventions, run)?;
+        let reads = reads.into_iter().enumerate();
+        let logits = reads.map(|(index, read)| results.get(beside.read(index, read)));
+        Ok((logits.collect(), order))
+    }
+
+    /// As [`gradients`](Self::gradients), with the examples divided among devices.
+    fn gradients_of_devices(
         &self,
         (dataset, examples): (usize, &[usize]),
-        interventions: &[I],
-        copies: &[Vec<I>],
-        loss: impl Fn(Tensor<A, 3>, &[usize], &A::Device) -> Tensor<A, 1>,
+        interventions: &Vec<I>,
+        loss: impl Fn(Tensor<A, 3>, &[usize]) -> Tensor<A, 1>,
         total: impl Fn(Tensor<A, 1>) -> Tensor<A, 1>,
     ) -> Result<(Vec<Split>, f64), TrainingError> {
         let device = &self.copies[0].device;
-        let split = |mut gradients: A::Gradients, interventions: &Vec<I>| {
-            let masks: Vec<ParamId> = interventions.iter().flat_map(I::mask_parameters).collect();
-            let of_masks = GradientsParams::from_params(&mut gradients, interventions, &masks);
-            let of_rest = GradientsParams::from_module(&mut gradients, interventions);
-            [of_rest, of_masks]
-        };
-        let own = interventions.to_vec();
-        if self.copies.len() == 1 {
-            let (mut shares, order) = self.logits(dataset, examples, std::slice::from_ref(&own))?;
-            let value = loss(shares.remove(0).logits, &order, device);
-            let gradients = total(value.clone()).backward();
-            return Ok((vec![split(gradients, &own)], number(value)?));
-        }
-        let (shares, order) = self.logits(dataset, examples, copies)?;
+        let copies = self.replicated(interventions);
+        let (shares, order) = self.logits(dataset, examples, &copies)?;
         let shapes = shares.iter().map(|share| share.logits.dims());
         let units = shapes.map(|[_batch, units, _vocab]| units).max();
         let rows = shares.iter().map(|share| {
@@ -198,11 +248,11 @@ where
             padded(rows, units.unwrap_or(0))
         });
         let joined = Tensor::<A, 3>::from_inner(Tensor::cat(rows.collect(), 0)).require_grad();
-        let value = loss(joined.clone(), &order, device);
+        let value = loss(joined.clone(), &order);
         let mut gradients = total(value.clone()).backward();
         let of_logits = joined.grad_remove(&mut gradients);
         // Everything else that the loss depends on: penalties.
-        let mut all = vec![split(gradients, &own)];
+        let mut all = vec![split(&mut gradients, interventions)];
         if let Some(of_logits) = of_logits {
             let mut start = 0;
             let back = shares.into_iter().map(|share| {
@@ -214,25 +264,33 @@ where
             });
             let back: Vec<_> = back.collect();
             let splits = back.into_iter().map(|(share, rows)| {
-                let gradients = (share.logits * rows).sum().backward();
-                split(gradients, &copies[share.device])
+                let mut gradients = (share.logits * rows).sum().backward();
+                split(&mut gradients, &copies[share.device])
             });
             let splits: Vec<Split> = splits.collect();
-            let to_first = |gradients| moved_gradients::<A, _>(gradients, &own, device);
+            let to_first = |gradients| moved_gradients::<A, _>(gradients, interventions, device);
             all.extend(splits.into_iter().map(|both| both.map(to_first)));
         }
         Ok((all, number(value)?))
     }
 
-    /// Replicas of the interventions for the next step, one per device; none if there is only one
-    /// device.
-    pub(super) fn replicated(&self, interventions: &[I]) -> Vec<Vec<I>> {
-        if self.copies.len() == 1 {
-            return Vec::new();
-        }
+    /// Replicas of the interventions for a batch, one for each device.
+    fn replicated(&self, interventions: &Vec<I>) -> Vec<Vec<I>> {
         let devices = self.copies.iter().map(|copy| copy.device.clone());
-        replicate(&interventions.to_vec(), &devices.collect::<Vec<_>>())
+        let copies = replicate(interventions, &devices.collect::<Vec<_>>());
+        copies.into_iter().map(track::<A, Vec<I>>).collect()
     }
+}
+
+/// The gradients of a module, those of masks separately.
+fn split<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
+    gradients: &mut A::Gradients,
+    interventions: &Vec<I>,
+) -> Split {
+    let masks: Vec<ParamId> = interventions.iter().flat_map(I::mask_parameters).collect();
+    let of_masks = GradientsParams::from_params(gradients, interventions, &masks);
+    let of_rest = GradientsParams::from_module(gradients, interventions);
+    [of_rest, of_masks]
 }
 
 /// Appends zeros, up to this many units.

@@ -43,6 +43,12 @@ impl<B: Backend> Kept<B> {
         (self.plan.clone(), self.logits)
     }
 
+    /// Positions of an example that a step computes, on average.
+    pub(crate) fn computed_positions(&self) -> usize {
+        let plan = self.parts.first().map_or(&self.plan, |(_, plan)| plan);
+        plan.computed_positions()
+    }
+
     /// Computes what does not change for consecutive examples, `piece` at a time, until `left`, the
     /// rest of the budget, is used up.
     ///

@@ -5,6 +5,7 @@
 //! padding out; the others do not.
 
 use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
+use burn_align_models::nn;
 
 use super::Targets;
 
@@ -14,8 +15,18 @@ use super::Targets;
 /// - logits: `[batch, unit, vocab]`
 /// - output: `[1]`
 pub fn cross_entropy<B: Backend>(logits: Tensor<B, 3>, targets: &Targets<B>) -> Tensor<B, 1> {
-    let log_probabilities = activation::log_softmax(logits.cast(DType::F32), 2);
-    mean(-at(log_probabilities, targets.labels.clone()), targets)
+    let [batch, units, vocab] = logits.dims();
+    let rows = logits.cast(DType::F32).reshape([batch * units, vocab]);
+    let labels = targets.labels.clone();
+    let found = match nn::cross_entropies(rows, || labels.into_data().iter().collect()) {
+        Ok(found) => found.reshape([batch, units]),
+        Err(rows) => {
+            let log_probabilities = activation::log_softmax(rows, 1);
+            let log_probabilities = log_probabilities.reshape([batch, units, vocab]);
+            -at(log_probabilities, targets.labels.clone())
+        }
+    };
+    mean(found, targets)
 }
 
 /// How far the labels' logits are below those of other classes, averaged.

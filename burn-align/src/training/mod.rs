@@ -28,6 +28,7 @@ mod history;
 mod kept;
 pub mod losses;
 mod prepared;
+mod run;
 mod track;
 mod train;
 
@@ -40,6 +41,7 @@ pub use evaluate::{Controlled, Evaluation, Mean, evaluate, evaluate_with_control
 pub use history::{EpochReport, History, StepReport, TrainingEvent};
 pub(crate) use kept::Kept;
 pub(crate) use prepared::{CleanRuns, PreparedData, evaluate_prepared};
+pub(crate) use run::Run;
 pub(crate) use track::track;
-pub(crate) use train::{LossBatch, own_penalties, train_prepared};
+pub(crate) use train::{LossBatch, own_penalties, train_prepared, train_together};
 pub use train::{train, train_on_devices};

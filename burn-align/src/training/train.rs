@@ -1,25 +1,16 @@
 //! The training loop.
 
 use burn::module::AutodiffModule;
-use burn::optim::{GradientsAccumulator, GradientsParams, Optimizer};
+use burn::optim::GradientsAccumulator;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::AlignableTransformer;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
-use super::checkpoint::{AdamOf, Best, CheckpointFile, State};
-use super::devices::Replicas;
-use super::evaluate::judge;
-use super::fingerprint::fingerprint;
+use super::devices::{Replicas, Split};
 use super::kept::Kept;
+use super::run::Run;
 use super::track::track;
-use super::{
-    CheckpointInterval, EpochReport, History, InterchangeData, StepReport, Targets, TrainingConfig,
-    TrainingError, TrainingEvent,
-};
-use crate::engine::{NonFiniteCause, Plan, PlanError, RunOptions, replicate};
+use super::{History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent};
 use crate::front::AlignableModel;
 use crate::interventions::Intervention;
 
@@ -142,9 +133,9 @@ pub(crate) struct LossBatch<'a> {
 pub(crate) fn train_prepared<A, M, I>(
     model: AlignableModel<A, M, I>,
     devices: &[A::Device],
-    [data, held_out]: [&[InterchangeData<A::InnerBackend>]; 2],
+    data: [&[InterchangeData<A::InnerBackend>]; 2],
     config: &TrainingConfig,
-    (loss, penalty): (
+    objective: (
         impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
         impl Fn(&[I], &LossBatch<'_>) -> Option<Tensor<A, 1>>,
     ),
@@ -158,282 +149,128 @@ where
     I: Intervention<A> + AutodiffModule<A>,
     I::InnerModule: Intervention<A::InnerBackend>,
 {
-    config.check()?;
-    let Some(device) = devices.first() else {
-        return Err(TrainingError::Nothing {
-            expected: "at least one device",
-        });
-    };
-    if model.interventions().iter().all(|it| it.num_params() == 0) {
-        return Err(TrainingError::Nothing {
-            expected: "at least one intervention with parameters",
-        });
-    }
-    let models = replicate(&model.model().clone().no_grad(), devices);
-    let mut model = model.map_model(|_elsewhere| models[0].clone());
-    let interventions = replicate(&model.take_interventions(), &devices[..1]).remove(0);
-    model.put_interventions(interventions);
-    let frozen_model = model.valid();
-    let plans: Vec<_> = match &prepared {
-        Some(kept) => kept.iter().map(Kept::plan).collect(),
-        None => {
-            let plans = data.iter().map(|dataset| dataset.plan(&frozen_model));
-            plans.collect::<Result<Vec<_>, _>>()?
-        }
-    };
-    let judged = held_out
-        .iter()
-        .map(|it| it.plan_beside_clean(&frozen_model));
-    let judged = judged.collect::<Result<Vec<_>, _>>()?;
-    let reads: Vec<_> = judged.iter().map(|(_, reads)| *reads).collect();
-    let judged = judged.into_iter();
-    let judged = judged.map(|(plan, [read, _])| Kept::new((plan.to_device(device), read)));
-    let mut judged: Vec<_> = judged.collect();
-    let lengths: Vec<usize> = data.iter().map(InterchangeData::len).collect();
-    let batches = lengths.iter().map(|it| it.div_ceil(config.batch_size));
-    let per_epoch = batches.sum::<usize>().div_ceil(config.accumulation);
-    if per_epoch == 0 {
-        return Err(TrainingError::Nothing {
-            expected: "at least one example",
-        });
-    }
-    let steps = per_epoch * config.epochs;
-    let report = |step: usize, loss: f64| StepReport {
-        step,
-        steps,
-        epoch: step / per_epoch,
-        loss,
-    };
-    let history = |state: &State<I>| History {
-        steps: (0..)
-            .zip(&state.losses)
-            .map(|(step, loss)| report(step, *loss))
-            .collect(),
-        epochs: state.epochs.clone(),
-    };
+    let run = Run::new(model, devices, data, config, prepared, &mut observe)?;
+    let mut runs = [run];
+    train_together(&mut runs, objective, |_run, event| observe(event))
+        .map_err(|(_run, error)| error)?;
+    let [run] = runs;
+    Ok(run.finish())
+}
 
-    let mut optimizers = [config.optimizer.init(), config.optimizer.init()];
-    let mut state = State {
-        interventions: track::<A, Vec<I>>(model.take_interventions()),
-        losses: Vec::new(),
-        epochs: Vec::new(),
-        best: None,
-        ended: config.epochs == 0,
-    };
-    let file = config.checkpoints.as_ref().map(|checkpoints| {
-        let (alignment, dims) = (model.config(), model.model().dims());
-        let data = [data, held_out];
-        let run = fingerprint(config, alignment, dims, &state.interventions, data);
-        (CheckpointFile::new(checkpoints, run), checkpoints.every)
-    });
-    if let Some((file, _)) = &file {
-        match file.load(&state.interventions, optimizers.clone())? {
-            Some((found, found_optimizers)) => {
-                (state, optimizers) = (found, found_optimizers);
-                if let Some(last) = state.losses.len().checked_sub(1) {
-                    set_temperature(&mut state.interventions, config, last, steps);
-                }
-                if let Some(best) = &mut state.best {
-                    let last = (best.epoch + 1) * per_epoch - 1;
-                    set_temperature(&mut best.interventions, config, last, steps);
-                }
-                observe(TrainingEvent::Resumed(&history(&state)));
-            }
-            // Find out that a folder is not writable before anything is computed.
-            None => file.save(&state, optimizers.each_ref())?,
-        }
-    }
-    let mut replicas = Replicas::new(models, &state.interventions, &plans, &lengths)?;
-    if !state.ended {
-        let of = data.iter().chain(held_out).map(InterchangeData::len).sum();
-        let mut examples = 0;
-        let mut done = |more| {
-            examples += more;
-            observe(TrainingEvent::Prepared { examples, of });
+/// Goes on with runs until all have ended. Those that are at the same step take it together: one
+/// pass computes the logits of all. The result of each is that of a run by itself.
+///
+/// - runs: on the same data, with the same configuration, from the same point of the same model; if
+///   there are several, on one device
+/// - observe: gets the events of the run with this index
+///
+/// # Errors
+/// With the index of the run that failed.
+pub(crate) fn train_together<A, M, I>(
+    runs: &mut [Run<'_, A, M, I>],
+    (loss, penalty): (
+        impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+        impl Fn(&[I], &LossBatch<'_>) -> Option<Tensor<A, 1>>,
+    ),
+    mut observe: impl FnMut(usize, TrainingEvent<'_>),
+) -> Result<(), (usize, TrainingError)>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    loop {
+        let open = runs.iter().filter(|run| !run.has_ended());
+        let Some(step) = open.map(Run::step).min() else {
+            return Ok(());
         };
-        let (size, budget) = (config.batch_size, config.memory_budget);
-        let mut left = match prepared {
-            Some(kept) => {
-                replicas.hold(kept);
-                budget
-            }
-            None => replicas.fill(&lengths, size, budget, &mut done)?,
-        };
-        for (judged, dataset) in judged.iter_mut().zip(held_out) {
-            let freeze = |plan: &Plan<_>| replicas.freeze(0, plan);
-            judged.fill(dataset.len(), size, &mut left, &freeze, &mut done)?;
+        let now = |run: &Run<'_, A, M, I>| !run.has_ended() && run.step() == step;
+        let some: Vec<usize> = (0..runs.len()).filter(|run| now(&runs[*run])).collect();
+        for run in &some {
+            runs[*run].begin_step();
         }
-    }
-    let freeze = |plan: &Plan<A::InnerBackend>| replicas.freeze(0, plan);
-
-    while !state.ended {
-        let epoch = state.epochs.len();
-        let dealt = deal(&lengths, config.batch_size, config.seed, epoch);
-        let done = state.losses.len() - epoch * per_epoch;
-        for group in dealt.chunks(config.accumulation).skip(done) {
-            let step = state.losses.len();
-            set_temperature(&mut state.interventions, config, step, steps);
-            let replicated = replicas.replicated(&state.interventions);
-            let mut sums = [GradientsAccumulator::new(), GradientsAccumulator::new()];
-            let mut losses = 0.0;
-            for (dataset, examples) in group {
-                let tracked = track::<A, Vec<I>>(state.interventions.clone());
-                let part = LossBatch {
-                    examples,
-                    step,
-                    steps,
-                };
-                let total = |loss: Tensor<A, 1>| match penalty(&tracked, &part) {
-                    Some(penalty) => (loss + penalty * config.penalty) / group.len() as f64,
-                    None => loss / group.len() as f64,
-                };
-                let value = |logits: Tensor<A, 3>, order: &[usize], device: &A::Device| {
-                    let [_batch, units, _vocab] = logits.dims();
-                    let targets = data[*dataset].targets(*dataset, order, units, device);
-                    loss(logits, &targets)
-                };
-                let batch = (*dataset, &examples[..]);
-                let copies: Vec<_> = replicated.iter().cloned().map(track::<A, Vec<I>>).collect();
-                let (found, loss) = replicas.gradients(batch, &tracked, &copies, value, total)?;
-                for [of_rest, of_masks] in found {
-                    sums[0].accumulate(&state.interventions, of_rest);
-                    sums[1].accumulate(&state.interventions, of_masks);
-                }
-                losses += loss;
-            }
-            let loss = losses / group.len() as f64;
-            if !loss.is_finite() {
-                // Where the parameters are not to blame, a lower learning rate does not help.
-                let now: Vec<_> = state.interventions.iter().map(I::valid).collect();
-                for (dataset, examples) in group {
-                    let plan = plans[*dataset].0.examples(examples)?.to_device(device);
-                    let options = RunOptions::default();
-                    let found = plan.find_non_finite(frozen_model.model(), &now, &options)?;
-                    let found = found.filter(|found| {
-                        !matches!(found.cause, NonFiniteCause::Intervention { .. })
-                    });
-                    if let Some(found) = found {
-                        return Err(PlanError::NonFinite(Box::new(found)).into());
-                    }
-                }
-                return Err(TrainingError::Diverged {
-                    step,
-                    loss: loss.to_string(),
-                });
-            }
-            let factor = config.schedule.factor(step, steps);
-            let gradients = sums.map(|mut sum| sum.grads());
-            let interventions = std::mem::take(&mut state.interventions);
-            state.interventions = update(interventions, &mut optimizers, gradients, config, factor);
-            state.losses.push(loss);
-            observe(TrainingEvent::Step(&report(step, loss)));
-            if let Some((file, CheckpointInterval::Steps(every))) = &file
-                && state.losses.len().is_multiple_of(*every)
-            {
-                file.save(&state, optimizers.each_ref())?;
-            }
-        }
-        let losses = &state.losses[epoch * per_epoch..];
-        let mut report = EpochReport {
-            epoch,
-            loss: losses.iter().sum::<f64>() / per_epoch as f64,
-            held_out: None,
-        };
-        if !held_out.is_empty() {
-            model.put_interventions(state.interventions.clone());
-            let part = |dataset: usize, examples: &mut [usize]| {
-                Ok(judged[dataset].batch(examples, &freeze)?)
+        let first = &runs[some[0]];
+        let (group, steps, device) = (first.batches(), first.steps(), first.device());
+        let mut sums: Vec<Sums<I>> = some.iter().map(|_| Sums::new()).collect();
+        for (dataset, examples) in &group {
+            let tracked = some
+                .iter()
+                .map(|run| track::<A, Vec<I>>(runs[*run].interventions().clone()));
+            let tracked: Vec<Vec<I>> = tracked.collect();
+            let part = LossBatch {
+                examples,
+                step,
+                steps,
             };
-            let (now, size) = (model.valid(), config.batch_size);
-            let [found, _clean] = judge(&now, held_out, size, &reads, part, [])?;
-            report.held_out = Some(found);
-        }
-        observe(TrainingEvent::Epoch(&report));
-        state.epochs.push(report);
-        state.ended = state.epochs.len() == config.epochs;
-        if let (Some(patience), Some(now)) = (config.patience, report.held_out) {
-            match &state.best {
-                Some(best) if now.accuracy <= best.accuracy => {
-                    state.ended |= epoch - best.epoch >= patience;
+            let total = |run: usize, loss: Tensor<A, 1>| match penalty(&tracked[run], &part) {
+                Some(penalty) => {
+                    let factor = runs[some[run]].config().penalty;
+                    (loss + penalty * factor) / group.len() as f64
                 }
-                _ => {
-                    state.best = Some(Best {
-                        accuracy: now.accuracy,
-                        epoch,
-                        interventions: state.interventions.clone(),
-                    });
-                }
-            }
-        }
-        if let Some((file, every)) = &file {
-            let due = match every {
-                CheckpointInterval::Epochs(every) => state.epochs.len().is_multiple_of(*every),
-                CheckpointInterval::Steps(_) => true,
+                None => loss / group.len() as f64,
             };
-            if due || state.ended {
-                file.save(&state, optimizers.each_ref())?;
+            let value = |run: usize, logits: Tensor<A, 3>, order: &[usize]| {
+                let [_batch, units, _vocab] = logits.dims();
+                let dataset_of = &runs[some[run]].data()[*dataset];
+                let targets = dataset_of.targets(*dataset, order, units, &device);
+                loss(logits, &targets)
+            };
+            let all = some.iter().zip(&tracked);
+            let all = all.map(|(run, tracked)| (runs[*run].replicas(), tracked));
+            let all: Vec<_> = all.collect();
+            let found = Replicas::gradients(&all, (*dataset, examples), value, total);
+            let found = found.map_err(|error| (some[0], error))?;
+            for ((sums, run), found) in sums.iter_mut().zip(&some).zip(found) {
+                sums.add(runs[*run].interventions(), found);
             }
         }
-    }
-    let history = history(&state);
-    // With patience, the best epoch counts, not the last one.
-    model.put_interventions(match state.best {
-        Some(best) => best.interventions,
-        None => state.interventions,
-    });
-    Ok((model, history))
-}
-
-/// The batches of an epoch, by dataset, in random order, determined by seed and epoch alone.
-fn deal(lengths: &[usize], batch_size: usize, seed: u64, epoch: usize) -> Vec<(usize, Vec<usize>)> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(epoch as u64);
-    let mut batches = Vec::new();
-    for (dataset, examples) in lengths.iter().enumerate() {
-        let mut order: Vec<usize> = (0..*examples).collect();
-        order.shuffle(&mut rng);
-        let chosen = order.chunks(batch_size);
-        batches.extend(chosen.map(|examples| (dataset, examples.to_vec())));
-    }
-    batches.shuffle(&mut rng);
-    batches
-}
-
-fn set_temperature<B: Backend, I: Intervention<B>>(
-    interventions: &mut [I],
-    config: &TrainingConfig,
-    step: usize,
-    steps: usize,
-) {
-    if let Some([from, to]) = config.temperature {
-        let share = step as f64 / (steps - 1).max(1) as f64;
-        for intervention in interventions {
-            intervention.set_temperature(from + (to - from) * share);
+        for (sums, run) in sums.into_iter().zip(&some) {
+            let Sums { gradients, loss } = sums;
+            let gradients = gradients.map(|mut sum| sum.grads());
+            let updated = runs[*run].update(gradients, loss / group.len() as f64, &group);
+            updated.map_err(|error| (*run, error))?;
+        }
+        for run in &some {
+            let ended = runs[*run].end_step(|event| observe(*run, event));
+            ended.map_err(|error| (*run, error))?;
+        }
+        // Together, so that runs that are resumed are at the same step again.
+        for run in some {
+            runs[run].save().map_err(|error| (run, error))?;
         }
     }
 }
 
-/// One step of both optimizers: that of everything but masks, and that of masks.
-fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
-    mut interventions: Vec<I>,
-    [optimizer, mask_optimizer]: &mut [AdamOf<A, I>; 2],
-    [of_rest, of_masks]: [GradientsParams; 2],
-    config: &TrainingConfig,
-    factor: f64,
-) -> Vec<I> {
-    let before: Vec<Vec<Tensor<A, 2>>> = interventions
-        .iter_mut()
-        .map(|it| it.orthonormal().iter().map(|it| it.matrix()).collect())
-        .collect();
-    interventions = optimizer.step(config.learning_rate * factor, interventions, of_rest);
-    interventions =
-        mask_optimizer.step(config.mask_learning_rate * factor, interventions, of_masks);
-    for (intervention, before) in interventions.iter_mut().zip(before) {
-        for (rotation, before) in intervention.orthonormal().into_iter().zip(before) {
-            *rotation = rotation.clone().retracted(before);
+/// What the batches of a step add up to.
+struct Sums<I> {
+    /// Of everything but masks, and of masks.
+    gradients: [GradientsAccumulator<Vec<I>>; 2],
+    /// Without the penalty.
+    loss: f64,
+}
+
+impl<I> Sums<I> {
+    fn new() -> Self {
+        Self {
+            gradients: [GradientsAccumulator::new(), GradientsAccumulator::new()],
+            loss: 0.0,
         }
     }
-    interventions
+
+    fn add<A: AutodiffBackend>(&mut self, interventions: &Vec<I>, found: (Vec<Split>, f64))
+    where
+        I: AutodiffModule<A>,
+    {
+        let (splits, loss) = found;
+        for split in splits {
+            for (sum, gradients) in self.gradients.iter_mut().zip(split) {
+                sum.accumulate(interventions, gradients);
+            }
+        }
+        self.loss += loss;
+    }
 }
 
 /// The sum of the penalties of all interventions.

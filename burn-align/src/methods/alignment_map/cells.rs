@@ -13,10 +13,17 @@ use crate::engine::RunOptions;
 use crate::front::{AlignError, AlignableConfig, AlignableModel, Subspaces, UnitLocations};
 use crate::interventions::Intervention;
 use crate::training::{
-    CellFile, Checkpoints, Controlled, History, InterchangeData, PreparedData, Targets,
+    CellFile, Checkpoints, Controlled, History, InterchangeData, Kept, PreparedData, Run, Targets,
     TrainingConfig, TrainingError, TrainingEvent, evaluate_prepared, evaluate_with_controls,
-    own_penalties, train_prepared,
+    own_penalties, train_together,
 };
+
+/// Tokens of a step of several cells, at most: so many that products of weights are at their best
+/// on a CPU, and no more, because what gradients need of all of them is in memory.
+const TOKENS: usize = 512;
+
+/// A trained model, and how training went.
+type Trained<A, M, I> = (AlignableModel<A, M, I>, History);
 
 /// A row and a column.
 pub(super) type CellPlace = [usize; 2];
@@ -151,27 +158,65 @@ where
         Some(CellFile::new(&checkpoints, self.config, model, data))
     }
 
-    /// Trains a cell, or reads how it was trained.
+    /// Trains cells in lockstep, or reads how they were trained.
     pub(super) fn train(
         &self,
-        place: CellPlace,
+        places: &[CellPlace],
         prepared: &Prepared<A::InnerBackend>,
         loss: &impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
-        observe: impl FnMut(TrainingEvent<'_>),
-    ) -> Result<(AlignableModel<A, M, I>, History), AlignmentMapError> {
-        let [row, column] = place;
-        let model = self.models[row].clone();
-        let located = &self.located[&place];
-        let data = [&located.training[..], &located.validation];
-        let mut config = self.config.clone();
-        config.checkpoints = self.checkpoints(place);
-        // What has been prepared stays alive meanwhile.
-        config.memory_budget = prepared.left;
-        let devices = [model.model().device()];
-        let kept = prepared.training([self.same[row], column]);
+        mut observe: impl FnMut(CellPlace, TrainingEvent<'_>),
+    ) -> Result<Vec<Trained<A, M, I>>, AlignmentMapError> {
+        let mut runs = Vec::new();
+        for place in places {
+            let [row, column] = *place;
+            let model = self.models[row].clone();
+            let located = &self.located[place];
+            let data = [&located.training[..], &located.validation];
+            let mut config = self.config.clone();
+            config.checkpoints = self.checkpoints(*place);
+            // What has been prepared stays alive meanwhile.
+            config.memory_budget = prepared.left / places.len();
+            let devices = [model.model().device()];
+            let kept = prepared.training([self.same[row], column]);
+            let run = Run::new(model, &devices, data, &config, kept, &mut |event| {
+                observe(*place, event);
+            });
+            runs.push(run.map_err(self.failed(*place))?);
+        }
         let objective = (loss, own_penalties::<A, I>);
-        let trained = train_prepared(model, &devices, data, &config, objective, observe, kept);
-        trained.map_err(self.failed(place))
+        let trained = train_together(&mut runs, objective, |run, event| {
+            observe(places[run], event);
+        });
+        trained.map_err(|(run, error)| self.failed(places[run])(error))?;
+        Ok(runs.into_iter().map(Run::finish).collect())
+    }
+
+    /// The cells of a group, those together that are trained in lockstep: they begin at the same
+    /// point of the model, and one alone would not keep the device busy.
+    pub(super) fn in_lockstep<'p>(
+        &self,
+        places: &'p [CellPlace],
+        prepared: &Prepared<A::InnerBackend>,
+    ) -> Vec<&'p [CellPlace]> {
+        let size = self.config.batch_size;
+        let tokens = |place: &CellPlace| -> usize {
+            let kept = prepared.training([self.same[place[0]], place[1]]);
+            let of_example = kept.iter().flatten().map(Kept::computed_positions);
+            size * of_example.max().unwrap_or(TOKENS)
+        };
+        let mut all = Vec::new();
+        let mut rest = places;
+        while let [first, others @ ..] = rest {
+            let mut sum = tokens(first);
+            let more = others.iter().take_while(|place| {
+                sum += tokens(place);
+                self.same[place[0]] == self.same[first[0]] && sum <= TOKENS
+            });
+            let (now, later) = rest.split_at(1 + more.count());
+            all.push(now);
+            rest = later;
+        }
+        all
     }
 
     /// Evaluates a cell, or reads what was found.

@@ -1,0 +1,83 @@
+//! Plans of separate runs as one plan, so that one pass computes them all.
+
+use burn::tensor::backend::Backend;
+
+use super::plan::{ConstantId, Edit, Operand, Plan, Read, ReadId, WorldId};
+
+/// Several plans as one.
+pub(crate) struct Beside<B: Backend> {
+    pub(crate) plan: Plan<B>,
+    /// For each of the plans, by the index of its reads.
+    reads: Vec<Vec<ReadId>>,
+}
+
+impl<B: Backend> Beside<B> {
+    /// The read of the whole that a read of one of the plans has become.
+    pub(crate) fn read(&self, plan: usize, read: ReadId) -> ReadId {
+        self.reads[plan][read.0]
+    }
+}
+
+impl<B: Backend> Plan<B> {
+    /// Plans of as many examples, that begin at the same point of the model, as one. Equal inputs
+    /// of token ids become one.
+    ///
+    /// - plans: with the number of interventions that each runs with; the whole runs with those of
+    ///   all plans, one after another
+    pub(crate) fn beside<'p>(plans: impl IntoIterator<Item = (&'p Self, usize)>) -> Beside<B> {
+        let mut whole = Beside {
+            plan: Self::new(),
+            reads: Vec::new(),
+        };
+        let mut interventions = 0;
+        for (plan, count) in plans {
+            let reads = whole.plan.add(plan, interventions);
+            whole.reads.push(reads);
+            interventions += count;
+        }
+        whole
+    }
+
+    /// Adds everything of another plan: for each of its reads, the read here.
+    ///
+    /// - first: where its interventions begin among all
+    fn add(&mut self, other: &Self, first: usize) -> Vec<ReadId> {
+        let begins_alike = self.inputs.is_empty() || self.start() == other.start();
+        assert!(begins_alike, "checked by those who put plans together");
+        let inputs = other.inputs.iter().map(|input| self.input(input.clone()));
+        let inputs: Vec<_> = inputs.collect();
+        let constants = other.constants.iter();
+        let constants = constants.map(|values| self.constant(values.clone()));
+        let constants: Vec<ConstantId> = constants.collect();
+        let worlds = self.upcoming_worlds(other.worlds.len());
+        let moved = |edit: &Edit| {
+            let operand = match &edit.operand {
+                Operand::None => Operand::None,
+                Operand::Constant(values) => Operand::Constant(constants[values.0]),
+                Operand::Activation { world, site, units } => Operand::Activation {
+                    world: worlds[world.0],
+                    site: *site,
+                    units: units.clone(),
+                },
+            };
+            Edit {
+                intervention: first + edit.intervention,
+                operand,
+                ..edit.clone()
+            }
+        };
+        for world in &other.worlds {
+            let WorldId(own, _) = self.world(inputs[world.input.0], world.edits.iter().map(moved));
+            self.worlds[own].frozen = world.frozen;
+        }
+        let reads = other.reads.iter().zip(&other.known).map(|(read, known)| {
+            let id = match read.clone() {
+                Read::Activation { world, site, units } => self.read(worlds[world.0], site, units),
+                Read::Logits { world, positions } => self.read_logits(worlds[world.0], positions),
+            };
+            self.known[id.0].clone_from(known);
+            id
+        });
+        reads.collect()
+    }
+}
