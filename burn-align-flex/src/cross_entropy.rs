@@ -12,9 +12,10 @@ use super::{kernels, strided};
 /// What the gradients of cross-entropies need from the forward pass.
 #[derive(Clone, Debug)]
 pub(super) struct State {
+    /// In row-major order.
     logits: FlexTensor,
-    /// `ln Σ eˣ` of each row.
-    log_sums: Vec<f32>,
+    /// From [`kernels::log_sums`].
+    log_sums: Vec<[f32; 2]>,
     labels: Vec<u32>,
 }
 
@@ -24,15 +25,13 @@ impl State {
     /// - gradient: `[row]`
     pub(super) fn gradient(self, gradient: FlexTensor) -> FlexTensor {
         let gradient = strided::contiguous(gradient);
-        let logits = strided::contiguous(self.logits);
-        let sizes = logits.shape();
         let of_logits = kernels::cross_entropy_gradient(
             gradient.storage(),
-            logits.storage(),
+            self.logits.storage(),
             &self.log_sums,
             &self.labels,
         );
-        FlexTensor::from_data(TensorData::new(of_logits, sizes))
+        FlexTensor::from_data(TensorData::new(of_logits, self.logits.shape()))
     }
 }
 
@@ -64,7 +63,9 @@ pub fn cross_entropies<B: Backend>(
         let log_sums = kernels::log_sums(logits.storage(), classes);
         let x: &[f32] = logits.storage();
         let each = log_sums.iter().zip(labels).enumerate();
-        let each = each.map(|(row, (sum, label))| sum - x[row * classes + *label as usize]);
+        let each = each.map(|(row, ([largest, log_sum], label))| {
+            (largest - x[row * classes + *label as usize]) + log_sum
+        });
         let found = FlexTensor::from_data(TensorData::new(each.collect::<Vec<_>>(), [rows]));
         (found, log_sums)
     };
@@ -72,23 +73,20 @@ pub fn cross_entropies<B: Backend>(
         Ok(logits) => return Ok(generic(run(&logits, &checked()).0)),
         Err(logits) => logits,
     };
-    let seen = Cell::new((Vec::new(), Vec::new()));
+    let seen = Cell::new(None);
     autodiff::apply(
         logits,
         |logits| {
-            let labels = checked();
-            let (found, log_sums) = run(&strided::contiguous(logits), &labels);
-            seen.set((log_sums, labels));
-            found
-        },
-        |logits, _| {
-            let (log_sums, labels) = seen.take();
-            Saved::CrossEntropies(State {
+            let (logits, labels) = (strided::contiguous(logits), checked());
+            let (found, log_sums) = run(&logits, &labels);
+            seen.set(Some(State {
                 logits,
                 log_sums,
                 labels,
-            })
+            }));
+            found
         },
+        |_, _| Saved::CrossEntropies(seen.take().expect("the forward pass comes first")),
     )
 }
 
@@ -135,6 +133,31 @@ mod tests {
                 x.grad(&gradients).expect("a gradient").into_data()
             };
             close(of(found, &ours), of(expected, &theirs));
+        }
+    }
+
+    #[test]
+    fn large_logits_lose_nothing() {
+        let device = Default::default();
+        for offset in [0.0, 1e2, 1e4, -1e4] {
+            let data = TensorData::new(vec![offset, offset - 2.0, offset - 0.5], [1, 3]);
+            let logits = Tensor::<A, 2>::from_data(data, &device).require_grad();
+            let found = cross_entropies(logits.clone(), || vec![0]).expect("a kernel");
+            let sum = 1.0 + (-2.0_f64).exp() + (-0.5_f64).exp();
+            let value = f64::from(found.clone().into_scalar());
+            assert!((value - sum.ln()).abs() < 1e-6, "{offset}: {value}");
+            let gradient = logits.grad(&found.backward()).expect("a gradient");
+            let expected = [
+                1.0 / sum - 1.0,
+                (-2.0_f64).exp() / sum,
+                (-0.5_f64).exp() / sum,
+            ];
+            for (found, expected) in gradient.into_data().iter::<f64>().zip(expected) {
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{offset}: {found} {expected}"
+                );
+            }
         }
     }
 

@@ -117,15 +117,16 @@ pub(super) fn softmax_gradient(gradient: &mut [f32], weights: &[f32], width: usi
     });
 }
 
-/// `ln Σ eˣ` of each row of `width` elements.
-pub(super) fn log_sums(x: &[f32], width: usize) -> Vec<f32> {
+/// The largest element of each row of `width` elements, and `ln Σ eˣ` of what the others are below
+/// it: their sum is rounded where it is large, and is not needed.
+pub(super) fn log_sums(x: &[f32], width: usize) -> Vec<[f32; 2]> {
     let of_row = |row: &[f32]| {
         Arch::new().dispatch(
             #[inline(always)]
             || {
                 let largest = fold(row, f32::NEG_INFINITY, f32::max, f32::max);
                 let sum = fold(row, 0.0, |sum, x| sum + exp(x - largest), |a, b| a + b);
-                sum.ln() + largest
+                [largest, sum.ln()]
             },
         )
     };
@@ -135,23 +136,26 @@ pub(super) fn log_sums(x: &[f32], width: usize) -> Vec<f32> {
     rows.map(of_row).collect()
 }
 
-/// `g (softmax(x) - 1[label])` of each row: from the gradient of its cross-entropy, which is its
-/// log-sum less the element of its label, to that of its elements.
+/// `g (softmax(x) - 1[label])` of each row: from the gradient of its cross-entropy to that of its
+/// elements.
+///
+/// - log_sums: from [`log_sums`]
 pub(super) fn cross_entropy_gradient(
     gradient: &[f32],
     x: &[f32],
-    log_sums: &[f32],
+    log_sums: &[[f32; 2]],
     labels: &[u32],
 ) -> Vec<f32> {
     let width = x.len() / labels.len().max(1);
     let mut of_x = vec![0.0; x.len()];
     in_tasks(&mut of_x, width.max(1), |row, of_x| {
-        let (x, gradient, log_sum) = (&x[row * width..][..width], gradient[row], log_sums[row]);
+        let (x, gradient) = (&x[row * width..][..width], gradient[row]);
+        let [largest, log_sum] = log_sums[row];
         Arch::new().dispatch(
             #[inline(always)]
             || {
                 for (of_x, x) in of_x.iter_mut().zip(x) {
-                    *of_x = gradient * exp(x - log_sum);
+                    *of_x = gradient * exp((x - largest) - log_sum);
                 }
             },
         );

@@ -1,11 +1,13 @@
 //! Alignment maps, with each cell run alone as the oracle.
 
+use std::cell::Cell;
+
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align::engine::Indices;
 use burn_align::front::{
     AlignableConfig, AlignableInputs, AlignableModel, AlignableRepresentationConfig,
-    InterventionType, UnitLocations,
+    InterventionType, Locations, UnitLocations,
 };
 use burn_align::interventions::{
     Orthonormal, OrthonormalMap, RotatedSpaceIntervention, TokenGrouping,
@@ -432,6 +434,102 @@ fn one_budget_is_for_all_that_is_kept() {
         beside > 0 && beside < kept,
         "{beside} of {kept} examples are for validation"
     );
+}
+
+#[test]
+fn columns_that_begin_at_different_layers_are_trained_together() {
+    type B = Flex;
+    let device = Default::default();
+    let model = load::<Autodiff<B>>(&device);
+    let (training, held_out) = (data::<B>(0..40, &device), data::<B>(40..60, &device));
+    let layers = [0, 1].map(|layer| {
+        let mut representation = residual().with_low_rank(4);
+        representation.layer = layer;
+        representation
+    });
+    let aligned = AlignableConfig::new(layers);
+    let columns = ["both", "first", "second", "none"];
+    let at = |column: usize| match column {
+        0 => Locations::each([Some(3), Some(3)]),
+        1 => Locations::each([Some(3), None]),
+        2 => Locations::each([None, Some(3)]),
+        _ => Locations::each([None::<usize>, None]),
+    };
+    let grid = AlignmentGrid {
+        rows: vec![("both layers".to_owned(), aligned.clone())],
+        columns: columns.map(str::to_owned).to_vec(),
+    };
+    let new = |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4);
+    // With everything kept, and with nothing.
+    for budget in [1 << 30, 0] {
+        let config = config().with_epochs(2).with_memory_budget(budget);
+        let map = alignment_map(
+            new,
+            &grid,
+            |[_row, column], _data| UnitLocations::from(at(column)),
+            [&training, &held_out],
+            &config,
+            losses::cross_entropy,
+            |_| {},
+        );
+        let map = map.expect("valid");
+        for column in 0..columns.len() {
+            let located = |data: &[InterchangeData<B>; 1]| {
+                let mut data = data.clone();
+                data[0].inputs.locations = at(column).into();
+                data
+            };
+            let (training, held_out) = (located(&training), located(&held_out));
+            let alone = new(aligned.clone()).expect("it fits");
+            let loss = losses::cross_entropy;
+            let alone = train(alone, &training, &[], &config, loss, |_| {});
+            let (alone, _history) = alone.expect("it can be trained");
+            let alone = evaluate_with_controls(&alone.valid(), &held_out, BATCH, 5);
+            assert_close(&map.cells[0][column], &alone.expect("valid"));
+        }
+    }
+}
+
+#[test]
+fn a_cell_that_fails_leaves_those_in_lockstep_alone() {
+    type B = Flex;
+    let device = Default::default();
+    let model = load::<Autodiff<B>>(&device);
+    let (training, held_out) = (data::<B>(0..40, &device), data::<B>(40..60, &device));
+    let (losses_taken, mut cells) = (Cell::new(0), Vec::new());
+    let error = alignment_map(
+        |aligned| AlignableModel::new_seeded(aligned, model.clone(), 4),
+        &grid(),
+        locations,
+        [&training, &held_out],
+        &config().with_epochs(2),
+        |logits, targets| {
+            // In the first step, the second cell's.
+            losses_taken.set(losses_taken.get() + 1);
+            let factor = if losses_taken.get() == 2 {
+                f64::NAN
+            } else {
+                1.0
+            };
+            losses::cross_entropy(logits, targets) * factor
+        },
+        |event| {
+            if let AlignmentEvent::Cell { place, history, .. } = event {
+                cells.push((place, history.epochs.len()));
+            }
+        },
+    )
+    .expect_err("its loss is not a number");
+    let AlignmentMapError::Cell { row, column, cause } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((row.as_str(), column.as_str()), ("0", "fourth"));
+    let cause = &**cause;
+    assert!(
+        matches!(cause, TrainingError::Diverged { step: 0, .. }),
+        "{cause:?}"
+    );
+    assert_eq!(cells, [([0, 0], 2), ([0, 2], 2)]);
 }
 
 #[test]

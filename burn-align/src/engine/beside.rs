@@ -4,45 +4,44 @@ use burn::tensor::backend::Backend;
 
 use super::plan::{ConstantId, Edit, Operand, Plan, Read, ReadId, WorldId};
 
-/// Several plans as one.
-pub(crate) struct Beside<B: Backend> {
-    pub(crate) plan: Plan<B>,
-    /// For each of the plans, by the index of its reads.
-    reads: Vec<Vec<ReadId>>,
-}
+/// The reads of one of several plans that have been put together.
+pub(crate) struct ReadsBeside(Vec<ReadId>);
 
-impl<B: Backend> Beside<B> {
-    /// The read of the whole that a read of one of the plans has become.
-    pub(crate) fn read(&self, plan: usize, read: ReadId) -> ReadId {
-        self.reads[plan][read.0]
+impl ReadsBeside {
+    /// The read of the whole that a read of the plan has become.
+    pub(crate) fn of(&self, read: ReadId) -> ReadId {
+        self.0[read.0]
     }
 }
 
 impl<B: Backend> Plan<B> {
-    /// Plans of as many examples, that begin at the same point of the model, as one. Equal inputs
-    /// of token ids become one.
+    /// Whether this plan and another one begin at the same point of the model, so that they can run
+    /// [beside](Self::beside) each other.
+    pub(crate) fn begins_like(&self, other: &Self) -> bool {
+        self.start() == other.start()
+    }
+
+    /// Plans of as many examples, that [begin](Self::begins_like) alike, as one, and the reads of
+    /// each. Equal inputs of token ids become one.
     ///
     /// - plans: with the number of interventions that each runs with; the whole runs with those of
     ///   all plans, one after another
-    pub(crate) fn beside<'p>(plans: impl IntoIterator<Item = (&'p Self, usize)>) -> Beside<B> {
-        let mut whole = Beside {
-            plan: Self::new(),
-            reads: Vec::new(),
-        };
-        let mut interventions = 0;
+    pub(crate) fn beside<'p>(
+        plans: impl IntoIterator<Item = (&'p Self, usize)>,
+    ) -> (Self, Vec<ReadsBeside>) {
+        let (mut whole, mut reads, mut interventions) = (Self::new(), Vec::new(), 0);
         for (plan, count) in plans {
-            let reads = whole.plan.add(plan, interventions);
-            whole.reads.push(reads);
+            reads.push(ReadsBeside(whole.add(plan, interventions)));
             interventions += count;
         }
-        whole
+        (whole, reads)
     }
 
     /// Adds everything of another plan: for each of its reads, the read here.
     ///
     /// - first: where its interventions begin among all
     fn add(&mut self, other: &Self, first: usize) -> Vec<ReadId> {
-        let begins_alike = self.inputs.is_empty() || self.start() == other.start();
+        let begins_alike = self.inputs.is_empty() || self.begins_like(other);
         assert!(begins_alike, "checked by those who put plans together");
         let inputs = other.inputs.iter().map(|input| self.input(input.clone()));
         let inputs: Vec<_> = inputs.collect();

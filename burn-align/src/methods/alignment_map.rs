@@ -107,9 +107,9 @@ pub enum AlignmentMapError {
 /// Cells of one layer are trained in lockstep, a few at a time: a step of all of them is one pass.
 ///
 /// With [checkpoints](TrainingConfig::checkpoints), an interrupted map resumes, and gives the same
-/// result as without the interruption (up to rounding, if it was cut off while some of the cells
-/// that are trained in lockstep had been written, and others had not). Each cell has a folder of its own in that folder, by the
-/// numbers of its row and column. Cells that are done are read, and their event comes again.
+/// result as without the interruption, up to rounding: cells that are left may find other ones in
+/// lockstep. Each cell has a folder of its own in that folder, by the numbers of its row and
+/// column. Cells that are done are read, and their event comes again.
 ///
 /// Cells come in the order of the grid, except that those that differ in their rank alone follow
 /// one another.
@@ -134,7 +134,7 @@ pub enum AlignmentMapError {
 /// # Errors
 /// If a cell does not fit the model or the data, which is found before anything is computed; if the
 /// loss in a cell is no longer a number; or if a checkpoint cannot be written or belongs to another
-/// run.
+/// run. The cells in lockstep with one that fails are finished first.
 pub fn alignment_map<A, M, I>(
     model: impl Fn(AlignableConfig) -> Result<AlignableModel<A, M, I>, AlignError>,
     grid: &AlignmentGrid,
@@ -184,8 +184,16 @@ where
         for places in cells.in_lockstep(&group.places, &prepared) {
             let all = cells.train(places, &prepared, &loss, |place, event| {
                 observe(AlignmentEvent::Training { place, event });
-            })?;
-            for (place, (trained, history)) in places.iter().copied().zip(all) {
+            });
+            let mut failed = None;
+            for (place, trained) in places.iter().copied().zip(all) {
+                let (trained, history) = match trained {
+                    Ok(trained) => trained,
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                        continue;
+                    }
+                };
                 let trained = trained.valid();
                 let cell = cells.evaluate(place, &prepared, &trained)?;
                 observe(AlignmentEvent::Cell {
@@ -195,6 +203,9 @@ where
                     found: &cell,
                 });
                 results.insert(place, cell);
+            }
+            if let Some(error) = failed {
+                return Err(error);
             }
         }
     }

@@ -167,20 +167,20 @@ where
 
     /// For each of several runs, the gradients of the same batch, and its loss without the penalty.
     ///
-    /// - runs: with their interventions; several run on one device, in one pass
-    /// - loss: computed from the logits of the examples, in their order, for the run with this index
+    /// - runs: several run on one device, in as few passes as possible
+    /// - loss: for the run with this index, from the logits of the examples, in their order
     /// - total: what is minimised, computed from the loss
     pub(super) fn gradients(
-        runs: &[(&Self, &Vec<I>)],
+        runs: &[Part<'_, A, M, I>],
         batch: (usize, &[usize]),
         loss: impl Fn(usize, Tensor<A, 3>, &[usize]) -> Tensor<A, 1>,
         total: impl Fn(usize, Tensor<A, 1>) -> Tensor<A, 1>,
     ) -> Result<Vec<(Vec<Split>, f64)>, TrainingError> {
-        if let [(own, interventions)] = runs
-            && own.copies.len() > 1
+        if let [run] = runs
+            && run.replicas.copies.len() > 1
         {
             let loss = |logits: Tensor<A, 3>, order: &[usize]| loss(0, logits, order);
-            let found = own.gradients_of_devices(batch, interventions, loss, |it| total(0, it))?;
+            let found = run.gradients_of_devices(batch, loss, |it| total(0, it))?;
             return Ok(vec![found]);
         }
         let (all, order) = Self::logits_together(runs, batch)?;
@@ -195,52 +195,92 @@ where
             return Ok(Vec::new());
         };
         let mut gradients = sum.backward();
-        let found = runs.iter().zip(values).map(|((_, interventions), value)| {
-            let split = split(&mut gradients, interventions);
+        let found = runs.iter().zip(values).map(|(run, value)| {
+            let split = split(&mut gradients, run.interventions);
             Ok((vec![split], number(value)?))
         });
         found.collect()
     }
 
     /// The logits of a batch under the interventions of each run, and its examples in their order.
+    /// Runs whose plans begin at the same point of the model share a pass.
     fn logits_together(
-        runs: &[(&Self, &Vec<I>)],
+        runs: &[Part<'_, A, M, I>],
         (dataset, examples): (usize, &[usize]),
     ) -> Result<(Vec<Tensor<A, 3>>, Vec<usize>), TrainingError> {
-        let (mut plans, mut reads) = (Vec::new(), Vec::new());
-        let (mut interventions, mut order) = (Vec::new(), Vec::new());
-        for (run, own) in runs {
-            let kept = run.copies[0].kept[dataset].as_ref();
+        let (mut plans, mut order) = (Vec::new(), Vec::new());
+        for Part { replicas, .. } in runs {
+            let kept = replicas.copies[0].kept[dataset].as_ref();
             let kept = kept.expect("the only device has all examples of a batch");
             order = examples.to_vec();
-            let plan = kept.batch(&mut order, &|plan| run.freeze(0, plan))?;
-            plans.push((plan, own.len()));
-            reads.push(kept.logits);
-            interventions.extend(own.iter().cloned());
+            let plan = kept.batch(&mut order, &|plan| replicas.freeze(0, plan))?;
+            plans.push((plan, kept.logits));
         }
-        let Some(Replica { model, run, .. }) = runs.first().map(|(run, _)| &run.copies[0]) else {
-            return Ok((Vec::new(), order));
-        };
-        let plans = plans.iter().map(|(plan, count)| (plan, *count));
-        let beside = Plan::beside(plans);
-        let plan = beside.plan.clone().from_inner::<A>();
-        let results = plan.run_with(model, &interventions, run)?;
-        let reads = reads.into_iter().enumerate();
-        let logits = reads.map(|(index, read)| results.get(beside.read(index, read)));
-        Ok((logits.collect(), order))
+        let mut logits: Vec<Option<Tensor<A, 3>>> = vec![None; runs.len()];
+        while let Some(first) = logits.iter().position(Option::is_none) {
+            let alike =
+                |run: &usize| logits[*run].is_none() && plans[*run].0.begins_like(&plans[first].0);
+            let alike: Vec<usize> = (first..runs.len()).filter(alike).collect();
+            let interventions = alike.iter().flat_map(|run| runs[*run].interventions);
+            let interventions: Vec<I> = interventions.cloned().collect();
+            let parts = alike
+                .iter()
+                .map(|run| (&plans[*run].0, runs[*run].interventions.len()));
+            let (plan, reads) = Plan::beside(parts);
+            let Replica { model, run, .. } = &runs[first].replicas.copies[0];
+            let plan = plan.from_inner::<A>();
+            let results = plan.run_with(model, &interventions, run)?;
+            for (run, reads) in alike.into_iter().zip(reads) {
+                logits[run] = Some(results.get(reads.of(plans[run].1)));
+            }
+        }
+        Ok((logits.into_iter().flatten().collect(), order))
     }
 
-    /// As [`gradients`](Self::gradients), with the examples divided among devices.
+    /// Copies of the interventions for a step, one for each device; none if there is only one
+    /// device.
+    pub(super) fn replicated(&self, interventions: &Vec<I>) -> Vec<Vec<I>> {
+        if self.copies.len() == 1 {
+            return Vec::new();
+        }
+        let devices = self.copies.iter().map(|copy| copy.device.clone());
+        replicate(interventions, &devices.collect::<Vec<_>>())
+    }
+}
+
+/// A run, with what it computes gradients of.
+pub(super) struct Part<'a, A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffModule<A>> {
+    pub(super) replicas: &'a Replicas<A, M, I>,
+    /// With gradients, on the first device.
+    pub(super) interventions: &'a Vec<I>,
+    /// From [`Replicas::replicated`].
+    pub(super) copies: &'a [Vec<I>],
+}
+
+impl<A, M, I> Part<'_, A, M, I>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    /// As [`Replicas::gradients`], with the examples divided among devices.
     fn gradients_of_devices(
         &self,
         (dataset, examples): (usize, &[usize]),
-        interventions: &Vec<I>,
         loss: impl Fn(Tensor<A, 3>, &[usize]) -> Tensor<A, 1>,
         total: impl Fn(Tensor<A, 1>) -> Tensor<A, 1>,
     ) -> Result<(Vec<Split>, f64), TrainingError> {
-        let device = &self.copies[0].device;
-        let copies = self.replicated(interventions);
-        let (shares, order) = self.logits(dataset, examples, &copies)?;
+        let Self {
+            replicas,
+            interventions,
+            ..
+        } = self;
+        let device = &replicas.copies[0].device;
+        let copies = self.copies.iter().cloned().map(track::<A, Vec<I>>);
+        let copies: Vec<Vec<I>> = copies.collect();
+        let (shares, order) = replicas.logits(dataset, examples, &copies)?;
         let shapes = shares.iter().map(|share| share.logits.dims());
         let units = shapes.map(|[_batch, units, _vocab]| units).max();
         let rows = shares.iter().map(|share| {
@@ -259,7 +299,7 @@ where
                 let [batch, units, _vocab] = share.logits.dims();
                 let rows = of_logits.clone().slice([start..start + batch, 0..units]);
                 start += batch;
-                let rows = moved(rows, &self.copies[share.device].device);
+                let rows = moved(rows, &replicas.copies[share.device].device);
                 (share, Tensor::from_inner(rows))
             });
             let back: Vec<_> = back.collect();
@@ -268,17 +308,10 @@ where
                 split(&mut gradients, &copies[share.device])
             });
             let splits: Vec<Split> = splits.collect();
-            let to_first = |gradients| moved_gradients::<A, _>(gradients, interventions, device);
+            let to_first = |gradients| moved_gradients::<A, _>(gradients, *interventions, device);
             all.extend(splits.into_iter().map(|both| both.map(to_first)));
         }
         Ok((all, number(value)?))
-    }
-
-    /// Replicas of the interventions for a batch, one for each device.
-    fn replicated(&self, interventions: &Vec<I>) -> Vec<Vec<I>> {
-        let devices = self.copies.iter().map(|copy| copy.device.clone());
-        let copies = replicate(interventions, &devices.collect::<Vec<_>>());
-        copies.into_iter().map(track::<A, Vec<I>>).collect()
     }
 }
 

@@ -43,5 +43,5 @@ pub(crate) use kept::Kept;
 pub(crate) use prepared::{CleanRuns, PreparedData, evaluate_prepared};
 pub(crate) use run::Run;
 pub(crate) use track::track;
-pub(crate) use train::{LossBatch, own_penalties, train_prepared, train_together};
+pub(crate) use train::{LossBatch, Trained, own_penalties, train_prepared, train_together};
 pub use train::{train, train_on_devices};

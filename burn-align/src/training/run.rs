@@ -134,10 +134,8 @@ where
         if !run.has_ended() {
             run.prepare(&lengths, prepared, observe)?;
             // Interrupted after the last step of an epoch.
-            if run.step() == (run.state.epochs.len() + 1) * per_epoch {
-                run.end_epoch(observe)?;
-                run.save()?;
-            }
+            run.end_epoch_if_done(&mut *observe)?;
+            run.save_epoch()?;
         }
         run.deal();
         Ok(run)
@@ -234,8 +232,8 @@ where
     /// The batches of the next step.
     pub(super) fn batches(&self) -> Batches {
         let step = self.step() - self.state.epochs.len() * self.per_epoch;
-        let steps = self.dealt.as_ref().map(|(_epoch, steps)| steps);
-        steps.map_or_else(Vec::new, |steps| steps[step].clone())
+        let (_epoch, steps) = self.dealt.as_ref().expect("dealt when the epoch began");
+        steps[step].clone()
     }
 
     /// Divides the examples of the epoch that is next, if it is another one.
@@ -284,36 +282,51 @@ where
         Ok(())
     }
 
-    /// Reports the last step, and ends the epoch if it was that of an epoch.
-    pub(super) fn end_step(
-        &mut self,
-        mut observe: impl FnMut(TrainingEvent<'_>),
-    ) -> Result<(), TrainingError> {
+    /// Reports the last step.
+    pub(super) fn report_step(&self, mut observe: impl FnMut(TrainingEvent<'_>)) {
         if let Some((step, loss)) = self.state.losses.iter().enumerate().next_back() {
             observe(TrainingEvent::Step(&self.report(step, *loss)));
         }
-        if self.step().is_multiple_of(self.per_epoch) {
+    }
+
+    /// Writes a checkpoint after a step, if it is due.
+    pub(super) fn save_step(&self) -> Result<(), TrainingError> {
+        match &self.file {
+            Some((file, CheckpointInterval::Steps(every)))
+                if self.step().is_multiple_of(*every) =>
+            {
+                file.save(&self.state, self.optimizers.each_ref())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends an epoch whose steps have all been taken.
+    pub(super) fn end_epoch_if_done(
+        &mut self,
+        observe: impl FnMut(TrainingEvent<'_>),
+    ) -> Result<(), TrainingError> {
+        if self.step() == (self.state.epochs.len() + 1) * self.per_epoch {
             self.end_epoch(observe)?;
             self.deal();
         }
         Ok(())
     }
 
-    /// Writes a checkpoint, if it is due.
-    pub(super) fn save(&self) -> Result<(), TrainingError> {
+    /// Writes a checkpoint after an epoch, if one has just ended and it is due.
+    pub(super) fn save_epoch(&self) -> Result<(), TrainingError> {
+        let epochs = self.state.epochs.len();
         let Some((file, every)) = &self.file else {
             return Ok(());
         };
-        let (step, epochs) = (self.step(), self.state.epochs.len());
-        let ends_epoch = step == epochs * self.per_epoch;
         let due = match every {
-            CheckpointInterval::Epochs(every) => ends_epoch && epochs.is_multiple_of(*every),
-            CheckpointInterval::Steps(every) => ends_epoch || step.is_multiple_of(*every),
+            CheckpointInterval::Epochs(every) => epochs.is_multiple_of(*every),
+            CheckpointInterval::Steps(_) => true,
         };
-        if due || self.has_ended() {
-            file.save(&self.state, self.optimizers.each_ref())?;
+        match self.step() == epochs * self.per_epoch && (due || self.has_ended()) {
+            true => file.save(&self.state, self.optimizers.each_ref()),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// Where the parameters are not to blame, a lower learning rate does not help.

@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::AlignableTransformer;
 
-use super::devices::{Replicas, Split};
+use super::devices::{Part, Replicas, Split};
 use super::kept::Kept;
-use super::run::Run;
+use super::run::{Batches, Run};
 use super::track::track;
 use super::{History, InterchangeData, Targets, TrainingConfig, TrainingError, TrainingEvent};
 use crate::front::AlignableModel;
@@ -150,30 +150,28 @@ where
     I::InnerModule: Intervention<A::InnerBackend>,
 {
     let run = Run::new(model, devices, data, config, prepared, &mut observe)?;
-    let mut runs = [run];
-    train_together(&mut runs, objective, |_run, event| observe(event))
-        .map_err(|(_run, error)| error)?;
-    let [run] = runs;
-    Ok(run.finish())
+    let trained = train_together(vec![run], objective, |_run, event| observe(event));
+    trained.into_iter().next().expect("a result for each run")
 }
 
+/// A model with what has been trained, and how that went.
+pub(crate) type Trained<A, M, I> = (AlignableModel<A, M, I>, History);
+
 /// Goes on with runs until all have ended. Those that are at the same step take it together: one
-/// pass computes the logits of all. The result of each is that of a run by itself.
+/// pass computes the logits of all. Up to rounding, the result of each is that of a run by itself,
+/// unless the loss has a random state. A run that fails leaves the others alone.
 ///
-/// - runs: on the same data, with the same configuration, from the same point of the same model; if
-///   there are several, on one device
+/// - runs: on the same data, with the same configuration, and the same model; if there are several,
+///   on one device
 /// - observe: gets the events of the run with this index
-///
-/// # Errors
-/// With the index of the run that failed.
 pub(crate) fn train_together<A, M, I>(
-    runs: &mut [Run<'_, A, M, I>],
-    (loss, penalty): (
+    mut runs: Vec<Run<'_, A, M, I>>,
+    objective: (
         impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
         impl Fn(&[I], &LossBatch<'_>) -> Option<Tensor<A, 1>>,
     ),
     mut observe: impl FnMut(usize, TrainingEvent<'_>),
-) -> Result<(), (usize, TrainingError)>
+) -> Vec<Result<Trained<A, M, I>, TrainingError>>
 where
     A: AutodiffBackend,
     M: AlignableTransformer<A> + AutodiffModule<A>,
@@ -181,66 +179,124 @@ where
     I: Intervention<A> + AutodiffModule<A>,
     I::InnerModule: Intervention<A::InnerBackend>,
 {
+    let mut errors: Vec<Option<TrainingError>> = runs.iter().map(|_| None).collect();
     loop {
-        let open = runs.iter().filter(|run| !run.has_ended());
-        let Some(step) = open.map(Run::step).min() else {
-            return Ok(());
+        let open = (0..runs.len()).filter(|run| errors[*run].is_none() && !runs[*run].has_ended());
+        let open: Vec<usize> = open.collect();
+        let Some(step) = open.iter().map(|run| runs[*run].step()).min() else {
+            break;
         };
-        let now = |run: &Run<'_, A, M, I>| !run.has_ended() && run.step() == step;
-        let some: Vec<usize> = (0..runs.len()).filter(|run| now(&runs[*run])).collect();
-        for run in &some {
+        let at = |run: &usize| runs[*run].step() == step;
+        let now: Vec<usize> = open.into_iter().filter(at).collect();
+        for run in &now {
             runs[*run].begin_step();
         }
-        let first = &runs[some[0]];
-        let (group, steps, device) = (first.batches(), first.steps(), first.device());
-        let mut sums: Vec<Sums<I>> = some.iter().map(|_| Sums::new()).collect();
-        for (dataset, examples) in &group {
-            let tracked = some
-                .iter()
-                .map(|run| track::<A, Vec<I>>(runs[*run].interventions().clone()));
-            let tracked: Vec<Vec<I>> = tracked.collect();
-            let part = LossBatch {
-                examples,
-                step,
-                steps,
-            };
-            let total = |run: usize, loss: Tensor<A, 1>| match penalty(&tracked[run], &part) {
-                Some(penalty) => {
-                    let factor = runs[some[run]].config().penalty;
-                    (loss + penalty * factor) / group.len() as f64
+        let some: Vec<&Run<'_, A, M, I>> = now.iter().map(|run| &runs[*run]).collect();
+        let batches = some[0].batches();
+        let sums = match sums_of_batches(&some, &batches, &objective) {
+            Ok(sums) => sums,
+            Err(error) => {
+                for run in now {
+                    errors[run] = Some(error.clone());
                 }
-                None => loss / group.len() as f64,
-            };
-            let value = |run: usize, logits: Tensor<A, 3>, order: &[usize]| {
-                let [_batch, units, _vocab] = logits.dims();
-                let dataset_of = &runs[some[run]].data()[*dataset];
-                let targets = dataset_of.targets(*dataset, order, units, &device);
-                loss(logits, &targets)
-            };
-            let all = some.iter().zip(&tracked);
-            let all = all.map(|(run, tracked)| (runs[*run].replicas(), tracked));
-            let all: Vec<_> = all.collect();
-            let found = Replicas::gradients(&all, (*dataset, examples), value, total);
-            let found = found.map_err(|error| (some[0], error))?;
-            for ((sums, run), found) in sums.iter_mut().zip(&some).zip(found) {
-                sums.add(runs[*run].interventions(), found);
+                continue;
             }
-        }
-        for (sums, run) in sums.into_iter().zip(&some) {
-            let Sums { gradients, loss } = sums;
-            let gradients = gradients.map(|mut sum| sum.grads());
-            let updated = runs[*run].update(gradients, loss / group.len() as f64, &group);
-            updated.map_err(|error| (*run, error))?;
-        }
-        for run in &some {
-            let ended = runs[*run].end_step(|event| observe(*run, event));
-            ended.map_err(|error| (*run, error))?;
-        }
-        // Together, so that runs that are resumed are at the same step again.
-        for run in some {
-            runs[run].save().map_err(|error| (run, error))?;
+        };
+        let mut sums = sums.into_iter();
+        // One thing at a time for all of them, so that what is saved is at the same step.
+        each(&mut runs, &mut errors, &now, |_, run| match sums.next() {
+            Some(Sums { gradients, loss }) => {
+                let gradients = gradients.map(|mut sum| sum.grads());
+                run.update(gradients, loss / batches.len() as f64, &batches)
+            }
+            None => Ok(()),
+        });
+        each(&mut runs, &mut errors, &now, |index, run| {
+            run.report_step(|event| observe(index, event));
+            Ok(())
+        });
+        each(&mut runs, &mut errors, &now, |_, run| run.save_step());
+        each(&mut runs, &mut errors, &now, |index, run| {
+            run.end_epoch_if_done(|event| observe(index, event))
+        });
+        each(&mut runs, &mut errors, &now, |_, run| run.save_epoch());
+    }
+    let all = runs.into_iter().zip(errors);
+    let all = all.map(|(run, error)| match error {
+        Some(error) => Err(error),
+        None => Ok(run.finish()),
+    });
+    all.collect()
+}
+
+/// Goes on with those of some runs that have not failed.
+fn each<R>(
+    runs: &mut [R],
+    errors: &mut [Option<TrainingError>],
+    some: &[usize],
+    mut go_on: impl FnMut(usize, &mut R) -> Result<(), TrainingError>,
+) {
+    for run in some {
+        if errors[*run].is_none() {
+            errors[*run] = go_on(*run, &mut runs[*run]).err();
         }
     }
+}
+
+/// The gradients and losses of the batches of a step, for each run.
+fn sums_of_batches<A, M, I>(
+    runs: &[&Run<'_, A, M, I>],
+    batches: &Batches,
+    (loss, penalty): &(
+        impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
+        impl Fn(&[I], &LossBatch<'_>) -> Option<Tensor<A, 1>>,
+    ),
+) -> Result<Vec<Sums<I>>, TrainingError>
+where
+    A: AutodiffBackend,
+    M: AlignableTransformer<A> + AutodiffModule<A>,
+    M::InnerModule: AlignableTransformer<A::InnerBackend>,
+    I: Intervention<A> + AutodiffModule<A>,
+    I::InnerModule: Intervention<A::InnerBackend>,
+{
+    let (step, steps, device) = (runs[0].step(), runs[0].steps(), runs[0].device());
+    let mut sums: Vec<Sums<I>> = runs.iter().map(|_| Sums::new()).collect();
+    let copies = runs
+        .iter()
+        .map(|run| run.replicas().replicated(run.interventions()));
+    let copies: Vec<Vec<Vec<I>>> = copies.collect();
+    for (dataset, examples) in batches {
+        let tracked = runs
+            .iter()
+            .map(|run| track::<A, Vec<I>>(run.interventions().clone()));
+        let tracked: Vec<Vec<I>> = tracked.collect();
+        let part = LossBatch {
+            examples,
+            step,
+            steps,
+        };
+        let total = |run: usize, loss: Tensor<A, 1>| match penalty(&tracked[run], &part) {
+            Some(penalty) => (loss + penalty * runs[run].config().penalty) / batches.len() as f64,
+            None => loss / batches.len() as f64,
+        };
+        let value = |run: usize, logits: Tensor<A, 3>, order: &[usize]| {
+            let [_batch, units, _vocab] = logits.dims();
+            let targets = runs[run].data()[*dataset].targets(*dataset, order, units, &device);
+            loss(logits, &targets)
+        };
+        let parts = runs.iter().zip(tracked.iter().zip(&copies));
+        let parts = parts.map(|(run, (tracked, copies))| Part {
+            replicas: run.replicas(),
+            interventions: tracked,
+            copies,
+        });
+        let parts: Vec<_> = parts.collect();
+        let found = Replicas::gradients(&parts, (*dataset, examples), value, total)?;
+        for ((sums, run), found) in sums.iter_mut().zip(runs).zip(found) {
+            sums.add(run.interventions(), found);
+        }
+    }
+    Ok(sums)
 }
 
 /// What the batches of a step add up to.

@@ -13,7 +13,7 @@ use crate::engine::RunOptions;
 use crate::front::{AlignError, AlignableConfig, AlignableModel, Subspaces, UnitLocations};
 use crate::interventions::Intervention;
 use crate::training::{
-    CellFile, Checkpoints, Controlled, History, InterchangeData, Kept, PreparedData, Run, Targets,
+    CellFile, Checkpoints, Controlled, InterchangeData, PreparedData, Run, Targets, Trained,
     TrainingConfig, TrainingError, TrainingEvent, evaluate_prepared, evaluate_with_controls,
     own_penalties, train_together,
 };
@@ -22,8 +22,8 @@ use crate::training::{
 /// on a CPU, and no more, because what gradients need of all of them is in memory.
 const TOKENS: usize = 512;
 
-/// A trained model, and how training went.
-type Trained<A, M, I> = (AlignableModel<A, M, I>, History);
+/// Their logits, at most: 128 MiB in f32.
+const LOGITS: usize = 32 << 20;
 
 /// A row and a column.
 pub(super) type CellPlace = [usize; 2];
@@ -158,15 +158,19 @@ where
         Some(CellFile::new(&checkpoints, self.config, model, data))
     }
 
-    /// Trains cells in lockstep, or reads how they were trained.
+    /// Trains cells in lockstep, or reads how they were trained. A cell that fails leaves the
+    /// others alone.
     pub(super) fn train(
         &self,
         places: &[CellPlace],
         prepared: &Prepared<A::InnerBackend>,
         loss: &impl Fn(Tensor<A, 3>, &Targets<A>) -> Tensor<A, 1>,
         mut observe: impl FnMut(CellPlace, TrainingEvent<'_>),
-    ) -> Result<Vec<Trained<A, M, I>>, AlignmentMapError> {
-        let mut runs = Vec::new();
+    ) -> Vec<Result<Trained<A, M, I>, AlignmentMapError>> {
+        let open = places.iter().filter(|it| !self.saved.contains_key(*it));
+        // What has been prepared stays alive meanwhile.
+        let memory_budget = prepared.left / open.count().max(1);
+        let (mut runs, mut begun, mut results) = (Vec::new(), Vec::new(), BTreeMap::new());
         for place in places {
             let [row, column] = *place;
             let model = self.models[row].clone();
@@ -174,49 +178,81 @@ where
             let data = [&located.training[..], &located.validation];
             let mut config = self.config.clone();
             config.checkpoints = self.checkpoints(*place);
-            // What has been prepared stays alive meanwhile.
-            config.memory_budget = prepared.left / places.len();
+            config.memory_budget = memory_budget;
             let devices = [model.model().device()];
             let kept = prepared.training([self.same[row], column]);
+            let kept = kept.map(<[_]>::to_vec);
             let run = Run::new(model, &devices, data, &config, kept, &mut |event| {
                 observe(*place, event);
             });
-            runs.push(run.map_err(self.failed(*place))?);
+            match run {
+                Ok(run) => {
+                    runs.push(run);
+                    begun.push(*place);
+                }
+                Err(error) => {
+                    results.insert(*place, Err(error));
+                }
+            }
         }
         let objective = (loss, own_penalties::<A, I>);
-        let trained = train_together(&mut runs, objective, |run, event| {
-            observe(places[run], event);
+        let trained = train_together(runs, objective, |run, event| observe(begun[run], event));
+        results.extend(begun.into_iter().zip(trained));
+        let results = places.iter().filter_map(|place| {
+            let trained = results.remove(place)?;
+            Some(trained.map_err(self.failed(*place)))
         });
-        trained.map_err(|(run, error)| self.failed(places[run])(error))?;
-        Ok(runs.into_iter().map(Run::finish).collect())
+        results.collect()
     }
 
-    /// The cells of a group, those together that are trained in lockstep: they begin at the same
-    /// point of the model, and one alone would not keep the device busy.
+    /// The cells of a group, those together that are trained in lockstep: in one layer, and so few
+    /// that what gradients and validation need of all of them may be in memory.
     pub(super) fn in_lockstep<'p>(
         &self,
         places: &'p [CellPlace],
         prepared: &Prepared<A::InnerBackend>,
     ) -> Vec<&'p [CellPlace]> {
-        let size = self.config.batch_size;
-        let tokens = |place: &CellPlace| -> usize {
-            let kept = prepared.training([self.same[place[0]], place[1]]);
-            let of_example = kept.iter().flatten().map(Kept::computed_positions);
-            size * of_example.max().unwrap_or(TOKENS)
-        };
+        let most = prepared.left.checked_div(prepared.validation);
+        let most = most.map_or(usize::MAX, |most| most.max(1));
         let mut all = Vec::new();
         let mut rest = places;
         while let [first, others @ ..] = rest {
-            let mut sum = tokens(first);
-            let more = others.iter().take_while(|place| {
-                sum += tokens(place);
-                self.same[place[0]] == self.same[first[0]] && sum <= TOKENS
+            let mut sum = self.size_of_step(first, prepared);
+            let more = others.iter().take(most - 1).take_while(|place| {
+                let size = self.size_of_step(place, prepared);
+                for (sum, size) in sum.iter_mut().zip(size) {
+                    *sum = sum.saturating_add(size);
+                }
+                let [tokens, logits] = sum;
+                let fits = tokens <= TOKENS && logits <= LOGITS;
+                fits && self.same[place[0]] == self.same[first[0]]
             });
             let (now, later) = rest.split_at(1 + more.count());
             all.push(now);
             rest = later;
         }
         all
+    }
+
+    /// The tokens and the logits of a cell's step, at most; a cell that has been saved is by itself.
+    fn size_of_step(&self, place: &CellPlace, prepared: &Prepared<A::InnerBackend>) -> [usize; 2] {
+        let [row, column] = *place;
+        let Some(kept) = prepared.training([self.same[row], column]) else {
+            return [TOKENS, LOGITS];
+        };
+        let vocab = self.models[row].model().dims().vocab;
+        let data = self.located[place].training.iter().zip(kept);
+        let sizes = data.map(|(dataset, kept)| {
+            let examples = dataset.len().min(self.config.batch_size);
+            let units = dataset.positions.count(dataset.inputs.base.pos());
+            [
+                examples.saturating_mul(kept.computed_positions()),
+                examples.saturating_mul(units).saturating_mul(vocab),
+            ]
+        });
+        sizes.fold([0; 2], |[tokens, logits], [more_tokens, more_logits]| {
+            [tokens.max(more_tokens), logits.max(more_logits)]
+        })
     }
 
     /// Evaluates a cell, or reads what was found.

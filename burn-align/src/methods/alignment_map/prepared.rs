@@ -22,13 +22,15 @@ pub(super) struct Prepared<B: Backend> {
     /// Those of training and those of held-out data, by dataset.
     kept: BTreeMap<CellPlace, [Vec<Kept<B>>; 2]>,
     clean: Option<CleanRuns<B>>,
-    /// Bytes of the memory budget that are left for what a single cell keeps.
+    /// Bytes of the memory budget that are left for what cells keep while they are trained.
     pub(super) left: usize,
+    /// Bytes of them that a cell takes for validation.
+    pub(super) validation: usize,
 }
 
 impl<B: Backend> Prepared<B> {
-    pub(super) fn training(&self, place: CellPlace) -> Option<Vec<Kept<B>>> {
-        self.kept.get(&place).map(|[training, _]| training.clone())
+    pub(super) fn training(&self, place: CellPlace) -> Option<&[Kept<B>]> {
+        self.kept.get(&place).map(|[training, _]| &training[..])
     }
 
     pub(super) fn held_out(&self, place: CellPlace) -> Option<(&[Kept<B>], &CleanRuns<B>)> {
@@ -48,7 +50,7 @@ pub(super) struct Group {
 struct Size {
     /// For training and evaluation, of all cells of a group.
     prepared: usize,
-    /// For validation, of the cell that is being trained.
+    /// For validation, of a cell that is being trained.
     validation: usize,
 }
 
@@ -144,6 +146,7 @@ where
                 .collect(),
             clean: None,
             left: config.memory_budget,
+            validation: group.size.validation,
         };
         let (Some(first), models) = (missing.first(), self.inner(&missing)) else {
             return Ok(prepared);
