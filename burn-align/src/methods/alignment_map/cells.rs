@@ -234,7 +234,7 @@ where
         all
     }
 
-    /// The tokens and the logits of a cell's step, at most; a cell that has been saved is by itself.
+    /// The tokens and the logits of a cell's step, at most; one that has been saved is by itself.
     fn size_of_step(&self, place: &CellPlace, prepared: &Prepared<A::InnerBackend>) -> [usize; 2] {
         let [row, column] = *place;
         let Some(kept) = prepared.training([self.same[row], column]) else {
