@@ -43,8 +43,8 @@ pub(crate) struct Run<'a, A: AutodiffBackend, M: AutodiffModule<A>, I: AutodiffM
     file: Option<(CheckpointFile, CheckpointInterval)>,
     /// Number of steps of an epoch.
     per_epoch: usize,
-    /// The batches of an epoch, by step, with its number.
-    dealt: Option<(usize, Vec<Batches>)>,
+    /// The batches of the epoch that is being run, by step.
+    dealt: Vec<Batches>,
 }
 
 impl<'a, A, M, I> Run<'a, A, M, I>
@@ -128,7 +128,7 @@ where
                 ended: config.epochs == 0,
             },
             per_epoch,
-            dealt: None,
+            dealt: Vec::new(),
         };
         run.resume(observe)?;
         if !run.has_ended() {
@@ -232,19 +232,17 @@ where
     /// The batches of the next step.
     pub(super) fn batches(&self) -> Batches {
         let step = self.step() - self.state.epochs.len() * self.per_epoch;
-        let (_epoch, steps) = self.dealt.as_ref().expect("dealt when the epoch began");
-        steps[step].clone()
+        self.dealt[step].clone()
     }
 
-    /// Divides the examples of the epoch that is next, if it is another one.
+    /// Divides the examples of the epoch that is next, if there is one.
     fn deal(&mut self) {
-        let epoch = self.state.epochs.len();
-        if !self.has_ended() && self.dealt.as_ref().is_none_or(|(last, _)| *last != epoch) {
-            let config = &self.config;
+        if !self.has_ended() {
+            let (config, epoch) = (&self.config, self.state.epochs.len());
             let lengths: Vec<usize> = self.data.iter().map(InterchangeData::len).collect();
             let dealt = deal(&lengths, config.batch_size, config.seed, epoch);
             let steps = dealt.chunks(config.accumulation).map(<[_]>::to_vec);
-            self.dealt = Some((epoch, steps.collect()));
+            self.dealt = steps.collect();
         }
     }
 
