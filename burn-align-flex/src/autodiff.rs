@@ -13,7 +13,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::gated::Gated;
 use super::recognise::cast;
-use super::{cross_entropy, kernels, product, strided};
+use super::{cross_entropy, heads, kernels, product, strided};
 
 /// A tensor of the autodiff backend on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -55,6 +55,7 @@ impl Saved {
                 let split = gradient.reshape([batch, pos, head, width / head].into());
                 return split.transpose(1, 2);
             }
+            Self::Rotation(cos, sin) => return heads::rotated(gradient, [&cos, &sin], -1.0),
             Self::CrossEntropies(state) => return state.gradient(gradient),
             Self::HeadPart(all, first) => return strided::among_heads(&gradient, all, first),
             Self::Rows => return strided::tokens_of(gradient),
@@ -85,10 +86,6 @@ impl Saved {
                 strided::contiguous(weight).storage(),
                 epsilon,
             ),
-            Self::Rotation(cos, sin) => {
-                let (cos, sin) = (cos.storage(), sin.storage());
-                kernels::rotate(gradient.storage_mut(), cos, sin, width / 2, -1.0);
-            }
             _ => unreachable!("returned above"),
         }
         gradient
@@ -318,7 +315,7 @@ pub(super) fn constant<B: Backend, const D: usize>(x: FlexTensor) -> Tensor<B, D
 }
 
 /// The inverse of [`recognise`].
-fn generic<B: Backend, const D: usize>(x: Tracked) -> Tensor<B, D> {
+pub(super) fn generic<B: Backend, const D: usize>(x: Tracked) -> Tensor<B, D> {
     let x = cast(x).unwrap_or_else(|_| unreachable!("the backend has been recognised"));
     Tensor::from_primitive(TensorPrimitive::Float(x))
 }

@@ -92,8 +92,9 @@ pub fn cross_entropies<B: Backend>(
 
 #[cfg(test)]
 mod tests {
-    use burn::backend::{Autodiff, Flex};
+    use burn::backend::Autodiff;
     use burn::tensor::{Distribution, Int, activation::log_softmax};
+    use burn_flex::Flex;
 
     use super::*;
 

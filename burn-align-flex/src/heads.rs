@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Tensor, TensorMetadata, backend::Backend};
 use burn_flex::FlexTensor;
 
 use crate::autodiff::{self, Saved};
 use crate::recognise::{generic, recognise_view};
-use crate::strided;
+use crate::{kernels, strided};
 
 /// Some of `all` heads, which lie side by side, under autodiff. Without autodiff they are a view
 /// anyway.
@@ -98,4 +98,15 @@ pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 
         Ok(x) => Ok(generic(strided::tokens_of(x))),
         Err(x) => autodiff::apply(x, strided::tokens_of, |_, _| Saved::Tokens(rows)),
     }
+}
+
+/// `[batch, head, pos, d_head]`, each vector rotated by the angles of its position, or by `sign`
+/// times them.
+pub(super) fn rotated(x: FlexTensor, [cos, sin]: [&FlexTensor; 2], sign: f32) -> FlexTensor {
+    let [_batch, heads, _pos, d_head] = x.shape().dims();
+    // Heads come from projections, in which those of a token lie side by side.
+    let mut x = strided::contiguous(strided::transposed(x));
+    let tables = [cos.storage(), sin.storage()];
+    kernels::rotate(x.storage_mut(), tables, [heads, d_head / 2], sign);
+    strided::transposed(x)
 }

@@ -242,24 +242,17 @@ pub(super) fn rms_norm_gradient(gradient: &mut [f32], x: &[f32], weight: &[f32],
     });
 }
 
-/// Rotates pairs of the first and the second half of each row by the angles of its position, or by
-/// `sign` times them; positions are consecutive, and start over after the last one.
+/// Rotates pairs of the first and the second half of each vector by the angles of its position, or
+/// by `sign` times them; positions are consecutive, and start over after the last one.
 ///
-/// - cos, sin: a row of half as many elements for each position
-pub(super) fn rotate(x: &mut [f32], cos: &[f32], sin: &[f32], half: usize, sign: f32) {
-    per_row(x, 2 * half, move |index, row| {
-        let start = index * half % cos.len();
-        rotate_pairs(row, &cos[start..][..half], &sin[start..][..half], sign);
-    });
-}
-
-/// [`rotate`], with the vectors of several heads for each position.
-pub(super) fn rotate_tokens(x: &mut [f32], cos: &[f32], sin: &[f32], [heads, half]: [usize; 2]) {
+/// - x: for each position, the vectors of all heads
+/// - cos, sin: a row of half as many elements as a vector has for each position
+pub(super) fn rotate(x: &mut [f32], [cos, sin]: [&[f32]; 2], [heads, half]: [usize; 2], sign: f32) {
     per_row(x, 2 * half * heads, move |index, row| {
         let start = index * half % cos.len();
         let (cos, sin) = (&cos[start..][..half], &sin[start..][..half]);
         for head in row.chunks_exact_mut(2 * half) {
-            rotate_pairs(head, cos, sin, 1.0);
+            rotate_pairs(head, cos, sin, sign);
         }
     });
 }
@@ -391,7 +384,7 @@ fn fold_with(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
 }
 
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     fold_with(a, b, |sum, a, b| sum + a * b)
 }
 

@@ -2,8 +2,7 @@
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex,
-//! with or without autodiff, the kernel runs, with its own gradient (all but [`attend`],
-//! [`attend_after`] and [`add`] have one). Otherwise, and for a dtype that has no kernel, the
+//! with or without autodiff, the kernel runs, with its own gradient (all but [`add`] have one). Otherwise, and for a dtype that has no kernel, the
 //! argument comes back as `Err`, and the caller computes the result with Burn's operations:
 //!
 //! ```
@@ -52,14 +51,13 @@ use burn::tensor::{Tensor, TensorData, TensorMetadata, backend::Backend};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
-pub use attention::{AttendingRows, Attention, KeysBefore};
-use attention::{Part, Rows, Vectors};
+pub use attention::{AttendingRows, Attention, KeysBefore, attend, attend_after};
 use autodiff::Saved;
 pub use cross_entropy::cross_entropies;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};
-use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view, wrapped};
+use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.
 ///
@@ -184,85 +182,6 @@ pub fn causal_softmax<B: Backend>(
     )
 }
 
-/// `softmax(scale · q kᵀ) v`, where each query sees its own key and those before it. Each key-value
-/// head is shared by `head / kv_head` adjacent query heads.
-///
-/// # Shapes
-/// - queries, output: `[batch, head, q_pos, d_head]`; the last query sees up to the last key
-/// - keys, values: `[batch, kv_head, k_pos, d_head]`
-///
-/// # Errors
-/// The arguments, if there is [no kernel](crate) for them, or if they have gradients.
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn attend<B: Backend>(
-    [q, k, v]: [Tensor<B, 4>; 3],
-    how: &Attention,
-) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
-    let [batch, heads, queries, d_head] = q.dims();
-    let [_batch, kv_heads, len, _d_head] = k.dims();
-    assert_attends([&q, &k, &v]);
-    assert!(queries <= len, "{queries} queries of {len} keys");
-    let [Some(query), Some(keys), Some(values)] = [&q, &k, &v].map(in_vectors) else {
-        return Err([q, k, v]);
-    };
-    let own = Part {
-        rows: batch,
-        count: len,
-        keys: Vectors::of(&keys),
-        values: Vectors::of(&values),
-        tokens: None,
-    };
-    let rows = Rows {
-        rows: batch,
-        queries,
-        q: Vectors::of(&query),
-        parts: vec![own],
-    };
-    let mixed = attention::attend(&[rows], [heads, kv_heads, d_head], how);
-    let sizes = [batch, queries, heads, d_head];
-    Ok(wrapped(strided::by_head(mixed, sizes)))
-}
-
-/// [`attend`] of rows that continue others: to the bit, what the whole rows have at these
-/// positions. `None` where [`attend`] would return its arguments.
-///
-/// # Shapes
-/// - queries, output: `[1, head, query, d_head]`, those of all rows
-/// - keys, values: `[1, kv_head, token, d_head]`, the own ones of all rows
-///
-/// # Panics
-/// If the shapes do not match.
-pub fn attend_after<B: Backend>(
-    [q, k, v]: [&Tensor<B, 4>; 3],
-    classes: &[AttendingRows<'_, B>],
-    how: &Attention,
-) -> Option<Tensor<B, 4>> {
-    let [_one, heads, queries, d_head] = q.dims();
-    let [_one, kv_heads, _token, _d_head] = k.dims();
-    assert_attends([q, k, v]);
-    let [q, k, v] = [q, k, v].map(in_vectors);
-    let [q, k, v] = [q?, k?, v?];
-    let parts = classes.iter().map(|class| class.before.parts());
-    let parts: Vec<_> = parts.collect::<Option<_>>()?;
-    let rows = attention::rows_of(classes, [&q, &k, &v], &parts);
-    let mixed = attention::attend(&rows, [heads, kv_heads, d_head], how);
-    let sizes = [1, queries, heads, d_head];
-    Some(wrapped(strided::by_head(mixed, sizes)))
-}
-
-/// Asserts that queries can meet these keys and values.
-fn assert_attends<B: Backend>([q, k, v]: [&Tensor<B, 4>; 3]) {
-    let [batch, heads, _queries, d_head] = q.dims();
-    let [_batch, kv_heads, len, _d_head] = k.dims();
-    assert_eq!([k.dims(), v.dims()], [[batch, kv_heads, len, d_head]; 2]);
-    assert!(
-        heads.is_multiple_of(kv_heads),
-        "{heads} heads of {kv_heads}"
-    );
-}
-
 /// Rotates the pairs `(x[i], x[i + d_head / 2])` by the angles of their positions.
 ///
 /// # Shapes
@@ -287,23 +206,11 @@ pub fn rotate<B: Backend>(
     let (Some(cos), Some(sin)) = (constant(cos), constant(sin)) else {
         return Err(x);
     };
-    let x = match recognise_view(x) {
-        Ok(x) => {
-            // Heads come from projections, in which those of a token lie side by side.
-            let [_batch, heads, _pos, _d_head] = x.shape().dims();
-            let mut x = strided::contiguous(strided::transposed(x));
-            let (cos, sin) = (cos.storage(), sin.storage());
-            kernels::rotate_tokens(x.storage_mut(), cos, sin, [heads, half]);
-            return Ok(generic(strided::transposed(x)));
-        }
-        Err(x) => x,
-    };
-    let run = |x: FlexTensor| {
-        let mut x = strided::contiguous(x);
-        kernels::rotate(x.storage_mut(), cos.storage(), sin.storage(), half, 1.0);
-        x
-    };
-    autodiff::apply(x, run, |_, _| Saved::Rotation(cos.clone(), sin.clone()))
+    let run = |x: FlexTensor| heads::rotated(x, [&cos, &sin], 1.0);
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(run(x))),
+        Err(x) => autodiff::apply(x, run, |_, _| Saved::Rotation(cos.clone(), sin.clone())),
+    }
 }
 
 /// `x / √(mean(x²) + ε)` over the last axis.

@@ -3,25 +3,28 @@
 //! Keys and values are read where they lie. A task has some rows of queries, or some queries of one
 //! row, and computes scores, softmax and mixed values tile by tile, so none of the scores leave its
 //! caches (as in Dao et al. 2022, arXiv 2205.14135, but with all scores of a query at hand). Tasks
-//! differ in nothing but which queries they have, so a query's result does not depend on them.
+//! differ in nothing but which queries they have, so a query's result does not depend on them. The
+//! gradient computes the scores once more, in the same way.
 
 mod classes;
+mod forward;
+mod gradient;
+mod gradient_tile;
+mod panels;
+mod rows;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod tracked;
 
+use burn::tensor::{Tensor, TensorMetadata, backend::Backend};
 use burn_flex::FlexTensor;
-use pulp::Arch;
-use rayon::prelude::*;
 
-pub(crate) use classes::rows_of;
+use super::recognise::{in_vectors, wrapped};
+use super::strided::by_head;
 pub use classes::{AttendingRows, KeysBefore};
-use tile::Task;
-
-/// Multiplications that are worth a task.
-const TASK: usize = 1 << 18;
-/// Tasks per thread, if they are worth it: the last one to end is waited for.
-const TASKS_PER_THREAD: usize = 4;
+use classes::{Class, rows_of};
+use rows::{Part, Rows, Vectors};
 
 /// How queries attend.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,148 +37,155 @@ pub struct Attention {
     pub window: Option<usize>,
 }
 
-/// Vectors of heads: those of a token are features, which lie side by side.
-#[derive(Clone, Copy)]
-pub(crate) struct Vectors<'a> {
-    elements: &'a [f32],
-    /// The first element.
-    start: usize,
-    /// Strides of rows, heads and tokens.
-    strides: [usize; 3],
-}
-
-impl<'a> Vectors<'a> {
-    /// Those of `[row, head, token, d_head]`, [in vectors](crate::strided::in_vectors).
-    pub(crate) fn of(x: &'a FlexTensor) -> Self {
-        let layout = x.layout();
-        Self {
-            elements: x.storage(),
-            start: layout.start_offset(),
-            strides: [0, 1, 2].map(|axis| layout.strides()[axis] as usize),
-        }
-    }
-
-    /// Of the tokens of a single row, rows of this many each, one after the other from `first` on.
-    fn in_rows(self, first: usize, len: usize) -> Self {
-        let [_of_row, of_head, of_token] = self.strides;
-        Self {
-            start: self.start + first * of_token,
-            strides: [len * of_token, of_head, of_token],
-            ..self
-        }
-    }
-
-    /// A vector of this many features.
-    #[inline(always)]
-    fn at(&self, [row, head, token]: [usize; 3], width: usize) -> &'a [f32] {
-        let [of_row, of_head, of_token] = self.strides;
-        let first = self.start + row * of_row + head * of_head + token * of_token;
-        &self.elements[first..][..width]
-    }
-}
-
-/// Keys and values of some rows at some of their positions.
-pub(crate) struct Part<'a> {
-    /// Number of rows. It divides that of the rows that attend: adjacent ones share a row.
-    pub(crate) rows: usize,
-    /// Number of positions.
-    pub(crate) count: usize,
-    pub(crate) keys: Vectors<'a>,
-    pub(crate) values: Vectors<'a>,
-    /// The token of each position, row by row, if they are not in order.
-    pub(crate) tokens: Option<Vec<usize>>,
-}
-
-impl Part<'_> {
-    /// Where a position of a row is: row and token.
-    #[inline(always)]
-    fn place(&self, row: usize, position: usize) -> [usize; 2] {
-        match &self.tokens {
-            Some(tokens) => [0, tokens[row * self.count + position]],
-            None => [row, position],
-        }
-    }
-}
-
-/// Rows with the same numbers of keys and queries.
-pub(crate) struct Rows<'a> {
-    pub(crate) rows: usize,
-    /// Queries of a row: those of its last positions.
-    pub(crate) queries: usize,
-    pub(crate) q: Vectors<'a>,
-    /// In the order of their positions; the last one has a key for each query.
-    pub(crate) parts: Vec<Part<'a>>,
-}
-
-impl Rows<'_> {
-    /// Number of keys of a row.
-    fn count(&self) -> usize {
-        self.parts.iter().map(|part| part.count).sum()
-    }
-
-    /// Multiplications for one row.
-    fn cost(&self, [heads, _kv_heads, d_head]: [usize; 3]) -> usize {
-        2 * self.queries * self.count() * heads * d_head
-    }
-}
-
-/// `softmax(scale · q kᵀ) v`, where each query sees its own key and those before it.
-///
-/// - sizes: heads, key-value heads, `d_head`
+/// `softmax(scale · q kᵀ) v`, where each query sees its own key and those before it. Each key-value
+/// head is shared by `head / kv_head` adjacent query heads.
 ///
 /// # Shapes
-/// - output: `[query, head, d_head]`, the queries of all rows
-pub(crate) fn attend(rows: &[Rows], sizes: [usize; 3], how: &Attention) -> Vec<f32> {
-    attend_by(Arch::new(), rows, sizes, how, rayon::current_num_threads())
+/// - queries, output: `[batch, head, q_pos, d_head]`; the last query sees up to the last key
+/// - keys, values: `[batch, kv_head, k_pos, d_head]`
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn attend<B: Backend>(
+    [q, k, v]: [Tensor<B, 4>; 3],
+    how: &Attention,
+) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
+    let [_batch, _head, queries, _d_head] = q.dims();
+    let [_batch, _kv_head, len, _d_head] = k.dims();
+    assert_attends([&q, &k, &v]);
+    assert!(queries <= len, "{queries} queries of {len} keys");
+    let none = None::<fn() -> Option<Vec<Class>>>;
+    match run([&q, &k, &v], none, how) {
+        Some(mixed) => Ok(mixed),
+        None => Err([q, k, v]),
+    }
 }
 
-/// [`attend`] with the vectors of this architecture, for this many threads.
-fn attend_by(
-    arch: Arch,
-    rows: &[Rows],
-    sizes: [usize; 3],
+/// [`attend`] of rows that continue others: to the bit, what the whole rows have at these
+/// positions. `None` where [`attend`] would return its arguments, or keys or values that have been
+/// [kept](KeysBefore::Parts) have a gradient.
+///
+/// # Shapes
+/// - queries, output: `[1, head, query, d_head]`, those of all rows
+/// - keys, values: `[1, kv_head, token, d_head]`, the own ones of all rows
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn attend_after<B: Backend>(
+    [q, k, v]: [&Tensor<B, 4>; 3],
+    classes: &[AttendingRows<'_, B>],
     how: &Attention,
-    threads: usize,
-) -> Vec<f32> {
-    let [heads, _kv_heads, d_head] = sizes;
-    let queries = rows.iter().map(|rows| rows.rows * rows.queries);
-    let mut mixed = vec![0.0; queries.sum::<usize>() * heads * d_head];
-    if mixed.is_empty() {
-        return mixed;
+) -> Option<Tensor<B, 4>> {
+    assert_attends([q, k, v]);
+    // Their indices are read back, so only where there is a kernel.
+    let classes = || classes.iter().map(Class::of).collect::<Option<_>>();
+    run([q, k, v], Some(classes), how)
+}
+
+/// Asserts that queries can meet these keys and values.
+fn assert_attends<B: Backend>([q, k, v]: [&Tensor<B, 4>; 3]) {
+    let [batch, heads, _queries, d_head] = q.dims();
+    let [_batch, kv_heads, len, _d_head] = k.dims();
+    assert_eq!([k.dims(), v.dims()], [[batch, kv_heads, len, d_head]; 2]);
+    assert!(
+        heads.is_multiple_of(kv_heads),
+        "{heads} heads of {kv_heads}"
+    );
+}
+
+/// Attends, with gradients if the backend differentiates and an argument has one.
+///
+/// - classes: `None` if each row has its own keys and values, and no others; only asked for if there
+///   is a kernel for the heads
+fn run<B: Backend>(
+    heads: [&Tensor<B, 4>; 3],
+    classes: Option<impl FnOnce() -> Option<Vec<Class>>>,
+    how: &Attention,
+) -> Option<Tensor<B, 4>> {
+    let attending = |heads| {
+        let classes = match classes {
+            Some(classes) => Some(classes()?),
+            None => None,
+        };
+        Some(Attending {
+            heads,
+            classes,
+            how: *how,
+        })
+    };
+    match heads.map(in_vectors) {
+        [Some(q), Some(k), Some(v)] => Some(wrapped(attending([q, k, v])?.mixed())),
+        _ => tracked::attend(heads, attending),
     }
-    let cost: usize = rows.iter().map(|rows| rows.rows * rows.cost(sizes)).sum();
-    let worth = (cost / (threads * TASKS_PER_THREAD)).max(TASK);
-    let mut tasks = Vec::new();
-    let mut rest = &mut mixed[..];
-    for own in rows {
-        if own.rows * own.queries == 0 {
-            continue;
+}
+
+/// Queries that attend to keys and values.
+#[derive(Clone, Debug)]
+pub(super) struct Attending {
+    /// Queries, keys and values.
+    heads: [FlexTensor; 3],
+    /// `None` if each row has its own keys and values, and no others.
+    classes: Option<Vec<Class>>,
+    how: Attention,
+}
+
+impl Attending {
+    fn rows(&self) -> Vec<Rows<'_>> {
+        let [q, k, v] = &self.heads;
+        if let Some(classes) = &self.classes {
+            return rows_of(classes, [q, k, v]);
         }
-        let of_row = own.cost(sizes);
-        let at_once = (worth / of_row).clamp(1, own.rows);
-        let pieces = of_row.div_ceil(worth).min(own.queries);
-        for first in (0..own.rows).step_by(at_once) {
-            let some = first..own.rows.min(first + at_once);
-            // Only one row at a time is divided.
-            for piece in 0..pieces {
-                let queries = piece * own.queries / pieces..(piece + 1) * own.queries / pieces;
-                let length = some.len() * queries.len() * heads * d_head;
-                let (part, others) = rest.split_at_mut(length);
-                rest = others;
-                tasks.push(Task {
-                    rows: own,
-                    some: some.clone(),
-                    queries,
-                    sizes,
-                    how,
-                    mixed: part,
+        let [batch, _head, queries, _d_head] = q.shape().dims();
+        vec![Rows {
+            rows: batch,
+            queries,
+            q: Vectors::of(q),
+            parts: vec![Part::of([k, v])],
+        }]
+    }
+
+    /// Heads, key-value heads, `d_head`.
+    fn sizes(&self) -> [usize; 3] {
+        let [q, k, _v] = &self.heads;
+        let [_batch, heads, _queries, d_head] = q.shape().dims();
+        let [_batch, kv_heads, _len, _d_head] = k.shape().dims();
+        [heads, kv_heads, d_head]
+    }
+
+    /// `[batch, head, q_pos, d_head]`.
+    fn mixed(&self) -> FlexTensor {
+        let mixed = forward::attend(&self.rows(), self.sizes(), &self.how);
+        self.placed(mixed, 0)
+    }
+
+    /// The gradients of queries, keys and values, from that of the mixed values, [in
+    /// vectors](crate::strided::in_vectors).
+    fn gradients(&self, of_mixed: &FlexTensor) -> [FlexTensor; 3] {
+        let rows = self.rows();
+        let all = Vectors::of(of_mixed);
+        let of_mixed: Vec<Vectors<'_>> = match self.classes {
+            None => vec![all],
+            Some(_) => {
+                let firsts = rows.iter().scan(0, |next, rows| {
+                    let first = *next;
+                    *next += rows.rows * rows.queries;
+                    Some((first, rows.queries))
                 });
+                firsts
+                    .map(|(first, queries)| all.in_rows(first, queries))
+                    .collect()
             }
-        }
+        };
+        let [q, k, v] = gradient::gradients(&rows, &of_mixed, self.sizes(), &self.how);
+        [self.placed(q, 0), self.placed(k, 1), self.placed(v, 2)]
     }
-    match threads == 1 || cost <= TASK {
-        true => tasks.into_iter().for_each(|task| arch.dispatch(task)),
-        false => tasks.into_par_iter().for_each(|task| arch.dispatch(task)),
+
+    /// Vectors of all tokens as a tensor of the shape of queries, keys or values.
+    fn placed(&self, vectors: Vec<f32>, which: usize) -> FlexTensor {
+        let [batch, heads, pos, d_head] = self.heads[which].shape().dims();
+        by_head(vectors, [batch, pos, heads, d_head])
     }
-    mixed
 }

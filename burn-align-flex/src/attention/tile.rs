@@ -1,22 +1,16 @@
-//! Some queries, tile by tile.
+//! The mixed values of some queries, tile by tile.
 
-use std::array;
 use std::cell::RefCell;
 use std::ops::Range;
 
 use pulp::{NullaryFnOnce, Simd, WithSimd};
 
-use super::{Attention, Part, Rows};
+use super::Attention;
+use super::panels::{MOST_ROWS, MOST_SUMS, Place, as_columns, as_rows, multiply};
+use super::rows::{Part, Rows};
 use crate::aligned::Aligned;
 use crate::kernels::{exp, fold};
-use crate::tiles::{VECTORS, rows_of_tile, with_rows};
-
-/// Keys that are transposed at a time, and their features.
-const SQUARE: usize = 8;
-/// Rows of the largest tile.
-const MOST_ROWS: usize = 14;
-/// Elements of the largest tile.
-const MOST_SUMS: usize = MOST_ROWS * VECTORS * 16;
+use crate::tiles::{VECTORS, rows_of_tile};
 
 thread_local! {
     static ROOM: RefCell<Room> = const { RefCell::new(Room::empty()) };
@@ -111,7 +105,15 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
                     let place = |row: usize| row / (rows.rows / part.rows);
                     // Rows that share one are adjacent.
                     if last.map(place) != Some(place(row)) {
-                        self.lay_out(part, [place(row), kv_head], first, count);
+                        self.lay_out(
+                            part,
+                            Place {
+                                of: [place(row), kv_head],
+                                first,
+                                count,
+                                d_head,
+                            },
+                        );
                     }
                     first += part.count;
                 }
@@ -127,58 +129,10 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
 
 impl<S: Simd> Run<'_, '_, S> {
     /// Lays out keys and values of one head of a row of a part.
-    ///
-    /// - first: the place of the first one among all keys
-    /// - count: number of all keys; those after them are left out
     #[inline(always)]
-    fn lay_out(&mut self, part: &Part<'_>, [row, kv_head]: [usize; 2], first: usize, count: usize) {
-        let width = VECTORS * S::F32_LANES;
-        let [_heads, _kv_heads, d_head] = self.task.sizes;
-        let (keys, values) = (part.keys, part.values);
-        let here = part.count.min(count - first);
-        let place = |position| {
-            let [row, token] = part.place(row, position);
-            [row, kv_head, token]
-        };
-        let to = self.room.keys.elements_mut();
-        let mut position = 0;
-        while position < here {
-            let key = first + position;
-            let panel = &mut to[key / width * width * d_head..][..width * d_head];
-            let column = key % width;
-            let whole = column + SQUARE <= width && here - position >= SQUARE;
-            if !whole || d_head % SQUARE != 0 {
-                let from = keys.at(place(position), d_head);
-                for (feature, from) in panel.chunks_exact_mut(width).zip(from) {
-                    feature[column] = *from;
-                }
-                position += 1;
-                continue;
-            }
-            let from: [&[f32]; SQUARE] =
-                array::from_fn(|index| keys.at(place(position + index), d_head));
-            for feature in (0..d_head).step_by(SQUARE) {
-                let mut square = [[0.0; SQUARE]; SQUARE];
-                for (key, from) in from.iter().enumerate() {
-                    for (to, from) in square.iter_mut().zip(&from[feature..][..SQUARE]) {
-                        to[key] = *from;
-                    }
-                }
-                let panel = &mut panel[feature * width..];
-                for (row, square) in square.iter().enumerate() {
-                    panel[row * width + column..][..SQUARE].copy_from_slice(square);
-                }
-            }
-            position += SQUARE;
-        }
-        let to = self.room.values.elements_mut();
-        for position in 0..here {
-            let from = values.at(place(position), d_head);
-            for (panel, from) in from.chunks(width).enumerate() {
-                let to = &mut to[(panel * count + first + position) * width..][..width];
-                to[..from.len()].copy_from_slice(from);
-            }
-        }
+    fn lay_out(&mut self, part: &Part<'_>, place: Place) {
+        as_columns::<S>(part, &part.keys, place, self.room.keys.elements_mut());
+        as_rows::<S>(part, &part.values, place, self.room.values.elements_mut());
     }
 
     /// The mixed values of some queries, of one row and group of heads.
@@ -269,57 +223,9 @@ impl<S: Simd> Run<'_, '_, S> {
     }
 }
 
-/// Sums over `x`, `[inner, rows]`, times `panel`, `[inner, width of a tile]`, in order.
-///
-/// # Shapes
-/// - sums: `[rows, width of a tile]`
-// Inlined, the kernels of all numbers of rows would be compiled for each call.
-#[inline(never)]
-fn multiply<S: Simd>(simd: S, x: &[f32], panel: &[f32], sums: &mut [f32], rows: usize) {
-    with_rows!(S, rows, |R| simd.vectorize(Product::<S, R> {
-        simd,
-        x,
-        panel,
-        sums,
-    }));
-}
-
-/// [`multiply`] for `R` rows.
-struct Product<'a, S, const R: usize> {
-    simd: S,
-    x: &'a [f32],
-    panel: &'a [f32],
-    sums: &'a mut [f32],
-}
-
-impl<S: Simd, const R: usize> NullaryFnOnce for Product<'_, S, R> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(self) {
-        let simd = self.simd;
-        // Loops over indices: iterators over the tile keep it in memory.
-        let mut tile = [[simd.splat_f32s(0.0); VECTORS]; R];
-        let panel = S::as_simd_f32s(self.panel).0.as_chunks::<VECTORS>().0;
-        for (x, panel) in self.x.as_chunks::<R>().0.iter().zip(panel) {
-            for row in 0..R {
-                let x = simd.splat_f32s(x[row]);
-                for vector in 0..VECTORS {
-                    tile[row][vector] = simd.mul_add_f32s(x, panel[vector], tile[row][vector]);
-                }
-            }
-        }
-        let sums = S::as_mut_simd_f32s(self.sums)
-            .0
-            .as_chunks_mut::<VECTORS>()
-            .0;
-        sums.copy_from_slice(&tile);
-    }
-}
-
 /// `e^(score - largest)` of each, and their sum.
 #[inline(always)]
-fn softmax(scores: &mut [f32], cap: Option<f64>) -> f32 {
+pub(super) fn softmax(scores: &mut [f32], cap: Option<f64>) -> f32 {
     if let Some(cap) = cap {
         let cap = cap as f32;
         for score in scores.iter_mut() {

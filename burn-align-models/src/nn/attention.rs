@@ -93,8 +93,8 @@ pub fn attend<B: Backend>(
     }
 }
 
-/// [`attend`] by the kernel for the CPU, where there is one and nothing has gradients. Whole rows
-/// only where scores and weights are not tapped, and the backend's own kernel is not asked for.
+/// [`attend`] by the kernel for the CPU, where there is one. Whole rows only where scores and
+/// weights are not tapped, and the backend's own kernel is not asked for.
 #[cfg(feature = "flex")]
 fn attend_fast<B: Backend>(
     heads: [Tensor<B, 4>; 3],
