@@ -1,19 +1,24 @@
 """pyvene's accuracy on the pairs of the example `das_map`, to compare with ours.
 
-    cargo run --release --example das_map -- --write-pairs pairs.json --json ours.json
-    python benches/peers/alignment.py burn-align-models/capitals-gpt2 pairs.json --beside ours.json
+    for seed in 0 1 2 3; do
+      cargo run --release --example das_map -- \
+        --seed $seed --write-pairs pairs-$seed.json --json ours-$seed.json
+    done
+    python benches/peers/alignment.py burn-align-models/capitals-gpt2 \
+      --pairs pairs-*.json --beside ours-*.json
 
 At the country's token and at the last one, after each layer, pyvene's
 `LowRankRotatedSpaceIntervention` is trained as the example trains ours: the same pairs, rank,
 batches, epochs and learning rates. Its rotation starts elsewhere, and sees the pairs in another
-order, or in several (--seeds). Prints the accuracy on the held-out pairs, and the greatest
-difference of the mean from ours.
+order. Prints the accuracies on the held-out pairs of each file, the difference of the means, with
+the standard error of the files' differences, and the greatest difference.
 """
 
 import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 
 import das
 import torch
@@ -29,6 +34,18 @@ def factor(steps: int) -> Callable[[int], float]:
     """The learning rate rises, then falls to 0."""
     warm = round(WARM * steps)
     return lambda step: step / warm if step < warm else (steps - step) / max(steps - warm, 1)
+
+
+def read(file: Path) -> list[list[Tensor]]:
+    """Bases, sources and labels, for training and held out."""
+    data = json.loads(file.read_text())
+    parts = [
+        [torch.tensor(data[part][key]) for key in ("base", "source", "labels")]
+        for part in ("training", "held_out")
+    ]
+    for part in parts:
+        part[2] = part[2].squeeze(-1)
+    return parts
 
 
 def accuracy(
@@ -61,38 +78,39 @@ def accuracy(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("pairs", type=Path)
-    parser.add_argument("--beside", type=Path, metavar="FILE", help="the example's --json")
+    parser.add_argument("--pairs", type=Path, nargs="+", required=True, metavar="FILE")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="FILE", help="the example's --json"
+    )
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
-    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    data = json.loads(args.pairs.read_text())
-    training, held_out = (
-        [torch.tensor(data[part][key]) for key in ("base", "source", "labels")]
-        for part in ("training", "held_out")
-    )
-    for part in (training, held_out):
-        part[2] = part[2].squeeze(-1)
-    ours = json.loads(args.beside.read_text()) if args.beside else None
+    if args.beside and len(args.beside) != len(args.pairs):
+        parser.error("--beside: a file for each of --pairs")
+    pairs = [read(file) for file in args.pairs]
+    ours = [json.loads(file.read_text())["cells"] for file in args.beside]
     largest = 0.0
     for layer in range(model.config.num_hidden_layers):
         for name, position in PLACES.items():
             cell = Das(layer, position, rank=args.rank)
             found = [
-                accuracy(model, cell, training, held_out, args, seed) for seed in range(args.seeds)
+                accuracy(model, cell, training, held_out, args, seed)
+                for seed, (training, held_out) in enumerate(pairs)
             ]
             line = {"layer": layer, "token": name, "pyvene": found}
             if ours:
                 # The first row is the embedding's.
-                own = ours["cells"][layer + 1][position]["trained"]["accuracy"]
-                line["burn-align"] = own
-                largest = max(largest, abs(own - sum(found) / len(found)))
+                own = [cells[layer + 1][position]["trained"]["accuracy"] for cells in ours]
+                each = [ours - theirs for ours, theirs in zip(own, found, strict=True)]
+                line |= {"burn-align": own, "difference": round(mean(each), 4)}
+                if len(each) > 1:
+                    line["standard_error"] = round(stdev(each) / len(each) ** 0.5, 4)
+                largest = max(largest, abs(mean(each)))
             print(json.dumps(line), flush=True)
     if ours:
         print(json.dumps({"largest_difference": round(largest, 4)}))
