@@ -1,9 +1,12 @@
 //! The lockstep executor.
 
+mod rows;
+mod unembed;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::nn::add_to_stream;
 use burn_align_models::{
     AlignableTransformer, Cx, Mixing, ModelInput, Pass as ModelPass, Reads, Site, SublayerOutput,
@@ -12,7 +15,6 @@ use burn_align_models::{
 
 use super::PlanError;
 use super::cache::{CachedRow, CachedRows, keep};
-use super::cells::{Cells, gather};
 use super::chunks::chunks;
 use super::hash::QuickMap;
 use super::layout::{Layout, int_tensor};
@@ -20,11 +22,13 @@ use super::lockstep_tap::LockstepTap;
 use super::marks::Mark;
 use super::options::RunOptions;
 use super::origin::Origin;
-use super::plan::{OperandKey, Plan, Read, ReadId, WorldId, WorldInput};
+use super::plan::{OperandKey, Plan, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Stage, Step};
 use super::validate::{check_continuable, validate_reusing};
 use crate::interventions::Intervention;
+pub(super) use rows::stack_inputs;
+use rows::{fork, in_place, rearrange, stack, stack_residuals};
 
 /// The values of a plan's reads.
 #[derive(Clone, Debug)]
@@ -385,225 +389,5 @@ impl<'p, B: Backend, I: Intervention<B>> Run<'p, B, I> {
             continued.tokens[position - continued.past.pos()] as usize
         });
         ModelInput::Tokens(int_tensor(tokens, &self.device).unsqueeze())
-    }
-
-    /// Computes the logits that are read, at their positions only.
-    fn unembed<M: AlignableTransformer<B>>(
-        &mut self,
-        x: Tensor<B, 3>,
-        normed: bool,
-        current: &StageGroups,
-        model: &M,
-    ) {
-        let [rows, pos, d_model] = x.dims();
-        let mut cells = Cells::default();
-        let mut wanted = Vec::new();
-        let group_of = current.groups.by_world();
-        let reads = self.schedule.reads.at(Stage::Unembed).iter();
-        let open = reads.filter(|index| self.values[**index].is_none());
-        let here = open.filter_map(|index| {
-            let group = group_of.get(self.plan.reads[*index].world())?;
-            Some((group, *index))
-        });
-        let mut here: Vec<(usize, usize)> = here.collect();
-        here.sort_unstable();
-        for (group, index) in here {
-            let Read::Logits { world, positions } = &self.plan.reads[index] else {
-                continue;
-            };
-            let start = current.layout.first_row(group);
-            let input = self.schedule.sizes.of(world.0);
-            let units = positions.units(&input.lengths);
-            let unit_count = units.positions.count(input.pos);
-            let sizes = [input.pos, 1];
-            let place = |example: usize, _head: usize, position: usize| {
-                current.layout.token(start + example, position)
-            };
-            cells.append(Cells::of_units(&units, input.batch, sizes, place));
-            wanted.push((index, [input.batch, unit_count]));
-        }
-        // [cell, d_model]
-        let x = gather(&x.reshape([rows, 1, pos, d_model]), &cells, &self.tables);
-        let x = x.unsqueeze_dim::<3>(0); // [1, cell, d_model]
-        let x = match normed {
-            true => x,
-            false => model.final_norm(x),
-        };
-        let mut first: usize = 0;
-        for part in self.parts_to_unembed(&wanted) {
-            let all = part.iter().map(|(_, [batch, units])| batch * units).sum();
-            let x = x.clone().narrow(1, first, all);
-            first += all;
-            let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
-            let [_all, vocab] = logits.dims();
-            let mut start: usize = 0;
-            for (index, [batch, units]) in part.iter().copied() {
-                let count = batch * units;
-                // Slicing a tensor of the right shape gives a view; slicing while reshaping would
-                // copy.
-                let divides = all.is_multiple_of(units) && start.is_multiple_of(units);
-                let logits = logits.clone();
-                self.values[index] = Some(match divides {
-                    true => {
-                        logits
-                            .reshape([all / units, units, vocab])
-                            .narrow(0, start / units, batch)
-                    }
-                    false => logits
-                        .narrow(0, start, count)
-                        .reshape([batch, units, vocab]),
-                });
-                start += count;
-            }
-        }
-    }
-
-    /// The reads whose logits come from one product: all, except that with gradients there are no
-    /// more than make a product worth its weight. The gradient of a part of the logits is as large
-    /// as the whole, and nearly all of it zeros.
-    fn parts_to_unembed<'r>(
-        &self,
-        reads: &'r [(usize, [usize; 2])],
-    ) -> Vec<&'r [(usize, [usize; 2])]> {
-        const ENOUGH: usize = 16;
-        if !B::ad_enabled(&self.device) {
-            return vec![reads];
-        }
-        let (mut parts, mut start, mut cells) = (Vec::new(), 0, 0);
-        for (index, (_, [batch, units])) in reads.iter().enumerate() {
-            cells += batch * units;
-            if cells >= ENOUGH {
-                parts.push(&reads[start..=index]);
-                (start, cells) = (index + 1, 0);
-            }
-        }
-        if start < reads.len() {
-            parts.push(&reads[start..]);
-        }
-        parts
-    }
-}
-
-/// Makes the rows of the next stage's groups, as copies of their parents' rows.
-fn fork<B: Backend>(
-    x: Tensor<B, 3>,
-    before: &Layout,
-    next: &StageGroups,
-    tables: &Tables,
-) -> Tensor<B, 3> {
-    match &next.parents {
-        Some(parents) => rearrange(x, before, &next.layout, parents, tables),
-        None => rearrange(x, before, &next.layout, &in_place(next), tables),
-    }
-}
-
-/// The groups of a stage, each as its own parent.
-fn in_place(stage: &StageGroups) -> Vec<usize> {
-    (0..stage.groups.len()).collect()
-}
-
-/// The residual stream of the next stage.
-///
-/// - `parents`: which group of the stage before each group of the next one continues
-fn rearrange<B: Backend>(
-    x: Tensor<B, 3>,
-    before: &Layout,
-    next: &Layout,
-    parents: &[usize],
-    tables: &Tables,
-) -> Tensor<B, 3> {
-    let [rows, pos, d_model] = x.dims();
-    let rows_before = next.rows_before(before, parents);
-    if before.is_whole() && next.is_whole() {
-        return chosen(x, rows_before, tables);
-    }
-    let tokens = next.tokens_in(before, &rows_before);
-    let x = chosen(x.reshape([rows * pos, d_model]), tokens, tables);
-    let [rows, pos] = next.shape();
-    x.reshape([rows, pos, d_model])
-}
-
-/// Entries of the first axis, by index.
-fn chosen<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    indices: Vec<usize>,
-    tables: &Tables,
-) -> Tensor<B, D> {
-    let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
-    let adjacent = count > 0 && indices.iter().copied().eq(first..first + count);
-    match adjacent {
-        true if count == x.dims()[0] => x,
-        true => x.narrow(0, first, count),
-        false => {
-            let device = x.device();
-            x.select(0, tables.indices::<B>(indices, &device))
-        }
-    }
-}
-
-/// The stacked inputs of all groups, padded on the right.
-fn stack<B: Backend>(
-    plan: &Plan<B>,
-    stage: &StageGroups,
-    pos: usize,
-    device: &B::Device,
-) -> ModelInput<B> {
-    let inputs = stage.groups.firsts();
-    let inputs = inputs.map(|world| plan.input_of_index(world));
-    stack_inputs(inputs, pos, device)
-}
-
-/// The stacked residuals that all groups start from, padded on the right.
-fn stack_residuals<B: Backend>(plan: &Plan<B>, stage: &StageGroups, pos: usize) -> Tensor<B, 3> {
-    let residuals = stage
-        .groups
-        .firsts()
-        .map(|world| match plan.input_of_index(world) {
-            WorldInput::Resumed(resumed) => padded(&resumed.x, pos),
-            _ => unreachable!("checked when the plan was validated"),
-        });
-    Tensor::cat(residuals.collect(), 0)
-}
-
-/// Appends zeros, up to `pos` positions.
-fn padded<B: Backend>(x: &Tensor<B, 3>, pos: usize) -> Tensor<B, 3> {
-    let [batch, own_pos, width] = x.dims();
-    if own_pos == pos {
-        return x.clone();
-    }
-    let padding = Tensor::zeros([batch, pos - own_pos, width], (&x.device(), x.dtype()));
-    Tensor::cat(vec![x.clone(), padding], 1)
-}
-
-/// Stacked inputs, padded on the right to `pos` positions.
-pub(super) fn stack_inputs<'a, B: Backend>(
-    inputs: impl Iterator<Item = &'a WorldInput<B>>,
-    pos: usize,
-    device: &B::Device,
-) -> ModelInput<B> {
-    let mut tokens: Vec<i64> = Vec::new();
-    let mut features: Vec<Tensor<B, 3>> = Vec::new();
-    for input in inputs {
-        match input {
-            WorldInput::Tokens(batch) => {
-                for ids in batch.ids() {
-                    tokens.extend(ids.iter().map(|id| i64::from(*id)));
-                    tokens.extend(std::iter::repeat_n(0, pos - ids.len()));
-                }
-            }
-            WorldInput::Features(x) => features.push(padded(x, pos)),
-            WorldInput::Resumed(_) | WorldInput::Continued(_) => {
-                unreachable!("a run that goes on does not begin with whole rows")
-            }
-        }
-    }
-    if features.is_empty() {
-        let rows = tokens.len() / pos;
-        ModelInput::Tokens(Tensor::from_data(
-            TensorData::new(tokens, [rows, pos]),
-            device,
-        ))
-    } else {
-        ModelInput::Features(Tensor::cat(features, 0))
     }
 }
