@@ -433,6 +433,8 @@ pub(super) fn exp(x: f32) -> f32 {
     }
     p = p * (r * r) + r + 1.0;
     let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
+    // Added to its bits, a power could make a number of what is none.
+    let power = if x.is_nan() { x } else { power };
     if x < LEAST { 0.0 } else { power }
 }
 
@@ -458,7 +460,9 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(-88.0), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert!(exp(f32::NAN).is_nan());
+        for bits in [0x7fc0_0000_u32, 0x7fc0_0001, 0xffc0_0101, 0x7fff_ffff] {
+            assert!(exp(f32::from_bits(bits)).is_nan(), "{bits:x}");
+        }
         assert!(exp(f32::INFINITY) > 1e38);
     }
 

@@ -1,9 +1,10 @@
 //! Fast CPU kernels for Burn's backend [`Flex`], called from code that is generic
 //! over the backend.
 //!
-//! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex,
-//! with or without autodiff, the kernel runs, with its own gradient (all but [`add`] have one). Otherwise, and for a dtype that has no kernel, the
-//! argument comes back as `Err`, and the caller computes the result with Burn's operations:
+//! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex, with
+//! or without autodiff, the kernel runs, with its own gradient (only [`add`] has none). Otherwise,
+//! and for a dtype that has no kernel, the argument comes back as `Err`, and the caller computes
+//! the result with Burn's operations:
 //!
 //! ```
 //! use burn::tensor::{Tensor, activation, backend::Backend};

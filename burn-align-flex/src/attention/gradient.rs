@@ -1,19 +1,22 @@
 //! Gradients of queries, keys and values: which task has which rows.
 //!
-//! A task has a key-value head of some rows, and the gradients of all that they alone attend to. Of
-//! tokens that rows share with others, each task has sums of its own, which are added up one after
-//! the other, so that they do not depend on the number of threads.
+//! A task has a key-value head of some rows, or of some queries of one row. What the keys and values
+//! of a row get from its own tasks alone goes where it belongs at once. Of those that several tasks
+//! attend to, each has sums of its own, which are then added up one after the other: neither they nor
+//! the tasks depend on the number of threads.
 
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::Attention;
 use super::forward::TASK;
-use super::gradient_tile::Task;
+use super::gradient_tile::{Given, Sums, Task};
 use super::rows::{Rows, Vectors};
 
-/// Rows of a task that share keys and values without a gradient, which are laid out once.
+/// Rows of a task, at most: those that share keys and values, which are laid out once.
 const ROWS: usize = 8;
+/// Queries of a task, at most, in each head: a longer row has several tasks.
+const QUERIES: usize = 256;
 
 /// The gradients of queries, keys and values, from those of the mixed values.
 ///
@@ -49,14 +52,32 @@ pub(super) fn gradients_by(
     let mut of_queries = vec![0.0; queries * heads * d_head];
     let [mut of_keys, mut of_values] = [0, 1].map(|_| vec![0.0; tokens * kv_heads * d_head]);
 
+    if of_queries.is_empty() {
+        return [of_queries, of_keys, of_values];
+    }
+
     let mut tasks = Vec::new();
     let mut rest = [&mut of_queries[..], &mut of_keys, &mut of_values];
+    let mut token = 0;
     for (own, of_mixed) in rows.iter().zip(of_mixed) {
+        let pieces = own.queries.div_ceil(QUERIES);
         let mut first = 0;
         while first < own.rows {
-            let some = first..first + at_once(own, first);
+            let some = first..first + at_once(own, first, pieces);
             first = some.end;
-            let mut these = Task::of_heads(own, &some, of_mixed, sizes, how);
+            let of_piece = |piece: usize| {
+                let queries = piece * own.queries / pieces..(piece + 1) * own.queries / pieces;
+                let given = Given {
+                    rows: own,
+                    some: some.clone(),
+                    queries,
+                    of_mixed: *of_mixed,
+                    apart: (pieces > 1).then_some(token),
+                };
+                Task::of_heads(&given, sizes, how)
+            };
+            let mut these: Vec<Vec<Task>> = (0..pieces).map(of_piece).collect();
+            token += some.len() * own.own();
             for (which, rest) in rest.iter_mut().enumerate() {
                 // How many tokens, and how many vectors of each.
                 let (tokens, of_token) = match which {
@@ -68,12 +89,21 @@ pub(super) fn gradients_by(
                 *rest = others;
                 for (index, vector) in part.chunks_exact_mut(d_head).enumerate() {
                     let head = index % of_token / (of_token / kv_heads);
-                    these[head].gradients[which].push(vector);
+                    let token = index / of_token % tokens;
+                    match (which, &mut these[..]) {
+                        (_, [only]) => only[head].gradients[which].push(vector),
+                        (0, several) => {
+                            let piece = several
+                                .iter()
+                                .position(|piece| piece[head].queries.contains(&token));
+                            let piece = piece.expect("pieces have all queries");
+                            several[piece][head].gradients[which].push(vector);
+                        }
+                        _ => {}
+                    }
                 }
             }
-            if own.queries > 0 {
-                tasks.extend(these);
-            }
+            tasks.extend(these.into_iter().flatten());
         }
     }
     let cost: usize = rows.iter().map(|rows| rows.rows * rows.cost(sizes)).sum();
@@ -81,11 +111,16 @@ pub(super) fn gradients_by(
         true => tasks.iter_mut().for_each(|task| arch.dispatch(task)),
         false => tasks.par_iter_mut().for_each(|task| arch.dispatch(task)),
     }
-    let shared: Vec<_> = tasks.into_iter().filter_map(Task::shared).collect();
-    for shared in shared {
-        for (sums, to) in shared.sums.iter().zip([&mut of_keys, &mut of_values]) {
-            for (token, sums) in shared.tokens.iter().zip(sums.chunks_exact(d_head)) {
-                let to = &mut to[(token * kv_heads + shared.kv_head) * d_head..][..d_head];
+    let sums: Vec<Sums> = tasks.into_iter().map(Task::sums).collect();
+    for Sums {
+        tokens,
+        kv_head,
+        sums,
+    } in sums
+    {
+        for (sums, to) in sums.iter().zip([&mut of_keys, &mut of_values]) {
+            for (token, sums) in tokens.iter().zip(sums.chunks_exact(d_head)) {
+                let to = &mut to[(token * kv_heads + kv_head) * d_head..][..d_head];
                 for (to, sum) in to.iter_mut().zip(sums) {
                     *to += sum;
                 }
@@ -95,13 +130,14 @@ pub(super) fn gradients_by(
     [of_queries, of_keys, of_values]
 }
 
-/// How many rows from this one on are a task's: adjacent ones that share what comes before them.
-fn at_once(rows: &Rows, first: usize) -> usize {
+/// How many rows from this one on are a task's: one that has several tasks, and otherwise adjacent
+/// ones. None of them goes beyond those that share the same tokens.
+fn at_once(rows: &Rows, first: usize, pieces: usize) -> usize {
+    if pieces > 1 {
+        return 1;
+    }
     let before = &rows.parts[..rows.parts.len() - 1];
     let sharing = before.iter().map(|part| rows.rows / part.rows).min();
     let sharing = sharing.unwrap_or(1);
-    match before.iter().any(|part| part.tokens.is_some()) {
-        true => sharing,
-        false => (sharing - first % sharing).min(ROWS),
-    }
+    (sharing - first % sharing).min(ROWS)
 }

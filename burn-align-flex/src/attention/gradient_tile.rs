@@ -54,27 +54,41 @@ impl Room {
     }
 }
 
-/// One key-value head of some rows.
+/// What all key-value heads of a task's rows have in common.
+pub(super) struct Given<'r> {
+    pub(super) rows: &'r Rows<'r>,
+    /// Which rows.
+    pub(super) some: Range<usize>,
+    /// Which of their queries.
+    pub(super) queries: Range<usize>,
+    pub(super) of_mixed: Vectors<'r>,
+    /// If other tasks attend to the only row's own keys as well: the first one among all tokens.
+    pub(super) apart: Option<usize>,
+}
+
+/// One key-value head of some queries of some rows.
 pub(super) struct Task<'r, 'a> {
     rows: &'r Rows<'r>,
-    /// Which rows.
     some: Range<usize>,
+    pub(super) queries: Range<usize>,
     kv_head: usize,
     /// Heads, key-value heads, `d_head`.
     sizes: [usize; 3],
     how: &'r Attention,
     of_mixed: Vectors<'r>,
+    apart: Option<usize>,
     /// Where the gradients go, vector by vector: queries, `[row, query, head of the group]`; own
-    /// keys and values, `[row, key]`.
+    /// keys and values, `[row, key]`, if they are no other task's.
     pub(super) gradients: [Vec<&'a mut [f32]>; 3],
-    /// Sums of the gradients of shared keys and values, `[position, d_head]`.
-    shared: [Vec<f32>; 2],
+    /// Sums of the gradients of keys and values that other tasks attend to as well: those of tokens
+    /// that rows share, then the row's own. `[position, d_head]`.
+    sums: [Vec<f32>; 2],
 }
 
-/// Gradients of keys and values that rows share.
-pub(super) struct Shared<'r> {
+/// Gradients of keys and values that several tasks attend to.
+pub(super) struct Sums {
     /// Where they belong.
-    pub(super) tokens: &'r [usize],
+    pub(super) tokens: Vec<usize>,
     pub(super) kv_head: usize,
     /// Of keys and values, `[token, d_head]`.
     pub(super) sums: [Vec<f32>; 2],
@@ -82,42 +96,58 @@ pub(super) struct Shared<'r> {
 
 impl<'r> Task<'r, '_> {
     /// A task for each key-value head, which has yet to be told where gradients go.
-    pub(super) fn of_heads(
-        rows: &'r Rows<'r>,
-        some: &Range<usize>,
-        of_mixed: &Vectors<'r>,
-        sizes: [usize; 3],
-        how: &'r Attention,
-    ) -> Vec<Self> {
+    pub(super) fn of_heads(given: &Given<'r>, sizes: [usize; 3], how: &'r Attention) -> Vec<Self> {
         let [heads, kv_heads, d_head] = sizes;
-        let shared = rows.parts.iter().filter(|part| part.tokens.is_some());
-        let shared: usize = shared.map(|part| part.count).sum();
+        let rows = given.rows;
+        let own = match given.apart {
+            None => [0, rows.own()],
+            Some(_) => [rows.own(), 0],
+        };
+        let [in_sums, in_place] = own;
+        let summed = shared(rows) + in_sums;
         let of_head = |kv_head| {
-            let counts = [rows.queries * heads / kv_heads, rows.own(), rows.own()];
+            let queries = given.queries.len() * heads / kv_heads;
+            let counts = [queries, in_place, in_place];
             Self {
                 rows,
-                some: some.clone(),
+                some: given.some.clone(),
+                queries: given.queries.clone(),
                 kv_head,
                 sizes,
                 how,
-                of_mixed: *of_mixed,
-                gradients: counts.map(|count| Vec::with_capacity(some.len() * count)),
-                shared: [0, 1].map(|_| vec![0.0; shared * d_head]),
+                of_mixed: given.of_mixed,
+                apart: given.apart,
+                gradients: counts.map(|count| Vec::with_capacity(given.some.len() * count)),
+                sums: [0, 1].map(|_| vec![0.0; summed * d_head]),
             }
         };
         (0..kv_heads).map(of_head).collect()
     }
 
-    /// What belongs to tokens that are shared.
-    pub(super) fn shared(self) -> Option<Shared<'r>> {
-        let part = self.rows.parts.iter().find(|part| part.tokens.is_some())?;
-        let row = self.some.start / (self.rows.rows / part.rows);
-        Some(Shared {
-            tokens: &part.tokens?[row * part.count..][..part.count],
+    /// What has yet to be added to the gradients of keys and values.
+    pub(super) fn sums(self) -> Sums {
+        let mut tokens = Vec::new();
+        for part in &self.rows.parts {
+            if let Some(of_part) = part.tokens {
+                let row = self.some.start / (self.rows.rows / part.rows);
+                tokens.extend(&of_part[row * part.count..][..part.count]);
+            }
+        }
+        if let Some(first) = self.apart {
+            tokens.extend(first..first + self.rows.own());
+        }
+        Sums {
+            tokens,
             kv_head: self.kv_head,
-            sums: self.shared,
-        })
+            sums: self.sums,
+        }
     }
+}
+
+/// How many tokens each row shares with others.
+fn shared(rows: &Rows<'_>) -> usize {
+    let shared = rows.parts.iter().filter(|part| part.tokens.is_some());
+    shared.map(|part| part.count).sum()
 }
 
 impl WithSimd for &mut Task<'_, '_> {
@@ -149,7 +179,8 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, '_, S> {
         let width = VECTORS * S::F32_LANES;
         let [heads, kv_heads, d_head] = self.task.sizes;
         let rows = self.task.rows;
-        let count = rows.count();
+        // No query of this task sees a key after that of the last one.
+        let count = rows.count() + self.task.queries.end - rows.queries;
         let tile = rows_of_tile::<S>();
         let block = BLOCK / tile * tile;
         let padded = count.next_multiple_of(width);
@@ -166,7 +197,7 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, '_, S> {
         room.keys.resize(count * features);
         room.slopes.resize(padded);
         room.factor.resize(padded.max(block) * tile);
-        let of_group = heads / kv_heads * rows.queries;
+        let of_group = heads / kv_heads * self.task.queries.len();
         let mut last = None;
         for row in self.task.some.clone() {
             let mut first = 0;
@@ -196,12 +227,12 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, '_, S> {
     }
 }
 
-/// The queries of a row and a group of heads.
-#[derive(Clone, Copy)]
+/// The queries of a task in a row and a group of heads.
+#[derive(Clone)]
 struct Queries {
-    /// Their number in each head.
-    of_head: usize,
-    /// Number of all keys.
+    /// Which ones, in each head.
+    of_head: Range<usize>,
+    /// Number of all keys up to that of the last one.
     count: usize,
     window: Option<usize>,
 }
@@ -210,14 +241,15 @@ impl Queries {
     /// Head of the group, and query.
     #[inline(always)]
     fn place(&self, index: usize) -> [usize; 2] {
-        [index / self.of_head, index % self.of_head]
+        let of_head = self.of_head.len();
+        [index / of_head, self.of_head.start + index % of_head]
     }
 
     /// The keys that one sees.
     #[inline(always)]
     fn seen(&self, index: usize) -> Range<usize> {
         let [_head, query] = self.place(index);
-        let end = self.count - (self.of_head - 1 - query);
+        let end = self.count - (self.of_head.end - 1 - query);
         end - self.window.map_or(end, |window| window.min(end))..end
     }
 
@@ -240,7 +272,7 @@ impl<S: Simd> Run<'_, '_, '_, S> {
         let (rows, how, kv_head) = (self.task.rows, self.task.how, self.task.kv_head);
         let of_row = row - self.task.some.start;
         let queries = Queries {
-            of_head: rows.queries,
+            of_head: self.task.queries.clone(),
             count,
             window: how.window,
         };
@@ -339,7 +371,8 @@ impl<S: Simd> Run<'_, '_, '_, S> {
                 let features = width.min(d_head - column);
                 for (index, sums) in sums.chunks_exact(width).enumerate() {
                     let [head, query] = queries.place(some.start + first + index);
-                    let to = (of_row * rows.queries + query) * group + head;
+                    let query = query - queries.of_head.start;
+                    let to = (of_row * queries.of_head.len() + query) * group + head;
                     let to = &mut of_queries[to][column..][..features];
                     for (to, sum) in to.iter_mut().zip(sums) {
                         *to = sum * scale;
@@ -350,16 +383,22 @@ impl<S: Simd> Run<'_, '_, '_, S> {
 
         // The gradients of keys and values.
         let mut first = 0;
+        let mut summed = 0;
         for (index, part) in rows.parts.iter().enumerate() {
-            let to = match index + 1 == rows.parts.len() {
-                true => Some(To::Own(of_row * part.count)),
-                false => part.tokens.is_some().then_some(To::Shared),
+            let own = index + 1 == rows.parts.len();
+            let to = match own {
+                true if self.task.apart.is_none() => Some(To::Own(of_row * part.count)),
+                _ => (own || part.tokens.is_some()).then_some(To::Sums(summed)),
             };
             if let Some(to) = to {
-                for start in (first..first + part.count).step_by(tile) {
-                    let keys = start..(first + part.count).min(start + tile);
+                let end = count.min(first + part.count);
+                for start in (first..end).step_by(tile) {
+                    let keys = start..end.min(start + tile);
                     self.keys_and_values(&queries, &some, keys, first, to);
                 }
+            }
+            if part.tokens.is_some() {
+                summed += part.count;
             }
             first += part.count;
         }
@@ -418,7 +457,10 @@ impl<S: Simd> Run<'_, '_, '_, S> {
                     let position = key - first;
                     let to = match to {
                         To::Own(row) => &mut self.task.gradients[1 + which][row + position][..],
-                        To::Shared => &mut self.task.shared[which][position * d_head..][..d_head],
+                        To::Sums(before) => {
+                            let first = (before + position) * d_head;
+                            &mut self.task.sums[which][first..][..d_head]
+                        }
                     };
                     for (to, sum) in to[features.clone()].iter_mut().zip(sums) {
                         *to += sum;
@@ -434,8 +476,8 @@ impl<S: Simd> Run<'_, '_, '_, S> {
 enum To {
     /// The row's own, the first of which is this one among those of the task.
     Own(usize),
-    /// Those of tokens that rows share.
-    Shared,
+    /// Those that other tasks attend to as well: from this position of the sums on.
+    Sums(usize),
 }
 
 /// From scores to weights, and from the gradients of weights to those of scores.

@@ -48,14 +48,14 @@ pub struct Attention {
 /// The arguments, if there is [no kernel](crate) for them.
 ///
 /// # Panics
-/// If the shapes do not match.
+/// If the shapes do not match, or the window is empty.
 pub fn attend<B: Backend>(
     [q, k, v]: [Tensor<B, 4>; 3],
     how: &Attention,
 ) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
     let [_batch, _head, queries, _d_head] = q.dims();
     let [_batch, _kv_head, len, _d_head] = k.dims();
-    assert_attends([&q, &k, &v]);
+    assert_attends([&q, &k, &v], how);
     assert!(queries <= len, "{queries} queries of {len} keys");
     let none = None::<fn() -> Option<Vec<Class>>>;
     match run([&q, &k, &v], none, how) {
@@ -73,20 +73,25 @@ pub fn attend<B: Backend>(
 /// - keys, values: `[1, kv_head, token, d_head]`, the own ones of all rows
 ///
 /// # Panics
-/// If the shapes do not match.
+/// If the shapes do not match, or the window is empty.
 pub fn attend_after<B: Backend>(
     [q, k, v]: [&Tensor<B, 4>; 3],
     classes: &[AttendingRows<'_, B>],
     how: &Attention,
 ) -> Option<Tensor<B, 4>> {
-    assert_attends([q, k, v]);
+    assert_attends([q, k, v], how);
     // Their indices are read back, so only where there is a kernel.
     let classes = || classes.iter().map(Class::of).collect::<Option<_>>();
     run([q, k, v], Some(classes), how)
 }
 
 /// Asserts that queries can meet these keys and values.
-fn assert_attends<B: Backend>([q, k, v]: [&Tensor<B, 4>; 3]) {
+fn assert_attends<B: Backend>([q, k, v]: [&Tensor<B, 4>; 3], how: &Attention) {
+    assert_ne!(
+        how.window,
+        Some(0),
+        "a window without the query's own position"
+    );
     let [batch, heads, _queries, d_head] = q.dims();
     let [_batch, kv_heads, len, _d_head] = k.dims();
     assert_eq!([k.dims(), v.dims()], [[batch, kv_heads, len, d_head]; 2]);
@@ -96,10 +101,11 @@ fn assert_attends<B: Backend>([q, k, v]: [&Tensor<B, 4>; 3]) {
     );
 }
 
-/// Attends, with gradients if the backend differentiates and an argument has one.
+/// Attends, with gradients if the backend differentiates and an argument has one; `None` if there
+/// is no kernel for the heads, or for what comes before them.
 ///
-/// - classes: `None` if each row has its own keys and values, and no others; only asked for if there
-///   is a kernel for the heads
+/// - classes: `None` if each row has its own keys and values, and no others; only asked for if
+///   there is a kernel for the heads
 fn run<B: Backend>(
     heads: [&Tensor<B, 4>; 3],
     classes: Option<impl FnOnce() -> Option<Vec<Class>>>,
@@ -124,7 +130,7 @@ fn run<B: Backend>(
 
 /// Queries that attend to keys and values.
 #[derive(Clone, Debug)]
-pub(super) struct Attending {
+struct Attending {
     /// Queries, keys and values.
     heads: [FlexTensor; 3],
     /// `None` if each row has its own keys and values, and no others.

@@ -84,7 +84,8 @@ pub(super) struct Rows<'a> {
     /// Queries of a row: those of its last positions.
     pub(super) queries: usize,
     pub(super) q: Vectors<'a>,
-    /// In the order of their positions; the last one has the rows' own keys, one for each query.
+    /// In the order of their positions; the last one has the rows' own keys, at least one for each
+    /// query.
     pub(super) parts: Vec<Part<'a>>,
 }
 

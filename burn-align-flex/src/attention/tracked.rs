@@ -28,7 +28,8 @@ impl Backward<Flex, 3> for OfAttention {
     }
 }
 
-/// Attends; `None` unless all are f32 tensors of the autodiff backend on Flex.
+/// Attends; `None` unless all are f32 tensors of the autodiff backend on Flex, and if there is no
+/// kernel for what comes before them.
 ///
 /// - attending: from queries, keys and values
 pub(super) fn attend<B: Backend>(

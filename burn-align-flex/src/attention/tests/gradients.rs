@@ -77,6 +77,9 @@ fn gradients_are_those_of_the_operations() {
         ([2, 1, 4], [5, 1, 19], Some(2.0), None),
         ([3, 3, 80], [1, 70, 70], Some(5.0), Some(33)),
         ([4, 2, 16], [2, 90, 90], None, None),
+        // Several tasks of a row.
+        ([2, 1, 8], [2, 300, 310], None, None),
+        ([2, 1, 8], [1, 530, 530], Some(4.0), Some(90)),
     ] {
         let how = Attention {
             scale: (d_head as f64).sqrt().recip(),
@@ -209,6 +212,137 @@ fn gradients_of_rows_that_continue_others() {
     let expected = gradients_of(theirs.each_ref(), expected);
     for (found, expected) in found.iter().zip(&expected) {
         assert_near(found, expected);
+    }
+}
+
+/// Rows without queries, and without keys of their own, have no gradient; and there may be nothing
+/// at all.
+#[test]
+fn there_may_be_no_gradients() {
+    let how = Attention {
+        scale: 0.5,
+        cap: None,
+        window: None,
+    };
+    let class = |rows, len, queries| AttendingRows::<Autodiff<Flex>> {
+        rows,
+        len,
+        queries,
+        before: KeysBefore::None,
+    };
+    let drawn = |queries, tokens| {
+        let shapes = [(4, queries, 1), (2, tokens, 2), (2, tokens, 3)];
+        shapes.map(|(heads, tokens, seed)| {
+            let x = tracked([1, heads, tokens, 8], seed);
+            x.detach().require_grad()
+        })
+    };
+    let heads = drawn(6, 4 + 6);
+    let classes = [class(2, 2, 0), class(3, 0, 0), class(2, 3, 3)];
+    let found = crate::attend_after(heads.each_ref(), &classes, &how).expect("it is on Flex");
+    let [q, k, v] = gradients_of(heads.each_ref(), found);
+    let [_, own_k, own_v] = &heads;
+    let alone = [
+        heads[0].clone(),
+        own_k.clone().narrow(2, 4, 6),
+        own_v.clone().narrow(2, 4, 6),
+    ]
+    .map(|x| x.detach().require_grad());
+    let found = crate::attend_after(alone.each_ref(), &classes[2..], &how).expect("on Flex");
+    let [q_alone, k_alone, v_alone] = gradients_of(alone.each_ref(), found);
+    assert_eq!(q, q_alone);
+    for (all, alone) in [(k, k_alone), (v, v_alone)] {
+        for (head, alone) in all.chunks(10 * 8).zip(alone.chunks(6 * 8)) {
+            assert!(head[..4 * 8].iter().all(|x| *x == 0.0));
+            assert_eq!(head[4 * 8..], *alone);
+        }
+    }
+    for shape in [[1, 1, 1, 0], [0, 2, 3, 8]] {
+        let x = Tensor::<Autodiff<Flex>, 4>::zeros(shape, &FlexDevice).require_grad();
+        let all = [x.clone(), x.clone(), x.clone()];
+        let found = crate::attend(all, &how).expect("it is on Flex");
+        let gradients = found.sum().backward();
+        assert_eq!(x.grad(&gradients).expect("a gradient").dims(), shape);
+    }
+}
+
+/// Ten rows after each of two that have been kept, and after five of which each is continued by
+/// four: more than a task has, in groups that do not nest.
+#[test]
+fn gradients_of_rows_after_several_parts() {
+    let how = Attention {
+        scale: 0.5,
+        cap: None,
+        window: None,
+    };
+    let (rows, len) = (20, 3);
+    let drawn = || {
+        let seeds = [(4, 1), (2, 2), (2, 3)];
+        seeds.map(|(heads, seed)| {
+            let x = tracked([1, heads, rows * len, 8], seed);
+            x.detach().require_grad()
+        })
+    };
+    let kept = [(2, 4), (5, 6)]
+        .map(|(rows, count)| [1, 2].map(|seed| tracked([rows, 2, count, 8], seed + rows)));
+    let parts = || kept.each_ref().map(|pair| pair.each_ref());
+    let class = |parts| AttendingRows {
+        rows,
+        len,
+        queries: len,
+        before: KeysBefore::Parts(parts),
+    };
+    let ours = drawn();
+    let classes = [class(parts().to_vec())];
+    let found = crate::attend_after(ours.each_ref(), &classes, &how).expect("it is on Flex");
+    let theirs = drawn();
+    let mixed = (0..rows).map(|row| {
+        let own = |x: &Tensor<Autodiff<Flex>, 4>| x.clone().narrow(2, row * len, len);
+        let [q, k, v] = theirs.each_ref();
+        let whole = |x: &Tensor<Autodiff<Flex>, 4>, which: usize| {
+            let before = parts().map(|pair| {
+                let [of, ..] = pair[which].dims();
+                pair[which].clone().narrow(0, row / (rows / of), 1)
+            });
+            Tensor::cat(before.into_iter().chain([own(x)]).collect(), 2)
+        };
+        by_operations([own(q), whole(k, 0), whole(v, 1)], &how)
+    });
+    let expected = Tensor::cat(mixed.collect(), 2);
+    let found = gradients_of(ours.each_ref(), found);
+    let expected = gradients_of(theirs.each_ref(), expected);
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_near(found, expected);
+    }
+    // There is no kernel for gradients of what has been kept.
+    let [[keys, values], second] = &kept;
+    let keys = keys.clone().require_grad();
+    let classes = [class(vec![[&keys, values], second.each_ref()])];
+    assert!(crate::attend_after(ours.each_ref(), &classes, &how).is_none());
+}
+
+/// The other rows, to the bit, whatever a task has left behind.
+#[test]
+fn what_is_no_number_stays_in_its_row() {
+    let how = Attention {
+        scale: 0.5,
+        cap: None,
+        window: None,
+    };
+    let found = |first: f32| {
+        let all = [1, 2, 3].map(|seed| {
+            let x = tracked([3, 2, 20, 12], seed);
+            let [own, rest] = [x.clone().narrow(0, 0, 1) * first, x.narrow(0, 1, 2)];
+            Tensor::cat(vec![own, rest], 0).detach().require_grad()
+        });
+        let mixed = crate::attend(all.clone(), &how).expect("it is on Flex");
+        gradients_of(all.each_ref(), mixed)
+    };
+    let (expected, beside) = (found(1.0), found(f32::NAN));
+    for (expected, beside) in expected.iter().zip(&beside) {
+        let row = expected.len() / 3;
+        assert!(beside[..row].iter().any(|x| x.is_nan()));
+        assert_eq!(beside[row..], expected[row..]);
     }
 }
 
