@@ -95,7 +95,7 @@ pub(super) fn gradients_by(
                         (0, several) => {
                             let piece = several
                                 .iter()
-                                .position(|piece| piece[head].queries.contains(&token));
+                                .position(|piece| piece[head].given.queries.contains(&token));
                             let piece = piece.expect("pieces have all queries");
                             several[piece][head].gradients[which].push(vector);
                         }

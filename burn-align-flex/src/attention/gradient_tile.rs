@@ -54,7 +54,8 @@ impl Room {
     }
 }
 
-/// What all key-value heads of a task's rows have in common.
+/// What all key-value heads of some rows have in common.
+#[derive(Clone)]
 pub(super) struct Given<'r> {
     pub(super) rows: &'r Rows<'r>,
     /// Which rows.
@@ -68,15 +69,11 @@ pub(super) struct Given<'r> {
 
 /// One key-value head of some queries of some rows.
 pub(super) struct Task<'r, 'a> {
-    rows: &'r Rows<'r>,
-    some: Range<usize>,
-    pub(super) queries: Range<usize>,
+    pub(super) given: Given<'r>,
     kv_head: usize,
     /// Heads, key-value heads, `d_head`.
     sizes: [usize; 3],
     how: &'r Attention,
-    of_mixed: Vectors<'r>,
-    apart: Option<usize>,
     /// Where the gradients go, vector by vector: queries, `[row, query, head of the group]`; own
     /// keys and values, `[row, key]`, if they are no other task's.
     pub(super) gradients: [Vec<&'a mut [f32]>; 3],
@@ -99,24 +96,20 @@ impl<'r> Task<'r, '_> {
     pub(super) fn of_heads(given: &Given<'r>, sizes: [usize; 3], how: &'r Attention) -> Vec<Self> {
         let [heads, kv_heads, d_head] = sizes;
         let rows = given.rows;
-        let own = match given.apart {
+        let [in_sums, in_place] = match given.apart {
             None => [0, rows.own()],
             Some(_) => [rows.own(), 0],
         };
-        let [in_sums, in_place] = own;
-        let summed = shared(rows) + in_sums;
+        let shared = rows.parts.iter().filter(|part| part.tokens.is_some());
+        let summed = shared.map(|part| part.count).sum::<usize>() + in_sums;
         let of_head = |kv_head| {
             let queries = given.queries.len() * heads / kv_heads;
             let counts = [queries, in_place, in_place];
             Self {
-                rows,
-                some: given.some.clone(),
-                queries: given.queries.clone(),
+                given: given.clone(),
                 kv_head,
                 sizes,
                 how,
-                of_mixed: given.of_mixed,
-                apart: given.apart,
                 gradients: counts.map(|count| Vec::with_capacity(given.some.len() * count)),
                 sums: [0, 1].map(|_| vec![0.0; summed * d_head]),
             }
@@ -126,15 +119,18 @@ impl<'r> Task<'r, '_> {
 
     /// What has yet to be added to the gradients of keys and values.
     pub(super) fn sums(self) -> Sums {
+        let Given {
+            rows, some, apart, ..
+        } = self.given;
         let mut tokens = Vec::new();
-        for part in &self.rows.parts {
+        for part in &rows.parts {
             if let Some(of_part) = part.tokens {
-                let row = self.some.start / (self.rows.rows / part.rows);
+                let row = some.start / (rows.rows / part.rows);
                 tokens.extend(&of_part[row * part.count..][..part.count]);
             }
         }
-        if let Some(first) = self.apart {
-            tokens.extend(first..first + self.rows.own());
+        if let Some(first) = apart {
+            tokens.extend(first..first + rows.own());
         }
         Sums {
             tokens,
@@ -142,12 +138,6 @@ impl<'r> Task<'r, '_> {
             sums: self.sums,
         }
     }
-}
-
-/// How many tokens each row shares with others.
-fn shared(rows: &Rows<'_>) -> usize {
-    let shared = rows.parts.iter().filter(|part| part.tokens.is_some());
-    shared.map(|part| part.count).sum()
 }
 
 impl WithSimd for &mut Task<'_, '_> {
@@ -178,9 +168,9 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, '_, S> {
     fn call(mut self) {
         let width = VECTORS * S::F32_LANES;
         let [heads, kv_heads, d_head] = self.task.sizes;
-        let rows = self.task.rows;
+        let rows = self.task.given.rows;
         // No query of this task sees a key after that of the last one.
-        let count = rows.count() + self.task.queries.end - rows.queries;
+        let count = rows.count() + self.task.given.queries.end - rows.queries;
         let tile = rows_of_tile::<S>();
         let block = BLOCK / tile * tile;
         let padded = count.next_multiple_of(width);
@@ -197,26 +187,20 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, '_, S> {
         room.keys.resize(count * features);
         room.slopes.resize(padded);
         room.factor.resize(padded.max(block) * tile);
-        let of_group = heads / kv_heads * self.task.queries.len();
+        let of_group = heads / kv_heads * self.task.given.queries.len();
         let mut last = None;
-        for row in self.task.some.clone() {
-            let mut first = 0;
-            for part in &rows.parts {
-                let place = |row: usize| row / (rows.rows / part.rows);
-                // Rows that share one are adjacent.
-                if last.map(place) != Some(place(row)) {
-                    let place = Place {
-                        of: [place(row), self.task.kv_head],
-                        first,
-                        count,
-                        d_head,
-                    };
-                    let [keys, values] = &mut self.room.columns;
-                    as_columns::<S>(part, &part.keys, place, keys.elements_mut());
-                    as_columns::<S>(part, &part.values, place, values.elements_mut());
-                    as_rows::<S>(part, &part.keys, place, self.room.keys.elements_mut());
-                }
-                first += part.count;
+        for row in self.task.given.some.clone() {
+            for (part, place, first) in rows.other_parts(row, last) {
+                let place = Place {
+                    of: [place, self.task.kv_head],
+                    first,
+                    count,
+                    d_head,
+                };
+                let [keys, values] = &mut self.room.columns;
+                as_columns::<S>(part, &part.keys, place, keys.elements_mut());
+                as_columns::<S>(part, &part.values, place, values.elements_mut());
+                as_rows::<S>(part, &part.keys, place, self.room.keys.elements_mut());
             }
             last = Some(row);
             for first in (0..of_group).step_by(block) {
@@ -269,10 +253,10 @@ impl<S: Simd> Run<'_, '_, '_, S> {
         let simd = self.simd;
         let width = VECTORS * S::F32_LANES;
         let [heads, kv_heads, d_head] = self.task.sizes;
-        let (rows, how, kv_head) = (self.task.rows, self.task.how, self.task.kv_head);
-        let of_row = row - self.task.some.start;
+        let (rows, how, kv_head) = (self.task.given.rows, self.task.how, self.task.kv_head);
+        let of_row = row - self.task.given.some.start;
         let queries = Queries {
-            of_head: self.task.queries.clone(),
+            of_head: self.task.given.queries.clone(),
             count,
             window: how.window,
         };
@@ -280,7 +264,7 @@ impl<S: Simd> Run<'_, '_, '_, S> {
         let tile = rows_of_tile::<S>();
         let padded = count.next_multiple_of(width);
         let scale = how.scale as f32;
-        let (here, of_mixed) = (some.len(), self.task.of_mixed);
+        let (here, of_mixed) = (some.len(), self.task.given.of_mixed);
         let vectors = |index: usize| {
             let [head, query] = queries.place(some.start + index);
             let place = [row, kv_head * group + head, query];
@@ -387,7 +371,7 @@ impl<S: Simd> Run<'_, '_, '_, S> {
         for (index, part) in rows.parts.iter().enumerate() {
             let own = index + 1 == rows.parts.len();
             let to = match own {
-                true if self.task.apart.is_none() => Some(To::Own(of_row * part.count)),
+                true if self.task.given.apart.is_none() => Some(To::Own(of_row * part.count)),
                 _ => (own || part.tokens.is_some()).then_some(To::Sums(summed)),
             };
             if let Some(to) = to {

@@ -100,6 +100,24 @@ impl Rows<'_> {
         self.parts.last().map_or(0, |part| part.count)
     }
 
+    /// The parts of a row that are not those of the row before it in a task: each with its row, and
+    /// with the place of its first key among all.
+    #[inline(always)]
+    pub(super) fn other_parts(
+        &self,
+        row: usize,
+        last: Option<usize>,
+    ) -> impl Iterator<Item = (&Part<'_>, usize, usize)> {
+        let mut next = 0;
+        self.parts.iter().filter_map(move |part| {
+            let first = next;
+            next += part.count;
+            // Rows that share one are adjacent.
+            let place = |row: usize| row / (self.rows / part.rows);
+            (last.map(place) != Some(place(row))).then(|| (part, place(row), first))
+        })
+    }
+
     /// Multiplications for one row.
     pub(super) fn cost(&self, [heads, _kv_heads, d_head]: [usize; 3]) -> usize {
         2 * self.queries * self.count() * heads * d_head

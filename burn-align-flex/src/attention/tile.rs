@@ -7,7 +7,7 @@ use pulp::{NullaryFnOnce, Simd, WithSimd};
 
 use super::Attention;
 use super::panels::{MOST_ROWS, MOST_SUMS, Place, as_columns, as_rows, multiply};
-use super::rows::{Part, Rows};
+use super::rows::Rows;
 use crate::aligned::Aligned;
 use crate::kernels::{exp, fold};
 use crate::tiles::{VECTORS, rows_of_tile};
@@ -100,22 +100,16 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
         for kv_head in 0..kv_heads {
             let mut last = None;
             for row in self.task.some.clone() {
-                let mut first = 0;
-                for part in &rows.parts {
-                    let place = |row: usize| row / (rows.rows / part.rows);
-                    // Rows that share one are adjacent.
-                    if last.map(place) != Some(place(row)) {
-                        self.lay_out(
-                            part,
-                            Place {
-                                of: [place(row), kv_head],
-                                first,
-                                count,
-                                d_head,
-                            },
-                        );
-                    }
-                    first += part.count;
+                for (part, place, first) in rows.other_parts(row, last) {
+                    let place = Place {
+                        of: [place, kv_head],
+                        first,
+                        count,
+                        d_head,
+                    };
+                    let Room { keys, values, .. } = &mut *self.room;
+                    as_columns::<S>(part, &part.keys, place, keys.elements_mut());
+                    as_rows::<S>(part, &part.values, place, values.elements_mut());
                 }
                 last = Some(row);
                 for first in (0..of_group).step_by(tile) {
@@ -128,13 +122,6 @@ impl<S: Simd> NullaryFnOnce for Run<'_, '_, S> {
 }
 
 impl<S: Simd> Run<'_, '_, S> {
-    /// Lays out keys and values of one head of a row of a part.
-    #[inline(always)]
-    fn lay_out(&mut self, part: &Part<'_>, place: Place) {
-        as_columns::<S>(part, &part.keys, place, self.room.keys.elements_mut());
-        as_rows::<S>(part, &part.values, place, self.room.values.elements_mut());
-    }
-
     /// The mixed values of some queries, of one row and group of heads.
     ///
     /// - first: the first of the queries, head by head
