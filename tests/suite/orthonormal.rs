@@ -78,7 +78,10 @@ fn train<B: Backend>(
     let mut adam = AdamConfig::new().init();
     for _ in 0..steps {
         let gradients = loss(&matrix, vectors.clone()).backward();
-        let gradients = GradientsParams::from_grads(gradients, &matrix);
+        let mut gradients = GradientsParams::from_grads(gradients, &matrix);
+        let id = matrix.parameter.id;
+        let gradient = gradients.remove::<B, 2>(id).expect("tracked");
+        gradients.register(id, matrix.valid().riemannian_gradient(gradient));
         let before = matrix.matrix();
         matrix = adam.step(rate, matrix, gradients);
         matrix = matrix.retracted(before);
@@ -193,6 +196,26 @@ fn every_map_finds_the_same_subspace() {
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, f32::max);
     assert!(largest < 1e-2, "the projections differ by {largest}");
+}
+
+#[test]
+fn a_riemannian_gradient_is_tangent_and_says_how_tangent_steps_change_the_loss() {
+    type B = burn::backend::Flex;
+    let device = &Default::default();
+    let at = random::<B>([16, 5], OrthonormalMap::Retraction, 3, device);
+    let draw = |seed| {
+        let matrix = random::<B>([16, 16], OrthonormalMap::Retraction, seed, device);
+        matrix.matrix().narrow(1, 0, 5)
+    };
+    let (gradient, step) = (draw(4), at.riemannian_gradient(draw(5)));
+    let found = at.riemannian_gradient(gradient.clone());
+    let inner = at.matrix().transpose().matmul(found.clone());
+    let across = values(inner.clone() + inner.transpose());
+    assert!(across.iter().all(|it| it.abs() < 1e-6), "{across:?}");
+    let change = |gradient: Tensor<B, 2>| values((gradient * step.clone()).sum())[0];
+    let [expected, found] = [gradient, found].map(change);
+    assert!(expected.abs() > 1e-2, "{expected}");
+    assert!((expected - found).abs() < 1e-6, "{expected} {found}");
 }
 
 #[test]

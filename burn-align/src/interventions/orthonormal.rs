@@ -2,8 +2,8 @@
 //!
 //! With orthonormal columns, `W Wᵀ` is a projection: swapping inside the subspace leaves everything
 //! outside of it untouched. An optimizer step destroys that, so something must restore it. The
-//! default works after the step, by retraction; PyTorch's parametrizations are there for parity
-//! with pyvene.
+//! default works around the step, by projection and retraction; PyTorch's parametrizations are there
+//! for parity with pyvene.
 
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -17,10 +17,11 @@ use super::random::Seeded;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OrthonormalMap {
-    /// The matrix itself is trained. After every optimizer step, the step is projected onto the
-    /// tangent space of the Stiefel manifold, and its end point is retracted by the polar
-    /// decomposition (Absil, Mahony & Sepulchre 2008, §3.5.7 and example 4.1.2). This takes only
-    /// matrix products, and nothing to differentiate through.
+    /// The matrix itself is trained. The optimizer gets the Riemannian gradient: the part that is
+    /// tangent to the Stiefel manifold. Its step is projected onto the tangent space too, because
+    /// an optimizer that scales each entry leaves it, and the end point is retracted by the polar
+    /// decomposition (Absil, Mahony & Sepulchre 2008, §3.5.7, §3.6.1 and example 4.1.2). This takes
+    /// only matrix products, and nothing to differentiate through.
     #[default]
     Retraction,
     /// `B · exp(A)` with `A = tril(X) - tril(X)ᵀ`: square matrices, as in PyTorch's
@@ -170,6 +171,23 @@ impl<B: Backend> Orthonormal<B> {
         }
     }
 
+    /// The Riemannian gradient with respect to [the parameter](Self::parameter), for an optimizer
+    /// that is followed by [`retracted`](Self::retracted).
+    ///
+    /// The gradient of a function of a matrix also says how the function would change off the
+    /// manifold, where no step may go. This part is removed: Adam would take its size into account
+    /// in every entry, and mix it into the rest. Maps that never leave the manifold change nothing.
+    ///
+    /// # Shapes
+    /// - gradient: `[d, rank]`
+    /// - output: `[d, rank]`
+    pub fn riemannian_gradient(&self, gradient: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.map {
+            OrthonormalMap::Retraction => tangent(self.matrix().detach(), gradient),
+            _ => gradient,
+        }
+    }
+
     /// Returns the matrix to the manifold after an optimizer step that started at `before`. Maps
     /// that never leave it change nothing.
     #[must_use]
@@ -179,13 +197,10 @@ impl<B: Backend> Orthonormal<B> {
         }
         let parameter = self.parameter.map(|after| {
             let trained = after.is_require_grad();
-            let after = after.detach();
             let before = before.clone().detach();
-            let step = after - before.clone();
-            let inner = product(before.clone().transpose(), step.clone());
-            let normal = (inner.clone() + inner.transpose()) * 0.5;
-            let tangent = step - product(before.clone(), normal);
-            polar(before + tangent).detach().set_require_grad(trained)
+            let step = after.detach() - before.clone();
+            let end = before.clone() + tangent(before, step);
+            polar(end).detach().set_require_grad(trained)
         });
         Self { parameter, ..self }
     }
@@ -199,6 +214,13 @@ impl<B: Backend> Orthonormal<B> {
         let [deviation] = deviations([&gram], &one);
         deviation
     }
+}
+
+/// The projection of a direction onto the tangent space of the Stiefel manifold at a matrix.
+fn tangent<B: Backend>(at: Tensor<B, 2>, direction: Tensor<B, 2>) -> Tensor<B, 2> {
+    let inner = product(at.clone().transpose(), direction.clone());
+    let normal = (inner.clone() + inner.transpose()) * 0.5;
+    direction - product(at, normal)
 }
 
 fn identity<B: Backend>(d: usize, device: &B::Device) -> Tensor<B, 2> {

@@ -115,7 +115,8 @@ pub struct TrainingConfig {
     pub mask_learning_rate: f64,
     /// How both learning rates change.
     pub schedule: RateSchedule,
-    /// The optimizer, including gradient clipping and weight decay.
+    /// The optimizer, including gradient clipping and weight decay. Default: Adam as PyTorch has it,
+    /// with an ε of 1e-8; Burn's own default, 1e-5, shortens the steps of small gradients.
     pub optimizer: AdamConfig,
     /// Number of batches whose losses are averaged for one optimizer step. Default: 1.
     pub accumulation: usize,
@@ -144,7 +145,7 @@ impl Default for TrainingConfig {
             learning_rate: 1e-3,
             mask_learning_rate: 1e-2,
             schedule: RateSchedule::Constant,
-            optimizer: AdamConfig::new(),
+            optimizer: AdamConfig::new().with_epsilon(1e-8),
             accumulation: 1,
             temperature: None,
             penalty: 1.0,

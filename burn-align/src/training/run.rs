@@ -463,14 +463,22 @@ fn set_temperature<B: Backend, I: Intervention<B>>(
 fn update<A: AutodiffBackend, I: Intervention<A> + AutodiffModule<A>>(
     mut interventions: Vec<I>,
     [optimizer, mask_optimizer]: &mut [AdamOf<A, I>; 2],
-    [of_rest, of_masks]: [GradientsParams; 2],
+    [mut of_rest, of_masks]: [GradientsParams; 2],
     config: &TrainingConfig,
     factor: f64,
 ) -> Vec<I> {
-    let before: Vec<Vec<Tensor<A, 2>>> = interventions
-        .iter_mut()
-        .map(|it| it.orthonormal().iter().map(|it| it.matrix()).collect())
-        .collect();
+    let mut before: Vec<Vec<Tensor<A, 2>>> = Vec::new();
+    for intervention in &mut interventions {
+        let rotations = intervention.orthonormal();
+        for rotation in &rotations {
+            let id = rotation.parameter.id;
+            if let Some(gradient) = of_rest.remove::<A::InnerBackend, 2>(id) {
+                let gradient = rotation.valid().riemannian_gradient(gradient);
+                of_rest.register::<A::InnerBackend, 2>(id, gradient);
+            }
+        }
+        before.push(rotations.iter().map(|it| it.matrix()).collect());
+    }
     interventions = optimizer.step(config.learning_rate * factor, interventions, of_rest);
     interventions =
         mask_optimizer.step(config.mask_learning_rate * factor, interventions, of_masks);

@@ -13,7 +13,10 @@ use burn_align::training::{TrainingConfig, losses, train};
 use super::{data, load, representation};
 use crate::support::values;
 
-on_every_backend!(your_own_parts_are_trained_with_ours,);
+on_every_backend!(
+    your_own_parts_are_trained_with_ours,
+    how_a_loss_changes_off_the_manifold_does_not_matter,
+);
 
 /// `base + share · (source - base)`.
 #[derive(Module, Debug)]
@@ -91,6 +94,57 @@ fn your_own_parts_are_trained_with_ours<B: Backend>(device: &B::Device) {
     assert!(scaled.featurizer.rotation.deviation() < 1e-5);
     let logits = values(scaled.mask.logits.val());
     assert!(logits.iter().all(|logit| *logit != 0.5), "{logits:?}");
+}
+
+/// A rotation, times the mean squared length of its columns: one as long as they are orthonormal.
+/// Its gradient has a large part across the manifold, that of a plain rotation a small one.
+#[derive(Module, Debug)]
+struct Longer<B: Backend> {
+    rotation: Orthonormal<B>,
+}
+
+impl<B: Backend> Featurizer<B> for Longer<B> {
+    fn dims(&self) -> Option<[usize; 2]> {
+        Some(self.rotation.dims())
+    }
+
+    fn encode(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let [_d, rank] = self.rotation.dims();
+        let w = self.rotation.matrix();
+        let squared = (w.clone() * w.clone()).sum() / rank as f64;
+        x.matmul(w) * squared.powi_scalar(20).unsqueeze()
+    }
+
+    fn decode(&self, z: Tensor<B, 2>, from: &Encoded<'_, B>) -> Tensor<B, 2> {
+        let change = z - from.features();
+        from.vector() + change.matmul(self.rotation.matrix().transpose())
+    }
+
+    fn orthonormal(&mut self) -> Vec<&mut Orthonormal<B>> {
+        vec![&mut self.rotation]
+    }
+}
+
+fn how_a_loss_changes_off_the_manifold_does_not_matter<B: Backend>(device: &B::Device) {
+    let rotation = || {
+        Orthonormal::<Autodiff<B>>::random([16, 6], OrthonormalMap::Retraction, 3, device)
+            .expect("it fits")
+    };
+    let (_, plain) = fit::<B, _>(Composed::of(Rotation::new(rotation()), Swap), device);
+    let longer = Longer {
+        rotation: rotation(),
+    };
+    let (_, longer) = fit::<B, _>(Composed::of(longer, Swap), device);
+    let [start, plain, longer] = [
+        rotation().valid(),
+        plain.featurizer.rotation,
+        longer.featurizer.rotation,
+    ]
+    .map(|it| it.matrix());
+    let largest = |x: Tensor<B, 2>| values(x.abs().max())[0];
+    let [moved, apart] = [start, longer].map(|it| largest(it - plain.clone()));
+    assert!(moved > 0.1, "{moved}");
+    assert!(apart < 2e-3, "{apart} apart, after {moved}");
 }
 
 /// The first and last loss, and the trained intervention.

@@ -5,7 +5,6 @@ mod error;
 mod intervention;
 
 use burn::module::AutodiffModule;
-use burn::optim::AdamConfig;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_align_models::{AlignableTransformer, Site};
@@ -65,8 +64,7 @@ impl Default for ReftR1Config {
                 .with_epochs(3)
                 .with_batch_size(6)
                 .with_learning_rate(0.01)
-                .with_schedule(RateSchedule::WarmUpThenDecay(0.0))
-                .with_optimizer(AdamConfig::new().with_epsilon(1e-8)),
+                .with_schedule(RateSchedule::WarmUpThenDecay(0.0)),
         }
     }
 }
@@ -166,9 +164,8 @@ pub struct ReftR1Direction {
 /// minimised, plus `l1` times the mean of the latents that are not among the largest, summed over
 /// the texts of a batch. So the latents become few, and large where the concept is.
 ///
-/// `w` is returned to length 1 after each step, and moves only at right angles to itself. AxBench's
-/// code removes that part of the gradient before Adam instead, and lets the length drift within a
-/// step.
+/// `w` moves only at right angles to itself, and is returned to length 1 after each step. AxBench's
+/// code also removes the rest of the gradient before Adam, but not that of Adam's step.
 ///
 /// - texts: that have the concept, and that do not. Some of each are held out, as for
 ///   [`find_direction`](super::find_direction)

@@ -22,7 +22,7 @@ pub struct TunedLensConfig {
     pub epochs: usize,
     /// Default: 1e-3.
     pub learning_rate: f64,
-    /// The optimizer. Default: Adam with Burn's defaults.
+    /// The optimizer. Default: Adam as PyTorch has it, with an ε of 1e-8.
     pub optimizer: AdamConfig,
     /// Number of tokens whose logits are in memory at a time; changes no result. Default: 256.
     pub tokens_at_once: usize,
@@ -35,7 +35,7 @@ impl Default for TunedLensConfig {
         Self {
             epochs: 1,
             learning_rate: 1e-3,
-            optimizer: AdamConfig::new(),
+            optimizer: AdamConfig::new().with_epsilon(1e-8),
             tokens_at_once: 256,
             run: RunOptions::default(),
         }
