@@ -20,7 +20,7 @@
 //! on 2 cores.
 //!
 //! With seeds 0 to 5, LoReFT steers every capital and leaves alone every question of training and
-//! .88 to .92 of the new ones; the vector steers .74 to 1.00, and leaves .87 to .99 and .55 to .76
+//! .87 to .92 of the new ones; the vector steers .74 to 1.00, and leaves .87 to .99 and .55 to .76
 //! alone.
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
