@@ -32,6 +32,7 @@
 mod aligned;
 mod attention;
 mod autodiff;
+mod copies;
 mod cross_entropy;
 mod elementwise;
 mod gated;
@@ -54,6 +55,7 @@ use burn_flex::{Flex, FlexTensor};
 
 pub use attention::{AttendingRows, Attention, KeysBefore, attend, attend_after};
 use autodiff::Saved;
+pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use super::elements::Elements;
 use crate::aligned::Aligned;
-use crate::tiles::{VECTORS, rows_of_tile, with_rows};
+use crate::tiles::{GROUP, VECTORS, rows_of_tile, with_rows};
 use pack::Pack;
 pub(super) use pack::panels_in_squares;
 
@@ -388,7 +388,21 @@ impl<S: Simd, const R: usize> NullaryFnOnce for Tile<'_, '_, S, R> {
             }
         }
         let weight = S::as_simd_f32s(self.weight).0.as_chunks::<VECTORS>().0;
-        for (x, weight) in self.x.as_chunks::<R>().0.iter().zip(weight) {
+        let x = self.x.as_chunks::<R>().0;
+        let (groups, rest) = x.as_chunks::<GROUP>();
+        let (groups_of_weight, rest_of_weight) = weight.as_chunks::<GROUP>();
+        for (x, weight) in groups.iter().zip(groups_of_weight) {
+            for k in 0..GROUP {
+                for row in 0..R {
+                    let x = simd.splat_f32s(x[k][row]);
+                    for vector in 0..VECTORS {
+                        tile[row][vector] =
+                            simd.mul_add_f32s(x, weight[k][vector], tile[row][vector]);
+                    }
+                }
+            }
+        }
+        for (x, weight) in rest.iter().zip(rest_of_weight) {
             for row in 0..R {
                 let x = simd.splat_f32s(x[row]);
                 for vector in 0..VECTORS {

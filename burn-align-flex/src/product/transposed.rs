@@ -4,18 +4,25 @@
 //! never copied; a weight in blocks is widened a few rows at a time. A sum runs over the features
 //! in order, so that a row does not depend on what it is batched with.
 
+use std::array;
 use std::cell::RefCell;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, NullaryFnOnce, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::elements::Elements;
 use crate::aligned::Aligned;
+use crate::tiles::{GROUP, registers};
 
 /// Maximum number of rows that are faster here than with a copied weight.
-pub(super) const MOST_ROWS: usize = 160;
-/// Maximum number of vectors of rows of `x` whose sums are kept in registers.
-const MOST_VECTORS: usize = 4;
+pub(super) const MOST_ROWS: usize = 256;
+/// Rows of the embedding whose sums are kept in registers, for more than one vector of rows of `x`.
+const TILE: usize = 6;
+/// The same, for one vector.
+const TILE_OF_ONE: usize = 8;
+/// Elements of `x` that a strip is multiplied with before the next ones, at most: they stay in the
+/// first-level cache.
+const PANEL: usize = 4096;
 /// Rows of the embedding whose sums are collected before they are stored.
 const STRIP: usize = 48;
 /// Rows of an embedding in blocks that are widened at a time, so that they stay in the cache.
@@ -26,7 +33,12 @@ const WIDENING: usize = 8;
 const TASK: usize = 5 * STRIP;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
-/// Elements of the widest vector of a CPU.
+/// Elements of rows that are not worth another thread to pack.
+const SMALL_ROWS: usize = 1 << 15;
+/// Rows and columns of the square that is transposed at a time.
+const SQUARE: usize = 8;
+/// Most vectors of rows of `x` whose sums are kept in registers, and elements of the widest vector.
+const MOST_VECTORS: usize = 4;
 const MOST_LANES: usize = 16;
 
 thread_local! {
@@ -93,49 +105,130 @@ pub(super) fn affine(
     product
 }
 
-/// Of an embedding in blocks, as many for each thread: its projections have few rows.
+/// The same number of tasks for each thread, in whole tiles and whole parts that are widened. An
+/// embedding in blocks has two for each, because projections have few rows.
 fn rows_of_a_task(embedding: Elements, vocab: usize) -> usize {
-    match embedding {
-        Elements::F32(_) => TASK,
-        _ => {
-            let tasks = 2 * rayon::current_num_threads();
-            vocab.div_ceil(tasks).next_multiple_of(WIDENED).min(TASK)
-        }
-    }
+    let threads = rayon::current_num_threads();
+    let least = match embedding {
+        Elements::F32(_) => threads,
+        _ => 2 * threads,
+    };
+    let tasks = least * vocab.div_ceil(least * TASK);
+    vocab.div_ceil(tasks).next_multiple_of(WIDENED)
 }
 
 fn pack(arch: Arch, x: &[f32], width: usize) -> Vec<Packed> {
-    let lanes = arch.dispatch(Lanes);
-    let most_rows = MOST_VECTORS * lanes;
-    let blocks = x.chunks(most_rows * width).enumerate();
-    let blocks = blocks.map(|(block, x)| {
+    let Block { lanes, vectors } = arch.dispatch(BlockShape);
+    let most_rows = vectors * lanes;
+    let pack = |(block, x): (usize, &[f32])| {
         let rows = x.len() / width;
         let vectors = rows.div_ceil(lanes);
         let mut elements = Aligned::zeros(width * vectors * lanes);
-        for (row, x) in x.chunks(width).enumerate() {
-            for (to, x) in elements.elements_mut().chunks_mut(vectors * lanes).zip(x) {
-                to[row] = *x;
-            }
-        }
+        arch.dispatch(PackRows {
+            x,
+            width,
+            row: vectors * lanes,
+            packed: elements.elements_mut(),
+        });
         Packed {
             first: block * most_rows,
             rows,
             vectors,
             elements,
         }
-    });
-    blocks.collect()
+    };
+    let block = most_rows * width;
+    match x.len() <= SMALL_ROWS {
+        true => x.chunks(block).enumerate().map(pack).collect(),
+        false => x.par_chunks(block).enumerate().map(pack).collect(),
+    }
 }
 
-/// Number of elements of a vector.
-struct Lanes;
+/// Lays out rows as `[feature, row]`.
+struct PackRows<'a> {
+    /// `[row, width]`
+    x: &'a [f32],
+    width: usize,
+    /// Elements of a row of `packed`: at least the rows.
+    row: usize,
+    packed: &'a mut [f32],
+}
 
-impl WithSimd for Lanes {
-    type Output = usize;
+impl NullaryFnOnce for PackRows<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) -> usize {
-        S::F32_LANES
+    fn call(self) {
+        let Self {
+            x,
+            width,
+            row,
+            packed,
+        } = self;
+        for (group, x) in x.chunks(SQUARE * width).enumerate() {
+            let first = group * SQUARE;
+            let Some((squares, in_squares)) = Self::squares(x, width) else {
+                for (index, x) in x.chunks(width).enumerate() {
+                    for (feature, x) in x.iter().enumerate() {
+                        packed[feature * row + first + index] = *x;
+                    }
+                }
+                continue;
+            };
+            for feature in (0..in_squares).step_by(SQUARE) {
+                let from: [[f32; SQUARE]; SQUARE] = array::from_fn(|row| {
+                    let part = squares[row][feature..].first_chunk();
+                    *part.expect("features in squares")
+                });
+                for k in 0..SQUARE {
+                    let to = &mut packed[(feature + k) * row + first..][..SQUARE];
+                    to.copy_from_slice(&from.map(|row| row[k]));
+                }
+            }
+            for feature in in_squares..width {
+                let to = &mut packed[feature * row + first..][..SQUARE];
+                to.copy_from_slice(&squares.map(|row| row[feature]));
+            }
+        }
+    }
+}
+
+impl PackRows<'_> {
+    /// The rows of a group, if there are enough for squares, and how many features are in squares.
+    #[inline(always)]
+    fn squares(x: &[f32], width: usize) -> Option<([&[f32]; SQUARE], usize)> {
+        let rows = (x.len() == SQUARE * width)
+            .then(|| array::from_fn(|row| &x[row * width..][..width]))?;
+        Some((rows, width - width % SQUARE))
+    }
+}
+
+/// Elements of a vector, and vectors of rows of `x` in a block.
+struct Block {
+    lanes: usize,
+    vectors: usize,
+}
+
+struct BlockShape;
+
+impl WithSimd for BlockShape {
+    type Output = Block;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> Block {
+        Block {
+            lanes: S::F32_LANES,
+            vectors: vectors_of_block::<S>(),
+        }
+    }
+}
+
+/// As many sums of [`TILE`] rows of the embedding as fit into the registers together with what is
+/// read.
+const fn vectors_of_block<S: Simd>() -> usize {
+    match registers::<S>() {
+        32 => MOST_VECTORS,
+        _ => MOST_VECTORS / 2,
     }
 }
 
@@ -188,17 +281,11 @@ impl WithSimd for Task<'_> {
                 start: &start[..count],
             };
             for block in self.packed {
-                let x = S::as_simd_f32s(block.elements.elements()).0;
-                // As many sums as fit into the registers together with what is read.
-                let wide = S::F32_LANES == MOST_LANES;
-                match (block.vectors, wide) {
-                    (1, _) => strip_sums::<S, 1, 8>(simd, x, &strip, &mut sums),
-                    (2, true) => strip_sums::<S, 2, 8>(simd, x, &strip, &mut sums),
-                    (3, true) => strip_sums::<S, 3, 8>(simd, x, &strip, &mut sums),
-                    (_, true) => strip_sums::<S, 4, 6>(simd, x, &strip, &mut sums),
-                    (2, false) => strip_sums::<S, 2, 4>(simd, x, &strip, &mut sums),
-                    (3, false) => strip_sums::<S, 3, 4>(simd, x, &strip, &mut sums),
-                    (_, false) => strip_sums::<S, 4, 2>(simd, x, &strip, &mut sums),
+                match block.vectors {
+                    1 => block.sums::<S, 1, TILE_OF_ONE>(simd, &strip, &mut sums),
+                    2 => block.sums::<S, 2, TILE>(simd, &strip, &mut sums),
+                    3 => block.sums::<S, 3, TILE>(simd, &strip, &mut sums),
+                    _ => block.sums::<S, MOST_VECTORS, TILE>(simd, &strip, &mut sums),
                 }
                 let stride = block.vectors * S::F32_LANES;
                 for row in 0..block.rows {
@@ -220,52 +307,87 @@ struct Strip<'a> {
     start: &'a [f32],
 }
 
-/// The products of `V` vectors of rows of `x` with rows of the embedding, `R` of these at a time:
-/// `[row of the embedding, V * lanes]`.
 // Plain loops: a closure would not be compiled for the vectors of `S`.
-#[inline(always)]
-fn strip_sums<S: Simd, const V: usize, const R: usize>(
-    simd: S,
-    x: &[S::f32s],
-    strip: &Strip,
-    sums: &mut [f32],
-) {
-    let x = x.as_chunks::<V>().0;
-    let stride = V * S::F32_LANES;
-    let mut first = 0;
-    while first + R <= strip.start.len() {
-        tile::<S, V, R>(simd, x, strip, first, &mut sums[first * stride..]);
-        first += R;
-    }
-    while first < strip.start.len() {
-        tile::<S, V, 1>(simd, x, strip, first, &mut sums[first * stride..]);
-        first += 1;
+impl Packed {
+    /// The products with the rows of a strip, `R` of these at a time: `[row of the embedding,
+    /// V * lanes]`.
+    #[inline(always)]
+    fn sums<S: Simd, const V: usize, const R: usize>(
+        &self,
+        simd: S,
+        strip: &Strip,
+        sums: &mut [f32],
+    ) {
+        if V > 1 && V > vectors_of_block::<S>() {
+            unreachable!("blocks have no more vectors than fit");
+        }
+        let row = V * S::F32_LANES;
+        let sums = &mut sums[..strip.start.len() * row];
+        for (sums, start) in sums.chunks_mut(row).zip(strip.start) {
+            sums.fill(*start);
+        }
+        let x = S::as_simd_f32s(self.elements.elements()).0;
+        let x = x.as_chunks::<V>().0;
+        let panels = x.len().div_ceil(PANEL / row);
+        let features = x.len().div_ceil(panels.max(1)).max(1);
+        for (panel, x) in x.chunks(features).enumerate() {
+            let rows = &strip.rows[panel * features..];
+            let mut first = 0;
+            for sums in sums.chunks_exact_mut(R * row) {
+                tile::<S, V, R>(simd, x, &rows[first * strip.stride..], strip.stride, sums);
+                first += R;
+            }
+            for sums in sums
+                .chunks_exact_mut(R * row)
+                .into_remainder()
+                .chunks_mut(row)
+            {
+                tile::<S, V, 1>(simd, x, &rows[first * strip.stride..], strip.stride, sums);
+                first += 1;
+            }
+        }
     }
 }
 
-/// [`strip_sums`] of `R` rows of the embedding, starting at the first one.
+/// Adds the products of `V` vectors of rows of `x` with the first `R` rows of the embedding.
 #[inline(always)]
+#[expect(
+    clippy::needless_range_loop,
+    reason = "iterators over the tile, or branches in these loops, keep it in memory"
+)]
 fn tile<S: Simd, const V: usize, const R: usize>(
     simd: S,
     x: &[[S::f32s; V]],
-    strip: &Strip,
-    first: usize,
+    rows: &[f32],
+    stride: usize,
     sums: &mut [f32],
 ) {
-    let mut rows = [&strip.rows[..0]; R];
-    for (index, row) in rows.iter_mut().enumerate() {
-        *row = &strip.rows[(first + index) * strip.stride..][..x.len()];
-    }
+    let rows: [&[f32]; R] = array::from_fn(|row| &rows[row * stride..][..x.len()]);
     for row in &rows {
         assert_eq!(row.len(), x.len());
     }
+    let sums = S::as_mut_simd_f32s(sums).0.as_chunks_mut::<V>().0;
+    let sums = &mut sums[..R];
     let mut tile = [[simd.splat_f32s(0.0); V]; R];
-    let mut start = [0.0; R];
-    start.copy_from_slice(&strip.start[first..][..R]);
     for r in 0..R {
-        tile[r] = [simd.splat_f32s(start[r]); V];
+        tile[r] = sums[r];
     }
-    for (k, x) in x.iter().enumerate() {
+    let groups = rows.map(|row| row.as_chunks::<GROUP>().0);
+    let (groups_of_x, rest) = x.as_chunks::<GROUP>();
+    for row in &groups {
+        assert_eq!(row.len(), groups_of_x.len());
+    }
+    for (group, x) in groups_of_x.iter().enumerate() {
+        for k in 0..GROUP {
+            for r in 0..R {
+                let e = simd.splat_f32s(groups[r][group][k]);
+                for v in 0..V {
+                    tile[r][v] = simd.mul_add_f32s(e, x[k][v], tile[r][v]);
+                }
+            }
+        }
+    }
+    for (k, x) in (x.len() - rest.len()..).zip(rest) {
         for r in 0..R {
             let e = simd.splat_f32s(rows[r][k]);
             for v in 0..V {
@@ -273,10 +395,7 @@ fn tile<S: Simd, const V: usize, const R: usize>(
             }
         }
     }
-    let to = S::as_mut_simd_f32s(sums).0;
     for r in 0..R {
-        for v in 0..V {
-            to[r * V + v] = tile[r][v];
-        }
+        sums[r] = tile[r];
     }
 }

@@ -4,6 +4,7 @@
 
 mod activation;
 mod attention;
+mod copies;
 mod cross_entropy;
 mod embedding;
 #[cfg(feature = "flex")]
@@ -21,6 +22,7 @@ mod weight;
 
 pub use activation::{Activation, UnknownActivation};
 pub use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
+pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;
 pub use embedding::TokenEmbedding;
 pub use init::ParamInit;

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_align_models::Tables;
+use burn_align_models::nn::in_row_major_order;
 
 use super::{Indices, Units};
 use crate::interventions::Intervention;
@@ -115,14 +116,13 @@ pub(super) fn gather<B: Backend>(
     tables: &Tables,
 ) -> Tensor<B, 2> {
     let [count, width] = cell_dims(activation);
-    let flat = || activation.clone().reshape([count, width]);
+    let flat = || in_row_major_order(activation.clone()).reshape([count, width]);
     if cells.are_all(count) {
         return flat();
     }
     match cells.rectangle(count) {
         Some(it) if it.width == 1 => flat().narrow(0, it.rows.start, it.rows.len()),
-        Some(it) => activation
-            .clone()
+        Some(it) => in_row_major_order(activation.clone())
             .reshape([count / it.width, it.width, width])
             .slice([it.rows, it.cols, 0..width])
             .reshape([cells.indices.len(), width]),
@@ -140,7 +140,8 @@ pub(super) fn gather_by_index<B: Backend>(
     cells: &Cells,
     tables: &Tables,
 ) -> Tensor<B, 2> {
-    let flat = activation.clone().reshape(cell_dims(activation)); // [cell, width]
+    let flat = in_row_major_order(activation.clone());
+    let flat = flat.reshape(cell_dims(activation)); // [cell, width]
     let indices = tables.indices::<B>(cells.indices.clone(), &flat.device());
     flat.select(0, indices)
 }

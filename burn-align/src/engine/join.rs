@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::nn::joined;
 
 use super::PlanError;
 use super::plan::Plan;
@@ -54,7 +55,7 @@ impl<B: Backend> Plan<B> {
                 Role::Constant | Role::Known if !by_example => all[0].clone(),
                 _ => {
                     let all = all.iter().copied().cloned();
-                    Tensor::cat(all.map(|x| with_pos(x, pos)).collect(), 0)
+                    joined(all.map(|x| with_pos(x, pos)).collect())
                 }
             })
         })
