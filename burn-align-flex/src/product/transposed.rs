@@ -351,10 +351,6 @@ impl Packed {
 
 /// Adds the products of `V` vectors of rows of `x` with the first `R` rows of the embedding.
 #[inline(always)]
-#[expect(
-    clippy::needless_range_loop,
-    reason = "iterators over the tile, or branches in these loops, keep it in memory"
-)]
 fn tile<S: Simd, const V: usize, const R: usize>(
     simd: S,
     x: &[[S::f32s; V]],
@@ -370,7 +366,7 @@ fn tile<S: Simd, const V: usize, const R: usize>(
     let sums = &mut sums[..R];
     let mut tile = [[simd.splat_f32s(0.0); V]; R];
     for r in 0..R {
-        tile[r] = sums[r];
+        tile[r].copy_from_slice(&sums[r]);
     }
     let groups = rows.map(|row| row.as_chunks::<GROUP>().0);
     let (groups_of_x, rest) = x.as_chunks::<GROUP>();
@@ -396,6 +392,6 @@ fn tile<S: Simd, const V: usize, const R: usize>(
         }
     }
     for r in 0..R {
-        sums[r] = tile[r];
+        sums[r].copy_from_slice(&tile[r]);
     }
 }
