@@ -2,13 +2,9 @@
 
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, backend::Backend};
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::recognise::{generic, recognise_view};
 use super::strided;
-
-/// Elements that a thread copies at a time.
-const PART: usize = 1 << 16;
 
 /// The tensor in row-major order: itself, or a copy.
 ///
@@ -42,7 +38,7 @@ pub fn joined<B: Backend, const D: usize>(
     let mut others = Vec::new();
     for x in tensors {
         match recognise_view(x) {
-            Ok(x) => known.push(strided::contiguous(x)),
+            Ok(x) => known.push(x),
             Err(x) => others.push(x),
         }
     }
@@ -62,19 +58,13 @@ fn of_known(tensors: &[FlexTensor]) -> FlexTensor {
     });
     shape[0] = rows.sum();
     let mut joined = vec![0.0; shape.iter().product()];
-    let mut parts: Vec<(&mut [f32], &[f32])> = Vec::new();
     let mut rest = &mut joined[..];
     for x in tensors {
-        let from: &[f32] = x.storage();
-        let (to, others) = rest.split_at_mut(from.len());
-        parts.extend(to.chunks_mut(PART).zip(from.chunks(PART)));
+        let (to, others) = rest.split_at_mut(x.shape().num_elements());
+        if !strided::copy_into(x, to) {
+            to.copy_from_slice(x.to_contiguous().storage());
+        }
         rest = others;
-    }
-    // Also the first touch of the memory, which takes most of the time, is on all cores.
-    let copy = |(to, from): (&mut [f32], &[f32])| to.copy_from_slice(from);
-    match parts.len() {
-        0 | 1 => parts.into_iter().for_each(copy),
-        _ => parts.into_par_iter().for_each(copy),
     }
     FlexTensor::from_data(TensorData::new(joined, shape))
 }

@@ -2,7 +2,7 @@
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex, with
-//! or without autodiff, the kernel runs, with its own gradient (only [`add`] has none). Otherwise,
+//! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`] and [`joined`] have none). Otherwise,
 //! and for a dtype that has no kernel, the argument comes back as `Err`, and the caller computes
 //! the result with Burn's operations:
 //!

@@ -9,21 +9,30 @@ use super::kernels::in_tasks;
 /// is copied, on all cores.
 pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
     let shape = x.shape();
-    let sizes: Vec<usize> = shape.iter().copied().collect();
+    if x.is_contiguous() && x.storage::<f32>().len() == shape.num_elements() {
+        return x;
+    }
+    let mut copy = vec![0.0; shape.num_elements()];
+    match copy_into(&x, &mut copy) {
+        true => FlexTensor::from_data(TensorData::new(copy, shape)),
+        false => x.to_contiguous(),
+    }
+}
+
+/// Copies the elements in row-major order, on all cores, which also touch the memory first. Does
+/// nothing, and says so, for a number without axes and for a reversed last axis.
+pub(super) fn copy_into(x: &FlexTensor, to: &mut [f32]) -> bool {
+    let sizes: Vec<usize> = x.shape().iter().copied().collect();
     let strides = x.layout().strides();
     let (Some((width, outer)), Some(Ok(stride))) = (
         sizes.split_last(),
         strides.last().map(|it| usize::try_from(*it)),
     ) else {
-        return x.to_contiguous();
+        return false;
     };
     let elements = x.storage::<f32>();
-    if x.is_contiguous() && elements.len() == shape.num_elements() {
-        return x;
-    }
-    let mut copy = vec![0.0; shape.num_elements()];
-    in_tasks(&mut copy, *width, |index, to| {
-        let from = &elements[first_of(&x, outer, index)..];
+    in_tasks(to, *width, |index, to| {
+        let from = &elements[first_of(x, outer, index)..];
         match stride {
             1 => to.copy_from_slice(&from[..*width]),
             0 => to.fill(from[0]),
@@ -34,7 +43,7 @@ pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
             }
         }
     });
-    FlexTensor::from_data(TensorData::new(copy, sizes))
+    true
 }
 
 /// The tensor, or a copy, so that the features of a vector lie side by side.

@@ -1,7 +1,7 @@
 //! Products of some rows with a transposed weight, such as a token embedding used as the head.
 //!
-//! The weight, here the transposed `embedding`, is the larger side: it is read once, in order, and
-//! never copied; a weight in blocks is widened a few rows at a time. A sum runs over the features
+//! The weight, here the transposed `embedding`, is the larger side: it is read once from memory, a
+//! few rows at a time, and never copied; a weight in blocks is widened. A sum runs over the features
 //! in order, so that a row does not depend on what it is batched with.
 
 use std::array;
@@ -37,8 +37,9 @@ const SMALL: usize = 1 << 20;
 const SMALL_ROWS: usize = 1 << 15;
 /// Rows and columns of the square that is transposed at a time.
 const SQUARE: usize = 8;
-/// Most vectors of rows of `x` whose sums are kept in registers, and elements of the widest vector.
+/// Maximum number of vectors of rows of `x` whose sums are kept in registers.
 const MOST_VECTORS: usize = 4;
+/// Elements of the widest vector of a CPU.
 const MOST_LANES: usize = 16;
 
 thread_local! {
@@ -165,19 +166,15 @@ impl NullaryFnOnce for PackRows<'_> {
             row,
             packed,
         } = self;
-        for (group, x) in x.chunks(SQUARE * width).enumerate() {
-            let first = group * SQUARE;
-            let Some((squares, in_squares)) = Self::squares(x, width) else {
-                for (index, x) in x.chunks(width).enumerate() {
-                    for (feature, x) in x.iter().enumerate() {
-                        packed[feature * row + first + index] = *x;
-                    }
-                }
-                continue;
-            };
+        let groups = x.chunks_exact(SQUARE * width);
+        let rest = groups.remainder().chunks(width);
+        let mut first = 0;
+        for x in groups {
+            let rows: [&[f32]; SQUARE] = array::from_fn(|row| &x[row * width..][..width]);
+            let in_squares = width - width % SQUARE;
             for feature in (0..in_squares).step_by(SQUARE) {
                 let from: [[f32; SQUARE]; SQUARE] = array::from_fn(|row| {
-                    let part = squares[row][feature..].first_chunk();
+                    let part = rows[row][feature..].first_chunk();
                     *part.expect("features in squares")
                 });
                 for k in 0..SQUARE {
@@ -187,19 +184,15 @@ impl NullaryFnOnce for PackRows<'_> {
             }
             for feature in in_squares..width {
                 let to = &mut packed[feature * row + first..][..SQUARE];
-                to.copy_from_slice(&squares.map(|row| row[feature]));
+                to.copy_from_slice(&rows.map(|row| row[feature]));
+            }
+            first += SQUARE;
+        }
+        for (index, x) in (first..).zip(rest) {
+            for (feature, x) in x.iter().enumerate() {
+                packed[feature * row + index] = *x;
             }
         }
-    }
-}
-
-impl PackRows<'_> {
-    /// The rows of a group, if there are enough for squares, and how many features are in squares.
-    #[inline(always)]
-    fn squares(x: &[f32], width: usize) -> Option<([&[f32]; SQUARE], usize)> {
-        let rows = (x.len() == SQUARE * width)
-            .then(|| array::from_fn(|row| &x[row * width..][..width]))?;
-        Some((rows, width - width % SQUARE))
     }
 }
 
@@ -318,7 +311,7 @@ impl Packed {
         strip: &Strip,
         sums: &mut [f32],
     ) {
-        if V > 1 && V > vectors_of_block::<S>() {
+        if V > vectors_of_block::<S>() {
             unreachable!("blocks have no more vectors than fit");
         }
         let row = V * S::F32_LANES;
@@ -328,8 +321,7 @@ impl Packed {
         }
         let x = S::as_simd_f32s(self.elements.elements()).0;
         let x = x.as_chunks::<V>().0;
-        let panels = x.len().div_ceil(PANEL / row);
-        let features = x.len().div_ceil(panels.max(1)).max(1);
+        let features = x.len().div_ceil(x.len().div_ceil(PANEL / row));
         for (panel, x) in x.chunks(features).enumerate() {
             let rows = &strip.rows[panel * features..];
             let mut first = 0;

@@ -96,8 +96,9 @@ fn your_own_parts_are_trained_with_ours<B: Backend>(device: &B::Device) {
     assert!(logits.iter().all(|logit| *logit != 0.5), "{logits:?}");
 }
 
-/// A rotation, times the mean squared length of its columns: one as long as they are orthonormal.
-/// Its gradient has a large part across the manifold, that of a plain rotation a small one.
+/// A rotation, times a power of the mean squared length of its columns, which is 1 as long as they
+/// are orthonormal. Its gradient has a large part across the manifold, that of a plain rotation a
+/// small one.
 #[derive(Module, Debug)]
 struct Longer<B: Backend> {
     rotation: Orthonormal<B>,
