@@ -13,7 +13,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::gated::Gated;
 use super::recognise::cast;
-use super::{cross_entropy, heads, kernels, product, strided};
+use super::{cross_entropy, divergence, heads, kernels, product, strided};
 
 /// A tensor of the autodiff backend on Flex.
 type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -40,6 +40,8 @@ pub(super) enum Saved {
     HeadPart(usize, usize),
     /// The logits, and what else cross-entropies depend on.
     CrossEntropies(cross_entropy::State),
+    /// Two predictions.
+    Divergences(divergence::State),
     /// Tokens were turned into rows.
     Rows,
     /// This many rows were turned into tokens.
@@ -57,6 +59,7 @@ impl Saved {
             }
             Self::Rotation(cos, sin) => return heads::rotated(gradient, [&cos, &sin], -1.0),
             Self::CrossEntropies(state) => return state.gradient(gradient),
+            Self::Divergences(state) => return state.gradient(gradient),
             Self::HeadPart(all, first) => return strided::among_heads(&gradient, all, first),
             Self::Rows => return strided::tokens_of(gradient),
             Self::Tokens(rows) => return strided::rows_of(gradient, rows),

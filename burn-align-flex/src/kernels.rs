@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 /// Elements per task: enough to outweigh the cost of starting it, and no more than fit into the
 /// second-level cache.
-const TASK: usize = 16 * 1024;
+pub(super) const TASK: usize = 16 * 1024;
 
 const LINEAR: f32 = 1.595_769; // 2 √(2/π)
 const CUBIC: f32 = LINEAR * 0.044715;
@@ -368,7 +368,7 @@ pub(super) fn fold(
 
 /// Folds pairs of elements in several lanes, then adds up the lanes.
 #[inline(always)]
-fn fold_with(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
+pub(super) fn fold_with(a: &[f32], b: &[f32], step: impl Fn(f32, f32, f32) -> f32) -> f32 {
     const LANES: usize = 32;
     let mut lanes = [0.0; LANES];
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());

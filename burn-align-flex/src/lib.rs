@@ -2,9 +2,9 @@
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex, with
-//! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`] and [`joined`] have none). Otherwise,
-//! and for a dtype that has no kernel, the argument comes back as `Err`, and the caller computes
-//! the result with Burn's operations:
+//! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`] and
+//! [`joined`] have none). Otherwise, and for a dtype that has no kernel, the argument comes back as
+//! `Err`, and the caller computes the result with Burn's operations:
 //!
 //! ```
 //! use burn::tensor::{Tensor, activation, backend::Backend};
@@ -34,6 +34,7 @@ mod attention;
 mod autodiff;
 mod copies;
 mod cross_entropy;
+mod divergence;
 mod elementwise;
 mod gated;
 mod heads;
@@ -57,6 +58,7 @@ pub use attention::{AttendingRows, Attention, KeysBefore, attend, attend_after};
 use autodiff::Saved;
 pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;
+pub use divergence::kl_divergences;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};

@@ -48,16 +48,20 @@ pub(super) fn constant<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<F
     Some(strided::contiguous(x.primitive))
 }
 
-/// The tensor [in vectors](strided::in_vectors), whether or not the backend differentiates; `None`
-/// unless it is an f32 tensor on Flex without a gradient.
-pub(super) fn in_vectors<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
+/// The tensor with any strides, whether or not the backend differentiates; `None` unless it is an
+/// f32 tensor on Flex without a gradient.
+pub(super) fn untracked<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
     let x = match recognise_view(x.clone()) {
-        Ok(x) => return Some(strided::in_vectors(x)),
+        Ok(x) => return Some(x),
         Err(x) => x,
     };
     let x = autodiff::recognise(x).ok()?;
-    let untracked = x.node.requirement.is_none();
-    untracked.then(|| strided::in_vectors(x.primitive))
+    x.node.requirement.is_none().then_some(x.primitive)
+}
+
+/// The tensor [in vectors](strided::in_vectors), if it is [`untracked`].
+pub(super) fn in_vectors<B: Backend, const D: usize>(x: &Tensor<B, D>) -> Option<FlexTensor> {
+    untracked(x).map(strided::in_vectors)
 }
 
 /// From a tensor of Flex to one without a gradient, of Flex or of the autodiff backend on it.

@@ -13,8 +13,9 @@ use super::Activation;
 
 pub(super) use burn_align_flex::{
     AttendingRows, Attention, KeysBefore, add, affine, affine_quantized, attend, attend_after,
-    causal_softmax, cross_entropies, head_part, in_row_major_order, joined, layer_norm,
-    merge_heads, multiplies_quantized, rms_norm, root_mean_square, rotate, rows_of, tokens_of,
+    causal_softmax, cross_entropies, head_part, in_row_major_order, joined, kl_divergences,
+    layer_norm, merge_heads, multiplies_quantized, rms_norm, root_mean_square, rotate, rows_of,
+    tokens_of,
 };
 
 /// Applies `activation` to every element, if there is a kernel for it.

@@ -6,6 +6,7 @@ mod activation;
 mod attention;
 mod copies;
 mod cross_entropy;
+mod divergence;
 mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
@@ -24,6 +25,7 @@ pub use activation::{Activation, UnknownActivation};
 pub use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
 pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;
+pub use divergence::kl_divergences;
 pub use embedding::TokenEmbedding;
 pub use init::ParamInit;
 pub use linearised::LinearisedNorm;

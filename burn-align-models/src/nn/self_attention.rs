@@ -264,6 +264,17 @@ impl<B: Backend> SelfAttention<B> {
             let q = asking(&part(0));
             return [q, part(1), part(2)].map(|part| split_heads(part, heads));
         }
+        let of_heads = |first: usize, count: usize, x: Tensor<B, 3>| {
+            qkv.forward_part(first * d_head..(first + count) * d_head, x) // [batch, pos, width]
+        };
+        // The gradient of a part is as large as the whole, and mostly zeros.
+        if B::ad_enabled(&x.device()) {
+            return [
+                split_heads(of_heads(0, heads, asking(&x)), heads),
+                split_heads(of_heads(heads, kv_heads, x.clone()), kv_heads),
+                split_heads(of_heads(heads + kv_heads, kv_heads, x), kv_heads),
+            ];
+        }
         if pass.queries().is_none() {
             let qkv = qkv.forward(x); // [batch, pos, all * d_head]
             let part = |first, count| head_part(qkv.clone(), all, first..first + count);
@@ -273,14 +284,10 @@ impl<B: Backend> SelfAttention<B> {
                 part(heads + kv_heads, kv_heads),
             ];
         }
-        let q_width = heads * d_head;
-        let q = qkv.forward_part(0..q_width, asking(&x)); // [batch, query, head * d_head]
-        let kv = qkv.forward_part(q_width..all * d_head, x);
-        [
-            head_part(q, heads, 0..heads),
-            head_part(kv.clone(), 2 * kv_heads, 0..kv_heads),
-            head_part(kv, 2 * kv_heads, kv_heads..2 * kv_heads),
-        ]
+        let q = split_heads(of_heads(0, heads, asking(&x)), heads);
+        let kv = of_heads(heads, 2 * kv_heads, x);
+        let part = |first| head_part(kv.clone(), 2 * kv_heads, first..first + kv_heads);
+        [q, part(0), part(kv_heads)]
     }
 
     /// Whether `qkv` has each head's query, key and value side by side.

@@ -2,8 +2,9 @@
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::kl_divergences;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{InterchangeData, TrainingError};
@@ -272,7 +273,6 @@ where
 pub(super) struct Clean<B: Backend> {
     /// `[batch, unit, vocab]`, in f32.
     pub(super) logits: Tensor<B, 3>,
-    log_probabilities: Tensor<B, 3>,
     /// `[batch, unit, 1]`.
     predicted: Tensor<B, 3, Int>,
 }
@@ -281,7 +281,6 @@ impl<B: Backend> Clean<B> {
     pub(super) fn new(logits: Tensor<B, 3>) -> Self {
         let logits = logits.cast(DType::F32);
         Self {
-            log_probabilities: activation::log_softmax(logits.clone(), 2),
             predicted: logits.clone().argmax(2),
             logits,
         }
@@ -309,7 +308,7 @@ impl Tally {
         examples: &[usize],
     ) -> Result<Vec<f64>, PlanError> {
         let logits = logits.cast(DType::F32);
-        let [batch, units, _vocab] = logits.dims();
+        let [batch, units, vocab] = logits.dims();
         let targets = dataset.targets::<B>(0, examples, units, &logits.device());
         let labels = targets.labels.reshape([batch, units, 1]);
         let classes = |x: Tensor<B, 3, Int>| -> Result<Vec<i64>, PlanError> {
@@ -317,11 +316,8 @@ impl Tally {
             Ok(numbers.map(|class| class as i64).collect())
         };
 
-        let log_q = activation::log_softmax(logits.clone(), 2);
-        let p = clean.log_probabilities.clone().exp();
-        let impossible = p.clone().equal_elem(0);
-        let terms = p * (clean.log_probabilities.clone() - log_q);
-        let divergences = read_numbers(terms.mask_fill(impossible, 0).sum_dim(2))?;
+        let rows = |x: &Tensor<B, 3>| x.clone().reshape([batch * units, vocab]);
+        let divergences = read_numbers(kl_divergences(rows(&clean.logits), rows(&logits)))?;
         let predicted = classes(logits.clone().argmax(2))?;
         let at_label = logits.clone().gather(2, labels.clone());
         let differences = read_numbers(at_label - logits.gather(2, clean.predicted.clone()))?;

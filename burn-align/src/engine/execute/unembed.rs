@@ -56,7 +56,7 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
         let mut first: usize = 0;
         for part in self.parts_to_unembed(&wanted) {
             let all = part.iter().map(|(_, [batch, units])| batch * units).sum();
-            let x = x.clone().narrow(1, first, all);
+            let x = part_of(x.clone(), 1, first, all);
             first += all;
             let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
             let [_all, vocab] = logits.dims();
@@ -69,9 +69,8 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
                 let logits = logits.clone();
                 self.values[index] = Some(match divides {
                     true => {
-                        logits
-                            .reshape([all / units, units, vocab])
-                            .narrow(0, start / units, batch)
+                        let logits = logits.reshape([all / units, units, vocab]);
+                        part_of(logits, 0, start / units, batch)
                     }
                     false => logits
                         .narrow(0, start, count)
@@ -105,5 +104,18 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
             parts.push(&reads[start..]);
         }
         parts
+    }
+}
+
+/// Some entries of an axis. The whole is returned as it is: the gradient of a slice would be copied.
+fn part_of<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    axis: usize,
+    first: usize,
+    count: usize,
+) -> Tensor<B, D> {
+    match x.dims()[axis] == count {
+        true => x,
+        false => x.narrow(axis, first, count),
     }
 }

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Tensor, activation, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::kl_divergences;
 use serde::Serialize;
 
 use super::streams::{Inputs, Streams};
@@ -247,7 +248,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>> Run<'a, B, M> {
             let wanted = logits(&reads[0]);
             let values = reads.iter().flat_map(|read| {
                 let logits = logits(read);
-                let divergences = divergences(wanted.clone(), logits.clone());
+                let divergences = kl_divergences(wanted.clone(), logits.clone());
                 [loss(logits, examples).cast(DType::F32), divergences]
             });
             let values = read_numbers(Tensor::cat(values.collect(), 0))?;
@@ -308,16 +309,4 @@ impl Rows {
 fn mean<'a>(values: impl ExactSizeIterator<Item = &'a f64>) -> f64 {
     let count = values.len() as f64;
     values.sum::<f64>() / count
-}
-
-/// The Kullback-Leibler divergence of one prediction from another, for each row.
-///
-/// # Shapes
-/// - wanted, found: `[row, vocab]`
-/// - output: `[row]`
-fn divergences<B: Backend>(wanted: Tensor<B, 2>, found: Tensor<B, 2>) -> Tensor<B, 1> {
-    let wanted = activation::log_softmax(wanted, 1);
-    let found = activation::log_softmax(found, 1);
-    let terms = wanted.clone().exp() * (wanted - found);
-    terms.sum_dim(1).squeeze_dim(1)
 }

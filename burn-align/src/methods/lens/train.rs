@@ -4,7 +4,8 @@ use burn::module::AutodiffModule;
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{Adam, AdamConfig, GradientsAccumulator, GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_align_models::nn::kl_divergences;
 use burn_align_models::{AlignableTransformer, Site, TokenBatch};
 
 use super::logit::{lens_logits, streams};
@@ -285,7 +286,7 @@ impl<B: Backend> Tokens<B> {
             let tokens = Tensor::<B, 1, Int>::from_data(data, &device);
             let normed = self.normed.clone().select(1, tokens.clone());
             Chunk {
-                own: log_softmax(model.unembed(normed)).detach(),
+                own: model.unembed(normed).detach(),
                 tokens,
             }
         })
@@ -302,9 +303,8 @@ impl<B: Backend> Tokens<B> {
     ) -> Tensor<B, 1> {
         let stream = self.streams[index].clone();
         let translated = translate(stream.select(1, chunk.tokens.clone()));
-        let lens = log_softmax(lens_logits(model, site, translated));
-        let own = chunk.own.clone();
-        (own.clone().exp() * (own - lens)).sum()
+        let lens = lens_logits(model, site, translated);
+        kl_divergences(chunk.own.clone().squeeze_dim(0), lens.squeeze_dim(0)).sum()
     }
 }
 
@@ -312,11 +312,6 @@ impl<B: Backend> Tokens<B> {
 struct Chunk<B: Backend> {
     /// Their rows in the streams.
     tokens: Tensor<B, 1, Int>,
-    /// Logarithms of the model's own distributions, `[1, token, vocab]`.
+    /// The model's own logits, `[1, token, vocab]`.
     own: Tensor<B, 3>,
-}
-
-/// Logarithms of distributions, in f32.
-fn log_softmax<B: Backend>(logits: Tensor<B, 3>) -> Tensor<B, 3> {
-    activation::log_softmax(logits.cast(DType::F32), 2)
 }

@@ -1,8 +1,9 @@
 //! What weights of edges are learned by.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Tensor, TensorData, activation};
+use burn::tensor::{Tensor, TensorData};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::kl_divergences;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -36,11 +37,10 @@ pub struct LearningStep {
 /// - base, logits: `[row, unit, vocab]`
 /// - output: `[row]`, means over units
 pub(super) fn divergences<B: Backend>(base: Tensor<B, 3>, logits: Tensor<B, 3>) -> Tensor<B, 1> {
-    let log_p = activation::log_softmax(base.cast(DType::F32), 2);
-    let log_q = activation::log_softmax(logits.cast(DType::F32), 2);
-    let of_units = (log_p.clone().exp() * (log_p - log_q)).sum_dim(2); // [row, unit, 1]
-    let [rows, units, _one] = of_units.dims();
-    of_units.reshape([rows, units]).mean_dim(1).reshape([rows])
+    let [rows, units, vocab] = logits.dims();
+    let [base, logits] = [base, logits].map(|x| x.reshape([rows * units, vocab]));
+    let of_units = kl_divergences(base, logits).reshape([rows, units]);
+    of_units.mean_dim(1).reshape([rows])
 }
 
 /// Prompts in batches, each with what all of its runs have in common.
