@@ -16,7 +16,7 @@ use super::recognise::cast;
 use super::{cross_entropy, divergence, heads, kernels, product, strided};
 
 /// A tensor of the autodiff backend on Flex.
-type Tracked = FloatTensor<Autodiff<Flex>>;
+pub(super) type Tracked = FloatTensor<Autodiff<Flex>>;
 
 /// Multiplies a gradient by the derivative of a function of each element, given its argument.
 pub(super) type Gradient = fn(&mut [f32], &[f32]);

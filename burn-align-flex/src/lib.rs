@@ -39,6 +39,7 @@ mod elementwise;
 mod gated;
 mod heads;
 mod kernels;
+mod parts;
 mod product;
 mod recognise;
 mod strided;
@@ -62,6 +63,7 @@ pub use divergence::kl_divergences;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};
+pub use parts::{part_of_rows, sums_parts};
 use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.

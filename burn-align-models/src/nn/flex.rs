@@ -14,8 +14,8 @@ use super::Activation;
 pub(super) use burn_align_flex::{
     AttendingRows, Attention, KeysBefore, add, affine, affine_quantized, attend, attend_after,
     causal_softmax, cross_entropies, head_part, in_row_major_order, joined, kl_divergences,
-    layer_norm, merge_heads, multiplies_quantized, rms_norm, root_mean_square, rotate, rows_of,
-    tokens_of,
+    layer_norm, merge_heads, multiplies_quantized, part_of_rows, rms_norm, root_mean_square,
+    rotate, rows_of, sums_parts, tokens_of,
 };
 
 /// Applies `activation` to every element, if there is a kernel for it.

@@ -2,6 +2,7 @@
 //! rearranged.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn_align_models::nn::part_of_rows;
 use burn_align_models::{ModelInput, Tables};
 
 use crate::engine::layout::Layout;
@@ -56,8 +57,7 @@ pub(super) fn chosen<B: Backend, const D: usize>(
     let (first, count) = (indices.first().copied().unwrap_or(0), indices.len());
     let adjacent = count > 0 && indices.iter().copied().eq(first..first + count);
     match adjacent {
-        true if count == x.dims()[0] => x,
-        true => x.narrow(0, first, count),
+        true => part_of_rows(x, first..first + count),
         false => {
             let device = x.device();
             x.select(0, tables.indices::<B>(indices, &device))

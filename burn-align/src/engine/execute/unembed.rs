@@ -1,7 +1,10 @@
 //! From the residual stream to the logits that are read.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::{part_of_rows, sums_parts};
 
 use super::Run;
 use crate::engine::cells::{Cells, gather};
@@ -54,48 +57,70 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
             false => model.final_norm(x),
         };
         let mut first: usize = 0;
-        for part in self.parts_to_unembed(&wanted) {
-            let all = part.iter().map(|(_, [batch, units])| batch * units).sum();
-            let x = part_of(x.clone(), 1, first, all);
+        for part in self.parts_to_unembed(&wanted, &x) {
+            let all: usize = part.iter().map(|(_, [batch, units])| batch * units).sum();
+            let x = match all == x.dims()[1] {
+                true => x.clone(),
+                false => x.clone().narrow(1, first, all),
+            };
             first += all;
             let logits = model.unembed(x).squeeze_dim::<2>(0); // [cell, vocab]
-            let [_all, vocab] = logits.dims();
-            let mut start: usize = 0;
-            for (index, [batch, units]) in part.iter().copied() {
-                let count = batch * units;
-                // Slicing a tensor of the right shape gives a view; slicing while reshaping would
-                // copy.
-                let divides = all.is_multiple_of(units) && start.is_multiple_of(units);
-                let logits = logits.clone();
-                self.values[index] = Some(match divides {
-                    true => {
-                        let logits = logits.reshape([all / units, units, vocab]);
-                        part_of(logits, 0, start / units, batch)
-                    }
-                    false => logits
-                        .narrow(0, start, count)
-                        .reshape([batch, units, vocab]),
-                });
-                start += count;
+            for (index, logits) in Self::split(logits, part) {
+                self.values[index] = Some(logits);
             }
         }
     }
 
+    /// The logits of each of some reads, `[batch, unit, vocab]`, with its index.
+    ///
+    /// # Shapes
+    /// - logits: `[cell, vocab]`
+    fn split(
+        logits: Tensor<B, 2>,
+        reads: &[(usize, [usize; 2])],
+    ) -> impl Iterator<Item = (usize, Tensor<B, 3>)> {
+        let [all, vocab] = logits.dims();
+        let mut by_width = BTreeMap::new();
+        let mut start: usize = 0;
+        reads.iter().map(move |(index, [batch, units])| {
+            // Slicing a tensor of the right shape gives a view; slicing while reshaping would copy.
+            let divides = *units > 0 && all.is_multiple_of(*units) && start.is_multiple_of(*units);
+            let width = if divides { *units } else { 1 };
+            let shaped = || logits.clone().reshape([all / width, width, vocab]);
+            let whole = by_width.entry(width).or_insert_with(shaped).clone();
+            let end = start + batch * units;
+            let own = part_of_rows(whole, start / width..end / width);
+            start = end;
+            let own = match divides {
+                true => own,
+                false => own.reshape([*batch, *units, vocab]),
+            };
+            (*index, own)
+        })
+    }
+
     /// The reads whose logits come from one product: all, except that with gradients there are no
-    /// more than make a product worth its weight. The gradient of a part of the logits is as large
-    /// as the whole, and nearly all of it zeros.
+    /// more than make a product worth its weight, or, if gradients of parts are summed in place,
+    /// than it takes at its best rate. The gradient of a part of the logits may be as large as the
+    /// whole, and nearly all of it zeros.
+    ///
+    /// - x: what logits are computed from
     fn parts_to_unembed<'r>(
         &self,
         reads: &'r [(usize, [usize; 2])],
+        x: &Tensor<B, 3>,
     ) -> Vec<&'r [(usize, [usize; 2])]> {
-        const ENOUGH: usize = 16;
+        let enough = match sums_parts(x) {
+            true => 256,
+            false => 16,
+        };
         if !B::ad_enabled(&self.device) {
             return vec![reads];
         }
         let (mut parts, mut start, mut cells) = (Vec::new(), 0, 0);
         for (index, (_, [batch, units])) in reads.iter().enumerate() {
             cells += batch * units;
-            if cells >= ENOUGH {
+            if cells >= enough {
                 parts.push(&reads[start..=index]);
                 (start, cells) = (index + 1, 0);
             }
@@ -104,18 +129,5 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
             parts.push(&reads[start..]);
         }
         parts
-    }
-}
-
-/// Some entries of an axis. The whole is returned as it is: the gradient of a slice would be copied.
-fn part_of<B: Backend, const D: usize>(
-    x: Tensor<B, D>,
-    axis: usize,
-    first: usize,
-    count: usize,
-) -> Tensor<B, D> {
-    match x.dims()[axis] == count {
-        true => x,
-        false => x.narrow(axis, first, count),
     }
 }

@@ -1,7 +1,7 @@
 //! Metrics of many worlds: where a metric reads the logits of a few tokens, no others are computed.
 
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_align_models::nn::soft_cap;
+use burn_align_models::nn::{part_of_rows, soft_cap};
 use burn_align_models::{AlignableTransformer, Site};
 
 use super::Metric;
@@ -112,7 +112,7 @@ impl<'a, B: Backend, M: AlignableTransformer<B>, T: Metric> Measured<'a, B, M, T
         };
         let worlds = (0..rows).step_by(batch.max(1));
         let values = worlds.map(|first| {
-            let own = logits.clone().narrow(0, first, batch);
+            let own = part_of_rows(logits.clone(), first..first + batch);
             match &self.few {
                 None => self.metric.values(own, examples),
                 Some(few) => few.metric.values(own, examples),
