@@ -9,15 +9,28 @@
 //!
 //! ```sh
 //! cargo run --release --example das_map -- --plot map.svg
+//!
+//! model=~/.cache/burn-align-real/SmolLM2-135M-Instruct.Q4_1.gguf    # bash tests/real/fetch.sh
+//! cargo run --release --example das_map -- --model $model --every 5 --pairs 640 --epochs 3 \
+//!     --held-out 256 --plot map.svg
 //! ```
 //!
 //! Prints the interchange intervention accuracy on held-out pairs, whose sources name countries
 //! that no source names in training; then the same for random rotations, and for the whole vector,
-//! which at the last token also brings the source's question. Two minutes on 2 cores.
+//! which at the last token also brings the source's question. One minute on 2 cores; SmolLM2 takes
+//! a quarter of an hour.
 //!
 //! The country is in the embedding of its own token. After layer 0 it is at the last token, where
 //! attention has moved it: .81, falling to .65 after layer 3. Random rotations and the whole vector
 //! give .00 and .29 there. Seeds 1 and 2 differ from this by at most .03.
+//!
+//! Another model is asked for capitals and languages of the countries that it knows: SmolLM2 knows
+//! 20 capitals after "The capital of … is" and 31 languages after "The people of … speak". There
+//! the country stays at its own token for two thirds of the layers (.30 to .38; whole vectors 1.00
+//! to .82), and is at the last one after layers 24 and 29 of 0 to 29 (.39 and .36; whole vectors,
+//! with the source's question, .41 and .46). Random rotations give .03 at most. Rank 128 and twice
+//! the epochs raise .30 to .53 in the embedding: 32 countries do not teach a rotation all that
+//! tells others apart, so what it does not find may still be there. Whole vectors are the bound.
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "train_capitals/facts.rs"]
@@ -31,6 +44,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
 use burn::backend::Autodiff;
+use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn_align::engine::WorldInput;
 use burn_align::front::{
@@ -38,26 +52,37 @@ use burn_align::front::{
 };
 use burn_align::methods::{AlignmentEvent, AlignmentGrid, AlignmentMap, alignment_map};
 use burn_align::training::{InterchangeData, RateSchedule, TrainingConfig, TrainingEvent, losses};
-use burn_align_models::{AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions};
+use burn_align_models::{AlignableTransformer, Component, Decoder};
 use clap::Parser;
+use pairs::Known;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use workbench::plot::{heat_map, picture_file};
 use workbench::table::heat_map_text;
-use workbench::{BackendArgs, on_backend, out, progress};
+use workbench::{BackendArgs, ModelArgs, on_backend, out, progress};
+
+const MODEL: &str = "bundled:capitals";
 
 /// Maps where the country is, by low-rank distributed alignment search.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
     backend: BackendArgs,
+    /// Train after every so many layers only.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    every: u16,
     /// Rank of the rotations.
     #[arg(long, default_value_t = 32)]
     rank: usize,
     /// Pairs to train on.
     #[arg(long, default_value_t = 2000)]
     pairs: usize,
+    /// Pairs to measure accuracies on.
+    #[arg(long, default_value_t = 1000)]
+    held_out: usize,
     /// Passes over the pairs.
     #[arg(long, default_value_t = 8)]
     epochs: usize,
@@ -84,10 +109,27 @@ fn main() -> ExitCode {
 
 fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     // 1. The model, and pairs of prompts that call for the source's country.
-    let options = LoadOptions::default().with_dtype(args.backend.dtype.dtype());
-    let loaded = Decoder::<Autodiff<B>>::from_pretrained("bundled:capitals", &options, device)?;
+    let dtype = args.backend.dtype.dtype();
+    let loaded = (args.model).load::<Autodiff<B>, Decoder<_>>(MODEL, dtype, device)?;
+    let tokenizer = loaded.tokenizer()?;
+    let is_bundled = args.model.source(MODEL) == MODEL;
+    let known = match is_bundled {
+        true => Known::all(),
+        false => Known::by(&loaded.model.valid(), tokenizer, device)?,
+    };
+    if !is_bundled {
+        for (question, names) in known.names() {
+            out!(
+                "{question}: known for {} countries, {}",
+                names.len(),
+                names.join(", ")
+            )?;
+        }
+        out!("")?;
+    }
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
-    let data = pairs::split([args.pairs, 1000], loaded.tokenizer()?, &mut rng)?.map(|it| [it]);
+    let data =
+        pairs::split(&known, [args.pairs, args.held_out], tokenizer, &mut rng)?.map(|it| [it]);
     let [training, held_out] = &data;
     if let Some(file) = &args.write_pairs {
         let pairs = json!({"training": ids(&training[0])?, "held_out": ids(&held_out[0])?});
@@ -102,6 +144,11 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let residual = at(Component::BlockOutput.into());
     let layers = loaded.model.dims().layers;
     let mut grid = AlignmentGrid::layers(&residual, layers, &pairs::WORDS.map(str::to_owned));
+    // The last layer is one of them.
+    let every = usize::from(args.every);
+    let rows = grid.rows.into_iter().enumerate();
+    let rows = rows.filter(|(layer, _)| (layers - 1 - layer).is_multiple_of(every));
+    grid.rows = rows.map(|(_, row)| row).collect();
     let embedding = at(RepresentationSite::Embedding);
     grid.rows.insert(0, ("embedding".to_owned(), embedding));
     let config = TrainingConfig::default()
@@ -117,7 +164,7 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     let found = alignment_map(
         |aligned| AlignableModel::new_seeded(aligned, loaded.model.clone(), args.seed),
         &grid,
-        |[_layer, position], _data| position.into(),
+        |[_layer, position], _data| (known.before + position).into(),
         [training, held_out],
         &config,
         losses::cross_entropy,
@@ -153,7 +200,10 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     if let Some(file) = &args.json {
         workbench::files::write(file, serde_json::to_string_pretty(&found)?)?;
     }
-    conclude(&found)
+    match is_bundled && args.every == 1 {
+        true => conclude(&found),
+        false => Ok(()),
+    }
 }
 
 /// Token ids of bases and sources, and the labels.

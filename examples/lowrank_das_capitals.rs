@@ -97,7 +97,7 @@ fn search<B: Backend>(args: &Args) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(args.seed);
     // The last ones are for the progress of training; nothing is selected with them.
     let [training, held_out, followed] =
-        pairs::split([4000, 2000, 500], tokenizer, &mut rng)?.map(|it| [it]);
+        pairs::split(&pairs::Known::all(), [4000, 2000, 500], tokenizer, &mut rng)?.map(|it| [it]);
 
     out!("accuracy on {} pairs, by rank", held_out[0].len())?;
     out!(

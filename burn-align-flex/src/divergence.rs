@@ -79,9 +79,9 @@ impl State {
                 || {
                     fold_with(p.logits, q.logits, |sum, of_p, of_q| {
                         let log_p = p.log_probability(of_p);
-                        let power = exp(log_p);
-                        let term = power * (log_p - q.log_probability(of_q));
-                        sum + if power == 0.0 { 0.0 } else { term }
+                        let p = exp(log_p);
+                        let term = p * (log_p - q.log_probability(of_q));
+                        sum + if p == 0.0 { 0.0 } else { term }
                     })
                 },
             )
@@ -184,6 +184,7 @@ mod tests {
             let expected = terms.sum_dim(1).squeeze_dim::<1>(1);
 
             let close = |a: TensorData, b: TensorData| {
+                assert_eq!(a.shape, b.shape);
                 for (a, b) in a.iter::<f32>().zip(b.iter::<f32>()) {
                     assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "{a} {b}");
                 }

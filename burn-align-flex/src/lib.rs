@@ -3,7 +3,7 @@
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex, with
 //! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`] and
-//! [`joined`] have none). Otherwise, and for a dtype that has no kernel, the argument comes back as
+//! [`joined`] have none, and [`part_of_rows`] is there for nothing else). Otherwise, and for a dtype that has no kernel, the argument comes back as
 //! `Err`, and the caller computes the result with Burn's operations:
 //!
 //! ```
@@ -63,7 +63,7 @@ pub use divergence::kl_divergences;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};
-pub use parts::{part_of_rows, sums_parts};
+pub use parts::{part_of_rows, sums_parts_in_place};
 use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view};
 
 /// `x W + b`, in f32, bf16 or f16; sums are in f32.

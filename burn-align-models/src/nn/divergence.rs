@@ -22,6 +22,6 @@ pub fn kl_divergences<B: Backend>(wanted: Tensor<B, 2>, found: Tensor<B, 2>) -> 
     let (log_p, log_q) = (log_softmax(wanted, 1), log_softmax(found, 1));
     let p = log_p.clone().exp();
     let impossible = p.clone().equal_elem(0);
-    let terms = (p * (log_p - log_q)).mask_fill(impossible, 0);
-    terms.sum_dim(1).squeeze_dim(1)
+    let differences = (log_p - log_q).mask_fill(impossible, 0);
+    (p * differences).sum_dim(1).squeeze_dim(1)
 }

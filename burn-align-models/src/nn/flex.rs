@@ -15,7 +15,7 @@ pub(super) use burn_align_flex::{
     AttendingRows, Attention, KeysBefore, add, affine, affine_quantized, attend, attend_after,
     causal_softmax, cross_entropies, head_part, in_row_major_order, joined, kl_divergences,
     layer_norm, merge_heads, multiplies_quantized, part_of_rows, rms_norm, root_mean_square,
-    rotate, rows_of, sums_parts, tokens_of,
+    rotate, rows_of, sums_parts_in_place, tokens_of,
 };
 
 /// Applies `activation` to every element, if there is a kernel for it.

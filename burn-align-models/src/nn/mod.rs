@@ -32,7 +32,7 @@ pub use init::ParamInit;
 pub use linearised::LinearisedNorm;
 pub use masks::{CausalMask, mask_bytes};
 pub use norm::{Norm, NormKind};
-pub use parts::{part_of_rows, sums_parts};
+pub use parts::{part_of_rows, sums_parts_in_place};
 pub use projection::{Projection, unembed};
 pub use residual::add_to_stream;
 pub use rotary::{LongRope, Rotary, RotaryConfig, RotaryScaling, Yarn};

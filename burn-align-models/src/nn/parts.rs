@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 /// Some entries of the first axis; the whole is returned as it is.
 ///
 /// The gradient of a slice is as large as the tensor that it is of, and nearly all of it zeros. Here
-/// those of several parts are summed in place, if [`sums_parts`] says so.
+/// those of several parts are summed in place, if [`sums_parts_in_place`] says so.
 ///
 /// # Panics
 /// If there are not as many rows.
@@ -27,9 +27,9 @@ pub fn part_of_rows<B: Backend, const D: usize>(
 }
 
 /// Whether gradients of several [parts](part_of_rows) of this tensor are summed in place.
-pub fn sums_parts<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
+pub fn sums_parts_in_place<B: Backend, const D: usize>(x: &Tensor<B, D>) -> bool {
     #[cfg(feature = "flex")]
-    return super::flex::sums_parts(x);
+    return super::flex::sums_parts_in_place(x);
     #[cfg(not(feature = "flex"))]
     {
         let _ = x;

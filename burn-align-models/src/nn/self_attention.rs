@@ -103,7 +103,7 @@ pub struct SelfAttention<B: Backend> {
     pub k: Option<Projection<B>>,
     /// Values, `[d_model, kv_head * d_head]`.
     pub v: Option<Projection<B>>,
-    /// Queries, keys and values in one product, `[d_model, (head + 2 * kv_head) * d_head]`.
+    /// Queries, keys and values in one matrix, `[d_model, (head + 2 * kv_head) * d_head]`.
     pub qkv: Option<Projection<B>>,
     /// Norm of queries, over the features of a head or of all heads.
     pub query_norm: Option<Norm<B>>,
@@ -267,8 +267,9 @@ impl<B: Backend> SelfAttention<B> {
         let of_heads = |first: usize, count: usize, x: Tensor<B, 3>| {
             qkv.forward_part(first * d_head..(first + count) * d_head, x) // [batch, pos, width]
         };
-        // The gradient of a part is as large as the whole, and mostly zeros.
-        if B::ad_enabled(&x.device()) {
+        // The gradient of a part is as large as the whole, and mostly zeros: of activations here,
+        // otherwise of the weight.
+        if B::ad_enabled(&x.device()) && !qkv.weight.is_trained() {
             return [
                 split_heads(of_heads(0, heads, asking(&x)), heads),
                 split_heads(of_heads(heads, kv_heads, x.clone()), kv_heads),

@@ -152,6 +152,11 @@ impl<B: Backend> Weight<B> {
         }
     }
 
+    /// Whether it has a gradient.
+    pub(super) fn is_trained(&self) -> bool {
+        matches!(&self.values, Values::Dense(weight) if weight.val().is_require_grad())
+    }
+
     /// Whether it is in parts.
     pub(crate) fn is_split(&self) -> bool {
         matches!(self.values, Values::Split(_))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::AlignableTransformer;
-use burn_align_models::nn::{part_of_rows, sums_parts};
+use burn_align_models::nn::{part_of_rows, sums_parts_in_place};
 
 use super::Run;
 use crate::engine::cells::{Cells, gather};
@@ -100,9 +100,9 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
     }
 
     /// The reads whose logits come from one product: all, except that with gradients there are no
-    /// more than make a product worth its weight, or, if gradients of parts are summed in place,
-    /// than it takes at its best rate. The gradient of a part of the logits may be as large as the
-    /// whole, and nearly all of it zeros.
+    /// more than it takes for the weight to be worth reading. The gradient of a part of the logits
+    /// is as large as the whole, and nearly all of it zeros, unless those of parts are summed in
+    /// place.
     ///
     /// - x: what logits are computed from
     fn parts_to_unembed<'r>(
@@ -110,13 +110,13 @@ impl<B: Backend, I: Intervention<B>> Run<'_, B, I> {
         reads: &'r [(usize, [usize; 2])],
         x: &Tensor<B, 3>,
     ) -> Vec<&'r [(usize, [usize; 2])]> {
-        let enough = match sums_parts(x) {
-            true => 256,
-            false => 16,
-        };
         if !B::ad_enabled(&self.device) {
             return vec![reads];
         }
+        let enough = match sums_parts_in_place(x) {
+            true => 256,
+            false => 16,
+        };
         let (mut parts, mut start, mut cells) = (Vec::new(), 0, 0);
         for (index, (_, [batch, units])) in reads.iter().enumerate() {
             cells += batch * units;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::nn::part_of_rows;
 
 /// Sums of this many rows or fewer are added up part by part: they are not worth a copy of what
 /// writers have written.
@@ -150,10 +151,7 @@ fn products<B: Backend>(
         if start >= end {
             return None;
         }
-        let changes = match end - start == count {
-            true => part.clone(),
-            false => part.clone().narrow(0, start - first, end - start),
-        };
+        let changes = part_of_rows(part.clone(), start - first..end - first);
         let own = weights.clone();
         let own = own.narrow(2, column + start - slots.start, end - start);
         Some(own.matmul(changes.swap_dims(0, 1)))
