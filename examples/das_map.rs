@@ -27,10 +27,10 @@
 //! Another model is asked for capitals and languages of the countries that it knows: SmolLM2 knows
 //! 20 capitals after "The capital of … is" and 31 languages after "The people of … speak". There
 //! the country stays at its own token for two thirds of the layers (.30 to .38; whole vectors 1.00
-//! to .82), and is at the last one after layers 24 and 29 of 0 to 29 (.39 and .36; whole vectors,
+//! to .82), and is at the last one after layers 24 and 29, the last (.39 and .36; whole vectors,
 //! with the source's question, .41 and .46). Random rotations give .03 at most. Rank 128 and twice
 //! the epochs raise .30 to .53 in the embedding: 32 countries do not teach a rotation all that
-//! tells others apart, so what it does not find may still be there. Whole vectors are the bound.
+//! tells others apart, so what it does not find may still be there.
 
 #[allow(dead_code, unreachable_pub, reason = "the table of another example")]
 #[path = "train_capitals/facts.rs"]
@@ -120,7 +120,7 @@ fn map<B: Backend>(args: &Args, device: &B::Device) -> Result<()> {
     if !is_bundled {
         for (question, names) in known.names() {
             out!(
-                "{question}: known for {} countries, {}",
+                "\"{question}\" is answered for {} countries: {}",
                 names.len(),
                 names.join(", ")
             )?;

@@ -1,7 +1,5 @@
 //! Interchanges between prompts about countries: the source's country, the base's question.
 
-use std::collections::HashMap;
-
 use anyhow::{Result, ensure};
 use burn::tensor::backend::Backend;
 use burn_align::front::AlignableInputs;
@@ -50,12 +48,13 @@ const COMMON: [Question; 2] = [
     ),
 ];
 
+/// A country, and whether the model answers each question about it.
+type Answered = (&'static Country, Vec<bool>);
+
 /// What a model knows of the table, in prompts of [`WORDS`] that are a token each.
 pub struct Known {
-    countries: Vec<&'static Country>,
+    countries: Vec<Answered>,
     questions: &'static [Question],
-    /// For each country, whether the model answers each question.
-    answered: HashMap<&'static str, Vec<bool>>,
     /// Tokens that the tokenizer puts before the words.
     pub before: usize,
 }
@@ -63,11 +62,10 @@ pub struct Known {
 impl Known {
     /// Everything, as `capitals-gpt2`.
     pub fn all() -> Self {
-        let answered = |it: &Country| (it.name, vec![true; QUESTIONS.len()]);
+        let all = COUNTRIES.iter();
         Self {
-            countries: COUNTRIES.iter().collect(),
+            countries: all.map(|it| (it, vec![true; QUESTIONS.len()])).collect(),
             questions: &QUESTIONS,
-            answered: COUNTRIES.iter().map(answered).collect(),
             before: 0,
         }
     }
@@ -95,44 +93,39 @@ impl Known {
             "no country and its answer are a token each"
         );
         let found = workbench::fit::next_tokens(model, &TokenBatch::new(prompts)?, device)?;
-        let mut known = Self {
-            countries: Vec::new(),
-            questions: &COMMON,
-            answered: HashMap::new(),
-            before,
-        };
-        for ((country, question, answer), found) in asked.into_iter().zip(found) {
-            if found == answer {
-                let answered = known.answered.entry(country.name).or_insert_with(|| {
-                    known.countries.push(country);
-                    vec![false; COMMON.len()]
-                });
-                answered[question] = true;
-            }
-        }
+        let answers = asked.into_iter().zip(found);
+        let right: Vec<(&Country, usize)> = answers
+            .filter(|((_, _, answer), found)| answer == found)
+            .map(|((country, question, _), _)| (country, question))
+            .collect();
+        let countries = right.chunk_by(|(a, _), (b, _)| a == b).map(|of_country| {
+            let answered = |question| of_country.iter().any(|(_, it)| *it == question);
+            (of_country[0].0, (0..COMMON.len()).map(answered).collect())
+        });
+        let countries: Vec<Answered> = countries.collect();
         // A fifth of them is held out, and their answers must differ.
         ensure!(
-            known.countries.len() >= 20,
+            countries.len() >= 20,
             "the model knows a capital or a language of {} countries, expected at least 20",
-            known.countries.len()
+            countries.len()
         );
-        Ok(known)
+        Ok(Self {
+            countries,
+            questions: &COMMON,
+            before,
+        })
     }
 
     /// The countries that have an answer to each question.
     pub fn names(&self) -> Vec<(String, Vec<&'static str>)> {
         let of = |question: usize| {
-            let all = self.countries.iter().map(|it| it.name);
-            all.filter(|name| self.answered[name][question]).collect()
+            let known = self.countries.iter().filter(|(_, it)| it[question]);
+            known.map(|(country, _)| country.name).collect()
         };
         let questions = self.questions.iter().enumerate();
         questions
             .map(|(index, (ask, _))| (ask("…"), of(index)))
             .collect()
-    }
-
-    fn answers(&self, country: &Country, question: usize) -> bool {
-        self.answered[country.name][question]
     }
 }
 
@@ -162,7 +155,7 @@ pub fn split<B: Backend, const N: usize>(
 fn pairs<B: Backend>(
     known: &Known,
     count: usize,
-    [bases, sources]: [&[&'static Country]; 2],
+    [bases, sources]: [&[Answered]; 2],
     tokenizer: &Tokenizer,
     rng: &mut ChaCha8Rng,
 ) -> Result<InterchangeData<B>> {
@@ -174,17 +167,12 @@ fn pairs<B: Backend>(
             "no two countries have different answers to a question"
         );
         left -= 1;
-        let mut draw = |from: &[&'static Country]| {
-            let country = from[rng.random_range(0..from.len())];
-            (country, rng.random_range(0..known.questions.len()))
-        };
-        let (base_country, question) = draw(bases);
-        let (country, source_question) = draw(sources);
+        let (base_country, of_base) = &bases[rng.random_range(0..bases.len())];
+        let question = rng.random_range(0..known.questions.len());
+        let (country, of_source) = &sources[rng.random_range(0..sources.len())];
+        let (ask_source, _) = known.questions[rng.random_range(0..known.questions.len())];
         let (ask, answer) = known.questions[question];
-        let (ask_source, _) = known.questions[source_question];
-        let is_known = [base_country, country]
-            .iter()
-            .all(|it| known.answers(it, question));
+        let is_known = of_base[question] && of_source[question];
         // The answer must distinguish the countries.
         if !is_known || answer(base_country) == answer(country) {
             continue;
