@@ -11,9 +11,8 @@ use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
-use super::gated::Gated;
 use super::recognise::cast;
-use super::{cross_entropy, divergence, heads, kernels, product, strided};
+use super::{cross_entropy, divergence, heads, kernels, memory, product, strided};
 
 /// A tensor of the autodiff backend on Flex.
 pub(super) type Tracked = FloatTensor<Autodiff<Flex>>;
@@ -68,31 +67,28 @@ impl Saved {
         let mut gradient = strided::contiguous(gradient);
         let width = gradient.shape().last().copied().unwrap_or(1);
         match self {
-            Self::Argument(x, kernel) => {
-                kernel(gradient.storage_mut(), strided::contiguous(x).storage());
-            }
-            Self::Softmax(weights, scale) => kernels::softmax_gradient(
-                gradient.storage_mut(),
-                strided::contiguous(weights).storage(),
-                width,
-                scale,
-            ),
-            Self::RootMeanSquare(x, epsilon) => kernels::root_mean_square_gradient(
-                gradient.storage_mut(),
-                strided::contiguous(x).storage(),
-                width,
-                epsilon,
-            ),
-            Self::RmsNorm(x, weight, epsilon) => kernels::rms_norm_gradient(
-                gradient.storage_mut(),
-                strided::contiguous(x).storage(),
-                strided::contiguous(weight).storage(),
-                epsilon,
-            ),
+            Self::Argument(x, kernel) => with(x, |x| kernel(gradient.storage_mut(), x)),
+            Self::Softmax(weights, scale) => with(weights, |weights| {
+                kernels::softmax_gradient(gradient.storage_mut(), weights, width, scale);
+            }),
+            Self::RootMeanSquare(x, epsilon) => with(x, |x| {
+                kernels::root_mean_square_gradient(gradient.storage_mut(), x, width, epsilon);
+            }),
+            Self::RmsNorm(x, weight, epsilon) => with(x, |x| {
+                let weight = strided::contiguous(weight);
+                kernels::rms_norm_gradient(gradient.storage_mut(), x, weight.storage(), epsilon);
+            }),
             _ => unreachable!("returned above"),
         }
         gradient
     }
+}
+
+/// Calls `f` with the elements of a tensor, which is not needed any more then.
+fn with(x: FlexTensor, f: impl FnOnce(&[f32])) {
+    let x = strided::contiguous(x);
+    f(x.storage());
+    memory::give(x);
 }
 
 #[derive(Debug)]
@@ -131,65 +127,6 @@ pub(super) fn apply<B: Backend, const D: usize, const E: usize>(
         OpsKind::UnTracked(prepared) => prepared.finish(forward(x.primitive)),
     };
     Ok(generic(result))
-}
-
-#[derive(Debug)]
-struct OfGated;
-
-impl Backward<Flex, 2> for OfGated {
-    /// The gate before its activation, the other factor, and what they go through.
-    type State = (FlexTensor, FlexTensor, Gated);
-
-    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
-        let [of_gate, of_factor] = ops.parents;
-        let (gate, factor, gated) = ops.state;
-        let mut gradient = strided::contiguous(gradients.consume::<Flex>(&ops.node));
-        let gate = strided::contiguous(gate);
-        if let Some(node) = of_factor {
-            let mut activated = gate.clone();
-            (gated.activate)(activated.storage_mut());
-            kernels::multiply(activated.storage_mut(), gradient.storage());
-            gradients.register::<Flex>(node.id, activated);
-        }
-        if let Some(node) = of_gate {
-            kernels::multiply(
-                gradient.storage_mut(),
-                strided::contiguous(factor).storage(),
-            );
-            (gated.gradient)(gradient.storage_mut(), gate.storage());
-            gradients.register::<Flex>(node.id, gradient);
-        }
-    }
-}
-
-/// An activated gate, times a factor; `Err` with both unless they are f32 tensors of the autodiff
-/// backend on Flex.
-pub(super) fn gated<B: Backend, const D: usize>(
-    [gate, factor]: [Tensor<B, D>; 2],
-    gated: Gated,
-) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    let gate = match recognise(gate) {
-        Ok(gate) => gate,
-        Err(gate) => return Err([gate, factor]),
-    };
-    let factor = match recognise(factor) {
-        Ok(factor) => factor,
-        Err(factor) => return Err([generic(gate), factor]),
-    };
-    let product = match OfGated
-        .prepare::<NoCheckpointing>([gate.node, factor.node])
-        .compute_bound()
-        .stateful()
-    {
-        OpsKind::Tracked(prepared) => {
-            let product = gated.run(gate.primitive.clone(), factor.primitive.clone());
-            prepared.finish((gate.primitive, factor.primitive, gated), product)
-        }
-        OpsKind::UnTracked(prepared) => {
-            prepared.finish(gated.run(gate.primitive, factor.primitive))
-        }
-    };
-    Ok(generic(product))
 }
 
 /// `x W + b`.

@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, backend::Backend};
 use burn_flex::FlexTensor;
 
 use super::recognise::{generic, recognise_view};
-use super::strided;
+use super::{memory, strided};
 
 /// The tensor in row-major order: itself, or a copy.
 ///
@@ -44,7 +44,11 @@ pub fn joined<B: Backend, const D: usize>(
     }
     // They are all of one backend.
     match others.is_empty() {
-        true => Ok(generic(of_known(&known))),
+        true => {
+            let joined = of_known(&known);
+            known.into_iter().for_each(memory::give);
+            Ok(generic(joined))
+        }
         false => Err(others),
     }
 }
@@ -57,7 +61,7 @@ fn of_known(tensors: &[FlexTensor]) -> FlexTensor {
         own[0]
     });
     shape[0] = rows.sum();
-    let mut joined = vec![0.0; shape.iter().product()];
+    let mut joined = memory::numbers(shape.iter().product());
     let mut rest = &mut joined[..];
     for x in tensors {
         let (to, others) = rest.split_at_mut(x.shape().num_elements());

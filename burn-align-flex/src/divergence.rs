@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::autodiff::{self, Saved};
 use super::kernels::{TASK, exp, fold_with, in_tasks, log_sums};
 use super::recognise::{generic, recognise, untracked};
-use super::strided;
+use super::{memory, strided};
 
 /// What the gradients of divergences need from the forward pass: of both predictions, the logits in
 /// row-major order, and what [`log_sums`] finds.
@@ -100,7 +100,7 @@ impl State {
         let gradient: &[f32] = gradient.storage();
         let shape = self.found.logits.shape();
         let [rows, classes] = shape.dims();
-        let mut of_found = vec![0.0; rows * classes];
+        let mut of_found = memory::numbers(rows * classes);
         in_tasks(&mut of_found, classes.max(1), |row, to| {
             let (p, q, gradient) = (self.wanted.row(row), self.found.row(row), gradient[row]);
             Arch::new().dispatch(

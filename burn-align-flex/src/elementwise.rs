@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::autodiff::{Gradient, Saved};
 use crate::recognise::{generic, in_place, recognise_both};
-use crate::{kernels, strided};
+use crate::{kernels, memory, strided};
 
 /// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, of every element.
 ///
@@ -60,6 +60,7 @@ pub fn add<B: Backend, const D: usize>(
         false => (x, y),
     };
     kernels::add(sum.storage_mut(), other.storage());
+    memory::give(other);
     Ok(generic(sum))
 }
 

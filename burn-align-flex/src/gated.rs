@@ -1,11 +1,16 @@
 //! Gated products: an activated gate, times what it lets through.
 
-use burn::tensor::{Tensor, backend::Backend};
-use burn_flex::FlexTensor;
+use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckpointing};
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::{Tensor, TensorData, TensorMetadata, backend::Backend};
+use burn_flex::{Flex, FlexTensor};
+use pulp::Arch;
+use rayon::prelude::*;
 
-use crate::autodiff::{self, Gradient};
+use crate::kernels::{self, TASK};
 use crate::recognise::{generic, recognise_both};
-use crate::{kernels, strided};
+use crate::{autodiff, memory, strided};
 
 /// `gate σ(gate) · factor`, element by element.
 ///
@@ -17,7 +22,7 @@ use crate::{kernels, strided};
 pub fn silu_gated<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], SILU)
+    multiplied([gate, factor], Silu)
 }
 
 /// [`gelu_tanh`](crate::gelu_tanh) of the gate, times the factor, element by element.
@@ -30,52 +35,153 @@ pub fn silu_gated<B: Backend, const D: usize>(
 pub fn gelu_tanh_gated<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], GELU_TANH)
+    multiplied([gate, factor], GeluTanh)
 }
 
 /// Multiplies activated gates by the other factors.
-fn multiplied<B: Backend, const D: usize>(
+fn multiplied<B: Backend, A: Activation, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
-    how: Gated,
+    activation: A,
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
     assert_eq!(gate.dims(), factor.dims(), "gates and what they multiply");
     match recognise_both([gate, factor]) {
-        Ok([gate, factor]) => Ok(generic(how.run(gate, factor))),
-        Err(both) => autodiff::gated(both, how),
+        Ok([gate, factor]) => Ok(generic(product::<A>(gate, factor))),
+        Err(both) => tracked(both, activation),
     }
 }
 
-/// How a gate is activated, and its derivative.
+/// How a gate is activated.
+trait Activation: Copy + std::fmt::Debug + Send + Sync + 'static {
+    /// The value and the derivative.
+    fn at(gate: f32) -> [f32; 2];
+}
+
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Gated {
-    /// Activates a gate and multiplies it by the other factor.
-    times: fn(&mut [f32], &[f32]),
-    /// Activates a gate.
-    pub(crate) activate: fn(&mut [f32]),
-    /// Multiplies by the derivative of the activation.
-    pub(crate) gradient: Gradient,
+struct Silu;
+
+impl Activation for Silu {
+    #[inline(always)]
+    fn at(gate: f32) -> [f32; 2] {
+        kernels::silu_at(gate)
+    }
 }
 
-/// Gates that pass through `x σ(x)`.
-const SILU: Gated = Gated {
-    times: kernels::silu_times,
-    activate: kernels::silu,
-    gradient: kernels::silu_gradient,
-};
+#[derive(Clone, Copy, Debug)]
+struct GeluTanh;
 
-/// Gates that pass through the tanh approximation of GELU.
-const GELU_TANH: Gated = Gated {
-    times: kernels::gelu_tanh_times,
-    activate: kernels::gelu_tanh,
-    gradient: kernels::gelu_tanh_gradient,
-};
-
-impl Gated {
-    /// The product, in the memory of the gate if nothing else needs it.
-    pub(crate) fn run(self, gate: FlexTensor, factor: FlexTensor) -> FlexTensor {
-        let mut product = strided::contiguous(gate);
-        let factor = strided::contiguous(factor);
-        (self.times)(product.storage_mut(), factor.storage());
-        product
+impl Activation for GeluTanh {
+    #[inline(always)]
+    fn at(gate: f32) -> [f32; 2] {
+        kernels::gelu_tanh_at(gate)
     }
+}
+
+/// The product, in the memory of the gate if nothing else needs it.
+fn product<A: Activation>(gate: FlexTensor, factor: FlexTensor) -> FlexTensor {
+    let (mut gate, factor) = (strided::contiguous(gate), strided::contiguous(factor));
+    if gate.is_unique() {
+        kernels::map_with(gate.storage_mut(), factor.storage(), |gate, factor| {
+            A::at(gate)[0] * factor
+        });
+        memory::give(factor);
+        return gate;
+    }
+    let shape = gate.shape();
+    let mut product = memory::numbers(shape.num_elements());
+    let parts = gate.storage::<f32>().par_chunks(TASK);
+    let parts = parts.zip(factor.storage::<f32>().par_chunks(TASK));
+    let task = |(product, (gate, factor)): (&mut [f32], (&[f32], &[f32]))| {
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for ((product, gate), factor) in product.iter_mut().zip(gate).zip(factor) {
+                    *product = A::at(*gate)[0] * factor;
+                }
+            },
+        );
+    };
+    product.par_chunks_mut(TASK).zip(parts).for_each(task);
+    memory::give(factor);
+    FlexTensor::from_data(TensorData::new(product, shape))
+}
+
+/// Turns the gradient of a product into that of the gate, and returns that of the factor.
+fn gradients<A: Activation>(gradient: &mut [f32], [gate, factor]: [&[f32]; 2]) -> Vec<f32> {
+    let mut of_factor = memory::numbers(gradient.len());
+    let parts = gate.par_chunks(TASK).zip(factor.par_chunks(TASK));
+    let results = gradient
+        .par_chunks_mut(TASK)
+        .zip(of_factor.par_chunks_mut(TASK));
+    results
+        .zip(parts)
+        .for_each(|((gradient, of_factor), (gate, factor))| {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let results = gradient.iter_mut().zip(of_factor);
+                    for ((gradient, of_factor), (gate, factor)) in
+                        results.zip(gate.iter().zip(factor))
+                    {
+                        let [value, derivative] = A::at(*gate);
+                        *of_factor = value * *gradient;
+                        *gradient = *gradient * factor * derivative;
+                    }
+                },
+            );
+        });
+    of_factor
+}
+
+#[derive(Debug)]
+struct OfGated<A>(A);
+
+impl<A: Activation> Backward<Flex, 2> for OfGated<A> {
+    /// The gate before its activation, and the other factor.
+    type State = [FlexTensor; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, gradients: &mut Gradients, _: &mut Checkpointer) {
+        let [of_gate, of_factor] = ops.parents;
+        let [gate, factor] = ops.state.map(strided::contiguous);
+        let mut gradient = strided::contiguous(gradients.consume::<Flex>(&ops.node));
+        let shape = gradient.shape();
+        let both = [gate.storage(), factor.storage()];
+        let for_factor = self::gradients::<A>(gradient.storage_mut(), both);
+        [gate, factor].into_iter().for_each(memory::give);
+        if let Some(node) = of_factor {
+            let for_factor = FlexTensor::from_data(TensorData::new(for_factor, shape));
+            gradients.register::<Flex>(node.id, for_factor);
+        }
+        if let Some(node) = of_gate {
+            gradients.register::<Flex>(node.id, gradient);
+        }
+    }
+}
+
+/// The product; `Err` with both unless they are f32 tensors of the autodiff backend on Flex.
+fn tracked<B: Backend, A: Activation, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+    activation: A,
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    let gate = match autodiff::recognise(gate) {
+        Ok(gate) => gate,
+        Err(gate) => return Err([gate, factor]),
+    };
+    let factor = match autodiff::recognise(factor) {
+        Ok(factor) => factor,
+        Err(factor) => return Err([autodiff::generic(gate), factor]),
+    };
+    let result = match OfGated(activation)
+        .prepare::<NoCheckpointing>([gate.node, factor.node])
+        .compute_bound()
+        .stateful()
+    {
+        OpsKind::Tracked(prepared) => {
+            let result = product::<A>(gate.primitive.clone(), factor.primitive.clone());
+            prepared.finish([gate.primitive, factor.primitive], result)
+        }
+        OpsKind::UnTracked(prepared) => {
+            prepared.finish(product::<A>(gate.primitive, factor.primitive))
+        }
+    };
+    Ok(autodiff::generic(result))
 }

@@ -8,6 +8,8 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use crate::memory;
+
 /// Elements per task: enough to outweigh the cost of starting it, and no more than fit into the
 /// second-level cache.
 pub(super) const TASK: usize = 16 * 1024;
@@ -15,18 +17,23 @@ pub(super) const TASK: usize = 16 * 1024;
 const LINEAR: f32 = 1.595_769; // 2 √(2/π)
 const CUBIC: f32 = LINEAR * 0.044715;
 
-/// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, as `x σ(2u)`.
+/// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`.
 pub(super) fn gelu_tanh(x: &mut [f32]) {
-    map(x, |x| x * logistic(x * (x * x * CUBIC + LINEAR)));
+    map(x, |x| gelu_tanh_at(x)[0]);
 }
 
-/// Multiplies by the derivative of [`gelu_tanh`]: `σ + x σ (1 - σ) 2u'`.
+/// Multiplies by the derivative of [`gelu_tanh`].
 pub(super) fn gelu_tanh_gradient(gradient: &mut [f32], x: &[f32]) {
-    map_with(gradient, x, |gradient, x| {
-        let square = x * x;
-        let s = logistic(x * (square * CUBIC + LINEAR));
-        gradient * (s + x * s * (1.0 - s) * (square * (3.0 * CUBIC) + LINEAR))
-    });
+    map_with(gradient, x, |gradient, x| gradient * gelu_tanh_at(x)[1]);
+}
+
+/// [`gelu_tanh`] of a number, as `x σ(2u)`, and the derivative there, `σ + x σ (1 - σ) 2u'`.
+#[inline(always)]
+pub(super) fn gelu_tanh_at(x: f32) -> [f32; 2] {
+    let square = x * x;
+    let s = logistic(x * (square * CUBIC + LINEAR));
+    let slope = square * (3.0 * CUBIC) + LINEAR;
+    [x * s, s + x * s * (1.0 - s) * slope]
 }
 
 /// `x σ(1.702 x)`.
@@ -57,30 +64,19 @@ pub(super) fn sigmoid_gradient(gradient: &mut [f32], x: &[f32]) {
 
 /// `x σ(x)`.
 pub(super) fn silu(x: &mut [f32]) {
-    map(x, |x| x * logistic(x));
+    map(x, |x| silu_at(x)[0]);
 }
 
 /// Multiplies by the derivative of [`silu`].
 pub(super) fn silu_gradient(gradient: &mut [f32], x: &[f32]) {
-    map_with(gradient, x, |gradient, x| {
-        let s = logistic(x);
-        gradient * (s + x * s * (1.0 - s))
-    });
+    map_with(gradient, x, |gradient, x| gradient * silu_at(x)[1]);
 }
 
-/// `x σ(x) y`.
-pub(super) fn silu_times(x: &mut [f32], y: &[f32]) {
-    map_with(x, y, |x, y| x * logistic(x) * y);
-}
-
-/// [`gelu_tanh`] of `x`, times `y`.
-pub(super) fn gelu_tanh_times(x: &mut [f32], y: &[f32]) {
-    map_with(x, y, |x, y| x * logistic(x * (x * x * CUBIC + LINEAR)) * y);
-}
-
-/// `x y`.
-pub(super) fn multiply(x: &mut [f32], y: &[f32]) {
-    map_with(x, y, |x, y| x * y);
+/// [`silu`] of a number, and the derivative there, `σ + x σ (1 - σ)`.
+#[inline(always)]
+pub(super) fn silu_at(x: f32) -> [f32; 2] {
+    let s = logistic(x);
+    [x * s, s + x * s * (1.0 - s)]
 }
 
 /// `x + y`.
@@ -147,7 +143,7 @@ pub(super) fn cross_entropy_gradient(
     labels: &[u32],
 ) -> Vec<f32> {
     let width = x.len() / labels.len().max(1);
-    let mut of_x = vec![0.0; x.len()];
+    let mut of_x = memory::numbers(x.len());
     in_tasks(&mut of_x, width.max(1), |row, of_x| {
         let (x, gradient) = (&x[row * width..][..width], gradient[row]);
         let [largest, log_sum] = log_sums[row];
@@ -220,7 +216,7 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
 
 /// `x / √(mean(x²) + ε) · weight` of each row, which is as wide as the weight.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
-    let mut normed = vec![0.0; x.len()];
+    let mut normed = memory::numbers(x.len());
     let width = weight.len();
     per_row_with(&mut normed, x, width, move |to, x| {
         let root = (square(x) / width as f32 + epsilon).sqrt();
@@ -276,7 +272,11 @@ fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
 }
 
 /// Applies `f` to every element and the corresponding one of the other slice.
-fn map_with(x: &mut [f32], other: &[f32], f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync) {
+pub(super) fn map_with(
+    x: &mut [f32],
+    other: &[f32],
+    f: impl Fn(f32, f32) -> f32 + Copy + Send + Sync,
+) {
     per_row_with(x, other, TASK, move |row, other| {
         for (x, other) in row.iter_mut().zip(other) {
             *x = f(*x, *other);

@@ -2,8 +2,8 @@
 //! over the backend.
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex, with
-//! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`] and
-//! [`joined`] have none, and [`part_of_rows`] is there for nothing else). Otherwise, and for a dtype that has no kernel, the argument comes back as
+//! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`],
+//! [`joined`], [`rows_by_index`] and [`with_rows_at`] have none, and [`part_of_rows`] is there for nothing else). Otherwise, and for a dtype that has no kernel, the argument comes back as
 //! `Err`, and the caller computes the result with Burn's operations:
 //!
 //! ```
@@ -38,7 +38,9 @@ mod divergence;
 mod elementwise;
 mod gated;
 mod heads;
+mod indexed;
 mod kernels;
+mod memory;
 mod parts;
 mod product;
 mod recognise;
@@ -63,6 +65,8 @@ pub use divergence::kl_divergences;
 pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
 pub use gated::{gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};
+pub use indexed::{rows_by_index, with_rows_at};
+pub use memory::{Reuse, give_back};
 pub use parts::{part_of_rows, sums_parts_in_place};
 use recognise::{constant, generic, in_place, in_vectors, recognise_any, recognise_view};
 
@@ -93,7 +97,9 @@ pub fn affine<B: Backend>(
             let known = "of the same backend";
             let weight = recognise_any(weight.clone()).expect(known);
             let bias = bias.map(|bias| recognise_any(bias.clone()).expect(known));
-            return Ok(generic(product::affine(&x, &weight, bias.as_ref())));
+            let product = product::affine(&x, &weight, bias.as_ref());
+            memory::give(x);
+            return Ok(generic(product));
         }
         Err(x) => x,
     };
@@ -135,11 +141,9 @@ pub fn affine_quantized<B: Backend>(
         Ok(x) => {
             let known = "of the same backend";
             let bias = bias.map(|bias| recognise_any(bias.clone()).expect(known));
-            return Ok(generic(product::affine_quantized(
-                &x,
-                matrix,
-                bias.as_ref(),
-            )));
+            let product = product::affine_quantized(&x, matrix, bias.as_ref());
+            memory::give(x);
+            return Ok(generic(product));
         }
         Err(x) => x,
     };
@@ -265,8 +269,10 @@ pub fn rms_norm<B: Backend>(
     let epsilon = epsilon as f32;
     let run = |x: FlexTensor| {
         let x = strided::contiguous(x);
+        let shape = x.shape();
         let normed = kernels::rms_norm(x.storage(), weight.storage(), epsilon);
-        FlexTensor::from_data(TensorData::new(normed, x.shape()))
+        memory::give(x);
+        FlexTensor::from_data(TensorData::new(normed, shape))
     };
     match recognise_view(x) {
         Ok(x) => Ok(generic(run(x))),

@@ -12,7 +12,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::autodiff::{self, Tracked};
 use super::recognise::{generic, recognise_view};
-use super::{kernels, strided};
+use super::{kernels, memory, strided};
 
 /// What the gradient of a part needs: the shape of the whole, and the rows.
 type State = (Shape, Range<usize>);
@@ -34,13 +34,15 @@ impl Backward<Flex, 1> for OfPart {
         let mut sum = match gradients.remove::<Flex>(&whole) {
             Some(of_others) => strided::contiguous(of_others),
             None => {
-                let zeros = vec![0.0_f32; shape.num_elements()];
+                let zeros = memory::zeros(shape.num_elements());
                 FlexTensor::from_data(TensorData::new(zeros, shape.clone()))
             }
         };
         let width = shape.num_elements() / shape[0].max(1);
         let part = &mut sum.storage_mut::<f32>()[rows.start * width..rows.end * width];
-        kernels::add(part, strided::contiguous(of_part).storage());
+        let of_part = strided::contiguous(of_part);
+        kernels::add(part, of_part.storage());
+        memory::give(of_part);
         gradients.register::<Flex>(node.id, sum);
     }
 }

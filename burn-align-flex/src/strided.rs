@@ -4,6 +4,7 @@ use burn::tensor::{TensorData, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
 
 use super::kernels::in_tasks;
+use super::memory;
 
 /// The tensor in row-major order, with no more storage than elements. If it is not so already, it
 /// is copied, on all cores.
@@ -12,9 +13,12 @@ pub(super) fn contiguous(x: FlexTensor) -> FlexTensor {
     if x.is_contiguous() && x.storage::<f32>().len() == shape.num_elements() {
         return x;
     }
-    let mut copy = vec![0.0; shape.num_elements()];
+    let mut copy = memory::numbers(shape.num_elements());
     match copy_into(&x, &mut copy) {
-        true => FlexTensor::from_data(TensorData::new(copy, shape)),
+        true => {
+            memory::give(x);
+            FlexTensor::from_data(TensorData::new(copy, shape))
+        }
         false => x.to_contiguous(),
     }
 }
@@ -110,7 +114,7 @@ pub(super) fn among_heads(x: &FlexTensor, all: usize, first: usize) -> FlexTenso
         Some(1) => x.transpose(1, 2),
         _ => contiguous(x.transpose(1, 2)),
     };
-    let mut placed = vec![0.0; batch * pos * all * d_head];
+    let mut placed = memory::zeros(batch * pos * all * d_head);
     in_tasks(&mut placed, all * d_head, |index, to| {
         for h in 0..head {
             let from = first_of(&x, &[batch, pos, head], index * head + h);

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::Attention;
 use super::rows::Rows;
 use super::tile::Task;
+use crate::memory;
 
 /// Multiplications that are worth a task.
 pub(super) const TASK: usize = 1 << 18;
@@ -32,7 +33,7 @@ pub(super) fn attend_by(
 ) -> Vec<f32> {
     let [heads, _kv_heads, d_head] = sizes;
     let queries = rows.iter().map(|rows| rows.rows * rows.queries);
-    let mut mixed = vec![0.0; queries.sum::<usize>() * heads * d_head];
+    let mut mixed = memory::numbers(queries.sum::<usize>() * heads * d_head);
     if mixed.is_empty() {
         return mixed;
     }

@@ -12,6 +12,7 @@ use super::Attention;
 use super::forward::TASK;
 use super::gradient_tile::{Given, Sums, Task};
 use super::rows::{Rows, Vectors};
+use crate::memory;
 
 /// Rows of a task, at most: those that share keys and values, which are laid out once.
 const ROWS: usize = 8;
@@ -49,8 +50,8 @@ pub(super) fn gradients_by(
         counts.sum::<usize>()
     };
     let (queries, tokens) = (total(|rows| rows.queries), total(|rows| rows.own()));
-    let mut of_queries = vec![0.0; queries * heads * d_head];
-    let [mut of_keys, mut of_values] = [0, 1].map(|_| vec![0.0; tokens * kv_heads * d_head]);
+    let mut of_queries = memory::numbers(queries * heads * d_head);
+    let [mut of_keys, mut of_values] = [0, 1].map(|_| memory::zeros(tokens * kv_heads * d_head));
 
     if of_queries.is_empty() {
         return [of_queries, of_keys, of_values];

@@ -20,6 +20,7 @@ mod tracked;
 use burn::tensor::{Tensor, TensorMetadata, backend::Backend};
 use burn_flex::FlexTensor;
 
+use super::memory::give_back;
 use super::recognise::{in_vectors, wrapped};
 use super::strided::by_head;
 pub use classes::{AttendingRows, KeysBefore};
@@ -59,7 +60,10 @@ pub fn attend<B: Backend>(
     assert!(queries <= len, "{queries} queries of {len} keys");
     let none = None::<fn() -> Option<Vec<Class>>>;
     match run([&q, &k, &v], none, how) {
-        Some(mixed) => Ok(mixed),
+        Some(mixed) => {
+            [q, k, v].into_iter().for_each(give_back);
+            Ok(mixed)
+        }
         None => Err([q, k, v]),
     }
 }

@@ -9,6 +9,7 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::Attending;
 use crate::autodiff::{generic, recognise};
+use crate::memory;
 use crate::strided::in_vectors;
 
 #[derive(Debug)]
@@ -20,6 +21,8 @@ impl Backward<Flex, 3> for OfAttention {
     fn backward(self, ops: Ops<Attending, 3>, gradients: &mut Gradients, _: &mut Checkpointer) {
         let of_mixed = in_vectors(gradients.consume::<Flex>(&ops.node));
         let found = ops.state.gradients(&of_mixed);
+        memory::give(of_mixed);
+        ops.state.heads.into_iter().for_each(memory::give);
         for (parent, gradient) in ops.parents.into_iter().zip(found) {
             if let Some(node) = parent {
                 gradients.register::<Flex>(node.id, gradient);

@@ -20,6 +20,7 @@ use rayon::prelude::*;
 
 use super::elements::Elements;
 use crate::aligned::Aligned;
+use crate::memory;
 use crate::tiles::{GROUP, VECTORS, rows_of_tile, with_rows};
 use pack::Pack;
 pub(super) use pack::panels_in_squares;
@@ -28,10 +29,12 @@ pub(super) use pack::panels_in_squares;
 const MOST_LANES: usize = 16;
 /// Maximum number of elements in a row of a tile.
 const MOST_WIDTH: usize = VECTORS * MOST_LANES;
-/// Features of a packed part of the weight: this many of a tile's rows stay in the first-level
-/// cache.
-const DEPTH: usize = 256;
-/// Maximum number of columns per task: this many of [`DEPTH`] features stay in the second-level
+/// Maximum number of features in a packed part of the weight: this many of a tile's rows stay in the
+/// first-level cache.
+const MOST_DEPTH: usize = 320;
+/// The same of a weight in blocks, which parts do not divide.
+const BLOCK_DEPTH: usize = 256;
+/// Maximum number of columns per task: this many of [`MOST_DEPTH`] features stay in the second-level
 /// cache.
 const MOST_COLUMNS: usize = 384;
 /// Rows and columns of the square that is transposed at a time.
@@ -107,7 +110,7 @@ pub(super) fn affine(
     bias: Option<&[f32]>,
     [rows, d_input, d_output]: [usize; 3],
 ) -> Vec<f32> {
-    let mut product = vec![0.0; rows * d_output];
+    let mut product = memory::numbers(rows * d_output);
     let parts = rows.div_ceil(rows_at_a_time(d_input));
     for part in 0..parts {
         let part = part * rows / parts..(part + 1) * rows / parts;
@@ -151,6 +154,7 @@ fn affine_part(
     };
     pack_rows(x, d_input, blocks, packed.elements_mut(), threads > 1);
     let columns = columns_of_a_task(d_output, tile.width.max(LANES), threads);
+    let depth = depth_of_a_part(d_input, weight.elements);
     // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
     parts.resize_with(d_output.div_ceil(columns), || Vec::with_capacity(rows));
@@ -161,11 +165,12 @@ fn affine_part(
     }
     let task = |(number, sums): (usize, Vec<&mut [f32]>)| {
         PACKED.with_borrow_mut(|part| {
-            part.resize(DEPTH.min(d_input) * columns);
+            part.resize(depth * columns);
             arch.dispatch(Task {
                 x: packed.elements(),
                 blocks,
                 d_input,
+                depth,
                 weight: weight.from(0, number * columns),
                 bias: bias.map(|bias| &bias[number * columns..]),
                 packed: part.elements_mut(),
@@ -186,6 +191,16 @@ fn affine_part(
 fn columns_of_a_task(d_output: usize, width: usize, threads: usize) -> usize {
     let tasks = threads * d_output.div_ceil(threads * MOST_COLUMNS);
     d_output.div_ceil(width).div_ceil(tasks) * width
+}
+
+/// Parts of equal size, in whole groups: each reads and writes all sums once.
+fn depth_of_a_part(d_input: usize, weight: Elements) -> usize {
+    match weight {
+        Elements::Blocks(_) => BLOCK_DEPTH.min(d_input),
+        _ => d_input
+            .div_ceil(d_input.div_ceil(MOST_DEPTH))
+            .next_multiple_of(GROUP),
+    }
 }
 
 struct Tiles {
@@ -281,6 +296,8 @@ struct Task<'a> {
     x: &'a [f32],
     blocks: RowBlocks,
     d_input: usize,
+    /// Features of a packed part, at most.
+    depth: usize,
     /// Starts at the first of the columns.
     weight: Matrix<Elements<'a>>,
     bias: Option<&'a [f32]>,
@@ -295,8 +312,8 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(mut self, simd: S) {
         let columns = self.sums[0].len();
         let width = VECTORS * S::F32_LANES;
-        for first in (0..self.d_input).step_by(DEPTH) {
-            let depth = DEPTH.min(self.d_input - first);
+        for first in (0..self.d_input).step_by(self.depth) {
+            let depth = self.depth.min(self.d_input - first);
             simd.vectorize(Pack {
                 simd,
                 weight: self.weight.from(first, 0),

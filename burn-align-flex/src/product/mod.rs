@@ -28,6 +28,7 @@ use burn::tensor::{DType, TensorData, TensorMetadata, bf16, f16};
 use burn_flex::{Flex, FlexTensor};
 use pulp::Arch;
 
+use super::memory;
 use super::strided::contiguous;
 use elements::Elements;
 use many_rows::Matrix;
@@ -169,9 +170,11 @@ impl Backward<Flex, 3> for OfAffine {
         if let (Some(node), Some(x)) = (of_weight, x) {
             let of_weight = affine(&x.transpose(0, 1), &gradient, None);
             gradients.register::<Flex>(node.id, of_weight);
+            memory::give(x);
         }
-        if let Some(node) = of_bias {
-            gradients.register::<Flex>(node.id, gradient_of_bias(gradient));
+        match of_bias {
+            Some(node) => gradients.register::<Flex>(node.id, gradient_of_bias(gradient)),
+            None => memory::give(gradient),
         }
     }
 }
@@ -194,18 +197,17 @@ pub(super) fn affine_tracked(x: Tracked, weight: Tracked, bias: Option<Tracked>)
     );
     // A product without a bias gets one whose gradient is never used.
     let bias = bias.unwrap_or_else(|| Tracked::new(product.clone()));
+    let for_weight = weight_needed.then(|| x.primitive.clone());
+    memory::give(x.primitive);
     match OfAffine
         .prepare::<NoCheckpointing>([x.node, weight.node, bias.node])
         .compute_bound()
         .stateful()
     {
-        OpsKind::Tracked(prepared) => prepared.finish(
-            [
-                weight_needed.then_some(x.primitive),
-                x_needed.then_some(weight.primitive),
-            ],
-            product,
-        ),
+        OpsKind::Tracked(prepared) => {
+            let for_x = x_needed.then_some(weight.primitive);
+            prepared.finish([for_weight, for_x], product)
+        }
         OpsKind::UnTracked(prepared) => prepared.finish(product),
     }
 }

@@ -14,6 +14,7 @@ use pulp::Arch;
 use super::elements::Elements;
 use super::many_rows::Matrix;
 use super::{Tracked, affine_of, gradient_of_bias, in_order};
+use crate::memory;
 
 /// `x Qᵀ + b`.
 ///
@@ -84,8 +85,9 @@ impl Backward<Flex, 2> for OfQuantized {
             let of_x = gradient_of_x(Arch::new(), &gradient, &ops.state);
             gradients.register::<Flex>(node.id, of_x);
         }
-        if let Some(node) = of_bias {
-            gradients.register::<Flex>(node.id, gradient_of_bias(gradient));
+        match of_bias {
+            Some(node) => gradients.register::<Flex>(node.id, gradient_of_bias(gradient)),
+            None => memory::give(gradient),
         }
     }
 }
@@ -100,6 +102,7 @@ pub(crate) fn affine_quantized_tracked(
     let product = affine_quantized(&x.primitive, matrix, of_bias);
     // A product without a bias gets one whose gradient is never used.
     let bias = bias.unwrap_or_else(|| Tracked::new(product.clone()));
+    memory::give(x.primitive);
     match OfQuantized
         .prepare::<NoCheckpointing>([x.node, bias.node])
         .compute_bound()

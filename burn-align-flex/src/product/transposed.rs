@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::elements::Elements;
 use crate::aligned::Aligned;
+use crate::memory;
 use crate::tiles::{GROUP, registers};
 
 /// Maximum number of rows that are faster here than with a copied weight.
@@ -71,7 +72,7 @@ pub(super) fn affine(
     bias: Option<&[f32]>,
     [rows, width, vocab]: [usize; 3],
 ) -> Vec<f32> {
-    let mut product = vec![0.0; rows * vocab];
+    let mut product = memory::numbers(rows * vocab);
     let packed = pack(arch, x, width);
     // Each task handles a part of every row.
     let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();

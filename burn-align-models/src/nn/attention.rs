@@ -133,7 +133,10 @@ fn attend_fast<B: Backend>(
         .collect();
     let [q, k, v] = &heads;
     match super::flex::attend_after([q, k, v], &classes, &kernel) {
-        Some(mixed) => Ok(mixed),
+        Some(mixed) => {
+            heads.into_iter().for_each(super::give_back);
+            Ok(mixed)
+        }
         None => Err(heads),
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_align_models::Tables;
-use burn_align_models::nn::in_row_major_order;
+use burn_align_models::nn::{in_row_major_order, rows_by_index, with_rows_at};
 
 use super::{Indices, Units};
 use crate::interventions::Intervention;
@@ -142,8 +142,7 @@ pub(super) fn gather_by_index<B: Backend>(
 ) -> Tensor<B, 2> {
     let flat = in_row_major_order(activation.clone());
     let flat = flat.reshape(cell_dims(activation)); // [cell, width]
-    let indices = tables.indices::<B>(cells.indices.clone(), &flat.device());
-    flat.select(0, indices)
+    rows_by_index(flat, cells.indices.clone(), tables)
 }
 
 /// Takes cells out of an activation. What is left of it can be freed, unless they are half of it or
@@ -192,24 +191,16 @@ pub(super) fn scatter<B: Backend>(
     scatter_by_index(activation, cells, values, tables)
 }
 
-/// [`scatter`], one cell after another, into a copy.
+/// [`scatter`], one cell after another.
 pub(super) fn scatter_by_index<B: Backend>(
     activation: Tensor<B, 4>,
     cells: &Cells,
     values: Tensor<B, 2>,
     tables: &Tables,
 ) -> Tensor<B, 4> {
-    let shape = activation.dims();
-    let [count, width] = cell_dims(&activation);
-    // Each cell is taken from its old index, or from the new values, which follow the old ones.
-    let mut sources: Vec<usize> = (0..count).collect();
-    for (place, source) in cells.indices.iter().zip(count..) {
-        sources[*place] = source;
-    }
-    let sources = tables.indices::<B>(sources, &values.device());
-    Tensor::cat(vec![activation.reshape([count, width]), values], 0)
-        .select(0, sources)
-        .reshape(shape)
+    let (shape, flat) = (activation.dims(), cell_dims(&activation));
+    let flat = activation.reshape(flat); // [cell, width]
+    with_rows_at(flat, &cells.indices, values, tables).reshape(shape)
 }
 
 /// The number of features that subspaces are made of.

@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_align_models::nn::add_to_stream;
+use burn_align_models::nn::{ReusedMemory, add_to_stream};
 use burn_align_models::{
     AlignableTransformer, Cx, Mixing, ModelInput, Pass as ModelPass, Reads, Site, SublayerOutput,
     Tables, Tap,
@@ -129,6 +129,7 @@ impl<B: Backend> Plan<B> {
         keeping: &[WorldId],
         options: &RunOptions,
     ) -> Result<(Results<B>, KeptRows<B>), PlanError> {
+        let _memory = ReusedMemory::in_pass();
         let schedules = Some(&options.schedules);
         let whole = validate_reusing(self, model, interventions, schedules)?;
         let parts = chunks(self, &whole, model, options)?;

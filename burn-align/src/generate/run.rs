@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::ReusedMemory;
 
 use super::explain::{budgets, prompts_of};
 use super::{
@@ -75,6 +76,7 @@ where
     I: Intervention<B>,
     F: Into<Flow>,
 {
+    let _memory = ReusedMemory::in_pass();
     let ids: Vec<WorldId> = worlds.iter().map(|world| world.world).collect();
     let mut count = 0;
     let mut first_rows = Vec::new();

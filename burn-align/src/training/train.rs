@@ -5,6 +5,7 @@ use burn::optim::GradientsAccumulator;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::ReusedMemory;
 
 use super::devices::{Part, Replicas, Split};
 use super::kept::Kept;
@@ -179,6 +180,7 @@ where
     I: Intervention<A> + AutodiffModule<A>,
     I::InnerModule: Intervention<A::InnerBackend>,
 {
+    let _memory = ReusedMemory::in_steps();
     let mut errors: Vec<Option<TrainingError>> = runs.iter().map(|_| None).collect();
     loop {
         let open = (0..runs.len()).filter(|run| errors[*run].is_none() && !runs[*run].has_ended());

@@ -4,7 +4,7 @@ use burn_align_quants::{Blocks, LANES, OnPanels, PanelFormat, Panels};
 use pulp::{NullaryFnOnce, Simd};
 
 use super::super::elements::Elements;
-use super::{DEPTH, MOST_COLUMNS, MOST_WIDTH, Matrix, SQUARE};
+use super::{BLOCK_DEPTH, MOST_COLUMNS, MOST_DEPTH, MOST_WIDTH, Matrix, SQUARE};
 use crate::tiles::VECTORS;
 
 /// Lays out some features of some columns as `[strip, feature, width of a tile]`. The unused
@@ -72,7 +72,7 @@ impl<S: Simd> Pack<'_, S> {
     fn columns(self) {
         let width = VECTORS * S::F32_LANES;
         let squares = self.depth - self.depth % SQUARE;
-        let mut rooms = [[0.0; DEPTH]; SQUARE];
+        let mut rooms = [[0.0; MOST_DEPTH]; SQUARE];
         for first in (0..self.columns).step_by(width) {
             let strip = &mut self.packed[first * self.depth..][..width * self.depth];
             let here = width.min(self.columns - first);
@@ -126,7 +126,7 @@ impl<S: Simd> OnPanels for PackPanels<'_, S> {
     #[inline(always)]
     fn with<F: PanelFormat<BYTES, WORDS>, const BYTES: usize, const WORDS: usize>(mut self) {
         // Parts of a weight then begin on a block, and groups are made of squares.
-        const { assert!(DEPTH.is_multiple_of(F::ELEMENTS) && F::GROUP.is_multiple_of(SQUARE)) };
+        const { assert!(BLOCK_DEPTH.is_multiple_of(F::ELEMENTS) && F::GROUP.is_multiple_of(SQUARE)) };
         let (rows, along) = match self.features_in_rows {
             true => (self.pack.depth, self.pack.columns),
             false => (self.pack.columns, self.pack.depth),

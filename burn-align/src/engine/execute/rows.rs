@@ -2,7 +2,7 @@
 //! rearranged.
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
-use burn_align_models::nn::part_of_rows;
+use burn_align_models::nn::{part_of_rows, rows_by_index};
 use burn_align_models::{ModelInput, Tables};
 
 use crate::engine::layout::Layout;
@@ -58,10 +58,7 @@ pub(super) fn chosen<B: Backend, const D: usize>(
     let adjacent = count > 0 && indices.iter().copied().eq(first..first + count);
     match adjacent {
         true => part_of_rows(x, first..first + count),
-        false => {
-            let device = x.device();
-            x.select(0, tables.indices::<B>(indices, &device))
-        }
+        false => rows_by_index(x, indices, tables),
     }
 }
 

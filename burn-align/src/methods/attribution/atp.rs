@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor};
+use burn_align_models::nn::ReusedMemory;
 use burn_align_models::{AlignableTransformer, Component, Site, SublayerOutput};
 
 use super::check::check_tracked;
@@ -143,6 +144,7 @@ where
     M: AlignableTransformer<A>,
     T: Metric,
 {
+    let _memory = ReusedMemory::in_steps();
     let model = &model.clone().no_grad();
     check_tracked::<A, M, T>(model, patching, nodes, metric)?;
     let cuts: Vec<Option<Vec<Edit>>> = match options.grad_drop {

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn_align_models::nn::ReusedMemory;
 use burn_align_models::{AlignableTransformer, Site};
 
 use super::check::check_patching;
@@ -33,6 +34,7 @@ pub fn patch_nodes<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     metric: &T,
     options: &RunOptions,
 ) -> Result<NodeEffects, AttributionError> {
+    let _memory = ReusedMemory::in_pass();
     check_patching(model, patching, nodes, metric)?;
     let worlds = nodes
         .iter()

@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
+use burn_align_models::nn::ReusedMemory;
 use burn_align_models::{AlignableTransformer, Site};
 
 use super::check::check_input;
@@ -74,6 +75,7 @@ where
     M: AlignableTransformer<A>,
     T: Metric,
 {
+    let _memory = ReusedMemory::in_steps();
     let input = input.into();
     let model = model.clone().no_grad();
     check_input::<A, M, T>(&model, &input, sites, metric)?;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn_align_models::nn::ReusedMemory;
 use burn_align_models::{AlignableTransformer, Site};
 
 use super::atp::{SiteList, difference};
@@ -130,6 +131,7 @@ where
     M: AlignableTransformer<A>,
     T: Metric,
 {
+    let _memory = ReusedMemory::in_steps();
     /// Rows that are differentiated at a time, without a budget.
     const ROWS: usize = 256;
     if options.steps.0.is_empty() {

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
+use burn_align_models::nn::ReusedMemory;
 use burn_align_models::{AlignableTransformer, Component, ModelDims, Pass, Site};
 
 use super::ablation::Replacement;
@@ -57,6 +58,7 @@ where
     M: AlignableTransformer<A>,
     T: Metric,
 {
+    let _memory = ReusedMemory::in_steps();
     let method = estimate.method(options)?;
     let model = &model.clone().no_grad();
     let graph = EdgeGraph::of::<A, M>(model)?;

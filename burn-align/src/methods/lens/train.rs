@@ -5,7 +5,7 @@ use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::{Adam, AdamConfig, GradientsAccumulator, GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
-use burn_align_models::nn::kl_divergences;
+use burn_align_models::nn::{ReusedMemory, kl_divergences};
 use burn_align_models::{AlignableTransformer, Site, TokenBatch};
 
 use super::logit::{lens_logits, streams};
@@ -124,6 +124,7 @@ where
     A: AutodiffBackend,
     M: AlignableTransformer<A>,
 {
+    let _memory = ReusedMemory::in_steps();
     config.check()?;
     if batches.is_empty() {
         return Err(LensError::Nothing { what: "batch" });

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
+use burn_align_models::nn::ReusedMemory;
 use burn_align_models::{AlignableTransformer, ModelDims, Site, SiteWidth, TokenBatch};
 use serde_json::{Value, json};
 
@@ -89,6 +90,7 @@ pub fn train_dictionary<B: Backend, M: AlignableTransformer<B>>(
     config: &DictionaryTrainingConfig,
     mut observe: impl FnMut(DictionaryTrainingEvent<'_>),
 ) -> Result<TrainedDictionary<B>, DictionaryTrainingError> {
+    let _memory = ReusedMemory::in_steps();
     config.check(1)?;
     let mut stream = ActivationStream::<B, M>::new(model, batches, site, config)?;
     let width = match model.site(site).map(|dims| (dims.heads, dims.width)) {

@@ -9,6 +9,7 @@ mod setting;
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::ReusedMemory;
 
 use super::circuit::check_graph;
 use super::{Circuit, CircuitError, EdgeGraph};
@@ -61,6 +62,7 @@ pub fn evaluate_circuits<B: Backend, M: AlignableTransformer<B>, T: Metric>(
     metric: &T,
     options: &RunOptions,
 ) -> Result<CircuitValues, CircuitError> {
+    let _memory = ReusedMemory::in_pass();
     let positions = metric.positions();
     let prepared = Prepared::new(model, patching, ablation, &positions, options)?;
     metric.check(patching.batch(), model.dims().vocab)?;

@@ -2,6 +2,7 @@
 
 use burn::tensor::backend::AutodiffBackend;
 use burn_align_models::AlignableTransformer;
+use burn_align_models::nn::ReusedMemory;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -165,6 +166,7 @@ where
     A: AutodiffBackend,
     M: AlignableTransformer<A>,
 {
+    let _memory = ReusedMemory::in_steps();
     let descent = options.checked()?;
     let objective = Objective::<A, M>::new(model, batches, options.ablation, &options.run)?;
     let mut gates = HardConcrete {
