@@ -7,12 +7,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::Mutex;
+use std::{env, fs, thread};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::backend::Autodiff;
-use burn::tensor::{DType, backend::Backend};
-use burn_align::self_check::{REVISION, Report, check_backend, check_gradients};
+use burn_align::self_check::{Part, REVISION, Report, check_part};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
@@ -20,8 +20,13 @@ use crate::attempt::attempt;
 use crate::backends::{BackendChoice, DTypeChoice, DeviceInfo, last_words};
 use crate::{complain, files, on_backend, out};
 
-/// The environment variable that tells a process to check a backend and exit: `cuda bf16`.
+/// The environment variable that tells a process to run a part of the check of a backend and exit:
+/// `cuda bf16 products`.
 const VARIABLE: &str = "BURN_ALIGN_SELF_CHECK";
+
+/// Processes at a time, at most: each keeps some memory of the device. With autotuning, which keeps
+/// the kernel that was fastest, each has the device to itself.
+const MOST_PROCESSES: usize = if cfg!(feature = "autotune") { 1 } else { 4 };
 
 /// What a report is about. Any change makes a new check necessary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,14 +152,18 @@ pub fn kept(backend: BackendChoice, dtype: DTypeChoice, device: &DeviceInfo) -> 
     read(&folder()?, &Subject::new(backend, dtype, device))
 }
 
-/// Checks a backend in a dtype that its device supports, and keeps the report. On a GPU, a second
-/// process of this program does so, since a fault may end the process.
+/// Checks a backend in a dtype that its device supports, and keeps the report. On a GPU, processes
+/// of this program do so, since a fault may end a process: one for each part of the check, several
+/// at a time if there are cores for them, since each is busy with a compiler of kernels.
 ///
 /// # Errors
 /// If the check cannot be run, or did not survive.
 pub fn run(backend: BackendChoice, dtype: DTypeChoice, device: &DeviceInfo) -> Result<Report> {
     let report = match backend.is_cpu() {
-        true => run_here(backend, dtype)?,
+        true => {
+            let parts = Part::ALL.map(|part| run_here(backend, dtype, part));
+            joined(parts.into_iter().collect::<Result<_>>()?)
+        }
         false => run_apart(backend, dtype)?,
     };
     let subject = Subject::new(backend, dtype, device);
@@ -182,36 +191,74 @@ fn write(folder: &Path, subject: &Subject, report: &Report) -> Result<()> {
     files::write(&subject.file(folder), serde_json::to_vec_pretty(&kept)?)
 }
 
-fn run_here(backend: BackendChoice, dtype: DTypeChoice) -> Result<Report> {
+fn run_here(backend: BackendChoice, dtype: DTypeChoice, part: Part) -> Result<Report> {
     let dtype = dtype.dtype();
     attempt(|| {
-        on_backend!(backend, |B, device| Ok(check::<B>(&device, dtype)), remote: {
+        on_backend!(backend, |B, device| Ok(check_part::<Autodiff<B>>(part, &device, dtype)), remote: {
             Err(anyhow!("a remote backend is checked by its server"))
         })
     })
 }
 
-fn check<B: Backend>(device: &B::Device, dtype: DType) -> Report {
-    check_backend::<B>(device, dtype).and(check_gradients::<Autodiff<B>>(device, dtype))
+/// The parts of a report, one after another.
+fn joined(parts: Vec<Report>) -> Report {
+    parts.into_iter().fold(Report::default(), Report::and)
 }
 
 fn run_apart(backend: BackendChoice, dtype: DTypeChoice) -> Result<Report> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let left = Mutex::new(Part::ALL.into_iter().enumerate());
+    let found = Mutex::new(Part::ALL.map(|_| None));
+    let work = || {
+        let next = || left.lock().ok()?.next();
+        for (index, part) in std::iter::from_fn(next) {
+            let report = run_part(backend, dtype, part);
+            if let Ok(mut found) = found.lock() {
+                found[index] = report.ok();
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..cores.min(MOST_PROCESSES) {
+            scope.spawn(work);
+        }
+    });
+    let found = found.into_inner().context("a thread has panicked")?;
+    // What failed beside others, for want of memory for example, is tried again alone.
+    let parts = Part::ALL.into_iter().zip(found);
+    let reports = parts.map(|(part, report)| match report {
+        Some(report) => Ok(report),
+        None => run_part(backend, dtype, part),
+    });
+    Ok(joined(reports.collect::<Result<_>>()?))
+}
+
+/// Runs a part in a process of this program.
+fn run_part(backend: BackendChoice, dtype: DTypeChoice, part: Part) -> Result<Report> {
     let program = env::current_exe().context("cannot find this program")?;
+    let name = name(part)?;
     let output = Command::new(program)
-        .env(VARIABLE, format!("{backend} {dtype}"))
+        .env(VARIABLE, format!("{backend} {dtype} {name}"))
         .output()
         .context("cannot start a second process")?;
     let stdout = String::from_utf8_lossy(&output.stdout);
     let mut lines = stdout.lines().rev();
-    let report = lines.find_map(|line| serde_json::from_str(line).ok());
+    let report: Option<Report> = lines.find_map(|line| serde_json::from_str(line).ok());
+    let report = report.filter(|report| !report.checks.is_empty());
     report.ok_or_else(|| {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let words = last_words(&stderr).unwrap_or_default();
         anyhow!(
-            "the self-check in {dtype} ended with {}: {words}",
+            "the self-check of {name} in {dtype} ended with {}: {words}",
             output.status
         )
     })
+}
+
+/// The name of a part in the environment variable.
+fn name(part: Part) -> Result<String> {
+    let name = serde_json::to_value(part)?;
+    Ok(name.as_str().context("not a name")?.to_owned())
 }
 
 /// Checks a backend and exits, if this process was started for that.
@@ -220,11 +267,15 @@ pub(crate) fn answer() {
         return;
     };
     let answered = || -> Result<()> {
-        let parts = request.split_once(' ');
-        let (backend, dtype) = parts.context("expected a backend and a dtype")?;
+        let words: Vec<&str> = request.split(' ').collect();
+        let [backend, dtype, part] = words[..] else {
+            return Err(anyhow!("expected a backend, a dtype and a part"));
+        };
         let backend = BackendChoice::compiled(backend).context("not compiled in")?;
         let dtype = DTypeChoice::from_str(dtype, false).map_err(|error| anyhow!(error))?;
-        out!("{}", serde_json::to_string(&run_here(backend, dtype)?)?)
+        let part = serde_json::from_value(part.into())?;
+        let report = run_here(backend, dtype, part)?;
+        out!("{}", serde_json::to_string(&report)?)
     };
     match answered() {
         Ok(()) => std::process::exit(0),
@@ -237,6 +288,7 @@ pub(crate) fn answer() {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
     use burn_align::self_check::{Check, Finding, Operation};
 
     use super::*;
@@ -297,6 +349,16 @@ mod tests {
         // No checks are no evidence.
         write(folder, &subject("580"), &Report::default()).expect("a writable folder");
         assert_eq!(read(folder, &subject("580")), None);
+    }
+
+    #[test]
+    fn every_part_has_a_name_that_is_read_again() {
+        for part in Part::ALL {
+            let name = name(part).expect("a name");
+            assert!(!name.contains(' '), "{name}");
+            let read: Part = serde_json::from_value(name.into()).expect("a part");
+            assert_eq!(read, part);
+        }
     }
 
     #[test]

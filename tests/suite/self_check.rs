@@ -28,13 +28,24 @@ mod planted {
     use burn::backend::{Autodiff, Flex};
     use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation, backend::Backend};
     use burn_align::self_check::{
-        Check, Finding, Operation, Primitives, Report, check_backend_with, check_gradients_with,
+        Check, Finding, Operation, Part, Primitives, Report, check_backend, check_backend_with,
+        check_gradients, check_gradients_with, check_part,
     };
 
     fn report_of<P: Primitives<Flex>>(fault: &P) -> Report {
         let report = check_backend_with::<Flex, _>(fault, &FlexDevice, DType::F32);
         assert!(report.checks.len() > 160, "{}", report.checks.len());
         report
+    }
+
+    #[test]
+    fn parts_are_the_whole_check() {
+        let (device, dtype) = (FlexDevice, DType::F32);
+        let parts = Part::ALL.map(|part| check_part::<Autodiff<Flex>>(part, &device, dtype));
+        assert!(parts.iter().all(|part| !part.checks.is_empty()));
+        let whole = check_backend::<Flex>(&device, dtype)
+            .and(check_gradients::<Autodiff<Flex>>(&device, dtype));
+        assert_eq!(parts.into_iter().reduce(Report::and), Some(whole));
     }
 
     fn gradient_report_of<P: Primitives<Autodiff<Flex>>>(fault: &P) -> Report {

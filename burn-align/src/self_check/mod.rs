@@ -45,6 +45,7 @@ mod tests;
 
 use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use serde::{Deserialize, Serialize};
 
 pub use known::KnownFault;
 pub use operation::Operation;
@@ -55,7 +56,46 @@ use checks::Checks;
 
 /// Raised whenever checks are added or change, so that kept reports of older ones can be told
 /// apart.
-pub const REVISION: u32 = 2;
+pub const REVISION: u32 = 3;
+
+/// A part of the check. It needs no other part, so parts can run in processes of their own: on a
+/// GPU, most of the time goes to compilers of kernels, each of which keeps one core busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Part {
+    /// Matrix products.
+    Products,
+    /// Softmax and attention.
+    Attention,
+    /// Selections, copies and sums.
+    Indexing,
+    /// Casts, norms, rotary embeddings, and chains that may be fused.
+    Chains,
+    /// Small decoders from tokens to logits.
+    Decoders,
+    /// Backward passes of single operations.
+    Gradients,
+    /// A backward pass through small decoders.
+    DecoderGradients,
+}
+
+impl Part {
+    /// All of them, in the order of [`check_backend`] and [`check_gradients`].
+    pub const ALL: [Self; 7] = [
+        Self::Products,
+        Self::Attention,
+        Self::Indexing,
+        Self::Chains,
+        Self::Decoders,
+        Self::Gradients,
+        Self::DecoderGradients,
+    ];
+
+    fn is_backward(self) -> bool {
+        matches!(self, Self::Gradients | Self::DecoderGradients)
+    }
+}
 
 /// Checks what a backend computes for models in `dtype`: f32, bf16 or f16. What models compute in
 /// f32 whatever their dtype, such as norms and rotations, is checked in f32, so a model in 16 bits
@@ -73,13 +113,9 @@ pub fn check_backend_with<B: Backend, P: Primitives<B>>(
     device: &B::Device,
     dtype: DType,
 ) -> Report {
-    let mut checks = Checks::<B, P>::new(primitives, device, dtype);
-    products::check(&mut checks);
-    attention::check(&mut checks);
-    indexing::check(&mut checks);
-    chains::check(&mut checks);
-    decoder_checks::check(&mut checks);
-    checks.finish()
+    let parts = Part::ALL.into_iter().filter(|part| !part.is_backward());
+    let reports = parts.map(|part| forward_part::<B, P>(part, primitives, device, dtype));
+    reports.fold(Report::default(), Report::and)
 }
 
 /// Checks what a backend computes in backward passes: gradients of products, softmax, norms and
@@ -95,8 +131,48 @@ pub fn check_gradients_with<B: AutodiffBackend, P: Primitives<B>>(
     device: &B::Device,
     dtype: DType,
 ) -> Report {
+    let parts = Part::ALL.into_iter().filter(|part| part.is_backward());
+    let reports = parts.map(|part| backward_part::<B, P>(part, primitives, device, dtype));
+    reports.fold(Report::default(), Report::and)
+}
+
+/// One part of [`check_backend`] on the backend below, or of [`check_gradients`].
+pub fn check_part<B: AutodiffBackend>(part: Part, device: &B::Device, dtype: DType) -> Report {
+    match part.is_backward() {
+        true => backward_part::<B, _>(part, &OwnPrimitives, device, dtype),
+        false => forward_part::<B::InnerBackend, _>(part, &OwnPrimitives, device, dtype),
+    }
+}
+
+fn forward_part<B: Backend, P: Primitives<B>>(
+    part: Part,
+    primitives: &P,
+    device: &B::Device,
+    dtype: DType,
+) -> Report {
     let mut checks = Checks::<B, P>::new(primitives, device, dtype);
-    gradients::check(&mut checks);
-    decoder_checks::check_gradients(&mut checks);
+    match part {
+        Part::Products => products::check(&mut checks),
+        Part::Attention => attention::check(&mut checks),
+        Part::Indexing => indexing::check(&mut checks),
+        Part::Chains => chains::check(&mut checks),
+        Part::Decoders => decoder_checks::check(&mut checks),
+        Part::Gradients | Part::DecoderGradients => unreachable!("it needs autodiff"),
+    }
+    checks.finish()
+}
+
+fn backward_part<B: AutodiffBackend, P: Primitives<B>>(
+    part: Part,
+    primitives: &P,
+    device: &B::Device,
+    dtype: DType,
+) -> Report {
+    let mut checks = Checks::<B, P>::new(primitives, device, dtype);
+    match part {
+        Part::Gradients => gradients::check(&mut checks),
+        Part::DecoderGradients => decoder_checks::check_gradients(&mut checks),
+        _ => unreachable!("it has no backward pass"),
+    }
     checks.finish()
 }
