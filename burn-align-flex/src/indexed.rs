@@ -1,4 +1,4 @@
-//! Rows by their indices, on all cores.
+//! Rows by their indices: chosen on all cores, replaced where they lie.
 
 use burn::tensor::{Tensor, TensorData, TensorMetadata, backend::Backend};
 use burn_flex::FlexTensor;

@@ -5,6 +5,7 @@
 //! nothing else needs, and write results into them.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ const PAGE: usize = 1024;
 const MOST_RATIO: usize = 2;
 /// Buffers of similar lengths that a pass keeps: as many as a layer has use for.
 const MOST_SIMILAR: usize = 2;
+/// Results that are remembered as taken: more than a step has.
+const MOST_LOANS: usize = 4096;
 
 thread_local! {
     static KEPT: RefCell<Kept> = const { RefCell::new(Kept::new()) };
@@ -36,9 +39,9 @@ struct Kept {
     most_similar: usize,
     /// The oldest first.
     buffers: Vec<Vec<f32>>,
-    /// Elements that kernels have taken and not given back. No more are kept than that, so memory
-    /// from elsewhere does not pile up here.
-    owed: usize,
+    /// The lengths of results that have been taken and not given back, the oldest first. A buffer
+    /// is only kept in place of a similar one, so memory from elsewhere does not pile up here.
+    loans: VecDeque<usize>,
 }
 
 impl Kept {
@@ -47,12 +50,16 @@ impl Kept {
             open: 0,
             most_similar: 0,
             buffers: Vec::new(),
-            owed: 0,
+            loans: VecDeque::new(),
         }
     }
 
-    /// The buffer that is nearest to this length.
+    /// The buffer that is nearest to this length, if one is similar.
     fn take(&mut self, length: usize) -> Option<Vec<f32>> {
+        self.loans.push_back(length);
+        if self.loans.len() > MOST_LOANS {
+            self.loans.pop_front();
+        }
         let nearest = self
             .similar(length)
             .min_by_key(|index| self.buffers[*index].capacity().abs_diff(length));
@@ -61,10 +68,13 @@ impl Kept {
 
     /// Keeps a buffer.
     fn give(&mut self, buffer: Vec<f32>) {
-        if self.open == 0 || buffer.len() > self.owed {
+        let last = |is: &dyn Fn(usize) -> bool| self.loans.iter().rposition(|loan| is(*loan));
+        let loan = last(&|loan| loan == buffer.len());
+        let loan = loan.or_else(|| last(&|loan| are_similar(loan, buffer.len())));
+        let Some(loan) = loan.filter(|_| self.open > 0) else {
             return;
-        }
-        self.owed -= buffer.len();
+        };
+        self.loans.remove(loan);
         let similar: Vec<usize> = self.similar(buffer.capacity()).collect();
         if similar.len() >= self.most_similar {
             self.buffers.remove(similar[0]);
@@ -75,20 +85,24 @@ impl Kept {
     /// The indices of buffers that could be used for this length, the oldest first.
     fn similar(&self, length: usize) -> impl Iterator<Item = usize> {
         let all = self.buffers.iter().enumerate();
-        let similar = all.filter(move |(_, buffer)| {
-            let capacity = buffer.capacity();
-            capacity <= length * MOST_RATIO && length <= capacity * MOST_RATIO
-        });
+        let similar = all.filter(move |(_, buffer)| are_similar(buffer.capacity(), length));
         similar.map(|(index, _)| index)
     }
+}
+
+/// Whether a buffer of one length can be used for the other.
+fn are_similar(a: usize, b: usize) -> bool {
+    a <= b * MOST_RATIO && b <= a * MOST_RATIO
 }
 
 /// While one is alive, kernels on this thread use memory again. When the last one is dropped, what
 /// they have kept goes back to the system.
 ///
-/// They keep no more than results of theirs have taken since the first one.
+/// A buffer is only kept in place of one of similar length that a result has taken.
 #[derive(Debug)]
 pub struct Reuse {
+    /// How many similar buffers were kept before.
+    before: usize,
     /// It counts on its own thread.
     of_thread: PhantomData<*const ()>,
 }
@@ -108,12 +122,14 @@ impl Reuse {
 
     fn begin(most_similar: usize) -> Self {
         KEPT.with_borrow_mut(|kept| {
+            let before = kept.most_similar;
             kept.open += 1;
-            kept.most_similar = kept.most_similar.max(most_similar);
-        });
-        Self {
-            of_thread: PhantomData,
-        }
+            kept.most_similar = before.max(most_similar);
+            Self {
+                before,
+                of_thread: PhantomData,
+            }
+        })
     }
 }
 
@@ -121,6 +137,7 @@ impl Drop for Reuse {
     fn drop(&mut self) {
         KEPT.with_borrow_mut(|kept| {
             kept.open -= 1;
+            kept.most_similar = self.before;
             if kept.open == 0 {
                 *kept = Kept::new();
             }
@@ -153,7 +170,8 @@ pub(crate) fn give(x: FlexTensor) {
     KEPT.with_borrow_mut(|kept| kept.give(buffer));
 }
 
-/// Memory for this many numbers, all of which will be written before they are read.
+/// Memory for this many numbers, with any contents: all of them must be written before they are
+/// read.
 pub(crate) fn numbers(length: usize) -> Vec<f32> {
     let mut buffer = kept(length).unwrap_or_else(|| vec![0.0; length]);
     // What is read before it is written shows in tests.
@@ -183,7 +201,6 @@ fn kept(length: usize) -> Option<Vec<f32>> {
         if kept.open == 0 {
             return None;
         }
-        kept.owed += length;
         kept.take(length)
     })?;
     buffer.truncate(length);
@@ -244,7 +261,8 @@ mod tests {
         give(tensor(numbers(LEAST)));
         assert_eq!(kept_lengths(), [0; 0]);
         let outer = Reuse::in_steps();
-        // Never taken.
+        // Nothing similar was taken.
+        drop(numbers(3 * LEAST));
         give(tensor(vec![0.0; LEAST]));
         assert_eq!(kept_lengths(), [0; 0]);
         // Needed elsewhere.
@@ -274,6 +292,22 @@ mod tests {
             give(tensor(buffer));
         }
         assert_eq!(kept_lengths(), [3, 9, 4].map(|length| length * LEAST));
+    }
+
+    #[test]
+    fn foreign_memory_does_not_pile_up() {
+        let _reuse = Reuse::in_steps();
+        for _ in 0..5 {
+            // Results that are dropped elsewhere, and more buffers from elsewhere than that.
+            for _ in 0..3 {
+                drop(numbers(2 * LEAST));
+            }
+            for _ in 0..7 {
+                give(tensor(vec![0.0; 2 * LEAST]));
+                give(tensor(vec![0.0; 9 * LEAST]));
+            }
+            assert_eq!(kept_lengths(), [2 * LEAST; 3]);
+        }
     }
 
     #[test]

@@ -32,12 +32,12 @@ const MOST_WIDTH: usize = VECTORS * MOST_LANES;
 /// Maximum number of features in a packed part of the weight: this many of a tile's rows stay in the
 /// first-level cache.
 const MOST_DEPTH: usize = 320;
-/// The same of a weight in blocks, which parts do not divide.
+/// The same of a weight in blocks, none of which may lie in two parts.
 const BLOCK_DEPTH: usize = 256;
 /// Maximum number of columns per task: this many of [`MOST_DEPTH`] features stay in the second-level
 /// cache.
 const MOST_COLUMNS: usize = 384;
-/// Rows and columns of the square that is transposed at a time.
+/// Rows and columns of the square of a weight that is transposed at a time.
 const SQUARE: usize = 8;
 /// Multiplications that are not worth another thread.
 const SMALL: usize = 1 << 20;
@@ -193,13 +193,14 @@ fn columns_of_a_task(d_output: usize, width: usize, threads: usize) -> usize {
     d_output.div_ceil(width).div_ceil(tasks) * width
 }
 
-/// Parts of equal size, in whole groups: each reads and writes all sums once.
+/// Parts of about equal size, in whole squares: each reads and writes all sums once.
 fn depth_of_a_part(d_input: usize, weight: Elements) -> usize {
+    const { assert!(MOST_DEPTH.is_multiple_of(SQUARE) && SQUARE.is_multiple_of(GROUP)) };
     match weight {
         Elements::Blocks(_) => BLOCK_DEPTH.min(d_input),
         _ => d_input
             .div_ceil(d_input.div_ceil(MOST_DEPTH))
-            .next_multiple_of(GROUP),
+            .next_multiple_of(SQUARE),
     }
 }
 
@@ -273,20 +274,47 @@ fn pack_block<const R: usize>(x: Matrix<&[f32]>, d_input: usize, packed: &mut [f
         }
         return;
     }
-    let rows: [&[f32]; R] = array::from_fn(|row| &x.elements[row * by_row..][..d_input]);
-    let (parts, rest) = packed.as_chunks_mut::<SQUARE>();
+    let mut row = 0;
+    while row + 4 <= R {
+        pack_rows_of_block::<R, 4>(x, row, packed);
+        row += 4;
+    }
+    while row + 2 <= R {
+        pack_rows_of_block::<R, 2>(x, row, packed);
+        row += 2;
+    }
+    if row < R {
+        pack_rows_of_block::<R, 1>(x, row, packed);
+    }
+}
+
+/// Lays out `N` of the rows, four features at a time.
+///
+/// A function of its own: with all rows of a block in one, the compiler's code takes two to five
+/// times as long for some numbers of rows.
+#[inline(never)]
+fn pack_rows_of_block<const R: usize, const N: usize>(
+    x: Matrix<&[f32]>,
+    first: usize,
+    packed: &mut [[f32; R]],
+) {
+    const FEATURES: usize = 4;
+    let [by_row, _one] = x.strides;
+    let rows: [&[f32]; N] =
+        array::from_fn(|row| &x.elements[(first + row) * by_row..][..packed.len()]);
+    let (parts, rest) = packed.as_chunks_mut::<FEATURES>();
     for (part, to) in parts.iter_mut().enumerate() {
-        let from: [[f32; SQUARE]; R] = array::from_fn(|row| {
-            let part = rows[row][part * SQUARE..].first_chunk();
+        let from: [[f32; FEATURES]; N] = array::from_fn(|row| {
+            let part = rows[row][part * FEATURES..].first_chunk();
             *part.expect("there are as many features in each row")
         });
         for (feature, to) in to.iter_mut().enumerate() {
-            *to = from.map(|row| row[feature]);
+            to[first..first + N].copy_from_slice(&from.map(|row| row[feature]));
         }
     }
-    let first = d_input - rest.len();
+    let done = parts.len() * FEATURES;
     for (feature, to) in rest.iter_mut().enumerate() {
-        *to = rows.map(|row| row[first + feature]);
+        to[first..first + N].copy_from_slice(&rows.map(|row| row[done + feature]));
     }
 }
 

@@ -13,6 +13,12 @@ pub fn rows_by_index<B: Backend, const D: usize>(
     indices: Vec<usize>,
     tables: &Tables,
 ) -> Tensor<B, D> {
+    let count = x.dims()[0];
+    let highest = indices.iter().max();
+    assert!(
+        highest.is_none_or(|highest| *highest < count),
+        "entries {highest:?} of {count}"
+    );
     #[cfg(feature = "flex")]
     let x = match super::flex::rows_by_index(x, &indices) {
         Ok(rows) => return rows,
@@ -37,12 +43,13 @@ pub fn with_rows_at<B: Backend>(
     rows: Tensor<B, 2>,
     tables: &Tables,
 ) -> Tensor<B, 2> {
+    let [count, width] = x.dims();
+    assert_eq!(rows.dims(), [indices.len(), width], "a row for each index");
     #[cfg(feature = "flex")]
     let [x, rows] = match super::flex::with_rows_at(x, indices, rows) {
         Ok(replaced) => return replaced,
         Err(both) => both,
     };
-    let [count, _width] = x.dims();
     // Each row is taken from its old index, or from the new rows, which follow the old ones.
     let mut sources: Vec<usize> = (0..count).collect();
     for (place, source) in indices.iter().zip(count..) {

@@ -1,5 +1,7 @@
 //! Memory that is used again while work goes on.
 
+use std::marker::PhantomData;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 /// While one is alive, the CPU backend Flex writes results into memory that earlier ones on this
@@ -11,6 +13,8 @@ use burn::tensor::{Tensor, backend::Backend};
 pub struct ReusedMemory {
     #[cfg(feature = "flex")]
     _reuse: super::flex::Reuse,
+    /// It counts on its own thread.
+    of_thread: PhantomData<*const ()>,
 }
 
 impl ReusedMemory {
@@ -20,22 +24,24 @@ impl ReusedMemory {
         Self {
             #[cfg(feature = "flex")]
             _reuse: super::flex::Reuse::in_pass(),
+            of_thread: PhantomData,
         }
     }
 
-    /// Also keeps what the gradients of one step leave to the forward pass of the next one. So
-    /// between two steps no memory is freed.
+    /// Also keeps what the gradients of one step leave to the forward pass of the next one: about as
+    /// much as a step has at once.
     #[must_use = "it ends when this is dropped"]
     pub fn in_steps() -> Self {
         Self {
             #[cfg(feature = "flex")]
             _reuse: super::flex::Reuse::in_steps(),
+            of_thread: PhantomData,
         }
     }
 }
 
 /// Gives back the memory of a tensor that is not needed any more, if nothing else needs it either.
-/// The parts of models do this with their arguments.
+/// Products, norms, attention and sums of this module do this with their arguments.
 pub fn give_back<B: Backend, const D: usize>(x: Tensor<B, D>) {
     #[cfg(feature = "flex")]
     super::flex::give_back(x);
