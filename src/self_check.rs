@@ -207,6 +207,7 @@ fn joined(parts: Vec<Report>) -> Report {
 
 fn run_apart(backend: BackendChoice, dtype: DTypeChoice) -> Result<Report> {
     let cores = thread::available_parallelism().map_or(1, usize::from);
+    let processes = cores.min(MOST_PROCESSES);
     let left = Mutex::new(Part::ALL.into_iter().enumerate());
     let found = Mutex::new(Part::ALL.map(|_| None));
     let work = || {
@@ -214,12 +215,12 @@ fn run_apart(backend: BackendChoice, dtype: DTypeChoice) -> Result<Report> {
         for (index, part) in std::iter::from_fn(next) {
             let report = run_part(backend, dtype, part);
             if let Ok(mut found) = found.lock() {
-                found[index] = report.ok();
+                found[index] = Some(report);
             }
         }
     };
     thread::scope(|scope| {
-        for _ in 0..cores.min(MOST_PROCESSES) {
+        for _ in 0..processes {
             scope.spawn(work);
         }
     });
@@ -227,8 +228,9 @@ fn run_apart(backend: BackendChoice, dtype: DTypeChoice) -> Result<Report> {
     // What failed beside others, for want of memory for example, is tried again alone.
     let parts = Part::ALL.into_iter().zip(found);
     let reports = parts.map(|(part, report)| match report {
-        Some(report) => Ok(report),
-        None => run_part(backend, dtype, part),
+        Some(Err(_)) if processes > 1 => run_part(backend, dtype, part),
+        Some(report) => report,
+        None => Err(anyhow!("the self-check in {dtype} was not completed")),
     });
     Ok(joined(reports.collect::<Result<_>>()?))
 }

@@ -3,8 +3,9 @@
 //!
 //! Each function takes tensors of any backend, and looks at their concrete type. If it is Flex, with
 //! or without autodiff, the kernel runs, with its own gradient ([`add`], [`in_row_major_order`],
-//! [`joined`], [`rows_by_index`] and [`with_rows_at`] have none, and [`part_of_rows`] is there for nothing else). Otherwise, and for a dtype that has no kernel, the argument comes back as
-//! `Err`, and the caller computes the result with Burn's operations:
+//! [`joined`], [`rows_by_index`] and [`with_rows_at`] have none, and [`part_of_rows`] is there for
+//! nothing else). Otherwise, and for a dtype that has no kernel, the argument comes back as `Err`, and
+//! the caller computes the result with Burn's operations:
 //!
 //! ```
 //! use burn::tensor::{Tensor, activation, backend::Backend};

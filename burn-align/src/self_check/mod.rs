@@ -91,10 +91,6 @@ impl Part {
         Self::Gradients,
         Self::DecoderGradients,
     ];
-
-    fn is_backward(self) -> bool {
-        matches!(self, Self::Gradients | Self::DecoderGradients)
-    }
 }
 
 /// Checks what a backend computes for models in `dtype`: f32, bf16 or f16. What models compute in
@@ -113,8 +109,8 @@ pub fn check_backend_with<B: Backend, P: Primitives<B>>(
     device: &B::Device,
     dtype: DType,
 ) -> Report {
-    let parts = Part::ALL.into_iter().filter(|part| !part.is_backward());
-    let reports = parts.map(|part| forward_part::<B, P>(part, primitives, device, dtype));
+    let parts = Part::ALL.into_iter().filter_map(forward::<B, P>);
+    let reports = parts.map(|part| run(part, primitives, device, dtype));
     reports.fold(Report::default(), Report::and)
 }
 
@@ -131,48 +127,50 @@ pub fn check_gradients_with<B: AutodiffBackend, P: Primitives<B>>(
     device: &B::Device,
     dtype: DType,
 ) -> Report {
-    let parts = Part::ALL.into_iter().filter(|part| part.is_backward());
-    let reports = parts.map(|part| backward_part::<B, P>(part, primitives, device, dtype));
+    let parts = Part::ALL.into_iter().filter_map(backward::<B, P>);
+    let reports = parts.map(|part| run(part, primitives, device, dtype));
     reports.fold(Report::default(), Report::and)
 }
 
 /// One part of [`check_backend`] on the backend below, or of [`check_gradients`].
 pub fn check_part<B: AutodiffBackend>(part: Part, device: &B::Device, dtype: DType) -> Report {
-    match part.is_backward() {
-        true => backward_part::<B, _>(part, &OwnPrimitives, device, dtype),
-        false => forward_part::<B::InnerBackend, _>(part, &OwnPrimitives, device, dtype),
+    let own = &OwnPrimitives;
+    let of_inner = forward::<B::InnerBackend, _>(part).map(|part| run(part, own, device, dtype));
+    let report = of_inner.or_else(|| Some(run(backward::<B, _>(part)?, own, device, dtype)));
+    report.expect("a part is checked either way")
+}
+
+/// Checks of a part.
+type Checking<B, P> = fn(&mut Checks<'_, B, P>);
+
+/// The checks of a part without a backward pass.
+fn forward<B: Backend, P: Primitives<B>>(part: Part) -> Option<Checking<B, P>> {
+    Some(match part {
+        Part::Products => products::check,
+        Part::Attention => attention::check,
+        Part::Indexing => indexing::check,
+        Part::Chains => chains::check,
+        Part::Decoders => decoder_checks::check,
+        Part::Gradients | Part::DecoderGradients => return None,
+    })
+}
+
+/// The checks of a part with a backward pass.
+fn backward<B: AutodiffBackend, P: Primitives<B>>(part: Part) -> Option<Checking<B, P>> {
+    match part {
+        Part::Gradients => Some(gradients::check),
+        Part::DecoderGradients => Some(decoder_checks::check_gradients),
+        _ => None,
     }
 }
 
-fn forward_part<B: Backend, P: Primitives<B>>(
-    part: Part,
+fn run<B: Backend, P: Primitives<B>>(
+    part: Checking<B, P>,
     primitives: &P,
     device: &B::Device,
     dtype: DType,
 ) -> Report {
     let mut checks = Checks::<B, P>::new(primitives, device, dtype);
-    match part {
-        Part::Products => products::check(&mut checks),
-        Part::Attention => attention::check(&mut checks),
-        Part::Indexing => indexing::check(&mut checks),
-        Part::Chains => chains::check(&mut checks),
-        Part::Decoders => decoder_checks::check(&mut checks),
-        Part::Gradients | Part::DecoderGradients => unreachable!("it needs autodiff"),
-    }
-    checks.finish()
-}
-
-fn backward_part<B: AutodiffBackend, P: Primitives<B>>(
-    part: Part,
-    primitives: &P,
-    device: &B::Device,
-    dtype: DType,
-) -> Report {
-    let mut checks = Checks::<B, P>::new(primitives, device, dtype);
-    match part {
-        Part::Gradients => gradients::check(&mut checks),
-        Part::DecoderGradients => decoder_checks::check_gradients(&mut checks),
-        _ => unreachable!("it has no backward pass"),
-    }
+    part(&mut checks);
     checks.finish()
 }
