@@ -88,19 +88,13 @@ fn product<A: Activation>(gate: FlexTensor, factor: FlexTensor) -> FlexTensor {
     }
     let shape = gate.shape();
     let mut product = memory::numbers(shape.num_elements());
-    let parts = gate.storage::<f32>().par_chunks(TASK);
-    let parts = parts.zip(factor.storage::<f32>().par_chunks(TASK));
-    let task = |(product, (gate, factor)): (&mut [f32], (&[f32], &[f32]))| {
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for ((product, gate), factor) in product.iter_mut().zip(gate).zip(factor) {
-                    *product = A::at(*gate)[0] * factor;
-                }
-            },
-        );
-    };
-    product.par_chunks_mut(TASK).zip(parts).for_each(task);
+    let both = [gate.storage::<f32>(), factor.storage()];
+    kernels::per_row(&mut product, TASK, |task, product| {
+        let [gate, factor] = both.map(|x| &x[task * TASK..][..product.len()]);
+        for ((product, gate), factor) in product.iter_mut().zip(gate).zip(factor) {
+            *product = A::at(*gate)[0] * factor;
+        }
+    });
     memory::give(factor);
     FlexTensor::from_data(TensorData::new(product, shape))
 }

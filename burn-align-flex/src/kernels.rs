@@ -298,7 +298,11 @@ fn per_row_with(
 }
 
 /// Calls `f`, compiled for the CPU's vectors, with each row of `width` elements and its index.
-fn per_row(x: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Copy + Send + Sync) {
+pub(super) fn per_row(
+    x: &mut [f32],
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Copy + Send + Sync,
+) {
     in_tasks(x, width, move |index, row| {
         Arch::new().dispatch(
             #[inline(always)]

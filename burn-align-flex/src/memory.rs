@@ -66,12 +66,13 @@ impl Kept {
         Some(self.buffers.remove(nearest?))
     }
 
-    /// Keeps a buffer.
+    /// Keeps a buffer in place of one that has been taken, if there is one of its length or similar.
     fn give(&mut self, buffer: Vec<f32>) {
-        let last = |is: &dyn Fn(usize) -> bool| self.loans.iter().rposition(|loan| is(*loan));
-        let loan = last(&|loan| loan == buffer.len());
-        let loan = loan.or_else(|| last(&|loan| are_similar(loan, buffer.len())));
-        let Some(loan) = loan.filter(|_| self.open > 0) else {
+        let length = buffer.len();
+        let mut loans = self.loans.iter();
+        let own = loans.clone().rposition(|loan| *loan == length);
+        let loan = own.or_else(|| loans.rposition(|loan| are_similar(*loan, length)));
+        let Some(loan) = loan else {
             return;
         };
         self.loans.remove(loan);
