@@ -159,7 +159,8 @@ fn sweep(layers: usize) -> Plan<Counting> {
 
 #[test]
 fn a_sweep_copies_what_changes() {
-    for (family, kernels) in [("gpt2", 163), ("llama", 180)] {
+    // Of the source, four of five positions are used: rows of another length.
+    for (family, kernels) in [("gpt2", 179), ("llama", 186)] {
         let of = |layers: usize| {
             let model = model(family, layers);
             run(&sweep(layers), &model, &RunOptions::default())

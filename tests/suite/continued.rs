@@ -14,6 +14,7 @@ use crate::support::{FAMILIES, checkpoints, load, max_difference, message, token
 on_every_backend!(
     a_continued_run_is_the_run_of_the_whole_text,
     rows_can_be_left_out_and_forked,
+    rows_go_on_wherever_their_logits_are_read,
     long_runs_join_their_parts
 );
 
@@ -286,6 +287,36 @@ fn rows_can_be_left_out_and_forked<B: Backend>(device: &B::Device) {
     let results = plan.run(&model, &interventions()).expect("valid");
     let texts = [2, 0, 3].map(|row: usize| [&texts[row][..], &[9]].concat());
     check(&results, &reads, &texts);
+}
+
+/// Keys and values are kept of all positions, though no logits need them.
+fn rows_go_on_wherever_their_logits_are_read<B: Backend>(device: &B::Device) {
+    let model = load::<B>("llama_gqa", device);
+    let texts: [&[u32]; 2] = [&[3, 1, 4, 1, 5], &[9, 2, 6]];
+    let mut plan = Plan::new();
+    let input = plan.tokens(&tokens(&texts));
+    let world = plan.world(input, []);
+    plan.read_logits(world, LogitPositions::Each(vec![vec![0], vec![1]]));
+    let options = RunOptions::default();
+    // With a schedule of the same plan that keeps nothing.
+    plan.run_with(&model, &interventions(), &options)
+        .expect("valid");
+    let run = plan.run_to_continue(&model, &interventions(), &[world], &options);
+    let rows = run.expect("valid").1.remove(0);
+    let new = [0, 1].map(|row: usize| (PLAIN, &rows[row], vec![7]));
+    let (plan, _, reads) = step(&model, &new);
+    let found = plan.run(&model, &interventions()).expect("valid");
+    let texts = texts.map(|text| [text, &[7]].concat());
+    let mut whole = Plan::new();
+    let input = whole.tokens(&tokens(&[&texts[0], &texts[1]]));
+    let world = whole.world(input, []);
+    let expected = whole.read_logits(world, LogitPositions::Last);
+    let whole = whole.run(&model, &interventions()).expect("valid");
+    for (row, read) in reads.into_iter().enumerate() {
+        let expected = whole.get(expected).narrow(0, row, 1);
+        let expected = expected.into_data().convert::<f32>();
+        assert!(max_difference(found.get(read), &expected) <= 1e-4);
+    }
 }
 
 /// Many steps, past a window and past the length from which on parts are joined.

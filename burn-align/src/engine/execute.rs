@@ -25,7 +25,7 @@ use super::origin::Origin;
 use super::plan::{OperandKey, Plan, ReadId, WorldId, WorldInput};
 use super::schedule::{Pass, Schedule, StageGroups};
 use super::stages::{Stage, Step};
-use super::validate::{check_continuable, validate_reusing};
+use super::validate::{check_continuable, validate_keeping};
 use crate::interventions::Intervention;
 pub(super) use rows::stack_inputs;
 use rows::{fork, in_place, rearrange, stack, stack_residuals};
@@ -131,7 +131,7 @@ impl<B: Backend> Plan<B> {
     ) -> Result<(Results<B>, KeptRows<B>), PlanError> {
         let _memory = ReusedMemory::in_pass();
         let schedules = Some(&options.schedules);
-        let whole = validate_reusing(self, model, interventions, schedules)?;
+        let whole = validate_keeping(self, model, interventions, keeping, schedules)?;
         let parts = chunks(self, &whole, model, options)?;
         let mut run = Run {
             plan: self,

@@ -71,7 +71,7 @@ impl<B: Backend> Plan<B> {
     /// # Errors
     /// As [`run`](Self::run), except for what depends on the interventions.
     pub fn explain<M: AlignableTransformer<B>>(&self, model: &M) -> Result<Explanation, PlanError> {
-        let schedule = validate_without_interventions(self, model)?;
+        let schedule = validate_without_interventions(self, model, &[])?;
         let dims = model.dims();
         let passes: Vec<PassExplanation> = schedule
             .passes

@@ -335,8 +335,6 @@ pub(super) struct Sizes {
     pub(super) of_world: Vec<usize>,
     /// Where the examples of each input begin among those of all, and where the last ones end.
     starts: Vec<usize>,
-    /// The numbers of positions that rows have, in order.
-    pub(super) row_lengths: Vec<usize>,
 }
 
 /// The sizes of an input.
@@ -351,29 +349,32 @@ pub(super) struct InputSize {
     /// For each example: the first position that is computed, if keys and values of the earlier
     /// ones are cached.
     pub(super) starts: Option<Vec<usize>>,
+    /// Whether keys and values of all its positions are kept, so that it can be continued.
+    pub(super) is_kept: bool,
 }
 
 impl Sizes {
-    pub(super) fn new<B: Backend>(plan: &Plan<B>) -> Self {
+    /// - keeping: worlds whose keys and values are kept
+    pub(super) fn new<B: Backend>(plan: &Plan<B>, keeping: &[WorldId]) -> Self {
         let inputs = plan.inputs.iter().map(|input| InputSize {
             batch: input.batch(),
             pos: input.pos(),
             lengths: input.lengths(),
             starts: input.starts(),
+            is_kept: false,
         });
-        let inputs: Vec<InputSize> = inputs.collect();
+        let mut inputs: Vec<InputSize> = inputs.collect();
+        for WorldId(world, _) in keeping {
+            inputs[plan.worlds[*world].input.0].is_kept = true;
+        }
         let mut starts = vec![0];
         for input in &inputs {
             starts.push(starts[starts.len() - 1] + input.batch);
         }
-        let mut row_lengths: Vec<usize> = inputs.iter().map(|input| input.pos).collect();
-        row_lengths.sort_unstable();
-        row_lengths.dedup();
         Self {
             inputs,
             of_world: plan.worlds.iter().map(|world| world.input.0).collect(),
             starts,
-            row_lengths,
         }
     }
 

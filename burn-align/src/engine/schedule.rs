@@ -16,7 +16,7 @@ use super::layout::{Beginnings, Edited, Layout};
 use super::needs::Needs;
 use super::plan::{Edit, Operand, Plan, Read, WorldInput};
 use super::stages::{ByStage, Stage, Stages, Step};
-use super::wanted::{Uses, Wanted};
+use super::wanted::{Ends, Uses, Wanted};
 
 /// What one stage runs.
 #[derive(Clone, Debug)]
@@ -170,12 +170,20 @@ impl Schedule {
                 worlds[*pass].push(world);
             }
         }
+        let uses = Uses::new(plan, &self.needs, &self.stages);
+        let suffixes = self.stages.run_suffixes();
+        let is_continued = matches!(plan.inputs.first(), Some(WorldInput::Continued(_)));
+        let ends = match suffixes && !is_continued && self.patterns.is_empty() {
+            true => uses.row_ends(&self.sizes),
+            false => Ends::of_whole_inputs(&self.sizes),
+        };
         let shared = Shared {
             plan,
             schedule: self,
-            uses: Uses::new(plan, &self.needs, &self.stages),
-            suffixes: self.stages.run_suffixes(),
-            is_continued: matches!(plan.inputs.first(), Some(WorldInput::Continued(_))),
+            uses,
+            ends,
+            suffixes,
+            is_continued,
         };
         worlds.iter().map(|worlds| shared.pass(worlds)).collect()
     }
@@ -187,6 +195,7 @@ struct Shared<'p, B: Backend> {
     /// The schedule, whose passes are being planned.
     schedule: &'p Schedule,
     uses: Uses<'p>,
+    ends: Ends,
     /// Whether the model runs suffixes of rows.
     suffixes: bool,
     /// Whether the inputs continue earlier runs.
@@ -199,8 +208,9 @@ impl<B: Backend> Shared<'_, B> {
     /// - worlds: their indices, in order
     fn pass(&self, worlds: &[usize]) -> Pass {
         let (plan, stages, sizes) = (self.plan, &self.schedule.stages, &self.schedule.sizes);
-        let inputs = worlds.iter().map(|world| sizes.of(*world).pos);
-        let pos = inputs.max().unwrap_or(0);
+        let inputs = worlds.iter().map(|world| sizes.of_world[*world]);
+        let ends = inputs.flat_map(|input| self.ends.of(sizes.examples_of(input)));
+        let pos = ends.max().copied().unwrap_or(0);
         // All edits in the order of their stages, those of a world and stage in their own order.
         let edits = worlds.iter().flat_map(|world| {
             let edits = self.schedule.needs.edits(plan, plan.world_id(*world));
@@ -246,7 +256,7 @@ impl<B: Backend> Shared<'_, B> {
             if parents.is_some() || !changes.edits().is_empty() {
                 known = Known::default();
             }
-            let (layout, queries) = known.layout(kind, sizes, &before, pos, &edited);
+            let (layout, queries) = known.layout(kind, (sizes, &self.ends), &before, pos, &edited);
             all.push(StageGroups {
                 stage,
                 groups: before.clone(),
@@ -309,7 +319,7 @@ impl Known {
     fn layout(
         &mut self,
         kind: LayoutKind,
-        sizes: &Sizes,
+        (sizes, ends): (&Sizes, &Ends),
         groups: &Groups,
         pos: usize,
         edited: &Edited,
@@ -317,7 +327,7 @@ impl Known {
         if let Some((_, known)) = self.layouts.iter().find(|(other, _)| *other == kind) {
             return known.clone();
         }
-        let new = || Beginnings::new(sizes, groups, pos, edited);
+        let new = || Beginnings::new((sizes, ends), groups, pos, edited);
         let begun = &mut self.beginnings;
         let (layout, queries) = match &kind {
             LayoutKind::Whole => (Layout::whole(sizes, groups, pos), None),

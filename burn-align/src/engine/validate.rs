@@ -46,14 +46,18 @@ pub(super) fn validate<B: Backend, M: AlignableTransformer<B>, I: Intervention<B
     model: &M,
     interventions: &[I],
 ) -> Result<Arc<Schedule>, PlanError> {
-    validate_reusing(plan, model, interventions, None)
+    validate_keeping(plan, model, interventions, &[], None)
 }
 
-/// As [`validate`], with schedules of earlier plans.
-pub(super) fn validate_reusing<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
+/// As [`validate`], of a run that keeps keys and values.
+///
+/// - keeping: the worlds of which it does, as [`check_continuable`] has found them
+/// - schedules: those of earlier plans
+pub(super) fn validate_keeping<B: Backend, M: AlignableTransformer<B>, I: Intervention<B>>(
     plan: &Plan<B>,
     model: &M,
     interventions: &[I],
+    keeping: &[WorldId],
     schedules: Option<&Schedules>,
 ) -> Result<Arc<Schedule>, PlanError> {
     let needs_source: Vec<bool> = interventions.iter().map(I::needs_source).collect();
@@ -70,29 +74,32 @@ pub(super) fn validate_reusing<B: Backend, M: AlignableTransformer<B>, I: Interv
                 cause,
             })
     };
-    validate_with(plan, model, features, schedules)
+    validate_with(plan, model, features, keeping, schedules)
 }
 
 /// As [`validate`], except for what depends on the interventions.
 pub(super) fn validate_without_interventions<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
+    keeping: &[WorldId],
 ) -> Result<Arc<Schedule>, PlanError> {
-    validate_with(plan, model, |_edit, _shape| Ok(None), None)
+    validate_with(plan, model, |_edit, _shape| Ok(None), keeping, None)
 }
 
 /// - features: gives the number of features that an edit's subspace is made of, if it is known, for
 ///   a change of `[batch, unit, d_site]`
+/// - keeping: worlds whose keys and values are kept
 /// - schedules: where to look for that of a plan of the same structure
 fn validate_with<B: Backend, M: AlignableTransformer<B>>(
     plan: &Plan<B>,
     model: &M,
     features: impl Fn(&Edit, [usize; 3]) -> Result<Option<usize>, PlanError>,
+    keeping: &[WorldId],
     schedules: Option<&Schedules>,
 ) -> Result<Arc<Schedule>, PlanError> {
     let layout = model.layout();
     check_inputs(plan, model)?;
-    let sizes = Sizes::new(plan);
+    let sizes = Sizes::new(plan, keeping);
     let schedules = schedules.filter(|_| has_own_ids(plan));
     if let Some(known) = schedules.and_then(|known| known.find(plan, layout, &sizes)) {
         let edits = plan.worlds.iter().flat_map(|world| &world.edits);

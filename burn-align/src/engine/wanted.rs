@@ -8,11 +8,16 @@
 //! last layer's MLP output, and logits are read at position 4 of both. Up to the last layer's keys
 //! and values, everything is wanted. For that layer's queries, what it adds to the stream, and its
 //! MLP, positions 2 to 4 are; for the final norm, position 4.
+//!
+//! Under causal masks, what comes after the last needed position of a row is not computed at all:
+//! padding, and the end of a prompt of which an edit takes something in the middle.
+
+use std::ops::Range;
 
 use burn::tensor::backend::Backend;
 
 use super::groups::{Groups, Sizes};
-use super::layout::lower;
+use super::layout::{lower, merge_lengths};
 use super::needs::Needs;
 use super::plan::{LogitPositions, Operand, Plan, Read, WorldId};
 use super::stages::{Stage, Stages};
@@ -39,6 +44,47 @@ enum Use<'p> {
 /// For each example of each input: the first position that is needed; `None` if all positions of
 /// all inputs are.
 pub(super) type Wanted = Option<Vec<usize>>;
+
+/// Where rows end: after the last position that anything needs of them.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    /// For each example of each input.
+    of_example: Vec<usize>,
+    /// The same, in order, each once.
+    distinct: Vec<usize>,
+}
+
+impl Ends {
+    fn new(of_example: Vec<usize>) -> Self {
+        let mut distinct = of_example.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        Self {
+            of_example,
+            distinct,
+        }
+    }
+
+    /// After the last position of the input.
+    pub(super) fn of_whole_inputs(sizes: &Sizes) -> Self {
+        let inputs = sizes.inputs.iter();
+        Self::new(
+            inputs
+                .flat_map(|input| std::iter::repeat_n(input.pos, input.batch))
+                .collect(),
+        )
+    }
+
+    /// The ends of these examples, of all inputs' examples.
+    pub(super) fn of(&self, examples: Range<usize>) -> &[usize] {
+        &self.of_example[examples]
+    }
+
+    /// All ends, in order, each once.
+    pub(super) fn distinct(&self) -> &[usize] {
+        &self.distinct
+    }
+}
 
 impl<'p> Uses<'p> {
     pub(super) fn new<B: Backend>(plan: &'p Plan<B>, needs: &Needs, stages: &Stages) -> Self {
@@ -99,6 +145,46 @@ impl<'p> Uses<'p> {
         self.ends[world]
     }
 
+    /// Where rows end if no position depends on later ones. Few ends differ from each other.
+    pub(super) fn row_ends(&self, sizes: &Sizes) -> Ends {
+        let mut ends = vec![0; sizes.examples()];
+        for (input, size) in sizes.inputs.iter().enumerate().filter(|(_, it)| it.is_kept) {
+            ends[sizes.examples_of(input)].copy_from_slice(&size.lengths);
+        }
+        let runs = self.ends.iter().enumerate();
+        for (world, _) in runs.filter(|(_, end)| end.is_some()) {
+            let input = sizes.of_world[world];
+            let size = &sizes.inputs[input];
+            let ends = &mut ends[sizes.examples_of(input)];
+            for (_, used) in self.of(world) {
+                match used {
+                    Use::Logits(LogitPositions::All) | Use::Units(Indices::All) => {
+                        ends.fill(size.pos);
+                    }
+                    Use::Logits(LogitPositions::Last) => raise(ends, &size.lengths),
+                    Use::Units(Indices::Same(positions)) => {
+                        let end = positions.iter().max().map_or(0, |last| last + 1);
+                        ends.iter_mut().for_each(|own| *own = end.max(*own));
+                    }
+                    Use::Units(Indices::Each(each)) | Use::Logits(LogitPositions::Each(each)) => {
+                        let last = |of_example: &Vec<usize>| of_example.iter().max().copied();
+                        let lasts = each.iter().map(last);
+                        let each: Vec<usize> =
+                            lasts.map(|last| last.map_or(0, |it| it + 1)).collect();
+                        raise(ends, &each);
+                    }
+                }
+            }
+        }
+        let few = merge_lengths(ends.iter().copied().filter(|end| *end > 0));
+        for end in &mut ends {
+            // Every row has a position.
+            let next = few.get(few.partition_point(|other| *other < *end));
+            *end = next.copied().unwrap_or(1);
+        }
+        Ends::new(ends)
+    }
+
     /// What is needed of the rows of a stage, in this stage and later ones.
     ///
     /// - first_end: the first stage at which one of the worlds ends
@@ -143,5 +229,11 @@ impl<'p> Uses<'p> {
             }
         }
         Some(wanted)
+    }
+}
+
+fn raise(ends: &mut [usize], others: &[usize]) {
+    for (end, other) in ends.iter_mut().zip(others) {
+        *end = (*other).max(*end);
     }
 }

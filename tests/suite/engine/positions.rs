@@ -1,12 +1,13 @@
 //! Which positions are computed.
 
+use burn::tensor::Tensor;
 use burn_align::engine::{
     Edit, Explanation, Indices, LogitPositions, Operand, Plan, RunOptions, Units,
 };
-use burn_align_models::{Component, Site};
+use burn_align_models::{AlignableTransformer, Component, Site, TokenBatch};
 
 use super::mixed;
-use crate::support::{load, max_difference, message, tokens};
+use crate::support::{FAMILIES, load, max_difference, message, tokens};
 
 /// The stages of the first pass, with the rows and positions in them.
 fn counts(explanation: &Explanation) -> Vec<(&str, usize, usize)> {
@@ -47,12 +48,13 @@ fn positions_before_the_first_edit_are_not_computed() {
         [
             // Two inputs, two examples each, as wholes.
             ("embedding", 4, 4 * 5),
-            ("layer 0 attention", 4, 4 * 5),
-            // Two suffixes from position 1 on would save less than a tenth.
-            ("layer 0 attention_output", 6, 6 * 5),
-            ("layer 0 mlp", 6, 6 * 5),
+            // Of the source's second example, three positions are used.
+            ("layer 0 attention", 4, 2 * 5 + 5 + 3),
+            // A world's own positions from position 1 on.
+            ("layer 0 attention_output", 6, 2 * 5 + 5 + 3 + 2 * 4),
+            ("layer 0 mlp", 6, 2 * 5 + 5 + 3 + 2 * 4),
             // From positions 4 and 2 on; and everything.
-            ("layer 0 block_output", 8, 4 * 5 + 1 + 3 + 2 * 5),
+            ("layer 0 block_output", 8, 2 * 5 + 5 + 3 + 1 + 3 + 2 * 5),
             // The source has ended.
             ("layer 1 attention", 6, 2 * 5 + 1 + 3 + 2 * 5),
             ("layer 1 mlp", 6, 2 * 5 + 1 + 3 + 2 * 5),
@@ -80,16 +82,17 @@ fn positions_that_nobody_wants_are_not_computed() {
         counts(&explanation),
         [
             ("embedding", 4, 4 * 5),
-            ("layer 0 attention", 4, 4 * 5),
-            ("layer 0 mlp", 4, 4 * 5),
-            ("layer 1 attention", 4, 4 * 5),
+            // All of the base, and two positions of the source.
+            ("layer 0 attention", 4, 5 + 3 + 2 * 2),
+            ("layer 0 mlp", 4, 5 + 3 + 2 * 2),
+            ("layer 1 attention", 4, 5 + 3 + 2 * 2),
             // Position 1 of the source is used. Position 0 of the base is read.
-            ("layer 1 mlp", 4, 2 * 4 + 2 * 5),
+            ("layer 1 mlp", 4, 5 + 3 + 2),
             // The world's own positions from the edited one on; before it the clean run's.
-            ("layer 1 mlp_output", 6, 2 * 4 + 2 * 5 + 2 * 4),
-            // The last positions: the third of five for the shorter example.
-            ("final_norm", 2, 1 + 3),
-            ("unembed", 2, 1 + 3),
+            ("layer 1 mlp_output", 6, 5 + 3 + 2 + 4 + 2),
+            // The last positions.
+            ("final_norm", 2, 2),
+            ("unembed", 2, 2),
         ]
     );
     let found = plan.run(&model, &mixed()).expect("a right plan");
@@ -98,6 +101,54 @@ fn positions_that_nobody_wants_are_not_computed() {
         assert!(max_difference(found.clone(), &expected.to_data()) <= 1e-5);
     }
     assert_eq!(found.get(early).dims(), [2, 1, 16]);
+}
+
+/// Padding, and the rest of prompts of which a beginning is used. Results are the same to the bit.
+#[test]
+fn positions_after_the_last_needed_one_are_not_computed() {
+    let rows = |from: u32, lengths: [u32; 4]| {
+        let row = |length: u32| {
+            (0..length)
+                .map(|at| (7 * from + 3 * at + length) % 13)
+                .collect()
+        };
+        let rows: Vec<Vec<u32>> = lengths.map(row).into();
+        TokenBatch::new(rows).expect("a batch")
+    };
+    for name in FAMILIES {
+        let model = load::<burn::backend::Flex>(name, &Default::default());
+        let of = |all_of_source: bool| {
+            let mut plan = Plan::new();
+            let base = plan.tokens(&rows(1, [12, 4, 11, 8]));
+            let source = plan.tokens(&rows(2, [12, 5, 11, 8]));
+            let donor = plan.world(source, []);
+            let positions = Indices::one_each([2, 3, 2, 5]);
+            let layer = model.dims().layers - 1;
+            let site = Site::Block(layer, Component::BlockInput);
+            let edit = Edit::from_world(donor, site, Units::positions(positions), 0);
+            let world = plan.world(base, [edit]);
+            let read = plan.read_logits(world, LogitPositions::Last);
+            if all_of_source {
+                plan.read(donor, site, Units::ALL);
+            }
+            (plan, read)
+        };
+        let ((plan, read), (whole, of_whole)) = (of(false), of(true));
+        let explanation = plan.explain(&model).expect("a right plan");
+        let counts = counts(&explanation);
+        let (_, rows, positions) = counts[1];
+        assert_eq!(
+            (rows, positions),
+            (8, (12 + 4 + 12 + 8) + (4 + 4 + 4 + 6)),
+            "{name}"
+        );
+        let values = [
+            plan.run(&model, &mixed()).expect("valid").get(read),
+            whole.run(&model, &mixed()).expect("valid").get(of_whole),
+        ];
+        let [found, expected] = values.map(Tensor::into_data);
+        assert_eq!(found, expected, "{name}");
+    }
 }
 
 /// Positions whose keys and values are cached in a frozen plan cannot be read.
@@ -123,11 +174,7 @@ fn positions_that_a_frozen_plan_no_longer_has() {
         assert!(max_difference(left, &whole.to_data()) <= 1e-5);
     }
     let stages = frozen.explain(&model).expect("a right plan");
-    assert_eq!(
-        stages.passes[0].stages[1].positions,
-        2 + 3,
-        "3, 4 and padding"
-    );
+    assert_eq!(stages.passes[0].stages[1].positions, 2 + 1, "3, 4, and 2");
 
     let refused = |read: &dyn Fn(&mut Plan<burn::backend::Flex>)| {
         let mut more = frozen.clone();

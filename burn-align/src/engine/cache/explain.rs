@@ -52,8 +52,8 @@ impl<B: Backend> Plan<B> {
         worlds: &[WorldId],
         steps: usize,
     ) -> Result<ContinuedMemory, PlanError> {
-        let schedule = validate_without_interventions(self, model)?;
         check_continuable(self, model.layout(), worlds)?;
+        let schedule = validate_without_interventions(self, model, worlds)?;
         let memory = Memory::new(self, model, &schedule);
         let dims = model.dims();
         let most = dims.max_positions.unwrap_or(usize::MAX);

@@ -1,6 +1,8 @@
 //! The rows of a stage: stacked inputs at first, then those of the stage before, copied and
 //! rearranged.
 
+use std::cmp::Ordering;
+
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use burn_align_models::nn::{part_of_rows, rows_by_index};
 use burn_align_models::{ModelInput, Tables};
@@ -62,7 +64,7 @@ pub(super) fn chosen<B: Backend, const D: usize>(
     }
 }
 
-/// The stacked inputs of all groups, padded on the right.
+/// The first `pos` positions of the stacked inputs of all groups, padded on the right.
 pub(super) fn stack<B: Backend>(
     plan: &Plan<B>,
     stage: &StageGroups,
@@ -74,7 +76,8 @@ pub(super) fn stack<B: Backend>(
     stack_inputs(inputs, pos, device)
 }
 
-/// The stacked residuals that all groups start from, padded on the right.
+/// The first `pos` positions of the stacked residuals that all groups start from, padded on the
+/// right.
 pub(super) fn stack_residuals<B: Backend>(
     plan: &Plan<B>,
     stage: &StageGroups,
@@ -90,17 +93,20 @@ pub(super) fn stack_residuals<B: Backend>(
     Tensor::cat(residuals.collect(), 0)
 }
 
-/// Appends zeros, up to `pos` positions.
+/// The first `pos` positions, with zeros where there are fewer.
 fn padded<B: Backend>(x: &Tensor<B, 3>, pos: usize) -> Tensor<B, 3> {
     let [batch, own_pos, width] = x.dims();
-    if own_pos == pos {
-        return x.clone();
+    match own_pos.cmp(&pos) {
+        Ordering::Equal => x.clone(),
+        Ordering::Greater => x.clone().narrow(1, 0, pos),
+        Ordering::Less => {
+            let padding = Tensor::zeros([batch, pos - own_pos, width], (&x.device(), x.dtype()));
+            Tensor::cat(vec![x.clone(), padding], 1)
+        }
     }
-    let padding = Tensor::zeros([batch, pos - own_pos, width], (&x.device(), x.dtype()));
-    Tensor::cat(vec![x.clone(), padding], 1)
 }
 
-/// Stacked inputs, padded on the right to `pos` positions.
+/// The first `pos` positions of stacked inputs, padded on the right where there are fewer.
 pub(in crate::engine) fn stack_inputs<'a, B: Backend>(
     inputs: impl Iterator<Item = &'a WorldInput<B>>,
     pos: usize,
@@ -112,8 +118,8 @@ pub(in crate::engine) fn stack_inputs<'a, B: Backend>(
         match input {
             WorldInput::Tokens(batch) => {
                 for ids in batch.ids() {
-                    tokens.extend(ids.iter().map(|id| i64::from(*id)));
-                    tokens.extend(std::iter::repeat_n(0, pos - ids.len()));
+                    let ids = ids.iter().map(|id| i64::from(*id));
+                    tokens.extend(ids.chain(std::iter::repeat(0)).take(pos));
                 }
             }
             WorldInput::Features(x) => features.push(padded(x, pos)),

@@ -1,10 +1,10 @@
 //! Where rows begin: the layouts of a stage.
 
-use super::kinds::{Kind, MOST_CLASSES, Starts, merge_kinds};
+use super::kinds::{Kind, Starts, merge_kinds, most_classes};
 use super::{Class, Layout, Row};
 use crate::engine::Indices;
 use crate::engine::groups::{Groups, Sizes};
-use crate::engine::wanted::Wanted;
+use crate::engine::wanted::{Ends, Wanted};
 
 /// The first position at which each world has been edited so far, in each example; beyond the last
 /// position if it has not been.
@@ -60,6 +60,8 @@ pub(in crate::engine) struct Beginnings {
     rows: Layout,
     /// How many of them have which length and begin where.
     counts: Counts,
+    /// The lengths that rows can have, in order.
+    lengths: Vec<usize>,
 }
 
 /// How many rows of each length begin at each position, apart from empty ones: those whose earlier
@@ -69,7 +71,7 @@ type Counts = [Starts; 2];
 impl Beginnings {
     /// - pos: the number of positions of the longest row of the pass
     pub(in crate::engine) fn new(
-        sizes: &Sizes,
+        (sizes, ends): (&Sizes, &Ends),
         groups: &Groups,
         pos: usize,
         edited: &Edited,
@@ -89,17 +91,19 @@ impl Beginnings {
         let mut first_rows = Vec::with_capacity(groups.len());
         let mut rows: Vec<Row> = Vec::with_capacity(count as usize);
         let mut kept = Vec::new();
-        let mut counts = [(); 2].map(|()| Starts::new(&sizes.row_lengths));
+        let mut counts = [(); 2].map(|()| Starts::new(ends.distinct()));
         for world in groups.firsts() {
             first_rows.push(rows.len() as u32);
             let input = sizes.of_world[world];
             let size = &sizes.inputs[input];
-            let trunks = &trunks[sizes.examples_of(input)];
-            for (example, (edited, trunk)) in edited.of(world).iter().zip(trunks).enumerate() {
+            let examples = sizes.examples_of(input);
+            let known = trunks[examples.clone()].iter().zip(ends.of(examples));
+            for (example, (edited, (trunk, end))) in edited.of(world).iter().zip(known).enumerate()
+            {
                 let index = rows.len() as u32;
                 let mut row = Row {
                     first_token: 0,
-                    pos: size.pos as u32,
+                    pos: *end as u32,
                     start: 0,
                     trunk: index,
                 };
@@ -111,11 +115,11 @@ impl Beginnings {
                     && trunk != index
                 {
                     row.trunk = trunk;
-                    row.start = (*edited).min(size.pos) as u32;
+                    row.start = (*edited).min(*end) as u32;
                 }
                 if row.start < row.pos {
                     let counts = &mut counts[usize::from(size.starts.is_some())];
-                    *counts.at(size.pos, row.start as usize) += 1;
+                    *counts.at(*end, row.start as usize) += 1;
                 }
                 rows.push(row);
             }
@@ -130,6 +134,7 @@ impl Beginnings {
                 classes: None,
             },
             counts,
+            lengths: ends.distinct().to_vec(),
         }
     }
 
@@ -145,7 +150,7 @@ impl Beginnings {
 
     fn suffixes(&self) -> Layout {
         let mut layout = self.rows.clone();
-        layout.classify(self.counts.clone(), MOST_CLASSES);
+        layout.classify(self.counts.clone(), most_classes(&self.lengths));
         layout
     }
 
@@ -211,7 +216,7 @@ impl Beginnings {
             return self.if_it_saves(layout, sizes, groups);
         };
         layout.start_where_wanted(sizes, groups, wanted);
-        layout.classify(layout.counts(sizes), usize::MAX);
+        layout.classify(layout.counts(&self.lengths), usize::MAX);
         // What an earlier stage has left out cannot come back.
         let mut inputs = groups.firsts().map(|world| sizes.of_world[world]);
         let is_partial = inputs.any(|input| {
@@ -238,8 +243,10 @@ impl Layout {
     }
 
     /// Counts rows.
-    fn counts(&self, sizes: &Sizes) -> Counts {
-        let mut counts = [(); 2].map(|()| Starts::new(&sizes.row_lengths));
+    ///
+    /// - lengths: those that rows can have, in order
+    fn counts(&self, lengths: &[usize]) -> Counts {
+        let mut counts = [(); 2].map(|()| Starts::new(lengths));
         for (index, row) in self.rows.iter().enumerate() {
             if row.start < row.pos {
                 let counts = &mut counts[usize::from(self.row_is_kept(index))];

@@ -6,7 +6,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 /// Most classes of suffixes in a stage. Each class costs a few small operations per block and saves
 /// positions; with fewer classes, some suffixes begin earlier than necessary.
-pub(super) const MOST_CLASSES: usize = 8;
+const MOST_CLASSES: usize = 8;
+
+/// Most classes of suffixes of rows that have these lengths: two of each length at least.
+pub(super) fn most_classes(lengths: &[usize]) -> usize {
+    MOST_CLASSES.max(2 * lengths.len())
+}
 
 /// A length and a first position of rows, with the number of these rows.
 pub(super) type Kind = ((usize, usize), usize);
@@ -97,6 +102,37 @@ pub(in crate::engine) fn merge_suffixes(
     merged.into_iter().map(|(kind, _count)| kind).collect()
 }
 
+/// Most lengths of rows in a plan, unless the rows continue others. Each is a class of its own.
+const MOST_LENGTHS: usize = 8;
+
+/// Chooses lengths for rows that must have these at least: as few as lead to a sixteenth more
+/// positions, but at most [`MOST_LENGTHS`]. The result is sorted.
+pub(in crate::engine) fn merge_lengths(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut counts: BTreeMap<Reverse<usize>, usize> = BTreeMap::new();
+    for length in lengths {
+        *counts.entry(Reverse(length)).or_default() += 1;
+    }
+    // A row that is longer than necessary costs as much as one that begins earlier.
+    let longest = counts.keys().next().map_or(0, |Reverse(longest)| *longest);
+    let kinds = counts.into_iter();
+    let kinds = kinds.map(|(Reverse(length), count)| ((longest, longest - length), count));
+    let kinds: Vec<Kind> = kinds.collect();
+    let positions = |kinds: &[Kind]| -> usize {
+        let of_kind = kinds.iter();
+        of_kind
+            .map(|((_, less), count)| (longest - less) * count)
+            .sum()
+    };
+    let needed = positions(&kinds);
+    let merged = (1..=MOST_LENGTHS).map(|most| merge_kinds(kinds.clone(), most));
+    let mut merged = merged.skip_while(|merged| 16 * positions(merged) > 17 * needed);
+    let merged = merged
+        .next()
+        .unwrap_or_else(|| merge_kinds(kinds.clone(), MOST_LENGTHS));
+    let lengths = merged.iter().rev();
+    lengths.map(|((_, less), _)| longest - less).collect()
+}
+
 /// Merges kinds with the one before them until there are at most `most_classes`, each time those of
 /// which it costs least.
 ///
@@ -142,7 +178,7 @@ pub(super) fn merge_kinds(mut kinds: Vec<Kind>, most_classes: usize) -> Vec<Kind
 
 #[cfg(test)]
 mod tests {
-    use super::{Kind, merge_kinds};
+    use super::{Kind, merge_kinds, merge_lengths};
 
     /// As defined: the cheapest of all pairs of neighbours, each time.
     fn merged_one_by_one(mut kinds: Vec<Kind>, most_classes: usize) -> Vec<Kind> {
@@ -157,6 +193,25 @@ mod tests {
             kinds[index].1 += kinds.remove(index + 1).1;
         }
         kinds
+    }
+
+    #[test]
+    fn lengths_are_few() {
+        let merged = |lengths: &[usize]| merge_lengths(lengths.iter().copied());
+        assert!(merged(&[]).is_empty());
+        assert_eq!(merged(&[7, 7]), [7]);
+        // One position more of 17, and of 16.
+        assert_eq!(merged(&[9, 8]), [9]);
+        assert_eq!(merged(&[8, 7]), [7, 8]);
+        assert_eq!(merged(&[20, 10, 9, 19, 5]), [5, 10, 20]);
+        // 2, 4, …, 200: an even distribution needs one position more for each.
+        let even: Vec<usize> = (1..=100).map(|length| 2 * length).collect();
+        let few = merged(&even);
+        assert_eq!(few.len(), 8);
+        assert_eq!(few[7], 200);
+        let positions = |length: &usize| few[few.partition_point(|other| other < length)];
+        let (all, needed): (usize, usize) = (even.iter().map(positions).sum(), even.iter().sum());
+        assert!(8 * all < 9 * needed, "{few:?}: {all} of {needed}");
     }
 
     #[test]

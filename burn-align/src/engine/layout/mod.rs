@@ -3,7 +3,8 @@
 //! Causal attention never looks ahead, so rows on the same input are equal before the first
 //! position at which one of them has been edited. One of them, the one that stays unedited longest,
 //! is the *trunk* and is computed as a whole. Of the others only the *suffix* from that position on
-//! is computed; what comes before it is taken from the trunk.
+//! is computed; what comes before it is taken from the trunk. No row goes on after the last position
+//! that is needed of it.
 
 mod beginnings;
 mod kinds;
@@ -14,7 +15,7 @@ use std::ops::Range;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 pub(super) use self::beginnings::{Beginnings, Edited, lower};
-pub(super) use self::kinds::merge_suffixes;
+pub(super) use self::kinds::{merge_lengths, merge_suffixes};
 use super::groups::{Groups, Sizes};
 
 /// Where the positions of a stage's rows are. Rows are counted in 32 bits: a schedule has one of
@@ -41,7 +42,7 @@ pub(super) struct Layout {
 struct Row {
     /// The index of the first computed position among the positions of all rows.
     first_token: usize,
-    /// Number of positions.
+    /// Number of positions, up to the last one that is needed.
     pos: u32,
     /// The first position that is computed.
     start: u32,
@@ -66,12 +67,11 @@ impl Layout {
         let mut first_rows = Vec::with_capacity(groups.len());
         let mut rows = Vec::with_capacity(groups.len());
         for world in groups.firsts() {
-            let input = sizes.of(world);
             first_rows.push(rows.len() as u32);
-            for _example in 0..input.batch {
+            for _example in 0..sizes.of(world).batch {
                 rows.push(Row {
                     first_token: rows.len() * pos,
-                    pos: input.pos as u32,
+                    pos: pos as u32,
                     start: 0,
                     trunk: rows.len() as u32,
                 });

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Schedules;
 use crate::engine::schedule::Schedule;
-use crate::engine::validate::validate_reusing;
+use crate::engine::validate::validate_keeping;
 use crate::engine::{
     Edit, Indices, InputId, LogitPositions, Operand, Plan, PlanError, Units, WorldId,
 };
@@ -60,7 +60,7 @@ fn scheduled(
     schedules: &Schedules,
 ) -> Result<Arc<Schedule>, PlanError> {
     let interventions = [VanillaIntervention, VanillaIntervention];
-    validate_reusing(plan, model, &interventions, Some(schedules))
+    validate_keeping(plan, model, &interventions, &[], Some(schedules))
 }
 
 #[test]
@@ -169,7 +169,8 @@ fn plans_of_a_known_structure_can_be_wrong() {
     assert!(is_unknown, "{error}");
 
     let none: [VanillaIntervention; 0] = [];
-    let error = validate_reusing(&right, &model, &none, Some(&schedules)).expect_err("refused");
+    let error =
+        validate_keeping(&right, &model, &none, &[], Some(&schedules)).expect_err("refused");
     assert!(
         matches!(error, PlanError::NoSuchIntervention { .. }),
         "{error}"
