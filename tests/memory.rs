@@ -1,4 +1,5 @@
-//! The memory that a plan uses, compared with the estimate of `explain` and with its budget.
+//! The memory that a plan uses, compared with the estimate of `explain` and with its budget, and how
+//! much of it is new.
 //!
 //! Separate from the suite, because allocations are counted and nothing else may run meanwhile.
 
@@ -9,14 +10,16 @@ use burn::tensor::DType;
 use burn_align::engine::{Edit, LogitPositions, Plan, PlanError, Results, RunOptions, Units};
 use burn_align::interventions::VanillaIntervention;
 use burn_align_models::{
-    AlignableTransformer, Component, DecoderConfig, ModelInput, Site, TokenBatch,
+    AlignableTransformer, Component, Decoder, DecoderConfig, ModelInput, Site, TokenBatch,
 };
+use cap::Cap;
 use peak_alloc::PeakAlloc;
 use serde_json::json;
 use workbench::out;
 
 #[global_allocator]
-static MEMORY: PeakAlloc = PeakAlloc;
+static ALLOCATOR: Cap<PeakAlloc> = Cap::new(MEMORY, usize::MAX);
+const MEMORY: PeakAlloc = PeakAlloc;
 
 type B = Flex;
 
@@ -108,6 +111,39 @@ fn check<M: AlignableTransformer<B>>(name: &str, model: &M) {
     }
 }
 
+/// What more layers ask for besides what earlier results have left, in vectors of the residual stream
+/// for each of their tokens.
+fn check_new_memory(name: &str, model: impl Fn(usize) -> Decoder<B>) {
+    let forward = {
+        let mut plan = Plan::new();
+        let rows = (0..16).map(|row| (0..64).map(|at| (7 * row + at) % 100).collect());
+        let input = plan.tokens(&TokenBatch::new(rows.collect()).expect("a batch"));
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::Last);
+        plan
+    };
+    let sweep = sweep(4, [2, 48], &LogitPositions::Last);
+    for (what, plan, most) in [("forward", forward, 2.0), ("sweep", sweep, 3.5)] {
+        let [(few, new), (many, newer)] = [4, 12].map(|layers| {
+            let model = model(layers);
+            let run = || plan.run(&model, &[VanillaIntervention]).expect("valid");
+            run();
+            let before = ALLOCATOR.total_allocated();
+            run();
+            let new = ALLOCATOR.total_allocated() - before;
+            let explanation = plan.explain(&model).expect("valid");
+            let stages = explanation.passes.iter().flat_map(|pass| &pass.stages);
+            let attentions = stages.filter(|it| it.stage.ends_with(" attention"));
+            let tokens: usize = attentions.map(|stage| stage.positions).sum();
+            (4 * tokens * model.dims().d_model, new)
+        });
+        let vectors = (newer as f64 - new as f64) / (many - few) as f64;
+        out!("{name}, {what}: {vectors:.2} new vectors for a token and layer")
+            .expect("standard output");
+        assert!(vectors <= most, "{name}, {what}: {vectors}");
+    }
+}
+
 #[test]
 fn runs_stay_within_their_memory() {
     let device = Default::default();
@@ -140,7 +176,17 @@ fn runs_stay_within_their_memory() {
         };
         let known = config.as_object_mut().expect("an object");
         known.extend(more.as_object().expect("an object").clone());
-        let config = DecoderConfig::from_json(&config).expect("a valid configuration");
-        check(&name, &config.init_seeded::<B>(0, DType::F32, &device));
+        let model = |layers: usize| {
+            let mut config = config.clone();
+            for key in ["n_layer", "num_hidden_layers"] {
+                if let Some(known) = config.get_mut(key) {
+                    *known = layers.into();
+                }
+            }
+            let config = DecoderConfig::from_json(&config).expect("a valid configuration");
+            config.init_seeded::<B>(0, DType::F32, &device)
+        };
+        check(&name, &model(4));
+        check_new_memory(&name, model);
     }
 }

@@ -35,8 +35,8 @@ pub(super) enum Saved {
     Rotation(FlexTensor, FlexTensor),
     /// The number of heads that have been merged.
     Merged(usize),
-    /// The total number of heads, and the first head of the part.
-    HeadPart(usize, usize),
+    /// The total number of heads, the first head of the part, and the distance to the next one.
+    HeadPart([usize; 3]),
     /// The logits, and what else cross-entropies depend on.
     CrossEntropies(cross_entropy::State),
     /// Two predictions.
@@ -59,7 +59,7 @@ impl Saved {
             Self::Rotation(cos, sin) => return heads::rotated(gradient, [&cos, &sin], -1.0),
             Self::CrossEntropies(state) => return state.gradient(gradient),
             Self::Divergences(state) => return state.gradient(gradient),
-            Self::HeadPart(all, first) => return strided::among_heads(&gradient, all, first),
+            Self::HeadPart(places) => return strided::among_heads(&gradient, places),
             Self::Rows => return strided::tokens_of(gradient),
             Self::Tokens(rows) => return strided::rows_of(gradient, rows),
             _ => {}
@@ -204,6 +204,16 @@ impl Backward<Flex, 3> for OfLayerNorm {
 }
 
 /// `(x - mean) / √(var + ε) · weight + bias` over the last axis.
+pub(super) fn layer_normed(x: FlexTensor, both: [FlexTensor; 2], epsilon: f64) -> FlexTensor {
+    let (x, [weight, bias]) = (strided::contiguous(x), both.map(strided::contiguous));
+    let shape = x.shape();
+    let both = [weight.storage(), bias.storage()];
+    let normed = kernels::layer_norm(x.storage(), both, epsilon as f32);
+    memory::give(x);
+    FlexTensor::from_data(TensorData::new(normed, shape))
+}
+
+/// [`layer_normed`]; `Err` with the argument unless all are of the autodiff backend on Flex.
 pub(super) fn layer_norm<B: Backend>(
     x: Tensor<B, 3>,
     weight: &Tensor<B, 1>,
@@ -214,10 +224,9 @@ pub(super) fn layer_norm<B: Backend>(
         return Err(x);
     };
     let x = recognise(x)?;
-    let result = Flex::layer_norm(
+    let result = layer_normed(
         x.primitive.clone(),
-        weight.primitive.clone(),
-        Some(bias.primitive.clone()),
+        [&weight.primitive, &bias.primitive].map(FlexTensor::clone),
         epsilon,
     );
     let result = match OfLayerNorm

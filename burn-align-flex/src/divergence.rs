@@ -9,7 +9,8 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::autodiff::{self, Saved};
-use super::kernels::{TASK, exp, fold_with, in_tasks, log_sums};
+use super::functions::exp;
+use super::kernels::{TASK, fold_with, in_tasks, log_sums};
 use super::recognise::{generic, recognise, untracked};
 use super::{memory, strided};
 

@@ -2,9 +2,18 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::autodiff::{Gradient, Saved};
+use crate::autodiff::Saved;
+use crate::functions::{self, Function};
 use crate::recognise::{generic, in_place, recognise_both};
 use crate::{kernels, memory, strided};
+
+/// `x Φ(x)` of every element, with the distribution function of the normal distribution: GELU.
+///
+/// # Errors
+/// `x`, if there is [no kernel](crate) for it.
+pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    of_each(x, functions::Gelu)
+}
 
 /// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, of every element.
 ///
@@ -13,7 +22,7 @@ use crate::{kernels, memory, strided};
 pub fn gelu_tanh<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::gelu_tanh, kernels::gelu_tanh_gradient)
+    of_each(x, functions::GeluTanh)
 }
 
 /// `x σ(1.702 x)` of every element.
@@ -23,7 +32,7 @@ pub fn gelu_tanh<B: Backend, const D: usize>(
 pub fn quick_gelu<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::quick_gelu, kernels::quick_gelu_gradient)
+    of_each(x, functions::QuickGelu)
 }
 
 /// `σ(x) = 1 / (1 + e⁻ˣ)` of every element.
@@ -31,7 +40,7 @@ pub fn quick_gelu<B: Backend, const D: usize>(
 /// # Errors
 /// `x`, if there is [no kernel](crate) for it.
 pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::sigmoid, kernels::sigmoid_gradient)
+    of_each(x, functions::Sigmoid)
 }
 
 /// `x σ(x)` of every element.
@@ -39,7 +48,7 @@ pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, 
 /// # Errors
 /// `x`, if there is [no kernel](crate) for it.
 pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, kernels::silu, kernels::silu_gradient)
+    of_each(x, functions::Silu)
 }
 
 /// `x + y`, without autodiff: in the memory of one of them, if nothing else needs it.
@@ -65,10 +74,13 @@ pub fn add<B: Backend, const D: usize>(
 }
 
 /// Applies a function to every element.
-fn of_each<B: Backend, const D: usize>(
+fn of_each<B: Backend, F: Function, const D: usize>(
     x: Tensor<B, D>,
-    kernel: fn(&mut [f32]),
-    gradient: Gradient,
+    _function: F,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
+    let kernel = |x: &mut [f32]| kernels::map(x, |x| F::at(x)[0]);
+    let gradient = |gradient: &mut [f32], x: &[f32]| {
+        kernels::map_with(gradient, x, |gradient, x| gradient * F::at(x)[1]);
+    };
     in_place(x, kernel, |x, _| Saved::Argument(x, gradient))
 }

@@ -8,6 +8,7 @@ use burn_flex::{Flex, FlexTensor};
 use pulp::Arch;
 use rayon::prelude::*;
 
+use crate::functions::{Function, Gelu, GeluTanh, Silu};
 use crate::kernels::{self, TASK};
 use crate::recognise::{generic, recognise_both};
 use crate::{autodiff, memory, strided};
@@ -25,6 +26,19 @@ pub fn silu_gated<B: Backend, const D: usize>(
     multiplied([gate, factor], Silu)
 }
 
+/// [`gelu`](crate::gelu) of the gate, times the factor, element by element.
+///
+/// # Errors
+/// The arguments, if there is [no kernel](crate) for them.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn gelu_gated<B: Backend, const D: usize>(
+    [gate, factor]: [Tensor<B, D>; 2],
+) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
+    multiplied([gate, factor], Gelu)
+}
+
 /// [`gelu_tanh`](crate::gelu_tanh) of the gate, times the factor, element by element.
 ///
 /// # Errors
@@ -39,7 +53,7 @@ pub fn gelu_tanh_gated<B: Backend, const D: usize>(
 }
 
 /// Multiplies activated gates by the other factors.
-fn multiplied<B: Backend, A: Activation, const D: usize>(
+fn multiplied<B: Backend, A: Function, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
     activation: A,
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
@@ -50,34 +64,8 @@ fn multiplied<B: Backend, A: Activation, const D: usize>(
     }
 }
 
-/// How a gate is activated.
-trait Activation: Copy + std::fmt::Debug + Send + Sync + 'static {
-    /// The value and the derivative.
-    fn at(gate: f32) -> [f32; 2];
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Silu;
-
-impl Activation for Silu {
-    #[inline(always)]
-    fn at(gate: f32) -> [f32; 2] {
-        kernels::silu_at(gate)
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-struct GeluTanh;
-
-impl Activation for GeluTanh {
-    #[inline(always)]
-    fn at(gate: f32) -> [f32; 2] {
-        kernels::gelu_tanh_at(gate)
-    }
-}
-
 /// The product, in the memory of the gate if nothing else needs it.
-fn product<A: Activation>(gate: FlexTensor, factor: FlexTensor) -> FlexTensor {
+fn product<A: Function>(gate: FlexTensor, factor: FlexTensor) -> FlexTensor {
     let (mut gate, factor) = (strided::contiguous(gate), strided::contiguous(factor));
     if gate.is_unique() {
         kernels::map_with(gate.storage_mut(), factor.storage(), |gate, factor| {
@@ -100,7 +88,7 @@ fn product<A: Activation>(gate: FlexTensor, factor: FlexTensor) -> FlexTensor {
 }
 
 /// Turns the gradient of a product into that of the gate, and returns that of the factor.
-fn gradients<A: Activation>(gradient: &mut [f32], [gate, factor]: [&[f32]; 2]) -> Vec<f32> {
+fn gradients<A: Function>(gradient: &mut [f32], [gate, factor]: [&[f32]; 2]) -> Vec<f32> {
     let mut of_factor = memory::numbers(gradient.len());
     let parts = gate.par_chunks(TASK).zip(factor.par_chunks(TASK));
     let results = gradient
@@ -129,7 +117,7 @@ fn gradients<A: Activation>(gradient: &mut [f32], [gate, factor]: [&[f32]; 2]) -
 #[derive(Debug)]
 struct OfGated<A>(A);
 
-impl<A: Activation> Backward<Flex, 2> for OfGated<A> {
+impl<A: Function> Backward<Flex, 2> for OfGated<A> {
     /// The gate before its activation, and the other factor.
     type State = [FlexTensor; 2];
 
@@ -152,7 +140,7 @@ impl<A: Activation> Backward<Flex, 2> for OfGated<A> {
 }
 
 /// The product; `Err` with both unless they are f32 tensors of the autodiff backend on Flex.
-fn tracked<B: Backend, A: Activation, const D: usize>(
+fn tracked<B: Backend, A: Function, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
     activation: A,
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {

@@ -9,15 +9,14 @@ use crate::autodiff::{self, Saved};
 use crate::recognise::{generic, recognise_view};
 use crate::{kernels, strided};
 
-/// Some of `all` heads, which lie side by side, under autodiff. Without autodiff they are a view
-/// anyway.
+/// Some of `all` heads, which lie side by side, a view: of `part`, every `every`-th one.
 ///
 /// # Shapes
 /// - x: `[batch, pos, all * d_head]`
 /// - output: `[batch, head, pos, d_head]`
 ///
 /// # Errors
-/// `x`, without autodiff, or if there is [no kernel](crate) for it.
+/// `x`, if there is [no kernel](crate) for it.
 ///
 /// # Panics
 /// If there are no such heads.
@@ -25,19 +24,26 @@ pub fn head_part<B: Backend>(
     x: Tensor<B, 3>,
     all: usize,
     part: Range<usize>,
+    every: usize,
 ) -> Result<Tensor<B, 4>, Tensor<B, 3>> {
     let [batch, pos, width] = x.dims();
     assert!(width.is_multiple_of(all), "{all} heads of {width} features");
     assert!(
-        part.start <= part.end && part.end <= all,
-        "heads {part:?} of {all}"
+        part.start <= part.end && part.end <= all && every > 0,
+        "every {every}. of the heads {part:?} of {all}"
     );
     let d_head = width / all;
     let view = |x: FlexTensor| {
-        let split = x.reshape([batch, pos, all, d_head].into());
-        split.narrow(2, part.start, part.len()).transpose(1, 2)
+        let split = strided::contiguous(x).reshape([batch, pos, all, d_head].into());
+        strided::every(split.narrow(2, part.start, part.len()), 2, every).transpose(1, 2)
     };
-    autodiff::apply(x, view, |_, _| Saved::HeadPart(all, part.start))
+    match recognise_view(x) {
+        Ok(x) => Ok(generic(view(x))),
+        Err(x) => {
+            let saved = Saved::HeadPart([all, part.start, every]);
+            autodiff::apply(x, view, |_, _| saved)
+        }
+    }
 }
 
 /// Puts heads side by side.
@@ -100,13 +106,14 @@ pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 
     }
 }
 
-/// `[batch, head, pos, d_head]`, each vector rotated by the angles of its position, or by `sign`
-/// times them.
+/// `[batch, head, pos, d_head]`, the first features of each vector rotated by the angles of its
+/// position, or by `sign` times them.
 pub(super) fn rotated(x: FlexTensor, [cos, sin]: [&FlexTensor; 2], sign: f32) -> FlexTensor {
     let [_batch, heads, _pos, d_head] = x.shape().dims();
+    let [_one, _one_head, _table_pos, half] = cos.shape().dims();
     // Heads come from projections, in which those of a token lie side by side.
     let mut x = strided::contiguous(strided::transposed(x));
     let tables = [cos.storage(), sin.storage()];
-    kernels::rotate(x.storage_mut(), tables, [heads, d_head / 2], sign);
+    kernels::rotate(x.storage_mut(), tables, [heads, d_head, half], sign);
     strided::transposed(x)
 }

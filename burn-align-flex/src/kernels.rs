@@ -8,76 +8,12 @@ use std::ops::Range;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use crate::functions::exp;
 use crate::memory;
 
 /// Elements per task: enough to outweigh the cost of starting it, and no more than fit into the
 /// second-level cache.
 pub(super) const TASK: usize = 16 * 1024;
-
-const LINEAR: f32 = 1.595_769; // 2 √(2/π)
-const CUBIC: f32 = LINEAR * 0.044715;
-
-/// `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`.
-pub(super) fn gelu_tanh(x: &mut [f32]) {
-    map(x, |x| gelu_tanh_at(x)[0]);
-}
-
-/// Multiplies by the derivative of [`gelu_tanh`].
-pub(super) fn gelu_tanh_gradient(gradient: &mut [f32], x: &[f32]) {
-    map_with(gradient, x, |gradient, x| gradient * gelu_tanh_at(x)[1]);
-}
-
-/// [`gelu_tanh`] of a number, as `x σ(2u)`, and the derivative there, `σ + x σ (1 - σ) 2u'`.
-#[inline(always)]
-pub(super) fn gelu_tanh_at(x: f32) -> [f32; 2] {
-    let square = x * x;
-    let s = logistic(x * (square * CUBIC + LINEAR));
-    let slope = square * (3.0 * CUBIC) + LINEAR;
-    [x * s, s + x * s * (1.0 - s) * slope]
-}
-
-/// `x σ(1.702 x)`.
-pub(super) fn quick_gelu(x: &mut [f32]) {
-    map(x, |x| x * logistic(1.702 * x));
-}
-
-/// Multiplies by the derivative of [`quick_gelu`].
-pub(super) fn quick_gelu_gradient(gradient: &mut [f32], x: &[f32]) {
-    map_with(gradient, x, |gradient, x| {
-        let s = logistic(1.702 * x);
-        gradient * (s + 1.702 * x * s * (1.0 - s))
-    });
-}
-
-/// `σ(x)`.
-pub(super) fn sigmoid(x: &mut [f32]) {
-    map(x, logistic);
-}
-
-/// Multiplies by the derivative of [`sigmoid`].
-pub(super) fn sigmoid_gradient(gradient: &mut [f32], x: &[f32]) {
-    map_with(gradient, x, |gradient, x| {
-        let s = logistic(x);
-        gradient * s * (1.0 - s)
-    });
-}
-
-/// `x σ(x)`.
-pub(super) fn silu(x: &mut [f32]) {
-    map(x, |x| silu_at(x)[0]);
-}
-
-/// Multiplies by the derivative of [`silu`].
-pub(super) fn silu_gradient(gradient: &mut [f32], x: &[f32]) {
-    map_with(gradient, x, |gradient, x| gradient * silu_at(x)[1]);
-}
-
-/// [`silu`] of a number, and the derivative there, `σ + x σ (1 - σ)`.
-#[inline(always)]
-pub(super) fn silu_at(x: f32) -> [f32; 2] {
-    let s = logistic(x);
-    [x * s, s + x * s * (1.0 - s)]
-}
 
 /// `x + y`.
 pub(super) fn add(x: &mut [f32], y: &[f32]) {
@@ -214,6 +150,22 @@ pub(super) fn root_mean_square(x: &mut [f32], width: usize, epsilon: f32) {
     });
 }
 
+/// `(x - mean) / √(var + ε) · weight + bias` of each row, which is as wide as the weight.
+pub(super) fn layer_norm(x: &[f32], [weight, bias]: [&[f32]; 2], epsilon: f32) -> Vec<f32> {
+    let mut normed = memory::numbers(x.len());
+    let width = weight.len();
+    per_row_with(&mut normed, x, width, move |to, x| {
+        let n = width as f32;
+        let mean = sum(x) / n;
+        let variance = fold(x, 0.0, |sum, x| sum + (x - mean) * (x - mean), |a, b| a + b) / n;
+        let root = (variance + epsilon).sqrt();
+        for ((to, x), (weight, bias)) in to.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
+            *to = (x - mean) / root * weight + bias;
+        }
+    });
+    normed
+}
+
 /// `x / √(mean(x²) + ε) · weight` of each row, which is as wide as the weight.
 pub(super) fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32) -> Vec<f32> {
     let mut normed = memory::numbers(x.len());
@@ -238,17 +190,23 @@ pub(super) fn rms_norm_gradient(gradient: &mut [f32], x: &[f32], weight: &[f32],
     });
 }
 
-/// Rotates pairs of the first and the second half of each vector by the angles of its position, or
-/// by `sign` times them; positions are consecutive, and start over after the last one.
+/// Rotates pairs of the first and the second half of the first features of each vector by the angles
+/// of its position, or by `sign` times them; positions are consecutive, and start over after the
+/// last one.
 ///
 /// - x: for each position, the vectors of all heads
-/// - cos, sin: a row of half as many elements as a vector has for each position
-pub(super) fn rotate(x: &mut [f32], [cos, sin]: [&[f32]; 2], [heads, half]: [usize; 2], sign: f32) {
-    per_row(x, 2 * half * heads, move |index, row| {
+/// - cos, sin: a row of `half` elements for each position
+pub(super) fn rotate(
+    x: &mut [f32],
+    [cos, sin]: [&[f32]; 2],
+    [heads, d_head, half]: [usize; 3],
+    sign: f32,
+) {
+    per_row(x, d_head * heads, move |index, row| {
         let start = index * half % cos.len();
         let (cos, sin) = (&cos[start..][..half], &sin[start..][..half]);
-        for head in row.chunks_exact_mut(2 * half) {
-            rotate_pairs(head, cos, sin, sign);
+        for head in row.chunks_exact_mut(d_head) {
+            rotate_pairs(&mut head[..2 * half], cos, sin, sign);
         }
     });
 }
@@ -263,7 +221,8 @@ fn rotate_pairs(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
     }
 }
 
-fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
+/// Applies `f` to every element.
+pub(super) fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Send + Sync) {
     per_row(x, TASK, move |_, row| {
         for x in row {
             *x = f(*x);
@@ -403,45 +362,6 @@ fn sum(a: &[f32]) -> f32 {
     fold(a, 0.0, |sum, a| sum + a, |a, b| a + b)
 }
 
-/// `1 / (1 + e⁻ˣ)`.
-#[inline(always)]
-fn logistic(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
-}
-
-/// `eˣ` within 2 units in the last place; 0 where it is below the smallest normal number, and no
-/// more than e⁸⁸, which is nearly the largest.
-///
-/// `eˣ = 2ⁿ eʳ` with `|r| ≤ ln 2 / 2`; the polynomial is that of the Cephes library (Moshier).
-#[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
-    const LEAST: f32 = -87.336_54;
-    const MOST: f32 = 88.0;
-    // Adding it rounds to a whole number, which is then in the lowest bits.
-    const ROUND: f32 = 12_582_912.0; // 1.5 · 2²³
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let bounded = x.clamp(LEAST, MOST);
-    let shifted = bounded * std::f32::consts::LOG2_E + ROUND;
-    let n = shifted - ROUND;
-    let r = bounded - n * LN_2_HIGH - n * LN_2_LOW;
-    let mut p = 1.987_569_1e-4;
-    for coefficient in [
-        1.398_199_9e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ] {
-        p = p * r + coefficient;
-    }
-    p = p * (r * r) + r + 1.0;
-    let power = f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23));
-    // Added to its bits, a power could make a number of what is none.
-    let power = if x.is_nan() { x } else { power };
-    if x < LEAST { 0.0 } else { power }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -451,23 +371,6 @@ mod tests {
         (0..n)
             .map(|i| ((i * 7919) % 2003) as f32 / 100.0 - 10.0)
             .collect()
-    }
-
-    #[test]
-    fn exp_is_within_two_units_in_the_last_place() {
-        for i in -870_000..880_000 {
-            let x = i as f32 * 1e-4;
-            let expected = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - expected).abs() / expected;
-            assert!(error < 2.0 * f64::from(f32::EPSILON), "exp({x}): {error}");
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(-88.0), 0.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        for bits in [0x7fc0_0000_u32, 0x7fc0_0001, 0xffc0_0101, 0x7fff_ffff] {
-            assert!(exp(f32::from_bits(bits)).is_nan(), "{bits:x}");
-        }
-        assert!(exp(f32::INFINITY) > 1e38);
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod copies;
 mod cross_entropy;
 mod divergence;
 mod elementwise;
+mod functions;
 mod gated;
 mod heads;
 mod indexed;
@@ -63,8 +64,8 @@ use autodiff::Saved;
 pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;
 pub use divergence::kl_divergences;
-pub use elementwise::{add, gelu_tanh, quick_gelu, sigmoid, silu};
-pub use gated::{gelu_tanh_gated, silu_gated};
+pub use elementwise::{add, gelu, gelu_tanh, quick_gelu, sigmoid, silu};
+pub use gated::{gelu_gated, gelu_tanh_gated, silu_gated};
 pub use heads::{head_part, merge_heads, rows_of, tokens_of};
 pub use indexed::{rows_by_index, with_rows_at};
 pub use memory::{Reuse, give_back};
@@ -194,11 +195,12 @@ pub fn causal_softmax<B: Backend>(
     )
 }
 
-/// Rotates the pairs `(x[i], x[i + d_head / 2])` by the angles of their positions.
+/// Rotates the pairs `(x[i], x[i + half])` of the first `2 * half` features of each vector by the
+/// angles of their positions.
 ///
 /// # Shapes
 /// - x, output: `[batch, head, pos, d_head]`
-/// - cos, sin: `[1, 1, pos, d_head / 2]`
+/// - cos, sin: `[1, 1, pos, half]`
 ///
 /// # Errors
 /// `x`, if there is [no kernel](crate) for it, or the tables are of another dtype.
@@ -210,8 +212,8 @@ pub fn rotate<B: Backend>(
     [cos, sin]: [&Tensor<B, 4>; 2],
 ) -> Result<Tensor<B, 4>, Tensor<B, 4>> {
     let [_batch, _head, pos, d_head] = x.dims();
-    let half = d_head / 2;
-    assert_eq!(d_head, 2 * half, "features of a head are pairs");
+    let [_one, _one_head, _table_pos, half] = cos.dims();
+    assert!(2 * half <= d_head, "{half} pairs of {d_head} features");
     for table in [cos, sin] {
         assert_eq!(table.dims(), [1, 1, pos, half], "a table of angles");
     }
@@ -281,15 +283,14 @@ pub fn rms_norm<B: Backend>(
     }
 }
 
-/// `(x - mean) / √(var + ε) · weight + bias` over the last axis, under autodiff; without autodiff,
-/// Flex has its own.
+/// `(x - mean) / √(var + ε) · weight + bias` over the last axis.
 ///
 /// # Shapes
 /// - x, output: `[batch, pos, width]`
 /// - weight, bias: `[width]`
 ///
 /// # Errors
-/// `x`, without autodiff, or if there is [no kernel](crate) for it, its weight or its bias.
+/// `x`, if there is [no kernel](crate) for it, its weight or its bias.
 ///
 /// # Panics
 /// If the shapes do not match.
@@ -305,5 +306,14 @@ pub fn layer_norm<B: Backend>(
         [[width]; 2],
         "weight and bias"
     );
+    let x = match recognise_view(x) {
+        Ok(x) => {
+            let (Some(weight), Some(bias)) = (in_vectors(weight), in_vectors(bias)) else {
+                return Err(generic(x));
+            };
+            return Ok(generic(autodiff::layer_normed(x, [weight, bias], epsilon)));
+        }
+        Err(x) => x,
+    };
     autodiff::layer_norm(x, weight, bias, epsilon)
 }

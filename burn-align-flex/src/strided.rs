@@ -65,6 +65,19 @@ pub(super) fn transposed(x: FlexTensor) -> FlexTensor {
     x.with_layout(layout)
 }
 
+/// Of an axis, every `every`-th entry from the first one on, a view.
+pub(super) fn every(x: FlexTensor, axis: usize, every: usize) -> FlexTensor {
+    if every == 1 {
+        return x;
+    }
+    let mut sizes: Vec<usize> = x.shape().iter().copied().collect();
+    let mut strides = x.layout().strides().to_vec();
+    sizes[axis] = sizes[axis].div_ceil(every);
+    strides[axis] *= every as isize;
+    let view = Layout::new(sizes.into(), strides, x.layout().start_offset());
+    x.with_layout(view)
+}
+
 /// Vectors in the order `[batch, pos, head, d_head]`, as `[batch, head, pos, d_head]`.
 pub(super) fn by_head(vectors: Vec<f32>, sizes: [usize; 4]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(vectors, sizes)).transpose(1, 2)
@@ -106,9 +119,9 @@ pub(super) fn tokens_of(x: FlexTensor) -> FlexTensor {
         .transpose(1, 2)
 }
 
-/// `[batch, head, pos, d_head]` into its place among `all` heads, the others zero:
-/// `[batch, pos, all * d_head]`.
-pub(super) fn among_heads(x: &FlexTensor, all: usize, first: usize) -> FlexTensor {
+/// `[batch, head, pos, d_head]` into its places among `all` heads, every `every`-th one from the
+/// first on, the others zero: `[batch, pos, all * d_head]`.
+pub(super) fn among_heads(x: &FlexTensor, [all, first, every]: [usize; 3]) -> FlexTensor {
     let [batch, head, pos, d_head] = x.shape().dims();
     let x = match x.layout().strides().last() {
         Some(1) => x.transpose(1, 2),
@@ -119,7 +132,7 @@ pub(super) fn among_heads(x: &FlexTensor, all: usize, first: usize) -> FlexTenso
         for h in 0..head {
             let from = first_of(&x, &[batch, pos, head], index * head + h);
             let from = &x.storage::<f32>()[from..][..d_head];
-            to[(first + h) * d_head..][..d_head].copy_from_slice(from);
+            to[(first + every * h) * d_head..][..d_head].copy_from_slice(from);
         }
     });
     FlexTensor::from_data(TensorData::new(placed, [batch, pos, all * d_head]))

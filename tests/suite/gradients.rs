@@ -1,10 +1,11 @@
 //! Gradients through plans, against finite differences.
 
-use burn::backend::Autodiff;
+use burn::backend::{Autodiff, Flex};
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{Distribution, Tensor, backend::Backend};
+use burn::tensor::{DType, Distribution, Tensor, TensorData, backend::Backend};
 use burn_align::engine::{Edit, Indices, LogitPositions, Operand, Plan, Units};
 use burn_align::interventions::{AdditionIntervention, BuiltinIntervention, VanillaIntervention};
+use burn_align_models::nn::Activation;
 use burn_align_models::{
     AlignableTransformer, Component, Decoder, FromPretrained, LoadOptions, Site, TokenBatch,
 };
@@ -12,9 +13,55 @@ use burn_align_models::{
 use crate::support::{FAMILIES, checkpoints, values};
 
 on_every_backend!(
+    gradients_of_activations_are_their_derivatives,
     gradients_flow_through_worlds,
     loaded_weights_are_tracked_on_wish
 );
+
+/// Against differences in f64. Burn 0.21's own `gelu` would fail: on most backends, its gradient is
+/// that of the tanh approximation.
+fn gradients_of_activations_are_their_derivatives<B: Backend>(device: &B::Device) {
+    const STEP: f64 = 1e-5;
+    for name in [
+        "gelu",
+        "gelu_10",
+        "gelu_new",
+        "laplace",
+        "leaky_relu",
+        "linear",
+        "mish",
+        "quick_gelu",
+        "relu",
+        "relu2",
+        "relu6",
+        "sigmoid",
+        "silu",
+        "tanh",
+    ] {
+        let activation: Activation = name.parse().expect("known");
+        // None where a derivative jumps.
+        let x: Vec<f64> = (0..200).map(|i| f64::from(i) * 0.0613 - 5.9).collect();
+        let at = |shift: f64| -> Vec<f64> {
+            let x: Vec<f64> = x.iter().map(|x| x + shift).collect();
+            let data = TensorData::new(x, [200]);
+            let x = Tensor::<Flex, 1>::from_data(data, (&Default::default(), DType::F64));
+            activation.forward(x).into_data().iter().collect()
+        };
+        let pairs = at(STEP).into_iter().zip(at(-STEP));
+        let expected = pairs.map(|(above, below)| (above - below) / (2.0 * STEP));
+        let narrow: Vec<f32> = x.iter().map(|x| *x as f32).collect();
+        let x = Tensor::<Autodiff<B>, 1>::from_data(TensorData::new(narrow, [200]), device);
+        let x = x.require_grad();
+        let gradients = activation.forward(x.clone()).sum().backward();
+        let found = x.grad(&gradients).expect("tracked").into_data();
+        for (index, (found, expected)) in found.iter::<f64>().zip(expected).enumerate() {
+            assert!(
+                (found - expected).abs() < 2e-5,
+                "{name}, {index}: {found}, not {expected}"
+            );
+        }
+    }
+}
 
 /// A weighted sum of the logits of a world that swaps in an activation of another world, which in
 /// turn has `steering` added at an earlier layer.

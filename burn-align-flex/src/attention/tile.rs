@@ -9,7 +9,8 @@ use super::Attention;
 use super::panels::{MOST_ROWS, MOST_SUMS, Place, as_columns, as_rows, multiply};
 use super::rows::Rows;
 use crate::aligned::Aligned;
-use crate::kernels::{exp, fold};
+use crate::functions::exp;
+use crate::kernels::fold;
 use crate::tiles::{VECTORS, rows_of_tile};
 
 thread_local! {

@@ -1,6 +1,6 @@
 //! Activation functions, by their Hugging Face names.
 
-use std::f64::consts::{FRAC_2_SQRT_PI, SQRT_2};
+use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 use std::fmt;
 use std::str::FromStr;
 
@@ -130,8 +130,8 @@ impl Activation {
             Err(x) => x,
         };
         match self {
-            Self::Gelu => activation::gelu(x),
-            Self::GeluClipped => activation::gelu(x).clamp(-10.0, 10.0),
+            Self::Gelu => gelu(x),
+            Self::GeluClipped => Self::Gelu.forward(x).clamp(-10.0, 10.0),
             Self::GeluTanh => gelu_tanh(x),
             Self::Laplace => {
                 // 1/√2 and 1/(2√π), to the reference's six digits.
@@ -170,6 +170,15 @@ impl Activation {
         };
         self.forward(gate) * factor
     }
+}
+
+/// `x (1 + erf(x / √2)) / 2`.
+///
+/// The same function as `burn::tensor::activation::gelu`, whose gradient in Burn 0.21 is that of the
+/// tanh approximation on most backends.
+fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    let below = (x.clone() * FRAC_1_SQRT_2).erf() * 0.5 + 0.5;
+    x * below
 }
 
 /// `x (1 + tanh(u)) / 2 = x σ(2u)` with `u = √(2/π) (x + 0.044715 x³)`.

@@ -27,7 +27,7 @@ pub fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
 /// - output: `[batch, head, pos, d_head]`
 pub fn head_part<B: Backend>(x: Tensor<B, 3>, all: usize, part: Range<usize>) -> Tensor<B, 4> {
     #[cfg(feature = "flex")]
-    let x = match super::flex::head_part(x, all, part.clone()) {
+    let x = match super::flex::head_part(x, all, part.clone(), 1) {
         Ok(heads) => return heads,
         Err(x) => x,
     };
@@ -37,6 +37,31 @@ pub fn head_part<B: Backend>(x: Tensor<B, 3>, all: usize, part: Range<usize>) ->
         true => heads,
         false => heads.narrow(1, part.start, part.len()),
     }
+}
+
+/// The heads with this index of groups that lie side by side, `size` heads each.
+///
+/// # Shapes
+/// - x: `[batch, pos, group * size * d_head]`
+/// - output: `[batch, group, pos, d_head]`
+pub fn heads_of_groups<B: Backend>(
+    x: Tensor<B, 3>,
+    size: usize,
+    index: usize,
+    d_head: usize,
+) -> Tensor<B, 4> {
+    let [batch, pos, width] = x.dims();
+    let all = width / d_head;
+    #[cfg(feature = "flex")]
+    let x = match super::flex::head_part(x, all, index..all, size) {
+        Ok(heads) => return heads,
+        Err(x) => x,
+    };
+    let groups = all / size;
+    let heads = x
+        .reshape([batch * pos, groups, size, d_head])
+        .narrow(2, index, 1);
+    split_heads(heads.reshape([batch, pos, groups * d_head]), groups)
 }
 
 /// `[batch, head, pos, d_head]` → `[batch, pos, head * d_head]`.

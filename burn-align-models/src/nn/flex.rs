@@ -24,6 +24,7 @@ pub(super) fn activate<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
     match activation {
+        Activation::Gelu => burn_align_flex::gelu(x),
         Activation::GeluTanh => burn_align_flex::gelu_tanh(x),
         Activation::QuickGelu => burn_align_flex::quick_gelu(x),
         Activation::Sigmoid => burn_align_flex::sigmoid(x),
@@ -38,6 +39,7 @@ pub(super) fn gated<B: Backend, const D: usize>(
     both: [Tensor<B, D>; 2],
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
     match activation {
+        Activation::Gelu => burn_align_flex::gelu_gated(both),
         Activation::GeluTanh => burn_align_flex::gelu_tanh_gated(both),
         Activation::Silu => burn_align_flex::silu_gated(both),
         _ => Err(both),

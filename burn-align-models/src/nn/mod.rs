@@ -25,7 +25,9 @@ mod unfused;
 mod weight;
 
 pub use activation::{Activation, UnknownActivation};
-pub use attention::{Attend, attend, head_part, merge_heads, soft_cap, split_heads};
+pub use attention::{
+    Attend, attend, head_part, heads_of_groups, merge_heads, soft_cap, split_heads,
+};
 pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;
 pub use divergence::kl_divergences;

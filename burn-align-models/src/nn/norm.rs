@@ -3,6 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 
+use super::copies::in_row_major_order;
 use super::init::ParamInit;
 use super::linearised::LinearisedNorm;
 
@@ -125,8 +126,10 @@ impl<B: Backend> Norm<B> {
     /// - x, output: `[batch, head, pos, width]`
     pub fn forward_heads(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [batch, head, pos, width] = x.dims();
-        self.forward(x.reshape([batch * head, pos, width]))
-            .reshape([batch, head, pos, width])
+        // Heads come from projections, in which those of a token lie side by side.
+        let by_token = in_row_major_order(x.swap_dims(1, 2));
+        let normed = self.forward(by_token.reshape([batch * pos, head, width]));
+        normed.reshape([batch, pos, head, width]).swap_dims(1, 2)
     }
 }
 

@@ -285,16 +285,16 @@ impl<B: Backend> Rotary<B> {
     pub fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [_batch, _head, _pos, d_head] = x.dims();
         let [_one, _one_head, _table_pos, half] = self.cos.dims();
-        if d_head > 2 * half {
-            let rotated = self.rotate(x.clone().narrow(3, 0, 2 * half));
-            let rest = x.narrow(3, 2 * half, d_head - 2 * half);
-            return Tensor::cat(vec![rotated, rest], 3);
-        }
         #[cfg(feature = "flex")]
         let x = match super::flex::rotate(x, [&self.cos, &self.sin]) {
             Ok(rotated) => return rotated,
             Err(x) => x,
         };
+        if d_head > 2 * half {
+            let rotated = self.rotate(x.clone().narrow(3, 0, 2 * half));
+            let rest = x.narrow(3, 2 * half, d_head - 2 * half);
+            return Tensor::cat(vec![rotated, rest], 3);
+        }
         // Heads come from projections, in which those of a token lie side by side: as views of
         // that, halves change places in one kernel, and the rest is a chain that can be fused.
         let [batch, head, pos, _d_head] = x.dims();

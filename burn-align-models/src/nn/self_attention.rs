@@ -5,8 +5,8 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::{
-    Attend, Norm, NormKind, ParamInit, Projection, RotaryConfig, attend, head_part, merge_heads,
-    split_heads,
+    Attend, Norm, NormKind, ParamInit, Projection, RotaryConfig, attend, head_part,
+    heads_of_groups, merge_heads, split_heads,
 };
 use crate::dims::ModelDims;
 use crate::pass::{Cx, Pass};
@@ -255,14 +255,10 @@ impl<B: Backend> SelfAttention<B> {
         };
         let all = heads + 2 * kv_heads;
         if self.is_by_head() {
-            let [batch, pos, _d_model] = x.dims();
-            let parts = qkv.forward(x).reshape([batch * pos, heads, 3, d_head]);
-            let part = |index| {
-                let part = parts.clone().narrow(2, index, 1);
-                part.reshape([batch, pos, heads * d_head])
-            };
-            let q = asking(&part(0));
-            return [q, part(1), part(2)].map(|part| split_heads(part, heads));
+            let qkv = qkv.forward(x); // [batch, pos, head * 3 * d_head]
+            let part = |index, x| heads_of_groups(x, 3, index, d_head);
+            let q = part(0, asking(&qkv));
+            return [q, part(1, qkv.clone()), part(2, qkv)];
         }
         let of_heads = |first: usize, count: usize, x: Tensor<B, 3>| {
             qkv.forward_part(first * d_head..(first + count) * d_head, x) // [batch, pos, width]

@@ -129,10 +129,24 @@ fn rotary<B: Backend, P: Primitives<B>>(checks: &mut Checks<'_, B, P>, [pos, d_h
 
 fn gelu<B: Backend, P: Primitives<B>>(checks: &mut Checks<'_, B, P>, [rows, width]: [usize; 2]) {
     let x = checks.draw_scaled(&[rows, width], 4.0);
-    let expected: Vec<f64> = x.values.iter().map(|x| reference::gelu_tanh(*x)).collect();
-    checks.check(Operation::Gelu, &[&x], &expected, |cx| {
-        Activation::GeluTanh.forward(cx.tensor::<2>(&x))
-    });
+    type Reference = fn(f64) -> f64;
+    for (operation, activation, reference) in [
+        (
+            Operation::Gelu,
+            Activation::Gelu,
+            reference::gelu as Reference,
+        ),
+        (
+            Operation::GeluTanh,
+            Activation::GeluTanh,
+            reference::gelu_tanh,
+        ),
+    ] {
+        let expected: Vec<f64> = x.values.iter().map(|x| reference(*x)).collect();
+        checks.check(operation, &[&x], &expected, |cx| {
+            activation.forward(cx.tensor::<2>(&x))
+        });
+    }
 }
 
 /// `(silu(x G) · x U) D`.

@@ -56,7 +56,7 @@ use checks::Checks;
 
 /// Raised whenever checks are added or change, so that kept reports of older ones can be told
 /// apart.
-pub const REVISION: u32 = 3;
+pub const REVISION: u32 = 4;
 
 /// A part of the check. It needs no other part, so parts can run in processes of their own: on a
 /// GPU, most of the time goes to compilers of kernels, each of which keeps one core busy.

@@ -57,8 +57,10 @@ pub enum Operation {
     RmsNorm,
     /// A rotary embedding.
     Rotary,
-    /// The tanh approximation of GELU.
+    /// GELU, with the error function.
     Gelu,
+    /// The tanh approximation of GELU.
+    GeluTanh,
     /// An MLP with a SiLU gate.
     GatedMlp,
     /// An interchange along a few directions: `x + (s - x) R Rᵀ`.
@@ -141,6 +143,7 @@ impl Operation {
             | Self::RmsNorm
             | Self::Rotary
             | Self::Gelu
+            | Self::GeluTanh
             | Self::CrossEntropy
             | Self::SelectGradient => Rounding::Function,
             Self::Sum => Rounding::LongSum,
@@ -195,6 +198,7 @@ impl fmt::Display for Operation {
             Self::RmsNorm => "root mean square norm",
             Self::Rotary => "rotary embedding",
             Self::Gelu => "GELU",
+            Self::GeluTanh => "tanh approximation of GELU",
             Self::GatedMlp => "gated MLP",
             Self::LowRank => "interchange along a few directions",
             Self::CrossEntropy => "cross-entropy",

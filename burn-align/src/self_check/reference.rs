@@ -142,6 +142,20 @@ pub(super) fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
     output
 }
 
+/// `x (1 + erf(x / √2)) / 2`, for numbers that are not large: by the series of erf, whose terms have
+/// different signs.
+pub(super) fn gelu(x: f64) -> f64 {
+    let z = x / std::f64::consts::SQRT_2;
+    // (-1)ⁿ z²ⁿ⁺¹ / n!
+    let mut term = z;
+    let mut sum = z;
+    for n in 1..100 {
+        term *= -z * z / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    0.5 * x * (1.0 + std::f64::consts::FRAC_2_SQRT_PI * sum)
+}
+
 /// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`.
 pub(super) fn gelu_tanh(x: f64) -> f64 {
     let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));

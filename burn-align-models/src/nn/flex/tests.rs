@@ -5,7 +5,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 
 use super::super::attention::{
-    Attend, attend, head_part, merge_heads, rows_of, split_heads, tokens_of,
+    Attend, attend, head_part, heads_of_groups, merge_heads, rows_of, split_heads, tokens_of,
 };
 use super::super::norm::{layer_norm, rms_norm, root_mean_square};
 use super::super::projection::affine;
@@ -50,6 +50,7 @@ const SHAPES: [[usize; 3]; 4] = [[1, 1, 1], [3, 5, 7], [1, 17, 1031], [5, 3, 409
 #[test]
 fn activations() {
     for activation in [
+        Activation::Gelu,
         Activation::GeluTanh,
         Activation::QuickGelu,
         Activation::Sigmoid,
@@ -95,7 +96,12 @@ fn norms() {
 
 #[test]
 fn gates() {
-    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Relu] {
+    for activation in [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::GeluTanh,
+        Activation::Relu,
+    ] {
         for shape in SHAPES {
             let (gate, portable_gate) = both(shape, 5.0);
             let (up, portable_up) = both(shape, 3.0);
@@ -286,6 +292,7 @@ fn assert_same_gradients<const N: usize>(
 #[test]
 fn gradients_of_activations() {
     for activation in [
+        Activation::Gelu,
         Activation::GeluTanh,
         Activation::QuickGelu,
         Activation::Sigmoid,
@@ -333,7 +340,7 @@ fn gradients_of_norms() {
 #[test]
 fn gradients_of_gates() {
     for shape in SHAPES {
-        for activation in [Activation::Silu, Activation::GeluTanh] {
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh] {
             assert_differentiates!([shape, shape], x => {
                 let [gate, up] = x;
                 activation.gated(gate * 0.7, up)
@@ -375,15 +382,38 @@ fn rows_and_tokens() {
 }
 
 #[test]
+fn heads_of_groups_that_lie_side_by_side() {
+    for [batch, groups, pos, d_head] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 3, 64]] {
+        let shape = [batch, pos, groups * 3 * d_head];
+        let (x, portable) = both(shape, 3.0);
+        for index in 0..3 {
+            let fast = heads_of_groups(x.clone(), 3, index, d_head);
+            assert_close(fast, heads_of_groups(portable.clone(), 3, index, d_head));
+        }
+        assert_differentiates!([shape], x => {
+            let part = |index| heads_of_groups(x[0].clone(), 3, index, d_head);
+            merge_heads(part(0) * part(1) + part(2))
+        });
+    }
+}
+
+/// Of all features of a head, or of the first ones.
+#[test]
 fn rotations() {
-    for [batch, head, pos, half] in [[1, 1, 1, 1], [2, 3, 5, 7], [9, 12, 3, 32]] {
+    for [batch, head, pos, half, rest] in [
+        [1, 1, 1, 1, 0],
+        [2, 3, 5, 7, 0],
+        [2, 3, 5, 7, 3],
+        [9, 12, 3, 32, 0],
+        [9, 12, 3, 8, 48],
+    ] {
         let of = RotaryConfig {
             d_head: 2 * half,
             theta: 30.0,
             max_positions: 8,
             scaling: RotaryScaling::Default,
         };
-        let shape = [batch, pos, head * 2 * half];
+        let shape = [batch, pos, head * (2 * half + rest)];
         let (x, portable) = both(shape, 3.0);
         let device = Default::default();
         assert_close(
