@@ -25,6 +25,8 @@ pub(crate) struct Counts {
     /// Operations that move or compute numbers, by name; those that only look at them differently
     /// are left out.
     kernels: BTreeMap<String, usize>,
+    /// Bytes that kernels write which only move numbers.
+    moved: usize,
     /// Bytes of each copy to the device.
     uploads: Vec<usize>,
     /// Bytes of each copy to the host.
@@ -39,6 +41,10 @@ impl Counts {
     /// Kernels with this name.
     pub(crate) fn kernels_of(&self, name: &str) -> usize {
         self.kernels.get(name).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn moved_bytes(&self) -> usize {
+        self.moved
     }
 
     pub(crate) fn uploads(&self) -> usize {
@@ -59,6 +65,7 @@ impl Counts {
         let kernels = kernels.map(|(name, count)| (name.clone(), count - earlier.kernels_of(name)));
         Self {
             kernels: kernels.filter(|(_, count)| *count > 0).collect(),
+            moved: self.moved - earlier.moved,
             uploads: self.uploads[earlier.uploads()..].to_vec(),
             reads: self.reads[earlier.reads()..].to_vec(),
         }
@@ -69,13 +76,14 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             kernels,
+            moved,
             uploads,
             reads,
         } = self;
         let count = self.kernels();
         write!(
             f,
-            "{count} kernels {kernels:?}, uploads {uploads:?}, reads {reads:?}"
+            "{count} kernels {kernels:?}, {moved} bytes moved, uploads {uploads:?}, reads {reads:?}"
         )
     }
 }
@@ -137,6 +145,23 @@ impl Counter {
             // In the order of its elements, unless these are not adjacent.
             BaseOperationIr::Reshape(it) if !self.strided.contains(&it.input.id) => {}
             BaseOperationIr::Cast(it) if it.input.dtype == it.out.dtype => {}
+            BaseOperationIr::SliceAssign(it) => {
+                self.counts.moved += bytes(&it.value.shape, it.value.dtype);
+                self.add(operation);
+            }
+            BaseOperationIr::Reshape(_)
+            | BaseOperationIr::Slice(_)
+            | BaseOperationIr::Select(_)
+            | BaseOperationIr::Gather(_)
+            | BaseOperationIr::SelectAssign(_)
+            | BaseOperationIr::Scatter(_)
+            | BaseOperationIr::Flip(_)
+            | BaseOperationIr::RepeatDim(_)
+            | BaseOperationIr::Cat(_) => {
+                let written = operation.outputs().map(|it| bytes(&it.shape, it.dtype));
+                self.counts.moved += written.sum::<usize>();
+                self.add(operation);
+            }
             _ => self.add(operation),
         }
     }

@@ -111,6 +111,42 @@ fn a_forward_pass_copies_its_tokens() {
     }
 }
 
+/// Numbers that are only moved, in vectors of the residual stream for each token and layer.
+#[test]
+fn a_layer_moves_little() {
+    let forward = {
+        let mut plan = Plan::new();
+        let input = plan.tokens(&prompts(3, 0));
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::Last);
+        plan
+    };
+    // Swaps in the first two layers, of the rows that go through all of them.
+    let sweep = sweep(2);
+    // A forward pass splits and merges heads, or exchanges halves of them; suffixes are moved where an
+    // attention has fewer kinds of them than there are, and follow keys and values of their trunks.
+    for (family, of_forward, of_sweep) in [("gpt2", 4.0, 16.0), ("llama", 4.0, 15.0)] {
+        for (what, plan, most) in [
+            ("forward", &forward, of_forward),
+            ("sweep", &sweep, of_sweep),
+        ] {
+            let [few, many] = [4, 6].map(|layers| {
+                let model = model(family, layers);
+                let counts = run(plan, &model, &RunOptions::default());
+                let explanation = plan.explain(&model).expect("valid");
+                let stages = explanation.passes.iter().flat_map(|pass| &pass.stages);
+                let attentions = stages.filter(|it| it.stage.ends_with(" attention"));
+                let tokens: usize = attentions.map(|stage| stage.positions).sum();
+                (tokens * model.dims().d_model * 4, counts)
+            });
+            let moved = (many.1.moved_bytes() - few.1.moved_bytes()) as f64;
+            let vectors = moved / (many.0 - few.0) as f64;
+            out!("{family}: a {what} moves {vectors:.2} vectors").expect("standard output");
+            assert!(vectors <= most, "{family}, {what}: {vectors}; {}", many.1);
+        }
+    }
+}
+
 /// Without copies of the activation, and without an index.
 #[test]
 fn one_position_of_all_examples_is_edited_in_place() {
