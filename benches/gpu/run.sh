@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Is this GPU right, and how fast is it? Runs built programs, the most valuable ones first.
 #
-#   run.sh [--backend cuda,vulkan] [--results DIR] [--minutes M] [--small] [--retry] [--list] [FOLDER]
+#   run.sh [--backend cuda,vulkan] [--results DIR] [--minutes M] [--small] [--slow N] [--retry]
+#          [--list] [FOLDER]
 #
 #   FOLDER     what build.sh made, with the programs in bin/ [where this script is]
 #   --backend  backends, the most important one first [cuda,vulkan]
 #   --results  folder of results [./gpu-results]
 #   --minutes  stop after so many minutes [9.5]
 #   --small    small models and short repeats: to try this script on any backend
+#   --slow     give each step N times as long, for a device in software
 #   --retry    run again what failed or took too long
 #   --list     list the steps and exit
 #
@@ -26,13 +28,14 @@ complain() {
 }
 
 here=$(cd "$(dirname "$0")" && pwd)
-backends=cuda,vulkan results=gpu-results minutes=9.5 small= retry= list= folder=
+backends=cuda,vulkan results=gpu-results minutes=9.5 small= slow=1 retry= list= folder=
 while (($#)); do
   case $1 in
     --backend) backends=${2:?} && shift 2 ;;
     --results) results=${2:?} && shift 2 ;;
     --minutes) minutes=${2:?} && shift 2 ;;
     --small) small=yes && shift ;;
+    --slow) slow=${2:?} && shift 2 ;;
     --retry) retry=yes && shift ;;
     --list) list=yes && shift ;;
     -h | --help) echo "$usage" && exit ;;
@@ -161,7 +164,7 @@ at_once() {
 
 # step NAME BACKEND SECONDS COMMAND…: runs a command in its box, and writes down how it went.
 step() {
-  local name=$1 backend=$2 box=$3
+  local name=$1 backend=$2 box=$(($3 * slow))
   shift 3
   if [[ $list ]]; then
     echo "$name $backend (at most $box s): ${*/#$bin\//}"
@@ -242,11 +245,11 @@ correctness() {
   done
 }
 
-# GPT-2 small, or two layers of it.
+# GPT-2 small; or two layers of SmolLM2, whose head is no more than software devices hold in one piece.
 gpt2() {
   local box=$1 families=(forward single sweep_block_output head_sweep batch das_rotated das_lowrank)
   local options=(--seconds 0.3)
-  [[ $small ]] && options=(--seconds 0.05 --layers 2)
+  [[ $small ]] && options=(--seconds 0.05 --model smollm2-135m --layers 2)
   shift
   workloads "gpt2-$2" "$1" "$box" --dtype "$2" "${options[@]}" "${families[@]}"
 }

@@ -6,7 +6,7 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::NoCheckp
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind, unary};
 use burn::tensor::backend::Backend;
-use burn::tensor::ops::{FloatTensor, FloatTensorOps, ModuleOps};
+use burn::tensor::ops::{FloatTensor, FloatTensorOps};
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
@@ -185,8 +185,10 @@ impl Backward<Flex, 3> for OfLayerNorm {
             gradients.register::<Flex>(node.id, sum(gradient.clone()));
         }
         if let Some(node) = of_weight {
-            let one = TensorData::ones::<f32, _>([width]);
-            let normed = Flex::layer_norm(x.clone(), FlexTensor::from_data(one), None, epsilon);
+            let ones = TensorData::ones::<f32, _>([width]);
+            let none = TensorData::zeros::<f32, _>([width]);
+            let plain = [ones, none].map(FlexTensor::from_data);
+            let normed = layer_normed(x.clone(), plain, epsilon);
             let product = Flex::float_mul(gradient.clone(), normed);
             gradients.register::<Flex>(node.id, sum(product));
         }
@@ -224,20 +226,20 @@ pub(super) fn layer_norm<B: Backend>(
         return Err(x);
     };
     let x = recognise(x)?;
-    let result = layer_normed(
-        x.primitive.clone(),
-        [&weight.primitive, &bias.primitive].map(FlexTensor::clone),
-        epsilon,
-    );
     let result = match OfLayerNorm
         .prepare::<NoCheckpointing>([x.node, weight.node, bias.node])
         .compute_bound()
         .stateful()
     {
         OpsKind::Tracked(prepared) => {
-            prepared.finish((x.primitive, weight.primitive, epsilon), result)
+            let both = [weight.primitive.clone(), bias.primitive];
+            let normed = layer_normed(x.primitive.clone(), both, epsilon);
+            prepared.finish((x.primitive, weight.primitive, epsilon), normed)
         }
-        OpsKind::UnTracked(prepared) => prepared.finish(result),
+        OpsKind::UnTracked(prepared) => {
+            let both = [weight.primitive, bias.primitive];
+            prepared.finish(layer_normed(x.primitive, both, epsilon))
+        }
     };
     Ok(generic(result))
 }

@@ -82,7 +82,7 @@ fn logistic(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// `Φ(x) = erfc(-x/√2) / 2`, within 1.5e-7 of it, and within 1e-6 of itself where it is normal and
+/// `Φ(x) = erfc(-x/√2) / 2`, off by at most 1.5e-7, and by 1e-5 of itself where it is a normal number
 /// below 1/2.
 ///
 /// The polynomials of erf and erfc are those of the Cephes library (Moshier).

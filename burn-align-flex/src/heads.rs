@@ -9,7 +9,7 @@ use crate::autodiff::{self, Saved};
 use crate::recognise::{generic, recognise_view};
 use crate::{kernels, strided};
 
-/// Some of `all` heads, which lie side by side, a view: of `part`, every `every`-th one.
+/// Every `every`-th head of `part`, as a view; `all` heads lie side by side.
 ///
 /// # Shapes
 /// - x: `[batch, pos, all * d_head]`
@@ -19,7 +19,7 @@ use crate::{kernels, strided};
 /// `x`, if there is [no kernel](crate) for it.
 ///
 /// # Panics
-/// If there are no such heads.
+/// If `x` is not that many heads, or `part` goes beyond them.
 pub fn head_part<B: Backend>(
     x: Tensor<B, 3>,
     all: usize,
@@ -30,7 +30,7 @@ pub fn head_part<B: Backend>(
     assert!(width.is_multiple_of(all), "{all} heads of {width} features");
     assert!(
         part.start <= part.end && part.end <= all && every > 0,
-        "every {every}. of the heads {part:?} of {all}"
+        "one of {every} heads, {part:?} of {all}"
     );
     let d_head = width / all;
     let view = |x: FlexTensor| {
@@ -111,6 +111,9 @@ pub fn tokens_of<B: Backend>(x: Tensor<B, 4>) -> Result<Tensor<B, 4>, Tensor<B, 
 pub(super) fn rotated(x: FlexTensor, [cos, sin]: [&FlexTensor; 2], sign: f32) -> FlexTensor {
     let [_batch, heads, _pos, d_head] = x.shape().dims();
     let [_one, _one_head, _table_pos, half] = cos.shape().dims();
+    if half == 0 {
+        return x;
+    }
     // Heads come from projections, in which those of a token lie side by side.
     let mut x = strided::contiguous(strided::transposed(x));
     let tables = [cos.storage(), sin.storage()];

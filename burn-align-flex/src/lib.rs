@@ -55,7 +55,7 @@ use std::any::TypeId;
 
 use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorData, TensorMetadata, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, backend::Backend};
 use burn_align_quants::QuantizedMatrix;
 use burn_flex::{Flex, FlexTensor};
 
@@ -108,11 +108,57 @@ pub fn affine<B: Backend>(
     autodiff::affine(x, weight, bias)
 }
 
+/// `x W + b` for each of several weights and biases, as [`affine`] computes them, but `x` is read
+/// once.
+///
+/// # Shapes
+/// - x: `[row, d_input]`
+/// - weights: `[d_input, d_output]`
+/// - biases: `[d_output]`
+/// - outputs: `[row, d_output]`
+///
+/// # Errors
+/// `x`, if something is not in f32, under autodiff, or if there are so few rows that reading the
+/// weights is what takes the time: [`affine`] is as fast then.
+///
+/// # Panics
+/// If the shapes do not match.
+pub fn affine_each<B: Backend, const N: usize>(
+    x: Tensor<B, 2>,
+    weights: [&Tensor<B, 2>; N],
+    biases: [Option<&Tensor<B, 1>>; N],
+) -> Result<[Tensor<B, 2>; N], Tensor<B, 2>> {
+    for (weight, bias) in weights.into_iter().zip(biases) {
+        assert_multiplies(&x, weight.dims(), bias);
+    }
+    if weights.iter().any(|weight| weight.dtype() != DType::F32) {
+        return Err(x);
+    }
+    let x = recognise_view(x)?;
+    let known = "of the same backend";
+    let weights = weights.map(|weight| recognise_any(weight.clone()).expect(known));
+    let biases = biases.map(|bias| bias.map(|bias| recognise_any(bias.clone()).expect(known)));
+    match product::affine_each(
+        &x,
+        weights.each_ref(),
+        biases.each_ref().map(Option::as_ref),
+    ) {
+        None => Err(generic(x)),
+        Some(products) => {
+            memory::give(x);
+            Ok(products.map(generic))
+        }
+    }
+}
+
+/// Whether this is Flex without autodiff: there are kernels for it that have no gradient.
+pub fn is_flex<B: Backend>() -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>()
+}
+
 /// Whether [`affine_quantized`] supports this backend.
 pub fn multiplies_quantized<B: Backend>() -> bool {
-    let primitive = TypeId::of::<FloatTensor<B>>();
-    primitive == TypeId::of::<FlexTensor>()
-        || primitive == TypeId::of::<FloatTensor<Autodiff<Flex>>>()
+    is_flex::<B>() || TypeId::of::<FloatTensor<B>>() == TypeId::of::<FloatTensor<Autodiff<Flex>>>()
 }
 
 /// `x Qᵀ + b`, with the gradients of `x` and `b`: equal to the bit to [`affine`] with the

@@ -33,6 +33,7 @@ pub struct ModelLayout {
     layers: Arc<[LayerLayout]>,
     stream_is_activation: bool,
     layers_are_steps: bool,
+    depends_on_length: bool,
 }
 
 /// The sublayers of one layer, in order.
@@ -71,7 +72,8 @@ pub enum SublayerKind {
 pub enum Mixing {
     /// Each depends on itself alone, so any selection of positions can be computed.
     None,
-    /// Each depends on itself and on earlier ones, through [`attend`](crate::nn::attend), so
+    /// Each depends on itself and on earlier ones, but not on [how many there
+    /// are](ModelLayout::depends_on_length), through [`attend`](crate::nn::attend), so
     /// [`Suffixes`](crate::Suffixes) of rows can be computed.
     Causal {
         /// How many positions each sees, itself included, if fewer than all.
@@ -392,6 +394,7 @@ impl ModelLayout {
             layers,
             stream_is_activation: true,
             layers_are_steps: false,
+            depends_on_length: false,
         }
     }
 
@@ -426,6 +429,14 @@ impl ModelLayout {
         self
     }
 
+    /// The same, for a model that computes a position differently if its row is longer, as with
+    /// rotary embeddings that are scaled by the length. The engine then computes rows up to the end
+    /// of their input, whatever is needed of them.
+    pub fn depending_on_length(mut self) -> Self {
+        self.depends_on_length = true;
+        self
+    }
+
     /// The sizes.
     pub fn dims(&self) -> &ModelDims {
         &self.dims
@@ -453,6 +464,11 @@ impl ModelLayout {
     /// [`Site::FinalNorm`].
     pub fn stream_is_activation(&self) -> bool {
         self.stream_is_activation
+    }
+
+    /// Whether a position is computed differently if its row is longer.
+    pub fn depends_on_length(&self) -> bool {
+        self.depends_on_length
     }
 
     /// Whether layers are the time steps of a recurrent network.

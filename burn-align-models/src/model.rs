@@ -95,7 +95,8 @@ pub trait AlignableTransformer<B: Backend>: Module<B> {
 
     /// The residual stream that enters the first layer, `[batch, pos, width]`. In a pass over
     /// [suffixes](Pass::suffixes), the input is one row of tokens, `[1, token]`, at their
-    /// positions.
+    /// positions. Unless a sublayer needs whole rows, a position must not depend on others here: the
+    /// input ends where nothing of a row is needed any more.
     fn embed(&self, input: ModelInput<B>, pass: &Pass<B>) -> Tensor<B, 3>;
 
     /// Runs one sublayer: what it adds to the residual stream, or the new stream, as the layout

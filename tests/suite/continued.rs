@@ -373,8 +373,19 @@ fn what_cannot_be_continued_is_refused() {
         "world 0 cannot be continued: none of its logits are read"
     );
     let first = world;
-    plan.read_logits(world, LogitPositions::Last);
-    let row = run(&plan, &[world]).expect("valid").remove(0).remove(0);
+    // A world on the second input of another plan.
+    let (mut of_other, mut other) = (Plan::new(), Plan::<B>::new());
+    other.tokens(&tokens(&[&[1]]));
+    let foreign = other.tokens(&tokens(&[&[1]]));
+    let odd = of_other.world(foreign, []);
+    of_other.read_logits(odd, LogitPositions::Last);
+    let error = run(&of_other, &[odd]).expect_err("refused");
+    assert!(
+        matches!(error, PlanError::UnknownId { what: "input", .. }),
+        "{error}"
+    );
+    plan.read_logits(first, LogitPositions::Last);
+    let row = run(&plan, &[first]).expect("valid").remove(0).remove(0);
 
     // A position that is cached.
     let mut next = Plan::new();

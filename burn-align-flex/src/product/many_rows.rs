@@ -96,34 +96,44 @@ impl<'a> Matrix<Elements<'a>> {
     }
 }
 
-/// `x W + b`.
+/// A weight `[d_input, d_output]` and its bias `[d_output]`.
+#[derive(Clone, Copy)]
+pub(super) struct Factor<'a> {
+    pub(super) weight: Matrix<Elements<'a>>,
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) d_output: usize,
+}
+
+/// `x W + b` for each weight and bias. The rows are packed once for all of them.
 ///
 /// # Shapes
 /// - x: `[row, d_input]`
-/// - weight: `[d_input, d_output]`
-/// - bias: `[d_output]`
-/// - output: `[row, d_output]`
-pub(super) fn affine(
+/// - outputs: `[row, d_output]`
+pub(super) fn affine_each<const N: usize>(
     arch: Arch,
     x: Matrix<&[f32]>,
-    weight: Matrix<Elements>,
-    bias: Option<&[f32]>,
-    [rows, d_input, d_output]: [usize; 3],
-) -> Vec<f32> {
-    let mut product = memory::numbers(rows * d_output);
+    factors: [Factor; N],
+    [rows, d_input]: [usize; 2],
+) -> [Vec<f32>; N] {
+    let mut products = factors.map(|factor| memory::numbers(rows * factor.d_output));
     let parts = rows.div_ceil(rows_at_a_time(d_input));
     for part in 0..parts {
         let part = part * rows / parts..(part + 1) * rows / parts;
+        let of_part = products.each_mut();
+        let mut numbers = factors.iter();
+        let of_part = of_part.map(|product| {
+            let width = numbers.next().map_or(0, |factor| factor.d_output);
+            &mut product[part.start * width..part.end * width]
+        });
         affine_part(
             arch,
             x.from(part.start, 0),
-            weight,
-            bias,
-            [part.len(), d_input, d_output],
-            &mut product[part.start * d_output..part.end * d_output],
+            factors,
+            [part.len(), d_input],
+            of_part,
         );
     }
-    product
+    products
 }
 
 /// Most rows that are packed at a time.
@@ -131,16 +141,16 @@ pub(super) fn rows_at_a_time(d_input: usize) -> usize {
     LEAST_ROWS.max(PACKED_ROWS / d_input.max(1))
 }
 
-/// [`affine`] of some rows, into the memory for them.
-fn affine_part(
+/// [`affine_each`] of some rows, into the memory for them.
+fn affine_part<const N: usize>(
     arch: Arch,
     x: Matrix<&[f32]>,
-    weight: Matrix<Elements>,
-    bias: Option<&[f32]>,
-    [rows, d_input, d_output]: [usize; 3],
-    product: &mut [f32],
+    factors: [Factor; N],
+    [rows, d_input]: [usize; 2],
+    products: [&mut [f32]; N],
 ) {
-    let threads = match rows * d_input * d_output <= SMALL {
+    let all_outputs: usize = factors.iter().map(|factor| factor.d_output).sum();
+    let threads = match rows * d_input * all_outputs <= SMALL {
         true => 1,
         false => rayon::current_num_threads(),
     };
@@ -153,17 +163,24 @@ fn affine_part(
         count: rows.div_ceil(tile.rows),
     };
     pack_rows(x, d_input, blocks, packed.elements_mut(), threads > 1);
-    let columns = columns_of_a_task(d_output, tile.width.max(LANES), threads);
-    let depth = depth_of_a_part(d_input, weight.elements);
-    // Each task handles a part of every row.
-    let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
-    parts.resize_with(d_output.div_ceil(columns), || Vec::with_capacity(rows));
-    for row in product.chunks_mut(d_output) {
-        for (part, piece) in parts.iter_mut().zip(row.chunks_mut(columns)) {
-            part.push(piece);
+    // Each task handles some columns of a weight, of every row.
+    let mut tasks: Vec<(usize, Factor, usize, Vec<&mut [f32]>)> = Vec::new();
+    for (factor, product) in factors.into_iter().zip(products) {
+        let columns = columns_of_a_task(factor.d_output, tile.width.max(LANES), threads);
+        let first = tasks.len();
+        let count = factor.d_output.div_ceil(columns);
+        tasks.extend((0..count).map(|number| (number, factor, columns, Vec::with_capacity(rows))));
+        for row in product.chunks_mut(factor.d_output) {
+            let pieces = row.chunks_mut(columns);
+            for ((_, _, _, sums), piece) in tasks[first..].iter_mut().zip(pieces) {
+                sums.push(piece);
+            }
         }
     }
-    let task = |(number, sums): (usize, Vec<&mut [f32]>)| {
+    // Threads begin with a part of the tasks each: a share of every weight.
+    tasks.sort_by_key(|(number, ..)| *number);
+    let run = |(number, factor, columns, sums): (usize, Factor, usize, Vec<&mut [f32]>)| {
+        let depth = depth_of_a_part(d_input, factor.weight.elements);
         PACKED.with_borrow_mut(|part| {
             part.resize(depth * columns);
             arch.dispatch(Task {
@@ -171,16 +188,16 @@ fn affine_part(
                 blocks,
                 d_input,
                 depth,
-                weight: weight.from(0, number * columns),
-                bias: bias.map(|bias| &bias[number * columns..]),
+                weight: factor.weight.from(0, number * columns),
+                bias: factor.bias.map(|bias| &bias[number * columns..]),
                 packed: part.elements_mut(),
                 sums,
             });
         });
     };
     match threads {
-        1 => parts.into_iter().enumerate().for_each(task),
-        _ => parts.into_par_iter().enumerate().for_each(task),
+        1 => tasks.into_iter().for_each(run),
+        _ => tasks.into_par_iter().for_each(run),
     }
     if packed.elements().len() <= MOST_KEPT {
         ROWS.set(packed);

@@ -31,7 +31,7 @@ use pulp::Arch;
 use super::memory;
 use super::strided::contiguous;
 use elements::Elements;
-use many_rows::Matrix;
+use many_rows::{Factor, Matrix};
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
@@ -99,7 +99,13 @@ fn affine_of(
                 elements: &x.storage()[x.layout().start_offset()..],
                 strides: strides(&x),
             };
-            many_rows::affine(arch, x, weight, bias, dims)
+            let factor = Factor {
+                weight,
+                bias,
+                d_output,
+            };
+            let [product] = many_rows::affine_each(arch, x, [factor], [rows, d_input]);
+            product
         }
     };
     let shape = [rows, d_output];
@@ -108,6 +114,48 @@ fn affine_of(
         DType::BF16 => TensorData::new(product.into_iter().map(bf16::from_f32).collect(), shape),
         _ => TensorData::new(product, shape),
     })
+}
+
+/// `x W + b` for each weight and bias, all in f32, with the rows read once; `None` where reading the
+/// weights is what takes the time.
+pub(super) fn affine_each<const N: usize>(
+    x: &FlexTensor,
+    weights: [&FlexTensor; N],
+    biases: [Option<&FlexTensor>; N],
+) -> Option<[FlexTensor; N]> {
+    let [rows, d_input] = x.shape().dims();
+    let weights = weights.map(by_rows_or_columns);
+    let outputs = weights.each_ref().map(|weight| {
+        let [_d_input, d_output] = weight.shape().dims();
+        d_output
+    });
+    let mut most_rows = outputs
+        .iter()
+        .map(|d_output| few_rows::most_rows(*d_output));
+    let is_worth_it = most_rows.all(|most| rows > most.max(transposed::MOST_ROWS));
+    if !is_worth_it || d_input == 0 || outputs.contains(&0) {
+        return None;
+    }
+    let x = by_rows_or_columns(x);
+    let x = Matrix {
+        elements: &x.storage()[x.layout().start_offset()..],
+        strides: strides(&x),
+    };
+    let biases = biases.map(|bias| bias.map(|bias| contiguous(bias.clone())));
+    let factors: [Factor; N] = std::array::from_fn(|index| Factor {
+        weight: Matrix {
+            elements: Elements::of(&weights[index], weights[index].layout().start_offset()),
+            strides: strides(&weights[index]),
+        },
+        bias: biases[index].as_ref().map(FlexTensor::storage),
+        d_output: outputs[index],
+    });
+    let products = many_rows::affine_each(Arch::new(), x, factors, [rows, d_input]);
+    let mut outputs = outputs.into_iter();
+    Some(products.map(|product| {
+        let shape = [rows, outputs.next().unwrap_or(0)];
+        FlexTensor::from_data(TensorData::new(product, shape))
+    }))
 }
 
 /// Whether [`many_rows`] reads these elements fast: of panels, [`transposed`] would read one row of

@@ -156,7 +156,19 @@ impl DecoderConfig {
 
     /// What such a model is made of.
     pub fn layout(&self) -> ModelLayout {
-        ModelLayout::transformer(self.dims.clone(), |layer| self.window(layer))
+        let layout = ModelLayout::transformer(self.dims.clone(), |layer| self.window(layer));
+        let rotary = match &self.positions {
+            Positions::Rotary { global, local } => [Some(global), local.as_ref()],
+            Positions::Learned(_) => [None, None],
+        };
+        match rotary
+            .into_iter()
+            .flatten()
+            .any(RotaryConfig::depends_on_length)
+        {
+            true => layout.depending_on_length(),
+            false => layout,
+        }
     }
 
     /// How many positions a query of a layer sees, itself included, if fewer than all.

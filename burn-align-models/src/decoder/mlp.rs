@@ -47,8 +47,8 @@ impl<B: Backend> Mlp<B> {
     ) -> Tensor<B, 3> {
         let hidden = match (&self.gate, &self.up, &self.gate_up) {
             (Some(gate), Some(up), _) => {
-                let gate = gate.forward(x.clone()); // [batch, pos, d_mlp]
-                self.gated(layer, gate, up.forward(x), cx)
+                let [gate, up] = Projection::forward_each([gate, up], x); // [batch, pos, d_mlp]
+                self.gated(layer, gate, up, cx)
             }
             (None, Some(up), _) => self.activated(layer, up.forward(x), cx),
             (_, _, Some(both)) => {

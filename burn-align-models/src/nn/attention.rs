@@ -44,6 +44,9 @@ pub fn head_part<B: Backend>(x: Tensor<B, 3>, all: usize, part: Range<usize>) ->
 /// # Shapes
 /// - x: `[batch, pos, group * size * d_head]`
 /// - output: `[batch, group, pos, d_head]`
+///
+/// # Panics
+/// If the heads do not fill the groups, or the groups have no such head.
 pub fn heads_of_groups<B: Backend>(
     x: Tensor<B, 3>,
     size: usize,
@@ -51,6 +54,10 @@ pub fn heads_of_groups<B: Backend>(
     d_head: usize,
 ) -> Tensor<B, 4> {
     let [batch, pos, width] = x.dims();
+    assert!(
+        index < size && width.is_multiple_of(size * d_head),
+        "head {index} of each {size}, of {width} features in heads of {d_head}"
+    );
     let all = width / d_head;
     #[cfg(feature = "flex")]
     let x = match super::flex::head_part(x, all, index..all, size) {
@@ -73,6 +80,15 @@ pub fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
     };
     let [batch, head, pos, d_head] = x.dims();
     x.swap_dims(1, 2).reshape([batch, pos, head * d_head])
+}
+
+/// Whether attention reads the keys and values of shared prefixes where they lie, so that kinds of
+/// [`Suffixes`] cost next to nothing: on Flex, without autodiff.
+pub fn attends_in_place<B: Backend>() -> bool {
+    #[cfg(feature = "flex")]
+    return super::flex::is_flex::<B>();
+    #[cfg(not(feature = "flex"))]
+    false
 }
 
 /// How one layer attends.

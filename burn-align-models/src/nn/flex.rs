@@ -12,10 +12,11 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::Activation;
 
 pub(super) use burn_align_flex::{
-    AttendingRows, Attention, KeysBefore, Reuse, add, affine, affine_quantized, attend,
-    attend_after, causal_softmax, cross_entropies, give_back, head_part, in_row_major_order,
-    joined, kl_divergences, layer_norm, merge_heads, multiplies_quantized, part_of_rows, rms_norm,
-    root_mean_square, rotate, rows_by_index, rows_of, sums_parts_in_place, tokens_of, with_rows_at,
+    AttendingRows, Attention, KeysBefore, Reuse, add, affine, affine_each, affine_quantized,
+    attend, attend_after, causal_softmax, cross_entropies, give_back, head_part,
+    in_row_major_order, is_flex, joined, kl_divergences, layer_norm, merge_heads,
+    multiplies_quantized, part_of_rows, rms_norm, root_mean_square, rotate, rows_by_index, rows_of,
+    sums_parts_in_place, tokens_of, with_rows_at,
 };
 
 /// Applies `activation` to every element, if there is a kernel for it.

@@ -26,7 +26,8 @@ mod weight;
 
 pub use activation::{Activation, UnknownActivation};
 pub use attention::{
-    Attend, attend, head_part, heads_of_groups, merge_heads, soft_cap, split_heads,
+    Attend, attend, attends_in_place, head_part, heads_of_groups, merge_heads, soft_cap,
+    split_heads,
 };
 pub use copies::{in_row_major_order, joined};
 pub use cross_entropy::cross_entropies;

@@ -57,6 +57,51 @@ impl<B: Backend> Projection<B> {
         product.reshape([batch, pos, d_output])
     }
 
+    /// [`forward`](Self::forward) of several projections that read the same. On Flex without
+    /// autodiff, they read it once if there are many rows.
+    ///
+    /// # Shapes
+    /// - x: `[batch, pos, d_input]`
+    /// - outputs: `[batch, pos, d_output]`
+    pub fn forward_each<const N: usize>(each: [&Self; N], x: Tensor<B, 3>) -> [Tensor<B, 3>; N] {
+        #[cfg(feature = "flex")]
+        let x = match Self::forward_together(each, x) {
+            Ok(products) => return products,
+            Err(x) => x,
+        };
+        each.map(|projection| projection.forward(x.clone()))
+    }
+
+    #[cfg(feature = "flex")]
+    fn forward_together<const N: usize>(
+        each: [&Self; N],
+        x: Tensor<B, 3>,
+    ) -> Result<[Tensor<B, 3>; N], Tensor<B, 3>> {
+        let is_dense = |it: &&Self| it.weight.quantized().is_none();
+        if !super::flex::is_flex::<B>() || !each.iter().all(is_dense) {
+            return Err(x);
+        }
+        let parts = each.map(|projection| projection.weight.parts());
+        let in_one_part = parts.iter().all(|parts| parts.len() == 1);
+        if !in_one_part {
+            return Err(x);
+        }
+        let [batch, pos, d_input] = x.dims();
+        let biases = each.map(|projection| projection.bias.as_ref().map(Param::val));
+        let products = super::flex::affine_each(
+            x.reshape([batch * pos, d_input]),
+            parts.each_ref().map(|parts| &parts[0]),
+            biases.each_ref().map(Option::as_ref),
+        );
+        match products {
+            Ok(products) => Ok(products.map(|product| {
+                let [_rows, d_output] = product.dims();
+                product.reshape([batch, pos, d_output])
+            })),
+            Err(x) => Err(x.reshape([batch, pos, d_input])),
+        }
+    }
+
     /// Some of the outputs, side by side; there may be none.
     ///
     /// # Shapes

@@ -39,7 +39,7 @@ pub struct Explanation {
 /// One walk through the network.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PassExplanation {
-    /// Number of positions of every row.
+    /// Number of positions of the longest row.
     pub pos: usize,
     /// The stages that are run.
     pub stages: Vec<StageExplanation>,
@@ -55,7 +55,7 @@ pub struct StageExplanation {
     /// Number of rows in it.
     pub rows: usize,
     /// Number of computed positions, over all rows: in some rows, only those from the first edited
-    /// one on.
+    /// one on, and none after the last that is needed.
     pub positions: usize,
     /// Number of groups of worlds that fork off here.
     pub forks: usize,

@@ -173,7 +173,8 @@ impl Schedule {
         let uses = Uses::new(plan, &self.needs, &self.stages);
         let suffixes = self.stages.run_suffixes();
         let is_continued = matches!(plan.inputs.first(), Some(WorldInput::Continued(_)));
-        let ends = match suffixes && !is_continued && self.patterns.is_empty() {
+        let cuts = suffixes && !is_continued && !self.stages.depend_on_length();
+        let ends = match cuts && self.patterns.is_empty() {
             true => uses.row_ends(&self.sizes),
             false => Ends::of_whole_inputs(&self.sizes),
         };
@@ -256,7 +257,8 @@ impl<B: Backend> Shared<'_, B> {
             if parents.is_some() || !changes.edits().is_empty() {
                 known = Known::default();
             }
-            let (layout, queries) = known.layout(kind, (sizes, &self.ends), &before, pos, &edited);
+            let (layout, queries) =
+                known.layout::<B>(kind, (sizes, &self.ends), &before, pos, &edited);
             all.push(StageGroups {
                 stage,
                 groups: before.clone(),
@@ -316,7 +318,7 @@ struct Known {
 type LayoutAndQueries = (Arc<Layout>, Option<Arc<Layout>>);
 
 impl Known {
-    fn layout(
+    fn layout<B: Backend>(
         &mut self,
         kind: LayoutKind,
         (sizes, ends): (&Sizes, &Ends),
@@ -327,7 +329,7 @@ impl Known {
         if let Some((_, known)) = self.layouts.iter().find(|(other, _)| *other == kind) {
             return known.clone();
         }
-        let new = || Beginnings::new((sizes, ends), groups, pos, edited);
+        let new = || Beginnings::new::<B>((sizes, ends), groups, pos, edited);
         let begun = &mut self.beginnings;
         let (layout, queries) = match &kind {
             LayoutKind::Whole => (Layout::whole(sizes, groups, pos), None),

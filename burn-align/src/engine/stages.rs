@@ -145,6 +145,11 @@ impl Stages {
         mixing.all(|mixing| mixing != Mixing::Rows)
     }
 
+    /// Whether a position is computed differently if its row is longer.
+    pub(super) fn depend_on_length(&self) -> bool {
+        self.layout.depends_on_length()
+    }
+
     /// Whether a layer's input is used in a stage or after it.
     pub(super) fn needs_layer_input(&self, stage: Stage) -> bool {
         match stage {

@@ -256,6 +256,8 @@ fn check_id(what: &'static str, found: usize, mark: Mark, marks: &[Mark]) -> Res
 /// Checks that a world exists and has not been frozen.
 fn check_world<B: Backend>(plan: &Plan<B>, world: WorldId) -> Result<(), PlanError> {
     check_id("world", world.0, world.1, &plan.marks.worlds)?;
+    let input = plan.worlds[world.0].input;
+    check_id("input", input.0, input.1, &plan.marks.inputs)?;
     match plan.worlds[world.0].frozen {
         true => Err(PlanError::Frozen { world: world.0 }),
         false => Ok(()),

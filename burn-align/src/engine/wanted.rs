@@ -1,8 +1,8 @@
 //! Which positions are still needed.
 //!
-//! Before an attention all positions are needed, because others attend to them. After the last
-//! attention that an input goes through, only those positions are needed that are read, changed or
-//! used as a source.
+//! Before an attention all positions are needed up to the last one that is read, changed or used as
+//! a source, because later ones attend to them. After the last attention that an input goes through,
+//! only those positions are needed that are read, changed or used as a source.
 //!
 //! For example, two worlds on a prompt of 5 positions, of which one is edited at position 2 of the
 //! last layer's MLP output, and logits are read at position 4 of both. Up to the last layer's keys
@@ -10,7 +10,8 @@
 //! MLP, positions 2 to 4 are; for the final norm, position 4.
 //!
 //! Under causal masks, what comes after the last needed position of a row is not computed at all:
-//! padding, and the end of a prompt of which an edit takes something in the middle.
+//! padding that nothing reads, and the end of a prompt of which an edit takes something in the
+//! middle.
 
 use std::ops::Range;
 
@@ -177,10 +178,12 @@ impl<'p> Uses<'p> {
             }
         }
         let few = merge_lengths(ends.iter().copied().filter(|end| *end > 0));
-        for end in &mut ends {
-            // Every row has a position.
-            let next = few.get(few.partition_point(|other| *other < *end));
-            *end = next.copied().unwrap_or(1);
+        for (input, size) in sizes.inputs.iter().enumerate() {
+            for end in &mut ends[sizes.examples_of(input)] {
+                let next = few.get(few.partition_point(|other| *other < *end));
+                // Every row has a position, and none is longer than its input.
+                *end = next.map_or(1, |next| size.pos.min(*next));
+            }
         }
         Ends::new(ends)
     }

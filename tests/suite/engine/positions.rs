@@ -151,6 +151,40 @@ fn positions_after_the_last_needed_one_are_not_computed() {
     }
 }
 
+/// A row is no longer than its input, though lengths that differ little are rounded up.
+#[test]
+fn rows_of_similar_lengths() {
+    let model = load::<burn::backend::Flex>("gpt2_plain", &Default::default());
+    let mut plan = Plan::new();
+    for length in [2_u32, 8, 9] {
+        let input = plan.tokens(&tokens(&[&(0..length).collect::<Vec<u32>>()]));
+        let world = plan.world(input, []);
+        plan.read_logits(world, LogitPositions::Last);
+    }
+    let explanation = plan.explain(&model).expect("a right plan");
+    let positions = counts(&explanation)[2];
+    assert_eq!(positions.2, 2 + 8 + 9, "{positions:?}");
+}
+
+/// Where angles depend on the length of a row, its end is not left out.
+#[test]
+fn angles_are_those_of_the_whole_row() {
+    for name in ["llama_rope_dynamic", "phi3_longrope"] {
+        let model = load::<burn::backend::Flex>(name, &Default::default());
+        assert!(model.layout().depends_on_length(), "{name}");
+        let mut plan = Plan::new();
+        let row: Vec<u32> = (0..14).map(|at| 3 * at % 13).collect();
+        let input = plan.tokens(&tokens(&[&row]));
+        let world = plan.world(input, []);
+        let early = plan.read_logits(world, LogitPositions::Each(vec![vec![5]]));
+        let found = plan.run(&model, &mixed()).expect("valid").get(early);
+        let all = plan.read_logits(world, LogitPositions::All);
+        let whole = plan.run_naively(&model, &mixed()).expect("valid");
+        let expected = whole.get(all).narrow(1, 5, 1).into_data();
+        assert!(max_difference(found, &expected) <= 1e-5, "{name}");
+    }
+}
+
 /// Positions whose keys and values are cached in a frozen plan cannot be read.
 #[test]
 fn positions_that_a_frozen_plan_no_longer_has() {

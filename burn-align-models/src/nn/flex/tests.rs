@@ -2,14 +2,14 @@
 
 use burn::backend::{Autodiff, Flex};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::super::attention::{
     Attend, attend, head_part, heads_of_groups, merge_heads, rows_of, split_heads, tokens_of,
 };
 use super::super::norm::{layer_norm, rms_norm, root_mean_square};
 use super::super::projection::affine;
-use crate::nn::{Activation, RotaryConfig, RotaryScaling, add_to_stream};
+use crate::nn::{Activation, ParamInit, Projection, RotaryConfig, RotaryScaling, add_to_stream};
 use crate::{Cx, NoTap, Pass, Tables};
 
 /// Differentiated twice, Flex is not recognised.
@@ -355,6 +355,32 @@ fn gradients_of_heads() {
         assert_differentiates!([[batch * head, pos, d_head]], x => {
             merge_heads(x[0].clone().reshape([batch, head, pos, d_head]))
         });
+    }
+}
+
+/// To the bit, with few rows, with many, and with more than are packed at a time.
+#[test]
+fn projections_that_read_the_same() {
+    let device = Default::default();
+    let mut init = ParamInit::<Flex>::new(&device, DType::F32, 0, 0.1);
+    let sizes = [(576, true), (192, false), (40, true)];
+    let each = sizes.map(|(outputs, bias)| init.linear(576, outputs, bias));
+    for [batch, pos] in [[1, 1], [3, 5], [4, 60], [7, 301]] {
+        let (x, _) = both([batch, pos, 576], 3.0);
+        let found = Projection::forward_each(each.each_ref(), x.clone());
+        for (found, projection) in found.into_iter().zip(&each) {
+            let expected = projection.forward(x.clone());
+            assert_eq!(found.dims(), expected.dims());
+            assert_eq!(found.into_data(), expected.into_data(), "{batch} x {pos}");
+        }
+    }
+    // Of another dtype, one after another.
+    let mut init = ParamInit::<Flex>::new(&device, DType::BF16, 0, 0.1);
+    let narrow = [8, 5].map(|outputs| init.linear(40, outputs, true));
+    let x = Tensor::from_data(data([4, 60, 40], 3.0), (&device, DType::BF16));
+    let found = Projection::forward_each(narrow.each_ref(), x.clone());
+    for (found, projection) in found.into_iter().zip(&narrow) {
+        assert_eq!(found.into_data(), projection.forward(x.clone()).into_data());
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where rows begin: the layouts of a stage.
 
+use burn::tensor::backend::Backend;
+
 use super::kinds::{Kind, Starts, merge_kinds, most_classes};
 use super::{Class, Layout, Row};
 use crate::engine::Indices;
@@ -62,6 +64,8 @@ pub(in crate::engine) struct Beginnings {
     counts: Counts,
     /// The lengths that rows can have, in order.
     lengths: Vec<usize>,
+    /// Most classes of suffixes in an attention.
+    most_classes: usize,
 }
 
 /// How many rows of each length begin at each position, apart from empty ones: those whose earlier
@@ -70,7 +74,7 @@ type Counts = [Starts; 2];
 
 impl Beginnings {
     /// - pos: the number of positions of the longest row of the pass
-    pub(in crate::engine) fn new(
+    pub(in crate::engine) fn new<B: Backend>(
         (sizes, ends): (&Sizes, &Ends),
         groups: &Groups,
         pos: usize,
@@ -135,6 +139,7 @@ impl Beginnings {
             },
             counts,
             lengths: ends.distinct().to_vec(),
+            most_classes: most_classes::<B>(ends.distinct()),
         }
     }
 
@@ -150,7 +155,7 @@ impl Beginnings {
 
     fn suffixes(&self) -> Layout {
         let mut layout = self.rows.clone();
-        layout.classify(self.counts.clone(), most_classes(&self.lengths));
+        layout.classify(self.counts.clone(), self.most_classes);
         layout
     }
 

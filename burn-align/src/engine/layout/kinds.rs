@@ -4,13 +4,23 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
+use burn::tensor::backend::Backend;
+use burn_align_models::nn::attends_in_place;
+
 /// Most classes of suffixes in a stage. Each class costs a few small operations per block and saves
 /// positions; with fewer classes, some suffixes begin earlier than necessary.
 const MOST_CLASSES: usize = 8;
 
+/// The same on a backend where a class costs next to nothing.
+const MOST_CHEAP_CLASSES: usize = 128;
+
 /// Most classes of suffixes of rows that have these lengths: two of each length at least.
-pub(super) fn most_classes(lengths: &[usize]) -> usize {
-    MOST_CLASSES.max(2 * lengths.len())
+pub(super) fn most_classes<B: Backend>(lengths: &[usize]) -> usize {
+    let most = match attends_in_place::<B>() {
+        true => MOST_CHEAP_CLASSES,
+        false => MOST_CLASSES,
+    };
+    most.max(2 * lengths.len())
 }
 
 /// A length and a first position of rows, with the number of these rows.
@@ -105,8 +115,8 @@ pub(in crate::engine) fn merge_suffixes(
 /// Most lengths of rows in a plan, unless the rows continue others. Each is a class of its own.
 const MOST_LENGTHS: usize = 8;
 
-/// Chooses lengths for rows that must have these at least: as few as lead to a sixteenth more
-/// positions, but at most [`MOST_LENGTHS`]. The result is sorted.
+/// Chooses lengths for rows that must have these at least: as few as possible for at most a sixteenth
+/// more positions, and never more than [`MOST_LENGTHS`]. The result is sorted.
 pub(in crate::engine) fn merge_lengths(lengths: impl Iterator<Item = usize>) -> Vec<usize> {
     let mut counts: BTreeMap<Reverse<usize>, usize> = BTreeMap::new();
     for length in lengths {
