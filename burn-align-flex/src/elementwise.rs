@@ -2,8 +2,8 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::autodiff::Saved;
-use crate::functions::{self, Function};
+use crate::autodiff::{Gradient, Saved};
+use crate::functions::{Function, Gelu, GeluTanh, QuickGelu, Sigmoid, Silu};
 use crate::recognise::{generic, in_place, recognise_both};
 use crate::{kernels, memory, strided};
 
@@ -12,7 +12,7 @@ use crate::{kernels, memory, strided};
 /// # Errors
 /// `x`, if there is [no kernel](crate) for it.
 pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, functions::Gelu)
+    of_each(x, &GELU)
 }
 
 /// The tanh approximation of GELU, `x (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`, of every element.
@@ -22,7 +22,7 @@ pub fn gelu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>,
 pub fn gelu_tanh<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, functions::GeluTanh)
+    of_each(x, &GELU_TANH)
 }
 
 /// `x σ(1.702 x)` of every element.
@@ -32,7 +32,7 @@ pub fn gelu_tanh<B: Backend, const D: usize>(
 pub fn quick_gelu<B: Backend, const D: usize>(
     x: Tensor<B, D>,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, functions::QuickGelu)
+    of_each(x, &QUICK_GELU)
 }
 
 /// `σ(x) = 1 / (1 + e⁻ˣ)` of every element.
@@ -40,7 +40,7 @@ pub fn quick_gelu<B: Backend, const D: usize>(
 /// # Errors
 /// `x`, if there is [no kernel](crate) for it.
 pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, functions::Sigmoid)
+    of_each(x, &SIGMOID)
 }
 
 /// `x σ(x)` of every element.
@@ -48,7 +48,7 @@ pub fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, 
 /// # Errors
 /// `x`, if there is [no kernel](crate) for it.
 pub fn silu<B: Backend, const D: usize>(x: Tensor<B, D>) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    of_each(x, functions::Silu)
+    of_each(x, &SILU)
 }
 
 /// `x + y`, without autodiff: in the memory of one of them, if nothing else needs it.
@@ -73,14 +73,34 @@ pub fn add<B: Backend, const D: usize>(
     Ok(generic(sum))
 }
 
+/// The loops of a function. Those of the statics below are compiled with this crate: others would
+/// be compiled wherever they are used, often without optimisation.
+struct Loops {
+    apply: fn(&mut [f32]),
+    gradient: Gradient,
+}
+
+impl Loops {
+    const fn of<F: Function>() -> Self {
+        Self {
+            apply: |x| kernels::map(x, |x| F::at(x)[0]),
+            gradient: |gradient, x| {
+                kernels::map_with(gradient, x, |gradient, x| gradient * F::at(x)[1]);
+            },
+        }
+    }
+}
+
+static GELU: Loops = Loops::of::<Gelu>();
+static GELU_TANH: Loops = Loops::of::<GeluTanh>();
+static QUICK_GELU: Loops = Loops::of::<QuickGelu>();
+static SIGMOID: Loops = Loops::of::<Sigmoid>();
+static SILU: Loops = Loops::of::<Silu>();
+
 /// Applies a function to every element.
-fn of_each<B: Backend, F: Function, const D: usize>(
+fn of_each<B: Backend, const D: usize>(
     x: Tensor<B, D>,
-    _function: F,
+    loops: &Loops,
 ) -> Result<Tensor<B, D>, Tensor<B, D>> {
-    let kernel = |x: &mut [f32]| kernels::map(x, |x| F::at(x)[0]);
-    let gradient = |gradient: &mut [f32], x: &[f32]| {
-        kernels::map_with(gradient, x, |gradient, x| gradient * F::at(x)[1]);
-    };
-    in_place(x, kernel, |x, _| Saved::Argument(x, gradient))
+    in_place(x, loops.apply, |x, _| Saved::Argument(x, loops.gradient))
 }

@@ -23,7 +23,7 @@ use crate::{autodiff, memory, strided};
 pub fn silu_gated<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], Silu)
+    multiplied([gate, factor], &SILU)
 }
 
 /// [`gelu`](crate::gelu) of the gate, times the factor, element by element.
@@ -36,7 +36,7 @@ pub fn silu_gated<B: Backend, const D: usize>(
 pub fn gelu_gated<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], Gelu)
+    multiplied([gate, factor], &GELU)
 }
 
 /// [`gelu_tanh`](crate::gelu_tanh) of the gate, times the factor, element by element.
@@ -49,18 +49,38 @@ pub fn gelu_gated<B: Backend, const D: usize>(
 pub fn gelu_tanh_gated<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
-    multiplied([gate, factor], GeluTanh)
+    multiplied([gate, factor], &GELU_TANH)
 }
 
+/// The loops of an activated gate, compiled with this crate.
+#[derive(Debug)]
+struct Loops {
+    product: fn(FlexTensor, FlexTensor) -> FlexTensor,
+    gradients: fn(&mut [f32], [&[f32]; 2]) -> Vec<f32>,
+}
+
+impl Loops {
+    const fn of<F: Function>() -> Self {
+        Self {
+            product: product::<F>,
+            gradients: gradients::<F>,
+        }
+    }
+}
+
+static GELU: Loops = Loops::of::<Gelu>();
+static GELU_TANH: Loops = Loops::of::<GeluTanh>();
+static SILU: Loops = Loops::of::<Silu>();
+
 /// Multiplies activated gates by the other factors.
-fn multiplied<B: Backend, A: Function, const D: usize>(
+fn multiplied<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
-    activation: A,
+    loops: &'static Loops,
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
     assert_eq!(gate.dims(), factor.dims(), "gates and what they multiply");
     match recognise_both([gate, factor]) {
-        Ok([gate, factor]) => Ok(generic(product::<A>(gate, factor))),
-        Err(both) => tracked(both, activation),
+        Ok([gate, factor]) => Ok(generic((loops.product)(gate, factor))),
+        Err(both) => tracked(both, loops),
     }
 }
 
@@ -115,9 +135,9 @@ fn gradients<A: Function>(gradient: &mut [f32], [gate, factor]: [&[f32]; 2]) -> 
 }
 
 #[derive(Debug)]
-struct OfGated<A>(A);
+struct OfGated(&'static Loops);
 
-impl<A: Function> Backward<Flex, 2> for OfGated<A> {
+impl Backward<Flex, 2> for OfGated {
     /// The gate before its activation, and the other factor.
     type State = [FlexTensor; 2];
 
@@ -127,7 +147,7 @@ impl<A: Function> Backward<Flex, 2> for OfGated<A> {
         let mut gradient = strided::contiguous(gradients.consume::<Flex>(&ops.node));
         let shape = gradient.shape();
         let both = [gate.storage(), factor.storage()];
-        let for_factor = self::gradients::<A>(gradient.storage_mut(), both);
+        let for_factor = (self.0.gradients)(gradient.storage_mut(), both);
         [gate, factor].into_iter().for_each(memory::give);
         if let Some(node) = of_factor {
             let for_factor = FlexTensor::from_data(TensorData::new(for_factor, shape));
@@ -140,9 +160,9 @@ impl<A: Function> Backward<Flex, 2> for OfGated<A> {
 }
 
 /// The product; `Err` with both unless they are f32 tensors of the autodiff backend on Flex.
-fn tracked<B: Backend, A: Function, const D: usize>(
+fn tracked<B: Backend, const D: usize>(
     [gate, factor]: [Tensor<B, D>; 2],
-    activation: A,
+    loops: &'static Loops,
 ) -> Result<Tensor<B, D>, [Tensor<B, D>; 2]> {
     let gate = match autodiff::recognise(gate) {
         Ok(gate) => gate,
@@ -152,17 +172,17 @@ fn tracked<B: Backend, A: Function, const D: usize>(
         Ok(factor) => factor,
         Err(factor) => return Err([autodiff::generic(gate), factor]),
     };
-    let result = match OfGated(activation)
+    let result = match OfGated(loops)
         .prepare::<NoCheckpointing>([gate.node, factor.node])
         .compute_bound()
         .stateful()
     {
         OpsKind::Tracked(prepared) => {
-            let result = product::<A>(gate.primitive.clone(), factor.primitive.clone());
+            let result = (loops.product)(gate.primitive.clone(), factor.primitive.clone());
             prepared.finish([gate.primitive, factor.primitive], result)
         }
         OpsKind::UnTracked(prepared) => {
-            prepared.finish(product::<A>(gate.primitive, factor.primitive))
+            prepared.finish((loops.product)(gate.primitive, factor.primitive))
         }
     };
     Ok(autodiff::generic(result))

@@ -138,17 +138,13 @@ pub fn affine_each<B: Backend, const N: usize>(
     let known = "of the same backend";
     let weights = weights.map(|weight| recognise_any(weight.clone()).expect(known));
     let biases = biases.map(|bias| bias.map(|bias| recognise_any(bias.clone()).expect(known)));
-    match product::affine_each(
-        &x,
-        weights.each_ref(),
-        biases.each_ref().map(Option::as_ref),
-    ) {
-        None => Err(generic(x)),
-        Some(products) => {
-            memory::give(x);
-            Ok(products.map(generic))
-        }
-    }
+    let Some(products) = product::affine_each(&x, &weights, &biases) else {
+        return Err(generic(x));
+    };
+    memory::give(x);
+    let mut products = products.into_iter();
+    let next = |_| generic(products.next().expect("one for each weight"));
+    Ok(std::array::from_fn(next))
 }
 
 /// Whether this is Flex without autodiff: there are kernels for it that have no gradient.

@@ -109,29 +109,25 @@ pub(super) struct Factor<'a> {
 /// # Shapes
 /// - x: `[row, d_input]`
 /// - outputs: `[row, d_output]`
-pub(super) fn affine_each<const N: usize>(
+pub(super) fn affine_each(
     arch: Arch,
     x: Matrix<&[f32]>,
-    factors: [Factor; N],
+    factors: &[Factor],
     [rows, d_input]: [usize; 2],
-) -> [Vec<f32>; N] {
-    let mut products = factors.map(|factor| memory::numbers(rows * factor.d_output));
+) -> Vec<Vec<f32>> {
+    let products = factors.iter();
+    let products = products.map(|factor| memory::numbers(rows * factor.d_output));
+    let mut products: Vec<Vec<f32>> = products.collect();
     let parts = rows.div_ceil(rows_at_a_time(d_input));
     for part in 0..parts {
         let part = part * rows / parts..(part + 1) * rows / parts;
-        let of_part = products.each_mut();
-        let mut numbers = factors.iter();
-        let of_part = of_part.map(|product| {
-            let width = numbers.next().map_or(0, |factor| factor.d_output);
+        let of_part = products.iter_mut().zip(factors).map(|(product, factor)| {
+            let width = factor.d_output;
             &mut product[part.start * width..part.end * width]
         });
-        affine_part(
-            arch,
-            x.from(part.start, 0),
-            factors,
-            [part.len(), d_input],
-            of_part,
-        );
+        let of_part = of_part.collect();
+        let x = x.from(part.start, 0);
+        affine_part(arch, x, factors, [part.len(), d_input], of_part);
     }
     products
 }
@@ -142,12 +138,12 @@ pub(super) fn rows_at_a_time(d_input: usize) -> usize {
 }
 
 /// [`affine_each`] of some rows, into the memory for them.
-fn affine_part<const N: usize>(
+fn affine_part(
     arch: Arch,
     x: Matrix<&[f32]>,
-    factors: [Factor; N],
+    factors: &[Factor],
     [rows, d_input]: [usize; 2],
-    products: [&mut [f32]; N],
+    products: Vec<&mut [f32]>,
 ) {
     let all_outputs: usize = factors.iter().map(|factor| factor.d_output).sum();
     let threads = match rows * d_input * all_outputs <= SMALL {
@@ -164,8 +160,8 @@ fn affine_part<const N: usize>(
     };
     pack_rows(x, d_input, blocks, packed.elements_mut(), threads > 1);
     // Each task handles some columns of a weight, of every row.
-    let mut tasks: Vec<(usize, Factor, usize, Vec<&mut [f32]>)> = Vec::new();
-    for (factor, product) in factors.into_iter().zip(products) {
+    let mut tasks: Vec<(usize, &Factor, usize, Vec<&mut [f32]>)> = Vec::new();
+    for (factor, product) in factors.iter().zip(products) {
         let columns = columns_of_a_task(factor.d_output, tile.width.max(LANES), threads);
         let first = tasks.len();
         let count = factor.d_output.div_ceil(columns);
@@ -179,7 +175,7 @@ fn affine_part<const N: usize>(
     }
     // Threads begin with a part of the tasks each: a share of every weight.
     tasks.sort_by_key(|(number, ..)| *number);
-    let run = |(number, factor, columns, sums): (usize, Factor, usize, Vec<&mut [f32]>)| {
+    let run = |(number, factor, columns, sums): (usize, &Factor, usize, Vec<&mut [f32]>)| {
         let depth = depth_of_a_part(d_input, factor.weight.elements);
         PACKED.with_borrow_mut(|part| {
             part.resize(depth * columns);

@@ -104,8 +104,8 @@ fn affine_of(
                 bias,
                 d_output,
             };
-            let [product] = many_rows::affine_each(arch, x, [factor], [rows, d_input]);
-            product
+            let mut products = many_rows::affine_each(arch, x, &[factor], [rows, d_input]);
+            products.swap_remove(0)
         }
     };
     let shape = [rows, d_output];
@@ -118,20 +118,18 @@ fn affine_of(
 
 /// `x W + b` for each weight and bias, all in f32, with the rows read once; `None` where reading the
 /// weights is what takes the time.
-pub(super) fn affine_each<const N: usize>(
+pub(super) fn affine_each(
     x: &FlexTensor,
-    weights: [&FlexTensor; N],
-    biases: [Option<&FlexTensor>; N],
-) -> Option<[FlexTensor; N]> {
+    weights: &[FlexTensor],
+    biases: &[Option<FlexTensor>],
+) -> Option<Vec<FlexTensor>> {
     let [rows, d_input] = x.shape().dims();
-    let weights = weights.map(by_rows_or_columns);
-    let outputs = weights.each_ref().map(|weight| {
+    let outputs = weights.iter().map(|weight| {
         let [_d_input, d_output] = weight.shape().dims();
         d_output
     });
-    let mut most_rows = outputs
-        .iter()
-        .map(|d_output| few_rows::most_rows(*d_output));
+    let outputs: Vec<usize> = outputs.collect();
+    let mut most_rows = outputs.iter().map(|width| few_rows::most_rows(*width));
     let is_worth_it = most_rows.all(|most| rows > most.max(transposed::MOST_ROWS));
     if !is_worth_it || d_input == 0 || outputs.contains(&0) {
         return None;
@@ -141,21 +139,24 @@ pub(super) fn affine_each<const N: usize>(
         elements: &x.storage()[x.layout().start_offset()..],
         strides: strides(&x),
     };
-    let biases = biases.map(|bias| bias.map(|bias| contiguous(bias.clone())));
-    let factors: [Factor; N] = std::array::from_fn(|index| Factor {
+    let weights: Vec<FlexTensor> = weights.iter().map(by_rows_or_columns).collect();
+    let biases = biases.iter().cloned().map(|bias| bias.map(contiguous));
+    let biases: Vec<Option<FlexTensor>> = biases.collect();
+    let factors = weights.iter().zip(&biases).zip(&outputs);
+    let factors = factors.map(|((weight, bias), d_output)| Factor {
         weight: Matrix {
-            elements: Elements::of(&weights[index], weights[index].layout().start_offset()),
-            strides: strides(&weights[index]),
+            elements: Elements::of(weight, weight.layout().start_offset()),
+            strides: strides(weight),
         },
-        bias: biases[index].as_ref().map(FlexTensor::storage),
-        d_output: outputs[index],
+        bias: bias.as_ref().map(FlexTensor::storage),
+        d_output: *d_output,
     });
-    let products = many_rows::affine_each(Arch::new(), x, factors, [rows, d_input]);
-    let mut outputs = outputs.into_iter();
-    Some(products.map(|product| {
-        let shape = [rows, outputs.next().unwrap_or(0)];
-        FlexTensor::from_data(TensorData::new(product, shape))
-    }))
+    let factors: Vec<Factor> = factors.collect();
+    let products = many_rows::affine_each(Arch::new(), x, &factors, [rows, d_input]);
+    let products = products.into_iter().zip(outputs);
+    let products = products
+        .map(|(product, width)| FlexTensor::from_data(TensorData::new(product, [rows, width])));
+    Some(products.collect())
 }
 
 /// Whether [`many_rows`] reads these elements fast: of panels, [`transposed`] would read one row of
