@@ -193,7 +193,7 @@ fn affine_part(
     };
     match threads {
         1 => tasks.into_iter().for_each(run),
-        _ => tasks.into_par_iter().for_each(run),
+        _ => tasks.into_par_iter().with_max_len(1).for_each(run),
     }
     if packed.elements().len() <= MOST_KEPT {
         ROWS.set(packed);
