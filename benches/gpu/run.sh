@@ -48,6 +48,8 @@ bin=$folder/bin
 [[ -x $bin/backends || $list ]] || complain "no program $bin/backends; build.sh makes it"
 IFS=, read -ra backends <<< "$backends"
 first=${backends[0]}
+# A list leaves nothing behind.
+[[ $list ]] && results=$(mktemp -d) && trap 'rm -rf "$results"' EXIT
 mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 2
 lines=$results/results.jsonl
 touch "$lines"
