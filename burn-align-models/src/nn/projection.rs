@@ -69,7 +69,16 @@ impl<B: Backend> Projection<B> {
             Ok(products) => return products,
             Err(x) => x,
         };
-        each.map(|projection| projection.forward(x.clone()))
+        // The last one may use its memory again.
+        let (mut left, mut x) = (N, Some(x));
+        each.map(|projection| {
+            left -= 1;
+            let x = match left {
+                0 => x.take(),
+                _ => x.clone(),
+            };
+            projection.forward(x.expect("taken last"))
+        })
     }
 
     #[cfg(feature = "flex")]

@@ -249,14 +249,18 @@ impl<B: Backend> SelfAttention<B> {
             (self.config.heads, self.config.kv_heads, self.config.d_head);
         let asking = |x: &Tensor<B, 3>| pass.querying(x.clone());
         let Some(qkv) = &self.qkv else {
-            if let (Some(q), Some(k), Some(v), None) = (&self.q, &self.k, &self.v, pass.queries()) {
-                let [q, k, v] = Projection::forward_each([q, k, v], x);
-                let of_keys = |x| split_heads(x, kv_heads);
-                return [split_heads(q, heads), of_keys(k), of_keys(v)];
-            }
-            let q = self.projected(Input::Query, asking(&x));
-            let k = self.projected(Input::Key, x.clone());
-            return [q, k, self.projected(Input::Value, x)];
+            let each = [&self.q, &self.k, &self.v].map(|it| it.as_ref().expect("split or fused"));
+            let [of_q, of_k, of_v] = each;
+            let [q, k, v] = match pass.queries() {
+                None => Projection::forward_each(each, x),
+                Some(_) => {
+                    let q = of_q.forward(asking(&x));
+                    let [k, v] = Projection::forward_each([of_k, of_v], x);
+                    [q, k, v]
+                }
+            };
+            let of_keys = |x| split_heads(x, kv_heads);
+            return [split_heads(q, heads), of_keys(k), of_keys(v)];
         };
         let all = heads + 2 * kv_heads;
         if self.is_by_head() {
